@@ -1,0 +1,42 @@
+"""hf_select: score, select and train on instruction data by published methods, inside the Hugging Face ecosystem.
+
+Public names load on first use, so that importing the package costs nothing and loads no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+
+__version__ = "0.1.0.dev0"
+
+_HOME = {
+    "CausalLM": "hf_select.inference.causal_lm",
+    "Length": "hf_select.scoring.length",
+    "Longest": "hf_select.selection.baselines",
+    "Random": "hf_select.selection.baselines",
+    "SelectIT": "hf_select.scoring.selectit",
+    "Selection": "hf_select.selection.selection",
+    "TopK": "hf_select.selection.top_k",
+    "score": "hf_select.inference.run",
+}
+
+__all__ = ["CausalLM", "Length", "Longest", "Random", "SelectIT", "Selection", "TopK", "score"]
+
+if TYPE_CHECKING:
+    from hf_select.inference.causal_lm import CausalLM
+    from hf_select.inference.run import score
+    from hf_select.scoring.length import Length
+    from hf_select.scoring.selectit import SelectIT
+    from hf_select.selection.baselines import Longest, Random
+    from hf_select.selection.selection import Selection
+    from hf_select.selection.top_k import TopK
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'hf_select' has no attribute {name!r}; it offers {', '.join(__all__)}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,1 @@
+"""A causal LM as a measuring device, and the runner that scores a dataset with it."""

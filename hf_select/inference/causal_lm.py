@@ -1,0 +1,293 @@
+"""A causal LM as a measuring device: next-token probabilities, response NLL, pooled hidden states.
+
+What keeps it fast, in the order that matters: rows sorted by length and cut by a token budget (no padding to speak of),
+the backbone run without the output head, the head applied only to the positions that a measure reads, and the key/value
+cache of a shared prefix computed once. Rows are padded on the right and no mask is needed for that: in a causal model a real token
+never sees what stands after it.
+
+Left out: encoder-decoder models, prompt-tuning adapters, padding-free (varlen) kernels.
+"""
+
+import copy
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hf_select.inference import batching, loading
+from hf_select.inference.batching import OutOfMemory
+from hf_select.inference.loading import LoadedModel
+
+
+# B sequences, T tokens, P prefix tokens, S suffix tokens, D hidden, V vocabulary, K named tokens, N measured positions
+
+# Sharing costs one pass over the prefix and copies of its cache: not worth it for less.
+_SHORTEST_SHARED_PREFIX = 8
+
+# Elements of one block of (N, V) logits, the largest temporary of a response NLL: 256 MiB of fp32.
+_LOGITS_BLOCK = 1 << 26
+
+
+@dataclass
+class Usage:
+    """What measuring has cost so far. FLOPs are counted, not timed: 2 per multiply-add of the weights for every processed token
+    (attention scores, a few percent at chat lengths, are left out)."""
+
+    sequences: int = 0
+    tokens: int = 0  # real tokens in, shared prefixes counted each time they are used
+    processed_tokens: int = 0  # tokens the backbone ran over, padding included, shared prefixes once
+    seconds: float = 0.0
+    flops: float = 0.0
+
+
+@dataclass
+class CausalLM:
+    """A causal LM that measures text. Nothing is loaded before the first measurement, and nothing loaded is pickled.
+
+    Args:
+        model: Hub id or local path of any `AutoModelForCausalLM`, or a loaded model (give `tokenizer` too).
+        tokenizer: Hub id, local path or a loaded tokenizer; the model's own by default.
+        revision: branch, tag or commit on the Hub.
+        adapter: Hub id or path of a PEFT adapter that is put on the model.
+        dtype: as in `from_pretrained`: auto, float32, bfloat16 or float16.
+        device: torch device; by default the accelerator of this process, else cpu.
+        device_map: as in `from_pretrained`, for a model that spans devices.
+        attn_implementation: as in `from_pretrained`: sdpa, eager, flash_attention_2, ...
+        quantization: 4bit or 8bit, through bitsandbytes (extra `quantization`).
+        tokens_per_batch: tokens, padding included, of one forward pass; halved when memory runs out. By default 4096
+            on cpu and 32768 on an accelerator.
+        trust_remote_code: run model code from the Hub; off unless you have read it.
+    Raises: ValueError at the first measurement if the model is not a causal LM.
+    """
+
+    model: Any
+    tokenizer: Any = None
+    revision: str | None = None
+    adapter: str | None = None
+    dtype: str = "auto"
+    device: str | None = None
+    device_map: str | None = None
+    attn_implementation: str | None = None
+    quantization: Literal["4bit", "8bit"] | None = None
+    tokens_per_batch: int | None = None
+    trust_remote_code: bool = False
+    usage: Usage = field(default_factory=Usage, repr=False, compare=False)
+
+    def __post_init__(self):
+        if not isinstance(self.model, str) and self.tokenizer is None:
+            raise ValueError("a loaded model needs its tokenizer: CausalLM(model, tokenizer=tokenizer).")
+        if self.quantization not in (None, "4bit", "8bit"):
+            raise ValueError(f'quantization is "{self.quantization}"; it can be 4bit, 8bit or None.')
+        self._loaded: LoadedModel | None = None
+
+    # The `datasets` cache and worker processes see the settings only: the same hash before and after loading and in
+    # every process, and workers start clean.
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.settings(), "files": [loading.file_stamps(source) for source in (self.model, self.adapter)]}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({key: value for key, value in state.items() if key != "files"})
+        self.usage, self._loaded = Usage(), None
+
+    def settings(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "usage"}
+
+    def load(self, rank: int | None = None) -> LoadedModel:
+        """The loaded model; `rank` (of a `map` worker) picks its accelerator."""
+        if self._loaded is None:
+            self._loaded = loading.load(self, rank)
+        return self._loaded
+
+    @property
+    def num_parameters(self) -> int:
+        return self.load().num_parameters
+
+    def encode_texts(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
+        """Token ids of plain texts, with the special tokens that the tokenizer adds by itself."""
+        if not texts:
+            return []
+        return self.load().tokenizer(list(texts), add_special_tokens=add_special_tokens)["input_ids"]
+
+    def next_token_logits(
+        self, prompts: Sequence[list[int]], token_ids: Sequence[int]
+    ) -> list["np.ndarray | OutOfMemory"]:
+        """fp32 logits of the named tokens after each prompt: one array of shape (K,) a prompt.
+
+        A prefix that all prompts share is run once. Logits of half-precision models are formed from the final hidden state with
+        fp32 accumulation: a bf16 head rounds logits near 20 to steps of 0.125 and ties ratings that differ.
+        """
+        prefix = _common_prefix(prompts)
+        loaded = self.load()
+        with self._measuring(prompts):
+            cache = self._prefix_cache(prompts[0][:prefix]) if prefix >= _SHORTEST_SHARED_PREFIX else None
+            start = prefix if cache is not None else 0
+            ends = [len(prompt) - start - 1 for prompt in prompts]
+
+            def forward(indices: list[int]) -> np.ndarray:
+                input_ids = self._pad([prompts[i][start:] for i in indices])  # (B, T)
+                hidden = self._backbone(input_ids, _repeated(cache, len(indices)))  # (B, T, D)
+                last = hidden[torch.arange(len(indices)), torch.tensor([ends[i] for i in indices])]  # (B, D)
+                return loaded.logits(last, token_ids).cpu().numpy()
+
+            return batching.run([len(prompt) - start for prompt in prompts], loaded.budget, forward)
+
+    def next_token_logits_after(
+        self, contexts: Sequence[list[int]], suffixes: Sequence[list[int]], token_ids: Sequence[int]
+    ) -> list["np.ndarray | OutOfMemory"]:
+        """fp32 logits of the named tokens after context + suffix, for every pair: one array of shape (len(suffixes), K) a context.
+
+        Each context is run once and its cache serves all suffixes.
+        """
+        loaded = self.load()
+        pairs = [context + suffix for context in contexts for suffix in suffixes]
+        if not loaded.shares_cache:
+            each = self.next_token_logits(pairs, token_ids)
+            rows = [each[i : i + len(suffixes)] for i in range(0, len(each), len(suffixes))]
+            failed = [next((x for x in row if isinstance(x, OutOfMemory)), None) for row in rows]
+            return [fail or np.stack(row) for fail, row in zip(failed, rows, strict=True)]  # type: ignore[arg-type]
+
+        longest = max(map(len, suffixes))
+        with self._measuring(pairs):
+
+            def forward(indices: list[int]) -> np.ndarray:
+                input_ids = self._pad([contexts[i] for i in indices])  # (B, T)
+                lengths = torch.tensor([len(contexts[i]) for i in indices], device=input_ids.device)
+                cache = loaded.new_cache()
+                self._backbone(input_ids, cache)
+                real = torch.arange(input_ids.shape[1], device=input_ids.device) < lengths[:, None]  # (B, T)
+                logits = []
+                for suffix in suffixes:
+                    suffix_ids = torch.tensor([suffix] * len(indices), device=input_ids.device)  # (B, S)
+                    # Padding now stands between a context and its suffix: it is masked, and positions go on from
+                    # the context's true end.
+                    hidden = self._backbone(
+                        suffix_ids,
+                        cache,
+                        attention_mask=torch.cat([real.long(), torch.ones_like(suffix_ids)], dim=1),
+                        position_ids=lengths[:, None] + torch.arange(len(suffix), device=input_ids.device),
+                    )
+                    logits.append(loaded.logits(hidden[:, -1], token_ids))
+                    cache.crop(-len(suffix))
+                return torch.stack(logits, dim=1).cpu().numpy()
+
+            return batching.run([len(context) + longest for context in contexts], loaded.budget, forward)
+
+    def response_nll(
+        self, sequences: Sequence[list[int]], responses: Sequence[Sequence[tuple[int, int]]]
+    ) -> list["np.ndarray | OutOfMemory"]:
+        """Negative log-likelihood in nats of each response token given all tokens before it, fp32.
+
+        Args:
+            responses: for each sequence its half-open token spans, as `formats.encode` gives them. The first token of a
+                sequence has no context and is left out.
+        Returns: for each sequence one array over its response tokens in order.
+        """
+        loaded = self.load()
+        positions = [[t for a, b in spans for t in range(max(a, 1), b)] for spans in responses]
+        with self._measuring(sequences):
+
+            def forward(indices: list[int]) -> list[np.ndarray]:
+                hidden = self._backbone(self._pad([sequences[i] for i in indices]))  # (B, T, D)
+                row = [b for b, i in enumerate(indices) for _ in positions[i]]
+                position = [t for i in indices for t in positions[i]]
+                target = torch.tensor([sequences[i][t] for i in indices for t in positions[i]], device=hidden.device)
+                predicting = hidden[row, [t - 1 for t in position]]  # (N, D)
+                block = max(1, _LOGITS_BLOCK // loaded.vocab_size)
+                nll = [
+                    F.cross_entropy(loaded.logits(h), y, reduction="none")
+                    for h, y in zip(predicting.split(block), target.split(block), strict=True)
+                ]
+                flat = torch.cat(nll).cpu().numpy() if nll else np.empty(0, np.float32)
+                self.usage.flops += 2.0 * loaded.head_parameters * len(flat)
+                return np.split(flat, np.cumsum([len(positions[i]) for i in indices])[:-1])
+
+            return batching.run([len(s) for s in sequences], loaded.budget, forward)
+
+    def pooled_hidden_states(
+        self, sequences: Sequence[list[int]], weights: Sequence[np.ndarray]
+    ) -> list["np.ndarray | OutOfMemory"]:
+        """Weighted sums of final hidden states (after the final norm), accumulated in fp32: one (D,) array a sequence.
+
+        Args:
+            weights: for each sequence its token weights; i / sum(1..T) is the position-weighted mean of RDS+
+                (arXiv:2503.01807), 1 / T the mean, (0, ..., 0, 1) the last token.
+        """
+        loaded = self.load()
+        with self._measuring(sequences):
+
+            def forward(indices: list[int]) -> np.ndarray:
+                input_ids = self._pad([sequences[i] for i in indices])  # (B, T)
+                pooling = torch.zeros(input_ids.shape, dtype=torch.float32)
+                for b, i in enumerate(indices):
+                    pooling[b, : len(weights[i])] = torch.as_tensor(weights[i], dtype=torch.float32)
+                hidden = self._backbone(input_ids).float()  # (B, T, D)
+                return torch.einsum("bt,btd->bd", pooling.to(hidden.device), hidden).cpu().numpy()
+
+            return batching.run([len(s) for s in sequences], loaded.budget, forward)
+
+    def _pad(self, sequences: Sequence[list[int]]) -> Tensor:
+        """(B, T) ids, padded on the right; any id does for padding, since nothing real ever attends to it."""
+        longest = max(map(len, sequences))
+        ids = np.zeros((len(sequences), longest), dtype=np.int64)
+        for row, sequence in zip(ids, sequences, strict=True):
+            row[: len(sequence)] = sequence
+        return torch.from_numpy(ids).to(self.load().device)
+
+    def _backbone(self, input_ids: Tensor, cache: Any = None, **extra: Tensor) -> Tensor:
+        """Final hidden states (B, T, D) of the model without its output head."""
+        loaded = self.load()
+        with torch.inference_mode():
+            output = loaded.backbone(
+                input_ids=input_ids, past_key_values=cache, use_cache=cache is not None, return_dict=True, **extra
+            )
+        self.usage.processed_tokens += input_ids.numel()
+        self.usage.flops += 2.0 * loaded.backbone_parameters * input_ids.numel()
+        return output.last_hidden_state
+
+    def _prefix_cache(self, prefix: list[int]) -> Any:
+        if not self.load().shares_cache:
+            return None
+        cache = self.load().new_cache()
+        self._backbone(self._pad([prefix]), cache)
+        return cache
+
+    @contextmanager
+    def _measuring(self, sequences: Sequence[list[int]]) -> Iterator[None]:
+        """The clock and eval mode around a measurement; the model's mode is put back after it."""
+        model = self.load().model
+        training = model.training
+        if training:  # a walk over all modules: not for every call
+            model.eval()
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            if training:
+                model.train()
+            self.usage.seconds += time.perf_counter() - start
+            self.usage.sequences += len(sequences)
+            self.usage.tokens += sum(map(len, sequences))
+
+
+def _common_prefix(sequences: Sequence[list[int]]) -> int:
+    """Length of the prefix that all sequences share, at least one token short of each of them."""
+    if len(sequences) < 2:
+        return 0
+    low, high = min(sequences), max(sequences)  # in lexical order, these two differ first
+    end = min(map(len, sequences)) - 1
+    return next((t for t in range(end) if low[t] != high[t]), end)
+
+
+def _repeated(cache: Any, batch_size: int) -> Any:
+    """A cache of one sequence, copied for a batch; the original stays as it is."""
+    if cache is None:
+        return None
+    cache = copy.deepcopy(cache)
+    cache.batch_repeat_interleave(batch_size)
+    return cache

@@ -1,0 +1,203 @@
+"""Loading a causal LM, and proving on a few tokens that it is one and that it measures what it should."""
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hf_select.inference.batching import TokenBudget
+
+
+if TYPE_CHECKING:
+    from hf_select.inference.causal_lm import CausalLM
+
+logger = logging.getLogger(__name__)
+
+_IMPORTING_PROCESS = os.getpid()
+
+
+class LoadedModel:
+    """Everything that loading brings, dropped as one when a CausalLM is pickled."""
+
+    def __init__(self, model: Any, tokenizer: Any, tokens_per_batch: int | None):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.backbone = model.base_model
+        self.head = model.get_output_embeddings()
+        self.config = model.config.get_text_config()
+        embedding = model.get_input_embeddings().weight
+        self.device = embedding.device
+        self.budget = TokenBudget(tokens_per_batch or (4096 if self.device.type == "cpu" else 32768))
+        self.vocab_size = self.config.vocab_size
+        self.num_parameters = model.num_parameters()
+        # What a token passes through: an embedding is looked up, not multiplied with.
+        self.head_parameters = self.vocab_size * embedding.shape[1]
+        tied = self.head.weight is embedding
+        self.backbone_parameters = self.num_parameters - embedding.numel() - (0 if tied else self.head_parameters)
+        # The longest sequence that the model was built for; models with relative positions may name none.
+        self.max_length: int | None = getattr(self.config, "max_position_embeddings", None)
+        # Until the probe has shown that this architecture's cache can be copied, cropped and continued.
+        self.shares_cache = False
+
+    def logits(self, hidden: Tensor, token_ids: Sequence[int] | None = None) -> Tensor:
+        """fp32 logits (N, V) of hidden states (N, D), or (N, K) of the named tokens alone."""
+        with torch.inference_mode():
+            if token_ids is not None and type(self.head) is torch.nn.Linear:
+                index = torch.as_tensor(token_ids, device=self.head.weight.device)
+                bias = None if self.head.bias is None else self.head.bias[index].float()
+                out = F.linear(hidden.to(index.device).float(), self.head.weight[index].float(), bias)
+            else:  # a quantised or adapted head is used as it is
+                out = self.head(hidden).float()
+                out = out if token_ids is None else out[..., list(token_ids)]
+            # What some architectures do after their head, by the name that their config gives it.
+            if (scale := getattr(self.config, "logit_scale", None)) is not None:  # Cohere
+                out = out * scale
+            if (scale := getattr(self.config, "logits_scaling", None)) is not None:  # Granite
+                out = out / scale
+            if (cap := getattr(self.config, "final_logit_softcapping", None)) is not None:  # Gemma
+                out = torch.tanh(out / cap) * cap
+            return out
+
+    def new_cache(self) -> Any:
+        from transformers import DynamicCache
+
+        return DynamicCache(config=self.config)
+
+
+def load(spec: "CausalLM", rank: int | None) -> LoadedModel:
+    """The model, tokenizer and adapter that a CausalLM describes, probed."""
+    from transformers import AutoTokenizer
+
+    if os.getpid() != _IMPORTING_PROCESS:
+        # A forked `map` worker. GNU OpenMP hangs when a child enters a parallel region after its parent has been in one,
+        # and N workers with all cores each would be slower anyway.
+        torch.set_num_threads(1)
+    tokenizer = spec.tokenizer or spec.model
+    if isinstance(tokenizer, str):
+        _check_source(tokenizer)
+        tokenizer = AutoTokenizer.from_pretrained(
+            tokenizer, revision=spec.revision, trust_remote_code=spec.trust_remote_code
+        )
+    model = _from_pretrained(spec, rank) if isinstance(spec.model, str) else spec.model
+    if spec.adapter is not None:
+        model = _with_adapter(model, spec.adapter)
+    if hasattr(model, "get_base_model"):  # a PeftModel: its layers sit inside the base model already
+        model = model.get_base_model()
+    loaded = LoadedModel(model, tokenizer, spec.tokens_per_batch)
+    _probe(loaded, name=spec.model if isinstance(spec.model, str) else type(model).__name__)
+    return loaded
+
+
+def file_stamps(source: Any) -> list[tuple[str, int, int]]:
+    """Name, size and time of the files of a local model: a model trained anew under the same path is another model."""
+    if not isinstance(source, str) or not Path(source).is_dir():
+        return []
+    files = [path for path in sorted(Path(source).iterdir()) if path.suffix in (".safetensors", ".json", ".bin")]
+    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+
+
+def _from_pretrained(spec: "CausalLM", rank: int | None) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    _check_source(spec.model)
+    options: dict[str, Any] = {
+        "dtype": spec.dtype,
+        "revision": spec.revision,
+        "trust_remote_code": spec.trust_remote_code,
+        "device_map": spec.device_map or {"": spec.device or _default_device(rank)},
+    }
+    if spec.attn_implementation is not None:
+        options["attn_implementation"] = spec.attn_implementation
+    if spec.quantization is not None:
+        from transformers import BitsAndBytesConfig
+
+        four = spec.quantization == "4bit"
+        options["quantization_config"] = BitsAndBytesConfig(load_in_4bit=four, load_in_8bit=not four)
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(spec.model, output_loading_info=True, **options)
+    except ValueError as error:
+        if "Unrecognized configuration class" not in str(error):
+            raise
+        raise _not_causal(spec.model, "transformers knows no causal LM of this type") from None
+    if info["missing_keys"]:  # transformers only warns and fills them with random numbers
+        raise _not_causal(spec.model, f"its files lack {sorted(info['missing_keys'])[:2]}")
+    return model.eval()
+
+
+def _with_adapter(model: Any, adapter: str) -> Any:
+    from peft import PeftModel
+
+    _check_source(adapter)
+    try:
+        adapted = PeftModel.from_pretrained(model, adapter)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f'adapter "{adapter}" does not fit the model: {str(error).splitlines()[0]}') from error
+    if adapted.active_peft_config.is_prompt_learning:
+        raise ValueError(f'adapter "{adapter}" is a prompt-learning one; only adapters inside the layers (LoRA ...) work.')
+    return adapted
+
+
+def _check_source(source: str) -> None:
+    """A path that is not there would be taken for a Hub id, with an error about authentication."""
+    looks_local = source.startswith((".", "/", "~")) or source.count("/") > 1
+    if looks_local and not Path(source).expanduser().is_dir():
+        raise ValueError(f'no model folder "{source}"; give the path of a saved model or a Hub id such as "org/name".')
+
+
+def _default_device(rank: int | None) -> str:
+    if not torch.accelerator.is_available():
+        return "cpu"
+    index = int(os.environ.get("LOCAL_RANK", 0)) if rank is None else rank
+    return f"{torch.accelerator.current_accelerator()}:{index % torch.accelerator.device_count()}"
+
+
+def _not_causal(name: str, why: str) -> ValueError:
+    return ValueError(f'"{name}" is not a causal LM: {why}. Give the checkpoint of one (GPT, Llama, Qwen, ...).')
+
+
+@torch.inference_mode()
+def _probe(loaded: LoadedModel, name: str) -> None:
+    """What every measurement takes for granted, checked on eight tokens: that no token sees a later one, that our logits are
+    the model's own, and whether its key/value cache can be copied, cropped and continued."""
+    ids = torch.arange(8, device=loaded.device)[None] % loaded.vocab_size  # (1, 8)
+    other = ids.clone()
+    other[0, -1] = (other[0, -1] + 1) % loaded.vocab_size
+    training = loaded.model.training
+    loaded.model.eval()
+    hidden = loaded.backbone(input_ids=ids, use_cache=False).last_hidden_state  # (1, 8, D)
+    changed = loaded.backbone(input_ids=other, use_cache=False).last_hidden_state
+    half = hidden.dtype in (torch.float16, torch.bfloat16)
+    close = {"rtol": 5e-2, "atol": 5e-2} if half else {"rtol": 1e-4, "atol": 1e-4}
+    if not torch.allclose(hidden[:, :-1].float(), changed[:, :-1].float(), **close):
+        raise _not_causal(name, "its tokens attend to later ones")
+    own = loaded.model(input_ids=ids, use_cache=False).logits[0, -1].float()
+    if not torch.allclose(loaded.logits(hidden[:, -1])[0].to(own.device), own, **close):
+        raise ValueError(
+            f"{type(loaded.model).__name__} changes its logits after the output head in a way that is not known here; "
+            "please report the architecture."
+        )
+    loaded.shares_cache = _cache_continues(loaded, ids, hidden, close)
+    if not loaded.shares_cache:
+        logger.info("%s: its cache cannot be shared over rows; every prompt runs whole.", type(loaded.model).__name__)
+    loaded.model.train(training)
+
+
+def _cache_continues(loaded: LoadedModel, ids: Tensor, hidden: Tensor, close: dict[str, float]) -> bool:
+    # Sliding-window and recurrent layers keep something else than one key and value a token.
+    cache = loaded.new_cache()
+    if any(getattr(layer, "is_sliding", True) or not layer.is_croppable for layer in cache.layers):
+        return False
+    for cut in (4, 6):
+        loaded.backbone(input_ids=ids[:, :cut], past_key_values=cache, use_cache=True)
+        if cache.get_seq_length() != cut:  # the architecture keeps no such cache
+            return False
+        rest = loaded.backbone(input_ids=ids[:, cut:], past_key_values=cache, use_cache=True).last_hidden_state
+        if not torch.allclose(rest.float(), hidden[:, cut:].float(), **close):
+            return False
+        cache.crop(-cache.get_seq_length())
+    return True
