@@ -1,0 +1,78 @@
+"""Length: the baseline that every expensive score has to beat, and the column that token budgets count.
+
+Zhao et al. 2024 (arXiv:2402.04833) train on the longest responses; the RDS+ study (arXiv:2503.01807) runs the longest rows as
+a baseline and finds it strong in a pool of 200,000 rows and useless in one of 5.8 million.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+from datasets import Value
+
+from hf_select import columns
+from hf_select.formats import BadRow, Conversation, encode
+from hf_select.scoring.scorer import Scorer
+
+
+@dataclass
+class Length(Scorer):
+    """Length of a row, in characters or, with a tokenizer, in tokens.
+
+    score_length = characters (or tokens) of the part of the row that `of` names.
+
+    Args:
+        tokenizer: Hub id or path; lengths are then tokens under the model's chat template, and `num_tokens` is added.
+        of: which part is the score: all, prompt, response, or the number of turns.
+    Reads: the conversation.   Adds: score_length; num_tokens (tokens of the whole row) with a tokenizer.
+    Relations: `TopK(..., tokens=N)` spends its budget in `num_tokens`; `Longest` selects by this score.
+    """
+
+    tokenizer: str | None = None
+    of: Literal["all", "prompt", "response", "turns"] = "all"
+
+    name: ClassVar[str] = "length"
+    citation: ClassVar[str] = "arXiv:2402.04833"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.of not in ("all", "prompt", "response", "turns"):
+            raise ValueError(f'of is "{self.of}"; it can be all, prompt, response or turns.')
+
+    @property
+    def columns_out(self) -> dict[str, Any]:
+        return super().columns_out | ({columns.NUM_TOKENS: Value("int64")} if self.tokenizer else {})
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.tokenizer)
+
+    def measure(self, rows: list[Conversation]) -> list[dict[str, Any] | BadRow]:
+        return [self._measure(row) for row in rows]
+
+    def _measure(self, row: Conversation) -> dict[str, Any] | BadRow:
+        score = columns.score_column(self.name)
+        if self.of == "turns":
+            turns = float(len(row.messages) or 1)
+        if not self.tokenizer:
+            return {score: turns if self.of == "turns" else float(_characters(row, self.of))}
+        try:
+            encoded = encode(row, self._tokenizer)
+        except BadRow as reason:
+            return reason
+        response = sum(end - start for start, end in encoded.responses)
+        sizes = {"all": len(encoded.input_ids), "prompt": len(encoded.input_ids) - response, "response": response}
+        return {
+            score: turns if self.of == "turns" else float(sizes[self.of]),
+            columns.NUM_TOKENS: len(encoded.input_ids),
+        }
+
+
+def _characters(row: Conversation, of: str) -> int:
+    if row.text is not None:
+        return 0 if of == "prompt" else len(row.text)
+    response = sum(len(message["content"]) for message in row.messages if message["role"] == "assistant")
+    everything = sum(len(message["content"]) for message in row.messages)
+    return {"all": everything, "prompt": everything - response, "response": response}[of]

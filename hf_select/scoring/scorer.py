@@ -1,0 +1,94 @@
+"""The contract of a scorer: `scorer(batch: dict[str, list]) -> dict[str, list]`, one value a row, in the order of the rows.
+
+That is what `Dataset.map(batched=True)`, `IterableDataset.map` and Ray Data's `map_batches` call. A scorer is a dataclass of
+plain settings; what it loads lives behind names with a leading underscore and is dropped when it is pickled, so that the
+`datasets` cache hits and worker processes start clean.
+"""
+
+import logging
+from abc import ABC, abstractmethod
+from collections import Counter
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from datasets import Features, Value
+
+import hf_select
+from hf_select import columns
+from hf_select.formats import BadRow, Conversation, conversations
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Scorer(ABC):
+    """Reads conversations, adds `score_<name>`, `<name>_reason` and, where a method has them, the parts of its score.
+
+    A subclass is a dataclass that names itself, declares its columns and implements `measure`.
+    """
+
+    name: ClassVar[str]
+    higher_is_better: ClassVar[bool] = True
+    citation: ClassVar[str] = ""
+
+    @property
+    def columns_out(self) -> dict[str, Any]:
+        """Columns added, with their `datasets` types."""
+        score = columns.score_column(self.name)
+        return {score: Value("float64"), columns.reason_column(score): Value("string")}
+
+    @abstractmethod
+    def measure(self, rows: list[Conversation]) -> list[dict[str, Any] | BadRow]:
+        """For each conversation its columns by name (the reason only where there is one to give), or why it has none."""
+
+    def usage(self) -> dict[str, float]:
+        """What scoring has cost so far: tokens, counted FLOPs, seconds; empty for a method that runs no model."""
+        return {}
+
+    def __call__(self, batch: dict[str, list[Any]], rank: int | None = None) -> dict[str, list[Any]]:
+        """Columns of a batch. `rank` is that of a `map` worker (with_rank=True) and picks its accelerator."""
+        if rank is not None:
+            self.to_rank(rank)
+        parsed = conversations(batch)
+        measured = iter(self.measure([row for row in parsed if isinstance(row, Conversation)]))
+        answers = [next(measured) if isinstance(row, Conversation) else row for row in parsed]
+        reason = columns.reason_column(columns.score_column(self.name))
+        filled = [{reason: str(a)} if isinstance(a, BadRow) else {reason: "", **a} for a in answers]
+        self._warn(Counter(str(a) for a in answers if isinstance(a, BadRow)), len(answers))
+        return {column: [row.get(column) for row in filled] for column in self.columns_out}
+
+    def to_rank(self, rank: int) -> None:  # noqa: B027  # nothing to place for a method without a model
+        """Load on the accelerator of this worker."""
+
+    def features(self, dataset: Any) -> Features:
+        """Features of dataset.map(self): pass them as `features=` when the first thousand rows may all be unscorable, since
+        `datasets` fixes a column's type by the first batch it writes."""
+        return Features({**dataset.features, **self.columns_out})
+
+    def settings(self) -> dict[str, Any]:
+        """Constructor arguments; `type(self)(**settings)` is this scorer again."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    # The version is part of the pickled state, hence of the fingerprint: another release may score differently.
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self._pickled(), "version": hf_select.__version__}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state.pop("version")
+        self.__dict__.update(state)
+        self.__post_init__()
+
+    def _pickled(self) -> dict[str, Any]:
+        return self.settings()
+
+    def __post_init__(self) -> None:
+        self._warned: set[str] = set()
+
+    def _warn(self, reasons: Counter[str], total: int) -> None:
+        """One line when a reason is met first; the column has every row's."""
+        fresh = {reason: count for reason, count in reasons.items() if reason not in self._warned}
+        self._warned.update(fresh)
+        if fresh:
+            listed = "; ".join(f"{count} x {reason}" for reason, count in Counter(fresh).most_common(3))
+            logger.warning("%s: %d of %d rows of this batch have no score (%s).", self.name, reasons.total(), total, listed)

@@ -1,0 +1,320 @@
+"""SelectIT: a model rates each row, and its own uncertainty corrects the rating.
+
+Liu et al. 2024, "SelectIT: Selective Instruction Tuning for LLMs via Uncertainty-Aware Self-Reflection" (NeurIPS 2024,
+arXiv:2402.16705). Three nested levels: token (one rating prompt), sentence (K prompts), model (several models).
+
+Left out: nothing of the method. The authors' rating prompts carry no licence and are not here: `rating_prompts` takes the path
+of their file, the defaults are our own words.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from datasets import List, Value
+
+from hf_select.formats import BadRow, Conversation
+from hf_select.inference.batching import OutOfMemory
+from hf_select.inference.causal_lm import CausalLM
+from hf_select.scoring.scorer import Scorer
+
+
+# n rows, K ratings (and prompts), M models
+
+RATING_PROMPTS = (
+    "Rate how well the response follows the instruction, from 1 (not at all) to 5 (fully).\n",
+    "On a scale of 1 to 5, how accurate and complete is the response to the instruction?\n",
+    "Judge the response below as a teacher would: 1 is a failing answer, 5 a perfect one.\n",
+    "Give a score from 1 to 5 for the quality of this answer; 5 means it needs no change.\n",
+    "How useful is the response to the person who wrote the instruction? 1 is useless, 5 ideal.\n",
+)
+
+
+# What follows every row in all scripts of the authors. The rating is predicted right after the line break.
+ANSWER = "The answer is: \n"
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# the method, on plain arrays
+
+
+def rating_probabilities(logits: np.ndarray) -> np.ndarray:
+    """Softmax over the K rating tokens, float64. The rest of the vocabulary cancels in Eq. 2: P'_k = p_k / sum_i p_i."""
+    logits = np.asarray(logits, dtype=np.float64)
+    p = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return p / p.sum(axis=-1, keepdims=True)
+
+
+def token_scores(probabilities: np.ndarray, mode: str = "paper", k: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Token-level score (Eq. 3) and uncertainty, of probabilities (..., R) of the ratings 1..R.
+
+    S_base = argmax_k P'_k (ties: the lower), disparity = 1/(K-1) sum_i |P'_i - P'_{S_base}|, S_tok = S_base * disparity;
+    uncertainty = 1 - disparity: 0 if all mass is on one rating, 1 if the model does not know.
+
+    Args:
+        mode: `paper` normalises p / sum p. `repo` puts a softmax over that again, as the authors' code has done since its second
+            week: disparity then ends at (e-1)/(e+4) = 0.2558 and the score at 1.2788. It always reads five ratings and sums
+            the first k differences, which matters only for k < 5.
+    """
+    p = np.asarray(probabilities, dtype=np.float64)
+    p = p / p.sum(axis=-1, keepdims=True)
+    k = p.shape[-1] if k is None else k
+    rating = p.argmax(axis=-1) + 1  # (...,)
+    if mode == "repo":
+        p = np.exp(p) / np.exp(p).sum(axis=-1, keepdims=True)
+    disparity = np.abs(p - p.max(axis=-1, keepdims=True))[..., :k].sum(axis=-1) / (k - 1)
+    return rating * disparity, 1 - disparity
+
+
+def sentence_score(token_scores: np.ndarray, alpha: float = 0.2) -> np.ndarray:
+    """Eq. 4 over the prompts, the last axis: mean / (1 + alpha * std), population std."""
+    return token_scores.mean(axis=-1) / (1 + alpha * token_scores.std(axis=-1))
+
+
+def model_score(sentence_scores: np.ndarray, sizes: Sequence[float], mode: str = "paper") -> np.ndarray:
+    """Eq. 5 over the models, the last axis: sum_i theta_i / sum_j theta_j * S_sent,i.
+
+    Mode `repo` is the weighting of the authors' code, which is fixed to three models: 7/20, 13/20 and 70/90 for 7, 13 and 70
+    billion parameters (they sum to 1.78).
+    """
+    theta = np.asarray(sizes, dtype=np.float64)
+    if mode == "paper":
+        return sentence_scores @ (theta / theta.sum())
+    if len(theta) != 3:
+        raise ValueError(f'mode "repo" weights exactly three models, as the authors\' code does; here are {len(theta)}.')
+    return sentence_scores @ (theta / [theta[0] + theta[1], theta[0] + theta[1], theta.sum()])
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# the scorer
+
+
+@dataclass
+class SelectIT(Scorer):
+    """Rating by the model itself, lowered by its uncertainty within a prompt, over prompts and over models.
+
+    token:    S_tok = rating * 1/(K-1) sum_i |P'_i - P'_rating|, P' = the model's probabilities of the ratings 1..K
+    sentence: S_sent = mean_j S_tok,j / (1 + alpha * std_j S_tok,j) over K rating prompts
+    model:    S_model = sum_i S_sent,i * theta_i / sum theta over models with theta_i parameters
+
+    Args:
+        model: Hub id, path or CausalLM; a list of them scores at the model level.
+        level: token (one prompt, drawn with `seed`) or sentence (K prompts; the model level follows from several models).
+        mode: paper, or repo for the authors' code (a second softmax; other model weights). Rankings are nearly the same, values not.
+        k: highest rating and number of rating prompts, 2 to 9.
+        alpha: weight of the spread over prompts.
+        rating_prompts: path of a text file, one prompt a line, or the prompts; a line keeps its line break and one more follows.
+        rating_position: first, as published, or last. With last, the row comes first and its K prompts share its cache: faster, but other scores.
+        max_length: tokens of a prompt; a longer one loses the end of its response. By default nothing is cut and a row beyond the
+            model's context has no score.
+        details: also add the ratings and uncertainties of every prompt (and model).
+        sizes: parameter counts theta of the models; counted from the models by default.
+        seed: draws the prompt of the token level.
+    Reads: the first user turn and the assistant turn after it; system text and later turns are not rated, as published.
+    Adds: score_selectit (float; higher = better); with details also selectit_ratings and selectit_uncertainty.
+    Raises: ValueError if the tokenizer has no single token for each rating.
+    Relations: IFD asks how much the prompt helps the response; SelectIT asks the model outright, at K passes a row.
+    Reference: Liu et al. 2024, arXiv:2402.16705, Eq. 2 to 5.
+    Differs from the authors' code: no row is lost, any tokenizer, ties go to the lower row.
+    """
+
+    model: Any
+    level: Literal["token", "sentence"] = "sentence"
+    mode: Literal["paper", "repo"] = "paper"
+    k: int = 5
+    alpha: float = 0.2
+    rating_prompts: Any = None
+    rating_position: Literal["first", "last"] = "first"
+    max_length: int | None = None
+    details: bool = False
+    sizes: list[float] | None = None
+    seed: int = 0
+
+    name: ClassVar[str] = "selectit"
+    citation: ClassVar[str] = "arXiv:2402.16705"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for setting, choices in (
+            ("level", ("token", "sentence")),
+            ("mode", ("paper", "repo")),
+            ("rating_position", ("first", "last")),
+        ):
+            if getattr(self, setting) not in choices:
+                raise ValueError(f'{setting} is "{getattr(self, setting)}"; it can be {" or ".join(choices)}.')
+        if not 2 <= self.k <= 9:  # one rating says nothing, and 10 starts with the token of 1
+            raise ValueError(f"k is {self.k}; it is the highest rating and must lie between 2 and 9.")
+        if self.alpha < 0:
+            raise ValueError(f"alpha is {self.alpha}; it weighs a spread and cannot be negative.")
+        models = self.model if isinstance(self.model, list) else [self.model]
+        self._models = [model if isinstance(model, CausalLM) else CausalLM(model) for model in models]
+        if self.sizes is not None and len(self.sizes) != len(self._models):
+            raise ValueError(f"{len(self.sizes)} sizes for {len(self._models)} models; give one for each.")
+        self._prompts = self._read_prompts()
+
+    @property
+    def columns_out(self) -> dict[str, Any]:
+        parts = {"selectit_ratings": List(Value("int64")), "selectit_uncertainty": List(Value("float64"))}
+        return super().columns_out | (parts if self.details else {})
+
+    def to_rank(self, rank: int) -> None:
+        for model in self._models:
+            model.load(rank)
+
+    def usage(self) -> dict[str, float]:
+        return {
+            name: sum(getattr(model.usage, name) for model in self._models)
+            for name in ("tokens", "processed_tokens", "seconds", "flops")
+        }
+
+    def _pickled(self) -> dict[str, Any]:
+        # A prompt file that was edited is another scorer; CausalLM adds the stamps of the model's files.
+        models = self._models if isinstance(self.model, list) else self._models[0]
+        return {**self.settings(), "model": models, "rating_prompts": self._prompts}
+
+    def _read_prompts(self) -> list[str]:
+        """The prompts in use, each as its line in the file (with its line break, if the file has one there)."""
+        if isinstance(self.rating_prompts, str):
+            path = Path(self.rating_prompts).expanduser()
+            if not path.is_file():
+                raise ValueError(f'no file "{path}" with rating prompts; give a text file with one prompt a line.')
+            # Lines end at "\n" only: str.splitlines would also cut at U+2028 and the like.
+            *lines, last = path.read_text(encoding="utf-8").split("\n")
+            lines = [line + "\n" for line in lines] + ([last] if last else [])
+        else:
+            lines = list(self.rating_prompts if self.rating_prompts is not None else RATING_PROMPTS)
+        if not all(line.strip() for line in lines):
+            raise ValueError(f"rating prompt {[bool(line.strip()) for line in lines].index(False) + 1} is empty.")
+        needed = 1 if self.level == "token" else self.k
+        if len(lines) < needed:
+            raise ValueError(f"{len(lines)} rating prompts, but k = {self.k} needs {needed}; add prompts or lower k.")
+        if self.level == "token":  # the reference draws one line a run, unseeded
+            return [lines[np.random.default_rng(self.seed).integers(len(lines))]]
+        return lines[: self.k]
+
+    # ----------------------------------------------------------------------------------------------------------------
+
+    def measure(self, rows: list[Conversation]) -> list[dict[str, Any] | BadRow]:
+        answers: list[Any] = [_pair(row) for row in rows]
+        rateable = [i for i, pair in enumerate(answers) if not isinstance(pair, BadRow)]
+        by_model = [self._rate(model, [answers[i] for i in rateable]) for model in self._models]
+        sizes = self.sizes or [model.num_parameters if len(self._models) > 1 else 1 for model in self._models]
+        for i, rated in zip(rateable, zip(*by_model, strict=True), strict=True):
+            failure = next((r for r in rated if isinstance(r, BadRow)), None)
+            answers[i] = failure or self._score(rated, sizes)
+        return answers
+
+    def _score(self, rated: Sequence["Rated"], sizes: Sequence[float]) -> dict[str, Any]:
+        """Columns of one row from what the M models said of it."""
+        probabilities = rating_probabilities(np.stack([r.logits for r in rated]))  # (M, prompts, K)
+        tokens, uncertainty = token_scores(probabilities, self.mode, self.k)  # (M, prompts)
+        sentences = sentence_score(tokens, self.alpha)  # (M,); a single prompt has no spread and keeps its token score
+        score = sentences[0] if len(rated) == 1 else model_score(sentences, sizes, self.mode)
+        answer: dict[str, Any] = {"score_selectit": float(score), "selectit_reason": rated[0].note}
+        if self.details:
+            answer["selectit_ratings"] = (probabilities.argmax(axis=-1) + 1).ravel().tolist()
+            answer["selectit_uncertainty"] = uncertainty.ravel().tolist()
+        return answer
+
+    def _rate(self, model: CausalLM, pairs: list[tuple[str, str]]) -> list["Rated | BadRow"]:
+        """The rating logits of each pair, under every prompt."""
+        if not pairs:
+            return []
+        ratings = max(self.k, 5) if self.mode == "repo" else self.k  # the authors' code always reads five
+        first = self.rating_position == "first"
+        asks = [line + "\n" if first else line + ANSWER for line in self._prompts]
+        heads, tail = (asks, "\n" + ANSWER) if first else ([""], "\n\n")
+        texts = [[_Text(head + "Instruction:" + x + "\nResponse:", y, tail) for x, y in pairs] for head in heads]
+        ids = [model.encode_texts([text.whole for text in column]) for column in texts]  # heads x n
+        ask_ids = [] if first else model.encode_texts(asks, add_special_tokens=False)
+
+        context = model.load().max_length
+        limit = self.max_length or context
+        room = None if limit is None else limit - max(map(len, ask_ids), default=0)
+        notes: list[str | BadRow] = [""] * len(pairs)
+        for column, sequences in zip(texts, ids, strict=True):
+            for i, sequence in enumerate(sequences):
+                if room is not None and len(sequence) > room and not isinstance(notes[i], BadRow):
+                    sequences[i], notes[i] = self._cut(model, column[i], sequence, room, limit)
+        fits = [i for i, note in enumerate(notes) if not isinstance(note, BadRow)]
+        ids = [[sequences[i] for i in fits] for sequences in ids]
+
+        rating_ids = rating_token_ids(model, texts[0][0].whole if first else asks[0], ratings)
+        if first:
+            by_prompt = [model.next_token_logits(sequences, rating_ids) for sequences in ids]
+            measured = [_stack(row) for row in zip(*by_prompt, strict=True)]
+        else:
+            measured = model.next_token_logits_after(ids[0], ask_ids, rating_ids)
+        rated: list[Rated | BadRow] = [note if isinstance(note, BadRow) else Rated(np.empty(0), note) for note in notes]
+        for i, logits in zip(fits, measured, strict=True):
+            if isinstance(logits, OutOfMemory):
+                rated[i] = BadRow("out of memory on this row alone; set max_length")
+            elif not np.isfinite(logits).all():
+                rated[i] = BadRow("the model's rating logits are not finite")
+            else:
+                rated[i] = Rated(logits, str(notes[i]))
+        return rated
+
+    def _cut(self, model: CausalLM, text: "_Text", ids: list[int], room: int, limit: int | None):
+        """(ids without the end of the response, what was done), or why the row does not fit."""
+        if self.max_length is None:
+            return ids, BadRow(f"longer than the model's context of {limit} tokens; set max_length to cut responses")
+        offsets = model.load().tokenizer(text.whole, return_offsets_mapping=True)["offset_mapping"]
+        start, end = len(text.head), len(text.head) + len(text.response)
+        inside = [t for t, (a, b) in enumerate(offsets) if start <= a and b <= end and a < b]
+        excess = len(ids) - room
+        if excess > len(inside):
+            return ids, BadRow(f"the instruction alone is longer than max_length = {limit}")
+        dropped = set(inside[len(inside) - excess :])
+        return [token for t, token in enumerate(ids) if t not in dropped], f"response cut to fit {limit} tokens"
+
+
+@dataclass
+class Rated:
+    """What one model said of one row: logits (prompts, K), and what was done to the row before."""
+
+    logits: np.ndarray
+    note: str = ""
+
+
+@dataclass
+class _Text:
+    """A prompt, with its response apart because that is what may be cut."""
+
+    head: str
+    response: str
+    tail: str
+
+    @property
+    def whole(self) -> str:
+        return self.head + self.response + self.tail
+
+
+def rating_token_ids(model: CausalLM, prompt: str, k: int) -> list[int]:
+    """Ids of the tokens "1".."k" as they follow this prompt.
+
+    Encoding "1" alone gives another token on SentencePiece vocabularies (a space piece first), so each id is the one token that
+    prompt + digit has more than the prompt.
+    Raises: ValueError if a rating is not exactly one token there.
+    """
+    plain, *rated = model.encode_texts([prompt, *(prompt + str(rating) for rating in range(1, k + 1))])
+    ids = [sequence[-1] for sequence in rated]
+    if any(sequence[:-1] != plain for sequence in rated) or len(set(ids)) < k:
+        raise ValueError(
+            f"the tokenizer of {model.model if isinstance(model.model, str) else 'the model'} does not give each rating 1 to {k} a single "
+            "token of its own after the rating prompt, so its probability cannot be read. Choose a model whose tokenizer does."
+        )
+    return ids
+
+
+def _pair(row: Conversation) -> tuple[str, str] | BadRow:
+    try:
+        return row.first_pair()
+    except BadRow as reason:
+        return reason
+
+
+def _stack(row: Sequence[np.ndarray | OutOfMemory]) -> np.ndarray | OutOfMemory:
+    return next((r for r in row if isinstance(r, OutOfMemory)), None) or np.stack(row)  # type: ignore[arg-type]
