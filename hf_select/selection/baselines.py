@@ -1,0 +1,72 @@
+"""What a selection has to beat: random rows, random rows balanced over sources, and the longest rows."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from hf_select import columns
+from hf_select.selection.budget import Budget
+from hf_select.selection.selection import Selection, select
+from hf_select.selection.top_k import TopK
+
+
+def random_order(num_rows: int, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
+    """All row numbers in random order; with `groups` (a label a row) in turn from each group, shuffled within it.
+
+    An exhausted group is passed over. Groups take turns in a random order that stays the same in every round.
+    """
+    order = np.random.default_rng(seed).permutation(num_rows)
+    if groups is None:
+        return order
+    labels, first, member = np.unique(groups[order], return_index=True, return_inverse=True)
+    turn_of = np.argsort(np.argsort(first))  # the group met first in the shuffled order goes first
+    # Round in which each row would be taken: how many of its group stand before it.
+    grouped = np.argsort(member, kind="stable")
+    starts = np.concatenate([[0], np.cumsum(np.bincount(member))[:-1]])
+    rounds = np.empty(num_rows, dtype=np.int64)
+    rounds[grouped] = np.arange(num_rows) - np.repeat(starts, np.bincount(member))
+    return order[np.lexsort((turn_of[member], rounds))]
+
+
+@dataclass
+class Random:
+    """Random rows, uniformly or balanced over the values of a column.
+
+    The balanced form shuffles within each group before the groups take turns; the RDS+ study's script takes each group's head.
+
+    Args:
+        seed: of the draw.
+        balanced_by: column whose values share the budget evenly, e.g. source.
+        tokens_column: column that a budget in tokens is spent in.
+    """
+
+    seed: int = 0
+    balanced_by: str | None = None
+    tokens_column: str = columns.NUM_TOKENS
+
+    def __call__(
+        self, dataset: Any, k: int | None = None, fraction: float | None = None, tokens: int | None = None
+    ) -> Selection:
+        """Select k rows, a fraction of the rows, or as many as `tokens` pay for."""
+        budget = Budget.of(dataset, k, fraction, tokens, self.tokens_column)
+        groups = None
+        if self.balanced_by is not None:
+            if self.balanced_by not in dataset.column_names:
+                raise columns.missing_column(self.balanced_by, dataset.column_names, "Name one of these, or none.")
+            groups = np.array([str(value) for value in dataset[self.balanced_by]])
+        taken = budget.take(random_order(len(dataset), self.seed, groups), "are there")
+
+        def reason(rank: int, row: int) -> str:
+            group = "" if groups is None else f", in turn for {self.balanced_by} = {groups[row]}"
+            return f"random draw {rank + 1}, seed {self.seed}{group}"
+
+        step = {"selector": "Random", **asdict(self), "k": k, "fraction": fraction, "tokens": tokens}
+        return select(dataset, taken, reason, None, step)
+
+
+@dataclass
+class Longest(TopK):
+    """The longest rows, by a column of lengths (`Length` adds it): TopK with that column."""
+
+    column: str = columns.score_column("length")
