@@ -1,0 +1,135 @@
+"""Dataclass fields as command-line flags and YAML keys: the same names, types and help in all three places.
+
+Help texts are the lines under "Args:" of the class's docstring, so each setting is described once.
+"""
+
+import argparse
+import difflib
+import inspect
+import re
+import types
+from collections.abc import Iterable
+from dataclasses import MISSING, Field, fields
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+
+def suggest(kind: str, name: str, known: Iterable[str]) -> ValueError:
+    """The error for a name that is not known, with the nearest one that is."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f' Did you mean "{near[0]}"?' if near else f" Known: {', '.join(known)}."
+    return ValueError(f'unknown {kind} "{name}".{hint}')
+
+
+def check_names(names: Iterable[str], classes: Iterable[type], where: str) -> None:
+    """Raise for the first name that is a field of none of the dataclasses."""
+    known = [f.name for cls in classes for f in settable(cls)]
+    for name in names:
+        if name not in known:
+            raise suggest(f"setting of {where}", name, known)
+
+
+def settable(cls: type) -> list[Field]:
+    """Fields that a user may set: those of the constructor that are described under Args."""
+    described = descriptions(cls)
+    return [f for f in fields(cls) if f.init and f.name in described]
+
+
+def descriptions(cls: type) -> dict[str, str]:
+    """Setting -> its text, from the Args section of the docstring."""
+    docs = inspect.getdoc(cls) or ""
+    section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", docs, re.MULTILINE | re.DOTALL)
+    found: dict[str, str] = {}
+    name = ""
+    for line in (section.group(1) if section else "").splitlines():
+        if entry := re.match(r"    (\w+): (.*)", line):
+            name, found[entry.group(1)] = entry.group(1), entry.group(2).strip()
+        elif name and line.strip():
+            found[name] += " " + line.strip()
+    return found
+
+
+def add_flags(parser: argparse.ArgumentParser, cls: type, title: str, skip: Iterable[str] = ()) -> None:
+    """A flag for each setting of the dataclass: --tokens-per-batch for tokens_per_batch."""
+    group = parser.add_argument_group(title)
+    hints, texts = get_type_hints(cls), descriptions(cls)
+    for f in settable(cls):
+        if f.name in skip:
+            continue
+        flag = "--" + f.name.replace("_", "-")
+        default = "" if f.default in (None, MISSING) else f" (default: {f.default})"
+        help_text = (texts[f.name] + default).replace("%", "%%")
+        kind = _without_none(hints[f.name])
+        options: dict[str, Any] = {"help": help_text, "default": argparse.SUPPRESS, "metavar": f.name.upper()}
+        if kind is bool:
+            parser_options = {"action": argparse.BooleanOptionalAction, "help": help_text, "default": argparse.SUPPRESS}
+            group.add_argument(flag, **parser_options)
+            continue
+        if get_origin(kind) is list:
+            options |= {"nargs": "+", "type": get_args(kind)[0]}
+        elif get_origin(kind) is dict:
+            options |= {"nargs": "+", "type": _pair, "action": _Pairs, "metavar": "OLD=NEW"}
+        elif get_origin(kind) is Literal:
+            options |= {"choices": get_args(kind)}
+            options.pop("metavar")
+        elif kind is Any:  # a text, or several
+            options |= {"nargs": "+"}
+        else:
+            options |= {"type": kind}
+        group.add_argument(flag, **options)
+
+
+def build(cls: type, values: dict[str, Any], where: str) -> Any:
+    """`cls(**values)` with types checked; a single value in a list where one will do is unpacked."""
+    hints = get_type_hints(cls)
+    clean = {name: _checked(value, hints[name], name) for name, value in values.items()}
+    missing = [f.name for f in settable(cls) if f.default is MISSING and f.default_factory is MISSING and f.name not in clean]
+    if missing:
+        flags = ", ".join("--" + name.replace("_", "-") for name in missing)
+        raise ValueError(f"{where} needs {flags}.")
+    return cls(**clean)
+
+
+def _checked(value: Any, hint: Any, name: str) -> Any:
+    kind = _without_none(hint)
+    if value is None:
+        return None
+    if kind is Any:
+        return value[0] if isinstance(value, list) and len(value) == 1 else value
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise ValueError(f'{name} is "{value}"; it can be {", ".join(map(str, get_args(kind)))}.')
+        return value
+    if get_origin(kind) is list:
+        return [_checked(item, get_args(kind)[0], name) for item in (value if isinstance(value, list) else [value])]
+    if get_origin(kind) is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"{name} is {value!r}; it must be a mapping.")
+        return value
+    if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 1e-5 as text
+        except ValueError:
+            pass
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{name} is {value!r}; it must be {kind.__name__}.")
+    return value
+
+
+def _without_none(hint: Any) -> Any:
+    if get_origin(hint) in (Union, types.UnionType):
+        kinds = [arg for arg in get_args(hint) if arg is not type(None)]
+        return kinds[0] if len(kinds) == 1 else Any
+    return hint
+
+
+def _pair(text: str) -> tuple[str, str]:
+    old, found, new = text.partition("=")
+    if not (found and old and new):
+        raise argparse.ArgumentTypeError(f'"{text}" is not of the form old=new')
+    return old, new
+
+
+class _Pairs(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):  # noqa: ANN001
+        setattr(namespace, self.dest, dict(values))  # type: ignore[arg-type]
