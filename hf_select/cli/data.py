@@ -1,0 +1,110 @@
+"""Datasets in and out of the command line: local files, saved datasets, Hub ids."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, load_dataset, load_from_disk
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+
+from hf_select import columns
+
+
+_READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+_COMPRESSED = (".gz", ".zst", ".xz", ".bz2")
+
+
+def read_dataset(
+    source: str, split: str = "train", rename: dict[str, str] | None = None, limit: int | None = None
+) -> Dataset:
+    """A map-style dataset from a file (JSON, JSONL, CSV, Parquet, also compressed), a saved dataset or the Hub.
+
+    Raises: ValueError that says what is missing and what to do.
+    """
+    path = Path(source).expanduser()
+    dataset = _from_file(path) if path.is_file() else _from_folder_or_hub(source, path, split)
+    for old, new in (rename or {}).items():
+        if old not in dataset.column_names:
+            raise columns.missing_column(old, dataset.column_names, "It was to be renamed: check --rename.")
+        if new in dataset.column_names:
+            raise ValueError(f'cannot rename "{old}" to "{new}": the dataset has a column of that name already.')
+        dataset = dataset.rename_column(old, new)
+    if limit is not None:
+        if limit < 1:
+            raise ValueError(f"limit is {limit}; it must be at least 1.")
+        dataset = dataset.select(range(min(limit, len(dataset))))
+    if len(dataset) == 0:
+        raise ValueError(f'"{source}" is empty; there is nothing to do.')
+    return dataset
+
+
+def check_output(output: str, overwrite: bool) -> Path:
+    """The path of an output that may be written, or the error that says why not: asked before the work, not after."""
+    path = Path(output).expanduser()
+    if path.exists() and not overwrite:
+        raise ValueError(f'"{path}" exists; choose another --output, or replace it with --overwrite.')
+    parent = path.parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ValueError(f'cannot write to "{path}": "{parent}" is not a folder that can be written to. Choose another --output.')
+    return path
+
+
+def write_dataset(dataset: Any, path: Path) -> None:
+    """Parquet, JSONL or (any other name) a saved dataset folder; written whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        if path.suffix == ".parquet":
+            dataset.to_parquet(temporary)
+        elif path.suffix == ".jsonl":
+            dataset.to_json(temporary, force_ascii=False)
+        else:
+            dataset.save_to_disk(temporary)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def _from_file(path: Path) -> Dataset:
+    suffixes = [suffix for suffix in path.suffixes if suffix not in _COMPRESSED]
+    reader = _READERS.get(suffixes[-1] if suffixes else "")
+    if reader is None:
+        raise ValueError(f'"{path}" is no kind of file known here; give one of {", ".join(_READERS)}, also as .gz.')
+    if path.stat().st_size == 0:
+        raise ValueError(f'"{path}" is empty; there is nothing to do.')
+    try:
+        return load_dataset(reader, data_files=str(path), split="train")  # type: ignore[return-value]
+    except (DatasetGenerationError, StopIteration) as error:  # StopIteration: a compressed file of no rows
+        cause = error.__cause__ or error
+        if isinstance(error, StopIteration):
+            raise ValueError(f'"{path}" is empty; there is nothing to do.') from None
+        raise ValueError(f'cannot read "{path}" as {reader}: {str(cause).splitlines()[0]}') from error
+
+
+def _from_folder_or_hub(source: str, path: Path, split: str) -> Dataset:
+    if path.is_dir():
+        if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
+            saved = load_from_disk(str(path))
+            return saved if isinstance(saved, Dataset) else _split(saved, split, source)
+    elif source.startswith((".", "/", "~")) or source.count("/") > 1 or path.suffix in (*_READERS, *_COMPRESSED):
+        raise ValueError(f'no file or folder "{source}"; give a {", ".join(_READERS)} file, a saved dataset or a Hub id.')
+    try:
+        return _split(load_dataset(source), split, source)
+    except (DatasetNotFoundError, ConnectionError) as error:
+        raise ValueError(
+            f'no file or folder "{source}", and no dataset of that name on the Hub ({str(error).splitlines()[0]}).'
+        ) from error
+
+
+def _split(dataset: Any, split: str, source: str) -> Dataset:
+    if split not in dataset:
+        raise ValueError(f'"{source}" has no split "{split}"; it has {", ".join(dataset)}. Choose one with --split.')
+    return dataset[split]

@@ -1,0 +1,157 @@
+"""hf-select run: the steps of a recipe, each once.
+
+A recipe is YAML: `description` and `steps`, a mapping from step name to the settings of a command (`command` names it where the
+step has another name). `${output_dir}` stands for the run's folder. The run writes its resolved config.yaml there, which is a
+recipe again: running it repeats the run.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import MISSING, dataclass, field
+from pathlib import Path
+from string import Template
+from typing import Any, ClassVar
+
+from hf_select.cli.settings import check_names, settable, suggest
+
+
+RECIPE_KEYS = ("description", "steps")
+
+
+@dataclass
+class Run:
+    """Run a recipe, by name or file; steps that are finished are skipped.
+
+    Args:
+        recipe: name of a recipe that comes with hf_select (see the list below), or the path of a YAML file.
+        overrides: settings in place of the recipe's: step.setting=value.
+        output_dir: folder for all that the run makes; by default hf_select_runs/RECIPE.
+    """
+
+    recipe: str
+    overrides: list[str] = field(default_factory=list)
+    output_dir: str | None = None
+
+    example: ClassVar[str] = "hf-select run quickstart"
+
+    @staticmethod
+    def parts(values: dict[str, Any]) -> list[type]:
+        return []
+
+    def run(self) -> None:
+        import yaml
+
+        name, recipe = read_recipe(self.recipe)
+        for override in self.overrides:
+            _override(recipe["steps"], override)
+        steps = {step: _resolved(step, settings) for step, settings in recipe["steps"].items()}
+        folder = Path(self.output_dir or Path("hf_select_runs") / name).expanduser()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f'cannot write to output folder "{folder}": {error.strerror}. Choose another.') from None
+        config = {"description": recipe.get("description", name), "steps": steps}
+        (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        for number, (step, settings) in enumerate(steps.items(), 1):
+            _run_step(f"[{number}/{len(steps)}] {step}", folder, step, settings)
+        print(f"\nDone. Everything is in {folder}; its config.yaml repeats this run: hf-select run {folder}/config.yaml")
+
+
+def recipes() -> dict[str, Path]:
+    """Recipes that come with hf_select: name -> file. In a checkout they stand beside the package, in a wheel inside it."""
+    package = Path(__file__).parents[1]
+    folder = next(path for path in (package / "recipes", package.parent / "recipes") if path.is_dir())
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def read_recipe(name: str) -> tuple[str, dict[str, Any]]:
+    """(name, recipe) from a file or by name, with its keys checked."""
+    import yaml
+
+    path = Path(name).expanduser()
+    if not path.is_file():
+        if path.suffix in (".yaml", ".yml") or "/" in name:
+            raise ValueError(f'no recipe file "{name}".')
+        known = recipes()
+        if name not in known:
+            raise suggest("recipe", name, known)
+        path = known[name]
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        raise ValueError(f'"{path}" is not valid YAML{f" at line {where.line + 1}" if where else ""}.') from None
+    if not isinstance(recipe, dict) or not isinstance(recipe.get("steps"), dict):
+        raise ValueError(f'"{path}" is no recipe: it needs "steps", a mapping from step name to settings.')
+    for key in recipe:
+        if key not in RECIPE_KEYS:
+            raise suggest("key of a recipe", key, RECIPE_KEYS)
+    stem = path.stem if path.stem != "config" else path.resolve().parent.name
+    return stem, {**recipe, "steps": {step: dict(settings or {}) for step, settings in recipe["steps"].items()}}
+
+
+def _override(steps: dict[str, dict[str, Any]], override: str) -> None:
+    """Put step.setting=value into the steps; the value is read as YAML."""
+    import yaml
+
+    path, found, value = override.partition("=")
+    step, dot, setting = path.removeprefix("steps.").partition(".")
+    if not (found and dot and setting):
+        raise ValueError(f'"{override}" is not of the form step.setting=value.')
+    if step not in steps:
+        raise suggest("step", step, steps)
+    steps[step][setting] = yaml.safe_load(value)
+
+
+def _resolved(step: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """A step's settings with their names checked and its command's defaults filled in."""
+    from hf_select.cli.main import COMMANDS
+
+    name = settings.get("command", step)
+    if name not in COMMANDS or name == "run":
+        raise suggest("command", name, [known for known in COMMANDS if known != "run"])
+    command = COMMANDS[name]()
+    given = {key: value for key, value in settings.items() if key != "command"}
+    classes = [command, *command.parts(given)]
+    check_names(given, classes, f'step "{step}"')
+    defaults = dict(_defaults(classes))
+    return {"command": name, **defaults, **given}
+
+
+def _defaults(classes: list[type]) -> Iterator[tuple[str, Any]]:
+    for cls in classes:
+        for f in settable(cls):
+            if f.default is not MISSING and f.default is not None:
+                yield f.name, f.default
+
+
+def _run_step(label: str, folder: Path, step: str, settings: dict[str, Any]) -> None:
+    from hf_select.cli.main import make_command
+
+    given = _placed({key: value for key, value in settings.items() if key != "command"}, str(folder))
+    digest = hashlib.sha256(json.dumps([settings["command"], given], sort_keys=True, default=str).encode()).hexdigest()
+    marker = folder / ".steps" / f"{step}.json"
+    if marker.exists() and json.loads(marker.read_text(encoding="utf-8"))["settings"] == digest:
+        print(f"{label}: finished earlier, skipped", flush=True)
+        return
+    print(f"{label}: {settings['command']}", flush=True)
+    begin = time.perf_counter()
+    make_command(settings["command"], given).run()
+    marker.parent.mkdir(exist_ok=True)
+    seconds = time.perf_counter() - begin
+    marker.write_text(json.dumps({"settings": digest, "seconds": round(seconds, 3)}), encoding="utf-8")
+
+
+def _placed(value: Any, output_dir: str) -> Any:
+    """`${output_dir}` filled in, anywhere in the settings."""
+    if isinstance(value, str):
+        return Template(value).safe_substitute(output_dir=output_dir)
+    if isinstance(value, list):
+        return [_placed(item, output_dir) for item in value]
+    if isinstance(value, dict):
+        return {key: _placed(item, output_dir) for key, item in value.items()}
+    return value
+
+

@@ -1,0 +1,115 @@
+"""hf-select score"""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from hf_select.cli.settings import build, check_names, settable, suggest
+
+
+@dataclass
+class Score:
+    """Score every row of a dataset by one method; a killed run goes on where it stopped.
+
+    Args:
+        scorer: the method: length or selectit.
+        dataset: a JSON, JSONL, CSV or Parquet file (also .gz), a saved dataset or a Hub id.
+        output_dir: folder for the scores; the same command continues a killed run in it.
+        split: split of a saved or Hub dataset.
+        rename: columns to rename first, e.g. question=prompt answer=completion.
+        limit: only the first rows.
+        bad_rows: rows that are no conversation: error stops before anything is scored, null leaves them without a score.
+        chunk_rows: rows that are scored and written together.
+    """
+
+    scorer: str
+    dataset: str
+    output_dir: str
+    split: str = "train"
+    rename: dict[str, str] | None = None
+    limit: int | None = None
+    bad_rows: Literal["error", "null"] = "error"
+    chunk_rows: int = 1000
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    example: ClassVar[str] = (
+        "hf-select score --scorer selectit --model Qwen/Qwen2.5-0.5B --dataset tatsu-lab/alpaca --output-dir scores"
+    )
+
+    @staticmethod
+    def parts(values: dict[str, Any]) -> list[type]:
+        """Classes whose settings this command takes besides its own: the scorer and, if it runs a model, CausalLM."""
+        name = values.get("scorer")
+        if name is None:
+            return []
+        scorer = scorer_class(name)
+        if "model" not in {f.name for f in settable(scorer)}:
+            return [scorer]
+        from hf_select.inference.causal_lm import CausalLM
+
+        return [scorer, CausalLM]
+
+    def run(self) -> None:
+        from hf_select.cli.data import read_dataset
+        from hf_select.cli.table import print_table
+        from hf_select.inference.run import score
+
+        scorer = build_scorer(self.scorer, self.settings)
+        dataset = read_dataset(self.dataset, self.split, self.rename, self.limit)
+        scored = score(
+            dataset,
+            scorer,
+            self.output_dir,
+            chunk_rows=self.chunk_rows,
+            bad_rows=self.bad_rows,
+            source=self.dataset,
+        )
+        print_table(*_summary(self.output_dir, scorer.name))
+        print(f"{len(scored)} rows with their scores: {self.output_dir}/scored; the scores alone: scores.parquet")
+        print(
+            f"Next: hf-select select --scores {self.output_dir} --selector top_k --column score_{scorer.name} "
+            "--fraction 0.2 --output subset.parquet"
+        )
+
+
+def scorer_class(name: str) -> type:
+    from importlib import import_module
+
+    from hf_select.scoring import SCORERS
+
+    if name not in SCORERS:
+        raise suggest("scorer", name, SCORERS)
+    module, _, cls = SCORERS[name].partition(":")
+    return getattr(import_module(module), cls)
+
+
+def build_scorer(name: str, settings: dict[str, Any]) -> Any:
+    """The scorer from its flat settings; those of CausalLM go to each of its models."""
+    cls = scorer_class(name)
+    parts = Score.parts({"scorer": name})
+    check_names(settings, parts, f"scorer {name}")
+    own = {f.name for f in settable(cls)}
+    mine = {key: value for key, value in settings.items() if key in own}
+    if len(parts) == 2 and "model" in mine:
+        shared = {key: value for key, value in settings.items() if key not in own}
+        models = mine["model"] if isinstance(mine["model"], list) else [mine["model"]]
+        mine["model"] = [build(parts[1], {"model": model, **shared}, f"scorer {name}") for model in models]
+    return build(cls, mine, f"scorer {name}")
+
+
+def _summary(output_dir: str, name: str) -> tuple[list[str], list[list[str]]]:
+    import json
+    from pathlib import Path
+
+    summary = json.loads((Path(output_dir) / "summary.json").read_text(encoding="utf-8"))
+    cost, quantiles = summary["cost"], summary["quantiles"]
+    rows = [
+        ["rows", f"{summary['rows']:,}"],
+        ["with a score", f"{summary['scored']:,}"],
+        *([f"without: {reason}", f"{count:,}"] for reason, count in summary["reasons"].items()),
+        [f"score_{name}: lowest, median, highest", ", ".join(f"{quantiles[q]:.4g}" for q in ("0", "0.5", "1") if quantiles)],
+        ["seconds, rows/s", f"{cost['seconds']:,.1f}, {cost['rows_per_second']:,.1f}"],
+    ]
+    if "tokens" in cost:
+        rows.append(["tokens, counted FLOPs", f"{cost['tokens']:,}, {cost['flops']:.3g}"])
+    rows.append(["peak memory, device", f"{cost['peak_memory_mib']:,.0f} MiB, {summary['device']}"])
+    return ["", ""], rows

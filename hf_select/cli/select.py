@@ -1,0 +1,111 @@
+"""hf-select select"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hf_select.cli.settings import build, check_names, suggest
+
+
+@dataclass
+class Select:
+    """Select rows of a scored dataset under a budget, and say of each why it was taken.
+
+    Args:
+        scores: folder of hf-select score, or any dataset that has the column (file, saved dataset, Hub id).
+        selector: top_k, random or longest.
+        output: where the subset goes: .parquet, .jsonl, or a folder for a saved dataset.
+        k: budget in rows.
+        fraction: budget as a share of the rows, in (0, 1].
+        tokens: budget in tokens, spent in the column num_tokens.
+        split: split of a saved or Hub dataset.
+        overwrite: replace an output that exists.
+    """
+
+    scores: str
+    selector: str
+    output: str
+    k: int | None = None
+    fraction: float | None = None
+    tokens: int | None = None
+    split: str = "train"
+    overwrite: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    example: ClassVar[str] = (
+        "hf-select select --scores scores --selector top_k --column score_selectit --fraction 0.2 --output subset.parquet"
+    )
+
+    @staticmethod
+    def parts(values: dict[str, Any]) -> list[type]:
+        """Classes whose settings this command takes besides its own."""
+        return [selector_class(values["selector"])] if values.get("selector") is not None else []
+
+    def run(self) -> None:
+        from hf_select.cli.data import check_output, read_dataset, write_dataset
+        from hf_select.inference.run import read_scored
+
+        cls = selector_class(self.selector)
+        check_names(self.settings, [cls], f"selector {self.selector}")
+        selector = build(cls, self.settings, f"selector {self.selector}")
+        output = check_output(self.output, self.overwrite)
+        folder = Path(self.scores).expanduser()
+        is_run = (folder / "manifest.json").exists()
+        dataset = read_scored(folder) if is_run else read_dataset(self.scores, self.split)
+        selection = selector(dataset, k=self.k, fraction=self.fraction, tokens=self.tokens)
+        subset = selection.apply(dataset)
+        write_dataset(subset, output)
+        record = output.with_name(output.name + ".selection.parquet")
+        selection.save(record)
+        _report(dataset, selection, subset)
+        print(f"\n{len(subset)} rows: {output}; their ranks and reasons alone: {record}")
+
+
+def selector_class(name: str) -> type:
+    from importlib import import_module
+
+    from hf_select.selection import SELECTORS
+
+    if name not in SELECTORS:
+        raise suggest("selector", name, SELECTORS)
+    module, _, cls = SELECTORS[name].partition(":")
+    return getattr(import_module(module), cls)
+
+
+def _report(dataset: Any, selection: Any, subset: Any) -> None:
+    """What was selected, beside the pool; then the first rows and why they are there."""
+    import numpy as np
+
+    from hf_select import columns
+    from hf_select.cli.table import print_table
+
+    rows = [["rows", f"{len(dataset):,}", f"{len(selection):,}"]]
+    for name in dataset.column_names:
+        if not (name.startswith(columns.SCORE_PREFIX) or name == columns.NUM_TOKENS):
+            continue
+        values = columns.numeric_column(dataset, name, "")
+        for label, part in ((f"{name}, mean", np.nanmean), (f"{name}, median", np.nanmedian)):
+            if not np.isnan(values).all():
+                chosen = values[selection.indices]
+                rows.append([label, f"{part(values):,.4g}", "" if np.isnan(chosen).all() else f"{part(chosen):,.4g}"])
+    print_table(["", "pool", "selected"], rows)
+    top = [
+        [str(row[columns.SELECTION_RANK]), _opening(row), row[columns.SELECTION_REASON]]
+        for row in subset.select(range(min(5, len(subset))))
+    ]
+    width = max(len(line[1]) for line in top)
+    print("\nThe first rows, and why:")
+    for rank, text, reason in top:
+        print(f"  {rank}  {text.ljust(width)}  {reason}")
+
+
+def _opening(row: dict[str, Any], width: int = 48) -> str:
+    """The first words of a row's first turn."""
+    from hf_select.formats import BadRow, conversations
+
+    (conversation,) = conversations({name: [value] for name, value in row.items()})
+    if isinstance(conversation, BadRow):
+        return "(unreadable row)"
+    text = conversation.text or next((m["content"] for m in conversation.messages if m["role"] == "user"), "")
+    text = " ".join(text.split())
+    return text if len(text) <= width else text[: width - 3] + "..."
