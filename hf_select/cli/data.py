@@ -86,7 +86,7 @@ def _from_file(path: Path) -> Dataset:
         cause = error.__cause__ or error
         if isinstance(error, StopIteration):
             raise ValueError(f'"{path}" is empty; there is nothing to do.') from None
-        raise ValueError(f'cannot read "{path}" as {reader}: {str(cause).splitlines()[0]}') from error
+        raise ValueError(f'cannot read "{path}" as {reader}: {str(cause).splitlines()[0]}. Mend the file.') from error
 
 
 def _from_folder_or_hub(source: str, path: Path, split: str) -> Dataset:

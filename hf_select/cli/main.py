@@ -48,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         command, values = _parse(argv)
+        _own_bars_only()
         make_command(command, values).run()
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("HF_SELECT_TRACEBACK"):
@@ -58,6 +59,15 @@ def main(argv: list[str] | None = None) -> int:
         print("hf-select: stopped; the same command goes on where it was.", file=sys.stderr)
         return 130
     return 0
+
+
+def _own_bars_only() -> None:
+    """Our bars say what is scored; those of reading and writing files only push them off the screen."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def _parse(argv: list[str]) -> tuple[str, dict[str, Any]]:

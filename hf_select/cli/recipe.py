@@ -136,9 +136,12 @@ def _run_step(label: str, folder: Path, step: str, settings: dict[str, Any]) -> 
     if marker.exists() and json.loads(marker.read_text(encoding="utf-8"))["settings"] == digest:
         print(f"{label}: finished earlier, skipped", flush=True)
         return
-    print(f"{label}: {settings['command']}", flush=True)
+    print(label, flush=True)
     begin = time.perf_counter()
-    make_command(settings["command"], given).run()
+    command = make_command(settings["command"], given)
+    command.run()
+    if getattr(command, "prints_only", False):  # what it has to show was for this terminal
+        return
     marker.parent.mkdir(exist_ok=True)
     seconds = time.perf_counter() - begin
     marker.write_text(json.dumps({"settings": digest, "seconds": round(seconds, 3)}), encoding="utf-8")

@@ -13,12 +13,12 @@ from dataclasses import MISSING, Field, fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
-def suggest(kind: str, name: str, known: Iterable[str]) -> ValueError:
-    """The error for a name that is not known, with the nearest one that is."""
+def suggest(kind: str, name: str, known: Iterable[str], of: str = "") -> ValueError:
+    """The error for a name that is not known, with the nearest ones that are."""
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f' Did you mean "{near[0]}"?' if near else f" Known: {', '.join(known)}."
-    return ValueError(f'unknown {kind} "{name}".{hint}')
+    near = difflib.get_close_matches(name, known, n=2, cutoff=0.6)
+    hint = f" Did you mean {' or '.join(near)}?" if near else f" Known: {', '.join(known)}."
+    return ValueError(f'unknown {kind} "{name}"{f" of {of}" if of else ""}.{hint}')
 
 
 def check_names(names: Iterable[str], classes: Iterable[type], where: str) -> None:
@@ -26,7 +26,7 @@ def check_names(names: Iterable[str], classes: Iterable[type], where: str) -> No
     known = [f.name for cls in classes for f in settable(cls)]
     for name in names:
         if name not in known:
-            raise suggest(f"setting of {where}", name, known)
+            raise suggest("setting", name, known, of=where)
 
 
 def settable(cls: type) -> list[Field]:

@@ -170,6 +170,8 @@ class _Job:
 def _score_chunks(job: _Job) -> None:
     done = {chunk for chunk in range(len(job.starts)) if job.part(chunk).exists()}
     finished_rows = sum(min(job.chunk_rows, len(job.dataset) - job.starts[chunk]) for chunk in done)
+    if len(done) < len(job.starts):
+        job.scorer.load()  # before the bar: a model that cannot be loaded is no progress of zero rows
     tokens, begin = 0, time.perf_counter()
     with tqdm(total=len(job.dataset), initial=finished_rows, unit="row", desc=f"score {job.scorer.name}") as bar:
 

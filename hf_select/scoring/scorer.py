@@ -48,8 +48,7 @@ class Scorer(ABC):
 
     def __call__(self, batch: dict[str, list[Any]], rank: int | None = None) -> dict[str, list[Any]]:
         """Columns of a batch. `rank` is that of a `map` worker (with_rank=True) and picks its accelerator."""
-        if rank is not None:
-            self.to_rank(rank)
+        self.load(rank)
         parsed = conversations(batch)
         measured = iter(self.measure([row for row in parsed if isinstance(row, Conversation)]))
         answers = [next(measured) if isinstance(row, Conversation) else row for row in parsed]
@@ -58,8 +57,8 @@ class Scorer(ABC):
         self._warn(Counter(str(a) for a in answers if isinstance(a, BadRow)), len(answers))
         return {column: [row.get(column) for row in filled] for column in self.columns_out}
 
-    def to_rank(self, rank: int) -> None:  # noqa: B027  # nothing to place for a method without a model
-        """Load on the accelerator of this worker."""
+    def load(self, rank: int | None = None) -> None:  # noqa: B027  # nothing to load for a method without a model
+        """Load what scoring needs, once; the first call does it where nobody has."""
 
     def features(self, dataset: Any) -> Features:
         """Features of dataset.map(self): pass them as `features=` when the first thousand rows may all be unscorable, since

@@ -159,7 +159,7 @@ class SelectIT(Scorer):
         parts = {"selectit_ratings": List(Value("int64")), "selectit_uncertainty": List(Value("float64"))}
         return super().columns_out | (parts if self.details else {})
 
-    def to_rank(self, rank: int) -> None:
+    def load(self, rank: int | None = None) -> None:
         for model in self._models:
             model.load(rank)
 

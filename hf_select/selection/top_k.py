@@ -45,8 +45,8 @@ class TopK:
         self, dataset: Any, k: int | None = None, fraction: float | None = None, tokens: int | None = None
     ) -> Selection:
         """Select k rows, a fraction of the rows, or as many as `tokens` pay for."""
-        name = self.column.removeprefix(columns.SCORE_PREFIX)
-        scores = columns.numeric_column(dataset, self.column, f"Add it first: hf-select score --scorer {name} ...")
+        cure = "Add it first: dataset.map(scorer, batched=True), or hf-select score."
+        scores = columns.numeric_column(dataset, self.column, cure)
         budget = Budget.of(dataset, k, fraction, tokens, self.tokens_column)
         order = rank(scores, self.which)
         taken = budget.take(order, f"can be ranked by {self.column}")

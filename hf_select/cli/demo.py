@@ -1,0 +1,113 @@
+"""Steps of the quickstart and the tiny recipes: make a pool and a model from nothing, and say what a selection did to it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class DemoPool:
+    """Make a small pool with known damage and train a tiny causal LM that rates it.
+
+    Args:
+        output_dir: folder for pool.jsonl, answer_key.jsonl and model/.
+        num_rows: rows of the pool.
+        damaged_share: share of rows whose response is spoilt.
+        steps: training steps of the tiny LM.
+        seed: of pool and training.
+    """
+
+    output_dir: str
+    num_rows: int = 400
+    damaged_share: float = 0.3
+    steps: int = 120
+    seed: int = 0
+
+    example = "hf-select run quickstart"
+
+    @staticmethod
+    def parts(values: dict[str, Any]) -> list[type]:
+        return []
+
+    def run(self) -> None:
+        from hf_select import demo
+
+        folder = Path(self.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = demo.make_pool(self.num_rows, self.damaged_share, self.seed)
+        key = [{"row_id": row["row_id"], "damage": row.pop("damage")} for row in rows]
+        for name, lines in (("pool.jsonl", rows), ("answer_key.jsonl", key)):
+            (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        # The model learns on other rows: seeds far from the pool's.
+        loss = demo.train_rater(folder / "model", num_examples=3000, steps=self.steps, seed=self.seed + 1000)
+        print(
+            f"      {self.num_rows} rows, {self.damaged_share:.0%} of them damaged; a tiny Llama trained from scratch to rate "
+            f"(rating loss {loss['first']:.2f} -> {loss['last']:.2f} nats)"
+        )
+
+
+@dataclass
+class DemoTable:
+    """Compare the rows that SelectIT chose with random draws and the longest rows, against the answer key.
+
+    Args:
+        scores: folder of the SelectIT run.
+        answer_key: file that says which rows are damaged.
+        fraction: share of the rows that each selection takes.
+        num_draws: random draws to average.
+    """
+
+    scores: str
+    answer_key: str
+    fraction: float = 0.2
+    num_draws: int = 20
+
+    example = "hf-select run quickstart"
+    prints_only = True
+
+    @staticmethod
+    def parts(values: dict[str, Any]) -> list[type]:
+        return []
+
+    def run(self) -> None:
+        import numpy as np
+
+        from hf_select.cli.table import print_table
+        from hf_select.demo import DAMAGES
+        from hf_select.inference.run import read_scored
+        from hf_select.scoring.length import Length
+        from hf_select.selection.baselines import Longest, Random
+        from hf_select.selection.top_k import TopK
+
+        dataset = read_scored(self.scores).map(Length(), batched=True)
+        lines = Path(self.answer_key).read_text(encoding="utf-8").splitlines()
+        key = {row["row_id"]: row["damage"] for row in map(json.loads, lines)}
+        damage = np.array([key[row_id] for row_id in dataset["row_id"]])
+        length = np.array(dataset["score_length"])
+
+        def line(name: str, draws: list[Any]) -> list[str]:
+            shares = [(damage[indices] != "").mean() for indices in draws]
+            spread = f" ({min(shares):.0%} to {max(shares):.0%})" if len(draws) > 1 else ""
+            kinds = [np.mean([(damage[indices] == kind).mean() for indices in draws]) for kind in DAMAGES]
+            characters = np.mean([length[indices].mean() for indices in draws])
+            return [name, f"{np.mean(shares):.0%}{spread}", *(f"{kind:.0%}" for kind in kinds), f"{characters:.0f}"]
+
+        draws = [Random(seed)(dataset, fraction=self.fraction).indices for seed in range(self.num_draws)]
+        print_table(
+            ["", "damaged", *(kind.replace("_", " ") for kind in DAMAGES), "characters"],
+            [
+                line("whole pool", [np.arange(len(dataset))]),
+                line(f"random, {self.num_draws} draws", draws),
+                line("longest", [Longest()(dataset, fraction=self.fraction).indices]),
+                line("SelectIT", [TopK("score_selectit")(dataset, fraction=self.fraction).indices]),
+            ],
+            title=f"What a selection of {self.fraction:.0%} contains (share of its rows; the scorer never saw the answer key)",
+        )
+        print(
+            "\nThis is a demonstration. The tiny model was taught to rate on other rows of the same generator, which flatters SelectIT,\n"
+            "and one pool and one seed prove nothing. 'Damaged' is not the same as 'bad to train on'; no model was trained on the\n"
+            "selections here. With a real model, on your data:\n"
+            "  hf-select score --scorer selectit --model Qwen/Qwen2.5-1.5B --dataset tatsu-lab/alpaca --output-dir scores\n"
+            "  hf-select select --scores scores --selector top_k --column score_selectit --fraction 0.2 --output subset.parquet"
+        )

@@ -1,0 +1,200 @@
+"""A pool of rows with a known share of damage, and a causal LM small enough to train in a minute: the ground of the quickstart,
+the tiny recipes and the tests. Nothing is read from anywhere.
+
+A model of this size knows nothing about the world, so the demonstration teaches it to rate: it is trained on other rows of the
+same generator, with ratings that tell damaged from whole ones. That flatters SelectIT. It shows the road, not the method's worth.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+
+DAMAGES = ("other_response", "wrong_answer", "cut_off", "shuffled_words", "repeated_word")
+
+_CAPITALS = {
+    "France": "Paris", "Japan": "Tokyo", "Kenya": "Nairobi", "Peru": "Lima", "Norway": "Oslo", "Egypt": "Cairo",
+    "Canada": "Ottawa", "Chile": "Santiago", "Greece": "Athens", "India": "New Delhi", "Cuba": "Havana", "Poland": "Warsaw",
+}  # fmt: skip
+_OPPOSITES = {
+    "hot": "cold", "early": "late", "full": "empty", "brave": "fearful", "dark": "bright", "soft": "hard",
+    "near": "far", "loud": "quiet", "rough": "smooth", "cheap": "costly", "wide": "narrow", "young": "old",
+}  # fmt: skip
+_KINDS = {
+    "fruits": ("apples", "pears", "plums", "figs", "grapes", "melons"),
+    "tools": ("hammers", "saws", "pliers", "chisels", "files", "drills"),
+    "animals": ("otters", "foxes", "herons", "bats", "seals", "moles"),
+    "instruments": ("flutes", "harps", "drums", "violas", "oboes", "lutes"),
+}
+_WEATHER = ("rain", "snow", "fog", "wind", "sunshine", "hail")
+_PLACES = ("the harbour", "the old mill", "the north road", "the market square", "the school garden", "the hill farm")
+
+
+def clean_row(rng: random.Random) -> dict[str, str]:
+    """One small task with its right answer: {task, prompt, completion}."""
+    task = rng.choice(("capital", "opposite", "sum", "list", "larger", "weather"))
+    if task == "capital":
+        country = rng.choice(list(_CAPITALS))
+        prompt, answer = f"What is the capital of {country}?", f"The capital of {country} is {_CAPITALS[country]}."
+    elif task == "opposite":
+        word = rng.choice(list(_OPPOSITES))
+        prompt = f"Give the opposite of the word {word} and use it in a sentence."
+        answer = f"The opposite of {word} is {_OPPOSITES[word]}. The way home felt {_OPPOSITES[word]} that evening."
+    elif task == "sum":
+        a, b = rng.randint(2, 60), rng.randint(2, 39)
+        prompt = f"A baker sells {a} loaves in the morning and {b} in the afternoon. How many is that?"
+        answer = f"In the morning {a} and in the afternoon {b}: together {a + b} loaves."
+    elif task == "list":
+        kind = rng.choice(list(_KINDS))
+        chosen = rng.sample(_KINDS[kind], 3)
+        prompt = f"Name three {kind}."
+        answer = f"Three {kind} are {chosen[0]}, {chosen[1]} and {chosen[2]}."
+    elif task == "larger":
+        a, b = rng.sample(range(10, 999), 2)
+        prompt, answer = f"Which number is larger, {a} or {b}?", f"Of {a} and {b}, the larger number is {max(a, b)}."
+    else:
+        weather, place = rng.choice(_WEATHER), rng.choice(_PLACES)
+        prompt = f"Write two sentences about {weather} at {place}."
+        answer = f"There was {weather} at {place} all day. By evening everybody had gone inside."
+    return {"task": task, "prompt": prompt, "completion": answer}
+
+
+def damaged(row: dict[str, str], how: str, rng: random.Random) -> dict[str, str]:
+    """A row with its response spoilt in one of the ways of DAMAGES."""
+    words = row["completion"].split()
+    if how in ("other_response", "wrong_answer"):  # of another task, or of the same one
+        other = row
+        while (other["task"] == row["task"]) != (how == "wrong_answer") or other["completion"] == row["completion"]:
+            other = clean_row(rng)
+        text = other["completion"]
+    elif how == "cut_off":
+        text = " ".join(words[: max(1, len(words) // 3)])
+    elif how == "shuffled_words":
+        text = " ".join(rng.sample(words, len(words)))
+    else:
+        text = " ".join([rng.choice(words)] * len(words))
+    return {**row, "completion": text}
+
+
+def make_pool(num_rows: int, damaged_share: float = 0.3, seed: int = 0) -> list[dict[str, Any]]:
+    """Rows {row_id, task, prompt, completion, damage}, shuffled; `damage` is "" for whole rows. Never show it to a scorer."""
+    rng = random.Random(seed)
+    rows = []
+    for i in range(num_rows):
+        row = {**clean_row(rng), "damage": ""}
+        if i < round(num_rows * damaged_share):
+            how = DAMAGES[i % len(DAMAGES)]
+            row = {**damaged(row, how, rng), "damage": how}
+        rows.append(row)
+    rng.shuffle(rows)
+    return [{"row_id": f"demo-{i:05d}", **row} for i, row in enumerate(rows)]
+
+
+def rating_examples(num_rows: int, seed: int) -> Iterator[str]:
+    """Texts that end in a rating, as SelectIT will ask for it: 4 or 5 for whole rows, 1 or 2 for damaged ones."""
+    from hf_select.scoring.selectit import ANSWER, RATING_PROMPTS
+
+    rng = random.Random(seed)
+    for row in make_pool(num_rows, damaged_share=0.5, seed=seed):
+        rating = rng.choice("12" if row["damage"] else "45")
+        line = rng.choice(RATING_PROMPTS)
+        yield f"{line}\nInstruction:{row['prompt']}\nResponse:{row['completion']}\n{ANSWER}{rating}"
+
+
+def train_tokenizer(texts: Sequence[str], vocab_size: int = 600) -> Any:
+    """A byte-level BPE tokenizer with single digits, a start token and a ChatML template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<|begin|>", "<|end|>", "<|pad|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+        single="<|begin|> $A", special_tokens=[("<|begin|>", 0)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|begin|>",
+        eos_token="<|end|>",
+        pad_token="<|pad|>",
+        chat_template=(
+            "{{ bos_token }}{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
+            "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+        ),
+    )
+
+
+def tiny_model(tokenizer: Any, seed: int = 0, **config: int) -> Any:
+    """A random Llama over this tokenizer; about a million parameters unless `config` says otherwise."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {
+        "hidden_size": 128,
+        "intermediate_size": 352,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(tokenizer),
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+                **(sizes | config),
+            )
+        )
+
+
+def train_rater(folder: Path, num_examples: int, steps: int, batch_size: int = 64, seed: int = 1) -> dict[str, float]:
+    """Train the tiny LM to rate and save it with its tokenizer; returns first and last loss of the rating, in nats.
+
+    Loss: every token counts a little, so that it learns the language of the rows, and the rating as much as all others
+    together.
+    """
+    import torch
+    from tqdm.auto import tqdm
+
+    examples = list(rating_examples(num_examples, seed))
+    tokenizer = train_tokenizer(examples)
+    model = tiny_model(tokenizer, seed)
+    ids = [torch.tensor(i) for i in tokenizer(examples)["input_ids"]]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps, pct_start=0.1)
+    generator = torch.Generator().manual_seed(seed)
+    losses = []
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for _ in tqdm(range(steps), desc="train the tiny LM", unit="step"):
+            batch = [ids[i] for i in torch.randint(len(ids), (batch_size,), generator=generator).tolist()]
+            batch.sort(key=len)
+            inputs = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True)  # (B, T)
+            last = torch.tensor([len(sequence) for sequence in batch]) - 1
+            real = torch.arange(inputs.shape[1])[None] < last[:, None]
+            logits = model(input_ids=inputs).logits[:, :-1].transpose(1, 2)  # (B, V, T-1)
+            nll = torch.nn.functional.cross_entropy(logits, inputs[:, 1:], reduction="none")  # (B, T-1)
+            rating = nll[torch.arange(len(batch)), last - 1].mean()
+            loss = rating + (nll * real[:, :-1]).sum() / real.sum()
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            losses.append(rating.item())
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return {"first": sum(losses[:10]) / 10, "last": sum(losses[-10:]) / 10}
