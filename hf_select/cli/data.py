@@ -80,12 +80,15 @@ def _from_file(path: Path) -> Dataset:
         raise ValueError(f'"{path}" is no kind of file known here; give one of {", ".join(_READERS)}, also as .gz.')
     if path.stat().st_size == 0:
         raise ValueError(f'"{path}" is empty; there is nothing to do.')
+    # In a CSV an empty field is an empty text, and "None" or "NA" are words: pandas would make nulls of them.
+    options = {"keep_default_na": False} if reader == "csv" else {}
     try:
-        return load_dataset(reader, data_files=str(path), split="train")  # type: ignore[return-value]
-    except (DatasetGenerationError, StopIteration) as error:  # StopIteration: a compressed file of no rows
-        cause = error.__cause__ or error
-        if isinstance(error, StopIteration):
+        return load_dataset(reader, data_files=str(path), split="train", **options)  # type: ignore[return-value]
+    except (DatasetGenerationError, StopIteration, ValueError) as error:
+        # A compressed file of no bytes, and one of no rows.
+        if isinstance(error, StopIteration) or "corresponds to no data" in str(error):
             raise ValueError(f'"{path}" is empty; there is nothing to do.') from None
+        cause = error.__cause__ or error
         raise ValueError(f'cannot read "{path}" as {reader}: {str(cause).splitlines()[0]}. Mend the file.') from error
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 def suggest(kind: str, name: str, known: Iterable[str], of: str = "") -> ValueError:
     """The error for a name that is not known, with the nearest ones that are."""
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=2, cutoff=0.6)
+    near = difflib.get_close_matches(str(name), known, n=2, cutoff=0.6)
     hint = f" Did you mean {' or '.join(near)}?" if near else f" Known: {', '.join(known)}."
     return ValueError(f'unknown {kind} "{name}"{f" of {of}" if of else ""}.{hint}')
 

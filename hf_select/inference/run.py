@@ -145,6 +145,8 @@ class _Job:
         path = self.folder / "manifest.json"
         if path.exists():
             _refuse_other(json.loads(path.read_text(encoding="utf-8")), manifest, self.folder)
+            for left in self.folder.glob("scored/*.tmp"):  # of a killed run
+                left.unlink()
             return
         self.made = [p for p in (self.folder, *self.folder.parents) if not p.exists()]
         if self.folder.is_dir() and any(self.folder.iterdir()):

@@ -1,0 +1,69 @@
+"""Offline, CPU, models made in seconds. Everything is built from the demo's generator; nothing is downloaded."""
+
+import os
+
+
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    TOKENIZERS_PARALLELISM="false",
+    HF_DATASETS_DISABLE_PROGRESS_BARS="1",
+)
+
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+
+from hf_select import demo  # noqa: E402
+
+
+GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_datasets_cache(tmp_path_factory):
+    """The `datasets` cache of this run alone: a hit from an earlier run would hide a failure."""
+    import datasets
+
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
+    os.environ["HF_DATASETS_CACHE"] = str(datasets.config.HF_DATASETS_CACHE)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    texts = list(demo.rating_examples(200, seed=3))
+    return demo.train_tokenizer(texts, vocab_size=500)
+
+
+@pytest.fixture(scope="session")
+def model_path(tokenizer, tmp_path_factory) -> str:
+    """A random Llama of two layers on disk; weights large enough that its predictions differ from row to row."""
+    folder = tmp_path_factory.mktemp("model")
+    model = demo.tiny_model(
+        tokenizer,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        initializer_range=0.3,  # type: ignore[arg-type]
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def rows() -> list[dict]:
+    """Whole and damaged rows with prompt and completion, of very different lengths."""
+    pool = [{"prompt": row["prompt"], "completion": row["completion"]} for row in demo.make_pool(40, seed=5)]
+    pool[3]["completion"] = ""
+    pool[7]["completion"] = " ".join([pool[7]["completion"]] * 6)
+    pool[11]["prompt"] = "Café 世界 🙂 <|end|>"
+    return pool
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    if not GOLDEN.is_dir():
+        pytest.skip("shared/golden is not beside the project: parity with the reference codes is not checked here")
+    return GOLDEN

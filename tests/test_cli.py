@@ -1,0 +1,226 @@
+"""The command line as a user meets it: what works, what it says when something is wrong, and that nothing is left behind."""
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, load_dataset, load_from_disk
+
+from hf_select.cli.main import main
+from hf_select.cli.recipe import recipes
+
+
+@pytest.fixture(autouse=True)
+def work_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def pool(rows) -> str:
+    Path("pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return "pool.jsonl"
+
+
+def run(*argv: str) -> int:
+    return main([str(arg) for arg in argv])
+
+
+def fails(capsys, *argv: str) -> str:
+    """The one line that a failing command prints."""
+    before = sorted(Path.cwd().rglob("*"))
+    assert run(*argv) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hf-select: error: ")]
+    assert len(lines) == 1
+    assert sorted(Path.cwd().rglob("*")) == before, "something half-written was left"
+    return lines[0]
+
+
+def test_from_a_file_to_a_subset(pool, model_path, rows, capsys):
+    assert run("score", "--scorer", "selectit", "--model", model_path, "--dataset", pool, "--output-dir", "o", "--details") == 0
+    assert run("select", "--scores", "o", "--selector", "top_k", "--column", "score_selectit", "--fraction", "0.2", "--output", "s.parquet") == 0
+    printed = capsys.readouterr().out
+    assert "score_selectit, mean" in printed and "highest 1 of 40 scored rows" in printed
+    subset = load_dataset("parquet", data_files="s.parquet", split="train")
+    assert len(subset) == 8 and subset["selection_rank"] == list(range(1, 9))
+    assert subset["score_selectit"] == sorted(subset["score_selectit"], reverse=True)
+    assert {"prompt", "completion", "selectit_ratings", "selection_reason"} <= set(subset.column_names)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet", "jsonl.gz", "csv.gz", "saved", "bom"])
+def test_every_kind_of_input_gives_the_same_scores(kind, rows):
+    data = Dataset.from_list(rows)
+    if kind == "saved":
+        data.save_to_disk("in")
+        source = "in"
+    else:
+        source = f"in.{kind}" if kind != "bom" else "in.jsonl"
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        if kind.startswith("csv"):
+            data.to_csv("in.csv")
+            text = Path("in.csv").read_text(encoding="utf-8")
+        if kind.endswith("gz"):
+            Path(source).write_bytes(gzip.compress(text.encode()))
+        elif kind == "parquet":
+            data.to_parquet(source)
+        elif kind == "bom":
+            Path(source).write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode() + b"\r\n")
+        else:
+            Path(source).write_text(json.dumps(rows) if kind == "json" else text, encoding="utf-8")
+    assert run("score", "--scorer", "length", "--dataset", source, "--output-dir", "o") == 0
+    scored = load_dataset("parquet", data_files="o/scored/*.parquet", split="train")
+    assert scored["score_length"] == [float(len(r["prompt"]) + len(r["completion"])) for r in rows]
+
+
+def test_every_kind_of_output(pool):
+    run("score", "--scorer", "length", "--dataset", pool, "--output-dir", "o")
+    select = ("select", "--scores", "o", "--selector", "longest", "--k", "3", "--output")
+    for output in ("s.parquet", "s.jsonl", "deep/saved"):
+        assert run(*select, output) == 0
+    read = [
+        load_dataset("parquet", data_files="s.parquet", split="train"),
+        load_dataset("json", data_files="s.jsonl", split="train"),
+        load_from_disk("deep/saved"),
+    ]
+    assert read[0]["row_id"] == read[1]["row_id"] == read[2]["row_id"]
+    assert run(*select, "deep/saved", "--overwrite") == 0
+    assert run("select", "--scores", "s.jsonl", "--selector", "random", "--k", "2", "--output", "t.jsonl") == 0
+
+
+def test_the_errors_of_score(capsys, pool, model_path, tokenizer):
+    def error(**changed: str) -> str:
+        flags = {"scorer": "selectit", "model": model_path, "dataset": pool, "output-dir": "o"} | changed
+        return fails(capsys, "score", *(word for key, value in flags.items() for word in (f"--{key}", value)))
+
+    assert 'no file or folder "none.jsonl"' in error(dataset="none.jsonl")
+    Path("c.jsonl").write_text('{"question": "a", "answer": "b"}\n')
+    assert "['question', 'answer'" in error(dataset="c.jsonl")
+    Path("empty.jsonl").write_text("")
+    assert "is empty" in error(dataset="empty.jsonl")
+    Path("e.parquet").unlink(missing_ok=True)
+    Dataset.from_dict({"prompt": [], "completion": []}).to_parquet("e.parquet")
+    assert "is empty" in error(dataset="e.parquet")
+    Path("null.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a", "completion": null}\n')
+    assert "row 1: completion is null" in error(dataset="null.jsonl")
+    Path("number.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a", "completion": 5}\n')
+    assert "row 1: completion is int, not text" in error(dataset="number.jsonl")
+    Path("role.jsonl").write_text('{"messages": [{"role": "narrator", "content": "x"}]}\n')
+    assert 'unknown role "narrator"' in error(dataset="role.jsonl")
+    Path("half.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a", "comp\n')
+    assert 'cannot read "half.jsonl"' in error(dataset="half.jsonl")
+    assert "no kind of file" in error(dataset="../" + Path.cwd().name + "/pool.txt") if Path("pool.txt").write_text("x") else True
+    assert "no model folder" in error(model="./none")
+    assert "Did you mean selectit" in error(scorer="selectitt")
+    assert "rating prompts" in error(**{"rating-prompts": "none.txt"})
+    Path("file").write_text("")
+    assert "cannot write to output folder" in error(**{"output-dir": "file/o"})
+    assert "invalid choice" in error(mode="papr")
+    assert "Did you mean --alpha" in error(alhpa="0.3")
+    assert "needs --model" in fails(capsys, "score", "--scorer", "selectit", "--dataset", pool, "--output-dir", "o")
+    assert "needs --output-dir" in fails(capsys, "score", "--scorer", "length", "--dataset", pool)
+    assert 'column "question" is missing' in fails(
+        capsys, "score", "--scorer", "length", "--dataset", pool, "--output-dir", "o", "--rename", "question=prompt"
+    )
+    assert "Did you mean score" in fails(capsys, "scor")
+
+
+def test_the_errors_of_select(capsys, pool):
+    run("score", "--scorer", "length", "--dataset", pool, "--output-dir", "o")
+
+    def error(**changed: str) -> str:
+        flags = {"scores": "o", "selector": "top_k", "column": "score_length", "output": "s.parquet"} | changed
+        return fails(capsys, "select", *(word for key, value in flags.items() for word in (f"--{key}", value)))
+
+    assert "must lie in (0, 1]" in error(fraction="0") and "must lie in (0, 1]" in error(fraction="1.5")
+    assert "41 rows were asked for, but only 40" in error(k="41")
+    assert "exactly one of" in error() and "exactly one of" in error(k="1", fraction="0.1")
+    assert 'Did you mean "score_length"' in error(column="score_lenght", k="1")
+    assert "Did you mean top_k" in error(selector="topk", k="1")
+    assert "num_tokens" in error(tokens="10")
+    Path("file").write_text("")
+    assert "cannot write" in error(k="1", output="file/s.parquet")
+    Path("s.parquet").write_text("precious")
+    assert "--overwrite" in error(k="1") and Path("s.parquet").read_text() == "precious"
+    Path("unfinished/scored").mkdir(parents=True)
+    Path("unfinished/manifest.json").write_text("{}")
+    assert "no scores in" in error(scores="unfinished", k="1", output="t.parquet")
+
+
+def test_a_recipe_runs_its_steps_once_and_replays_from_its_config(pool, capsys):
+    Path("r.yaml").write_text(
+        "steps:\n"
+        "  lengths: {command: score, scorer: length, dataset: pool.jsonl, output_dir: '${output_dir}/scores'}\n"
+        "  select: {scores: '${output_dir}/scores', selector: longest, k: 5, output: '${output_dir}/s.jsonl'}\n"
+    )
+    assert run("run", "r.yaml", "--output-dir", "a", "select.k=4") == 0
+    assert len(Path("a/s.jsonl").read_text().splitlines()) == 4
+    assert "skipped" not in capsys.readouterr().out
+    assert run("run", "r.yaml", "select.k=4", "--output-dir", "a") == 0
+    assert capsys.readouterr().out.count("finished earlier, skipped") == 2
+    assert run("run", "a/config.yaml", "--output-dir", "b") == 0
+    assert Path("b/s.jsonl").read_text() == Path("a/s.jsonl").read_text()
+    assert Path("b/config.yaml").read_text() == Path("a/config.yaml").read_text()
+
+
+def test_the_errors_of_a_recipe(pool, capsys):
+    def error(text: str, *overrides: str) -> str:
+        Path("r.yaml").write_text(text)
+        return fails(capsys, "run", "r.yaml", "--output-dir", "o", *overrides)
+
+    step = "{scorer: length, dataset: pool.jsonl, output_dir: o/s}"
+    assert 'unknown setting "scorr" of step "score". Did you mean scorer' in error("steps: {score: {scorr: length}}")
+    assert 'unknown setting "ofs"' in error("steps: {score: {scorer: length, ofs: all, dataset: a, output_dir: b}}")
+    assert "Did you mean score" in error(f"steps: {{scoer: {step}}}")
+    assert "Did you mean steps" in error(f"stepps: 1\nsteps: {{score: {step}}}")
+    assert "is no recipe" in error("- a\n- b\n")
+    assert "not valid YAML at line" in error("steps: {score: [}\n")
+    assert 'unknown step "scor"' in error(f"steps: {{score: {step}}}", "scor.of=all")
+    assert "not of the form" in error(f"steps: {{score: {step}}}", "of=all")
+    assert "Did you mean quickstart" in fails(capsys, "run", "quikstart")
+    assert 'no recipe file "none.yaml"' in fails(capsys, "run", "none.yaml")
+
+
+def test_a_failing_step_says_why_and_the_finished_ones_are_kept(pool, capsys):
+    Path("r.yaml").write_text(
+        "steps:\n"
+        "  score: {scorer: length, dataset: pool.jsonl, output_dir: '${output_dir}/scores'}\n"
+        "  select: {scores: '${output_dir}/scores', selector: longest, k: 500, output: '${output_dir}/s.jsonl'}\n"
+    )
+    assert run("run", "r.yaml", "--output-dir", "a") == 2
+    assert "500 rows were asked for, but only 40" in capsys.readouterr().err
+    assert run("run", "r.yaml", "--output-dir", "a", "select.k=3") == 0
+    assert "score: finished earlier, skipped" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("name", [name for name in recipes() if name.endswith("_tiny") or name == "quickstart"])
+def test_every_tiny_recipe_runs_offline(name):
+    done = subprocess.run([sys.executable, "-m", "hf_select.cli.main", "run", name, "--output-dir", "o"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Done." in done.stdout
+    if name == "quickstart":
+        shares = {line.split("  ")[1].strip(): line for line in done.stdout.splitlines() if "%" in line and "  " in line}
+        assert "SelectIT" in str(shares) and "random, 20 draws" in str(shares)
+
+
+def test_every_recipe_has_a_header_and_a_tiny_twin_and_resolves():
+    from hf_select.cli.recipe import _resolved, read_recipe
+
+    for name, path in recipes().items():
+        text = path.read_text(encoding="utf-8")
+        assert text.startswith("# ") and f"hf-select run {name}" in text
+        for step, settings in read_recipe(name)[1]["steps"].items():
+            _resolved(step, settings)
+        if not name.endswith("_tiny") and name != "quickstart":
+            assert f"{name}_tiny" in recipes(), f"{name} has no tiny twin"
+
+
+def test_help_of_every_command_shows_an_example(capsys):
+    for argv in (["--help"], ["score", "--help"], ["score", "--scorer", "selectit", "--help"], ["select", "--help"], ["run", "--help"]):
+        with pytest.raises(SystemExit) as stop:
+            main(argv)
+        assert stop.value.code == 0
+        assert "hf-select" in capsys.readouterr().out

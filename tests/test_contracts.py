@@ -1,0 +1,44 @@
+"""Every scorer and selector through the shared laws."""
+
+import pytest
+from contracts import check_scorer, check_selector
+from datasets import Dataset
+
+from hf_select import Length, Longest, Random, SelectIT, TopK
+
+
+SCORERS = {
+    "length": lambda model: Length(),
+    "length_tokens": lambda model: Length(tokenizer=model, of="response"),
+    "selectit": lambda model: SelectIT(model),
+    "selectit_token": lambda model: SelectIT(model, level="token", seed=3),
+    "selectit_repo": lambda model: SelectIT(model, mode="repo", details=True),
+    "selectit_last": lambda model: SelectIT(model, rating_position="last"),
+    "selectit_models": lambda model: SelectIT([model, model], details=True),
+}
+SELECTORS = {
+    "best": lambda: TopK("score_x"),
+    "worst": lambda: TopK("score_x", which="worst"),
+    "longest": lambda: Longest("score_x"),
+}
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_scorer_keeps_the_laws(name, model_path, rows):
+    check_scorer(lambda: SCORERS[name](model_path), rows)
+
+
+@pytest.fixture(scope="module")
+def scored() -> Dataset:
+    scores = [float(i % 7) if i % 5 else None for i in range(30)]
+    return Dataset.from_dict({"score_x": scores, "num_tokens": list(range(10, 40)), "source": list("aabbbbbbbc") * 3})
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+def test_ranking_selector_keeps_the_laws(name, scored):
+    check_selector(SELECTORS[name], scored, unscored={i for i in range(30) if i % 5 == 0})
+
+
+@pytest.mark.parametrize("balanced_by", [None, "source"])
+def test_random_keeps_the_laws(balanced_by, scored):
+    check_selector(lambda: Random(seed=4, balanced_by=balanced_by), scored)

@@ -1,0 +1,191 @@
+"""Rows of every layout -> one conversation; response spans from the template, never from a search."""
+
+import json
+
+import pytest
+
+from hf_select.formats import FALLBACK_TEMPLATE, BadRow, Conversation, conversations, encode, layout
+
+
+CHATML_MARKED = (
+    "{{ bos_token }}{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+    "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}"
+    "{% else %}{{ m['content'] }}<|im_end|>{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+USER, REPLY = {"role": "user", "content": "Name a tool."}, {"role": "assistant", "content": "A saw."}
+
+
+def one(**row):
+    (conversation,) = conversations({name: [value] for name, value in row.items()})
+    return conversation
+
+
+# ---------------------------------------------------------------------------------------------------------- layouts
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [USER, REPLY]},
+        {"prompt": "Name a tool.", "completion": "A saw."},
+        {"prompt": [USER], "completion": [REPLY]},
+        {"instruction": "Name a tool.", "input": "", "output": "A saw."},
+        {"instruction": "Name a tool.", "input": None, "output": "A saw."},
+        {"instruction": "Name a tool.", "output": "A saw."},
+        {"conversations": [{"from": "human", "value": "Name a tool."}, {"from": "gpt", "value": "A saw."}]},
+        {"conversations": [USER, REPLY]},
+        {"messages": [{**USER, "tool_calls": None}, {"role": "assistant", "content": [{"type": "text", "text": "A saw."}]}]},
+    ],
+)
+def test_every_layout_gives_the_same_conversation(row):
+    assert one(**row) == Conversation([USER, REPLY])
+
+
+def test_alpaca_input_follows_a_blank_line():
+    assert one(instruction="Sum up.", input="Rain.", output="Wet.").messages[0]["content"] == "Sum up.\n\nRain."
+
+
+def test_sharegpt_tool_turns_become_tool_calls():
+    call = {"name": "find", "arguments": {"q": "x"}}
+    row = one(
+        conversations=[
+            {"from": "human", "value": "Find x."},
+            {"from": "function_call", "value": json.dumps(call)},
+            {"from": "observation", "value": "found"},
+            {"from": "gpt", "value": "Here."},
+        ],
+        tools=json.dumps([{"name": "find"}]),
+        system="Be brief.",
+    )
+    assert [m["role"] for m in row.messages] == ["system", "user", "assistant", "tool", "assistant"]
+    assert row.messages[2]["tool_calls"] == [{"type": "function", "function": call}]
+    assert row.tools == [{"name": "find"}]
+
+
+def test_plain_text_has_no_roles():
+    assert one(text="Once upon a time.") == Conversation([], text="Once upon a time.")
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"messages": []}, "empty"),
+        ({"messages": None}, "empty or not a list"),
+        ({"messages": ["hello"]}, "has no role"),
+        ({"messages": [{"role": "narrator", "content": "x"}]}, 'unknown role "narrator"'),
+        ({"messages": [{"role": "user", "content": None}]}, r"messages\[0\].content is null"),
+        ({"messages": [{"role": "user", "content": 3}]}, "int, not text"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "other than text"),
+        ({"prompt": None, "completion": "x"}, "prompt is null"),
+        ({"prompt": "x", "completion": 5}, "completion is int"),
+        ({"prompt": "x", "completion": ["y"]}, "list, not text"),
+        ({"instruction": "x", "input": 7, "output": "y"}, "input is int"),
+        ({"conversations": [{"from": "alien", "value": "x"}]}, 'unknown role "alien"'),
+        ({"conversations": [{"from": "human"}]}, "no from and value"),
+        ({"conversations": [{"from": "function_call", "value": "{"}]}, "not valid JSON"),
+        ({"messages": [USER, REPLY], "tools": "{"}, "tools is not valid JSON"),
+        ({"text": None}, "text is null"),
+    ],
+)
+def test_a_broken_row_says_why_and_leaves_its_neighbour_alone(row, reason):
+    found = one(**row)
+    assert isinstance(found, BadRow)
+    with pytest.raises(BadRow, match=reason):
+        raise found
+    whole = {"messages": [USER, REPLY]}
+    name = next(iter(row))
+    if name == "messages":
+        assert conversations({"messages": [row["messages"], whole["messages"]]})[1] == Conversation([USER, REPLY])
+
+
+def test_columns_that_fit_no_layout_are_listed_with_the_cure():
+    with pytest.raises(ValueError, match=r"\['question', 'answer'\].*rename_columns.*--rename"):
+        layout(["question", "answer"])
+
+
+# ------------------------------------------------------------------------------------------------------------ spans
+
+
+def spans(encoded, tokenizer):
+    return [tokenizer.decode(encoded.input_ids[a:b]) for a, b in encoded.responses]
+
+
+def test_a_response_opens_after_the_generation_prompt_and_holds_its_end_mark(tokenizer):
+    encoded = encode(Conversation([{"role": "system", "content": "A saw."}, USER, REPLY, USER, REPLY]), tokenizer)
+    assert spans(encoded, tokenizer) == ["A saw.<|im_end|>\n"] * 2
+    rendered = tokenizer.apply_chat_template(
+        [{"role": "system", "content": "A saw."}, USER, REPLY, USER, REPLY], tokenize=True, return_dict=True
+    )
+    assert encoded.input_ids == rendered["input_ids"]
+
+
+def test_generation_marks_agree_with_prefixes(tokenizer):
+    conversation = Conversation([USER, REPLY, USER, REPLY])
+    marked = encode(conversation, tokenizer, CHATML_MARKED)
+    plain = encode(conversation, tokenizer)
+    assert marked.input_ids == plain.input_ids
+    assert spans(marked, tokenizer) == ["A saw.<|im_end|>"] * 2  # the line break after it is outside the marks
+    assert [a for a, _ in marked.responses] == [a for a, _ in plain.responses]
+
+
+def test_a_response_that_repeats_its_prompt_is_still_placed(tokenizer):
+    """A substring search would find the prompt first."""
+    echo = Conversation([USER, {"role": "assistant", "content": USER["content"]}])
+    encoded = encode(echo, tokenizer)
+    (start, end) = encoded.responses[0]
+    assert spans(encoded, tokenizer) == [USER["content"] + "<|im_end|>\n"]
+    assert end == len(encoded.input_ids) and start > end // 2
+
+
+def test_empty_and_leading_responses(tokenizer):
+    encoded = encode(Conversation([USER, {"role": "assistant", "content": ""}]), tokenizer)
+    assert spans(encoded, tokenizer) == ["<|im_end|>\n"]
+    first = encode(Conversation([REPLY]), tokenizer)
+    assert first.responses == [(0, len(first.input_ids))] or first.responses[0][1] == len(first.input_ids)
+
+
+def test_a_base_model_without_template_gets_the_documented_one(tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizer, "chat_template", None)
+    encoded = encode(Conversation([{"role": "user", "content": "  Name a tool. "}, REPLY]), tokenizer)
+    assert tokenizer.decode(encoded.input_ids) == "<|begin|><|user|>\nName a tool.\n<|assistant|>\nA saw.<|end|>"
+    assert spans(encoded, tokenizer) == ["A saw.<|end|>"]
+    assert encode(Conversation([USER, REPLY]), tokenizer, FALLBACK_TEMPLATE).responses == encoded.responses
+
+
+def test_text_is_all_response_but_its_start_token(tokenizer):
+    encoded = encode(Conversation([], text="Once upon a time."), tokenizer)
+    assert encoded.input_ids[0] == tokenizer.bos_token_id
+    assert encoded.responses == [(1, len(encoded.input_ids))]
+
+
+def test_system_text_opens_the_first_user_turn_where_the_template_has_no_system_role(tokenizer):
+    template = "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + (
+        "[{{ m['role'] }}]{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    encoded = encode(Conversation([{"role": "system", "content": "Be brief."}, USER, REPLY]), tokenizer, template)
+    assert tokenizer.decode(encoded.input_ids) == "[user]Be brief.\n\nName a tool.[assistant]A saw."
+    assert spans(encoded, tokenizer) == ["A saw."]
+    with pytest.raises(BadRow, match="no system role"):
+        encode(Conversation([USER, {"role": "system", "content": "Late."}, REPLY]), tokenizer, template)
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer):
+    """As Qwen3's does, which drops the thoughts of all turns but the last."""
+    template = (
+        "{% for m in messages %}[{{ m['role'] }}]{% if m['role'] == 'assistant' and loop.last %}<think>{% endif %}"
+        "{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    assert len(encode(Conversation([USER, REPLY]), tokenizer, template).responses) == 1
+    with pytest.raises(BadRow, match="response 1 cannot be placed"):
+        encode(Conversation([USER, REPLY, USER, REPLY]), tokenizer, template)
+
+
+def test_tools_reach_the_template(tokenizer):
+    template = "{% if tools %}{{ tools[0]['name'] }}{% endif %}{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}" + (
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    tool = {"name": "find", "description": "", "parameters": {"type": "object", "properties": {}}}
+    encoded = encode(Conversation([USER, REPLY], tools=[tool]), tokenizer, template)
+    assert tokenizer.decode(encoded.input_ids).startswith("find[user]")
+    assert spans(encoded, tokenizer) == ["A saw."]

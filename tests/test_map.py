@@ -1,0 +1,54 @@
+"""A scorer inside `Dataset.map`: the cache hits in a new process, workers start clean, streams work."""
+
+import json
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from hf_select import SelectIT
+
+
+@pytest.mark.slow
+def test_the_cache_hits_in_a_new_process(rows, model_path, tmp_path):
+    Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+    script = textwrap.dedent(f"""
+        import json, os, sys
+        os.environ["HF_DATASETS_CACHE"] = {str(tmp_path / "cache")!r}
+        from datasets import load_dataset
+        from hf_select import CausalLM, SelectIT
+        calls = []
+        load = CausalLM.load
+        CausalLM.load = lambda self, rank=None: calls.append(1) or load(self, rank)
+        scorer = SelectIT({model_path!r}, alpha=float(sys.argv[1]))
+        dataset = load_dataset("parquet", data_files={str(tmp_path / "rows.parquet")!r}, split="train")
+        scores = dataset.map(scorer, batched=True, batch_size=1000)["score_selectit"]
+        print(json.dumps([len(calls), list(scores)]))
+    """)
+
+    def run(alpha: str):
+        done = subprocess.run([sys.executable, "-c", script, alpha], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    first, again, other = run("0.2"), run("0.2"), run("0.4")
+    assert first[0] > 0, "the first run must score"
+    assert again[0] == 0, "the model was loaded again: the cache missed"
+    assert other[0] > 0, "other settings must not hit"
+    assert again[1] == first[1] and other[1] != first[1]
+
+
+@pytest.mark.slow
+def test_two_workers_give_the_same_scores_even_after_the_parent_has_scored(rows, model_path):
+    """The parent's OpenMP threads do not survive a fork; a worker that used them would hang."""
+    dataset = Dataset.from_list(rows * 3)
+    one = dataset.map(SelectIT(model_path), batched=True, batch_size=16)["score_selectit"]
+    two = dataset.map(SelectIT(model_path), batched=True, batch_size=16, num_proc=2, new_fingerprint="two")["score_selectit"]
+    ranked = dataset.map(
+        SelectIT(model_path), batched=True, batch_size=16, num_proc=2, with_rank=True, new_fingerprint="ranked"
+    )["score_selectit"]
+    np.testing.assert_allclose(two, one, rtol=1e-5)
+    np.testing.assert_allclose(ranked, one, rtol=1e-5)
