@@ -263,9 +263,7 @@ def encode(conversation: Conversation, tokenizer: Any, chat_template: str | None
     return _tokens(text, spans, tokenizer, add_special_tokens=template == FALLBACK_TEMPLATE)
 
 
-def _render_with_spans(
-    conversation: Conversation, tokenizer: Any, template: str
-) -> tuple[str, list[tuple[int, int]]]:
+def _render_with_spans(conversation: Conversation, tokenizer: Any, template: str) -> tuple[str, list[tuple[int, int]]]:
     """The rendered text and the character span of each response in it."""
     messages = conversation.messages
     try:

@@ -27,7 +27,9 @@ def check_scorer(make: Any, rows: list[dict[str, Any]], tolerance: float = 1e-5)
     assert {score, columns.reason_column(score)} <= set(whole)
     assert all(len(values) == len(rows) for values in whole.values()), "a column of another length than the batch"
     for value, reason in zip(whole[score], whole[columns.reason_column(score)], strict=True):
-        assert isinstance(reason, str), "a reason is a string, never null: datasets types the column by its first batch"
+        assert isinstance(reason, str), (
+            "a reason is a string, never null: datasets types the column by its first batch"
+        )
         assert value is not None or reason, "a null without a reason"
         assert value is None or np.isfinite(value), "a score that is not a finite number"
 
@@ -89,5 +91,9 @@ def _same(expected: Any, found: Any, tolerance: float, where: str) -> None:
     assert [e is None for e in expected] == [f is None for f in found], f"nulls differ {where}"
     numbers = [(e, f) for e, f in zip(expected, found, strict=True) if e is not None]
     np.testing.assert_allclose(
-        [f for _, f in numbers], [e for e, _ in numbers], rtol=tolerance, atol=tolerance, err_msg=f"scores differ {where}"
+        [f for _, f in numbers],
+        [e for e, _ in numbers],
+        rtol=tolerance,
+        atol=tolerance,
+        err_msg=f"scores differ {where}",
     )

@@ -39,8 +39,28 @@ def fails(capsys, *argv: str) -> str:
 
 
 def test_from_a_file_to_a_subset(pool, model_path, rows, capsys):
-    assert run("score", "--scorer", "selectit", "--model", model_path, "--dataset", pool, "--output-dir", "o", "--details") == 0
-    assert run("select", "--scores", "o", "--selector", "top_k", "--column", "score_selectit", "--fraction", "0.2", "--output", "s.parquet") == 0
+    assert (
+        run(
+            "score", "--scorer", "selectit", "--model", model_path, "--dataset", pool, "--output-dir", "o", "--details"
+        )
+        == 0
+    )
+    assert (
+        run(
+            "select",
+            "--scores",
+            "o",
+            "--selector",
+            "top_k",
+            "--column",
+            "score_selectit",
+            "--fraction",
+            "0.2",
+            "--output",
+            "s.parquet",
+        )
+        == 0
+    )
     printed = capsys.readouterr().out
     assert "score_selectit, mean" in printed and "highest 1 of 40 scored rows" in printed
     subset = load_dataset("parquet", data_files="s.parquet", split="train")
@@ -110,7 +130,11 @@ def test_the_errors_of_score(capsys, pool, model_path, tokenizer):
     assert 'unknown role "narrator"' in error(dataset="role.jsonl")
     Path("half.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a", "comp\n')
     assert 'cannot read "half.jsonl"' in error(dataset="half.jsonl")
-    assert "no kind of file" in error(dataset="../" + Path.cwd().name + "/pool.txt") if Path("pool.txt").write_text("x") else True
+    assert (
+        "no kind of file" in error(dataset="../" + Path.cwd().name + "/pool.txt")
+        if Path("pool.txt").write_text("x")
+        else True
+    )
     assert "no model folder" in error(model="./none")
     assert "Did you mean selectit" in error(scorer="selectitt")
     assert "rating prompts" in error(**{"rating-prompts": "none.txt"})
@@ -198,11 +222,15 @@ def test_a_failing_step_says_why_and_the_finished_ones_are_kept(pool, capsys):
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("name", [name for name in recipes() if name.endswith("_tiny") or name == "quickstart"])
 def test_every_tiny_recipe_runs_offline(name):
-    done = subprocess.run([sys.executable, "-m", "hf_select.cli.main", "run", name, "--output-dir", "o"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "hf_select.cli.main", "run", name, "--output-dir", "o"], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert "Done." in done.stdout
     if name == "quickstart":
-        shares = {line.split("  ")[1].strip(): line for line in done.stdout.splitlines() if "%" in line and "  " in line}
+        shares = {
+            line.split("  ")[1].strip(): line for line in done.stdout.splitlines() if "%" in line and "  " in line
+        }
         assert "SelectIT" in str(shares) and "random, 20 draws" in str(shares)
 
 
@@ -219,7 +247,13 @@ def test_every_recipe_has_a_header_and_a_tiny_twin_and_resolves():
 
 
 def test_help_of_every_command_shows_an_example(capsys):
-    for argv in (["--help"], ["score", "--help"], ["score", "--scorer", "selectit", "--help"], ["select", "--help"], ["run", "--help"]):
+    for argv in (
+        ["--help"],
+        ["score", "--help"],
+        ["score", "--scorer", "selectit", "--help"],
+        ["select", "--help"],
+        ["run", "--help"],
+    ):
         with pytest.raises(SystemExit) as stop:
             main(argv)
         assert stop.value.code == 0

@@ -35,7 +35,12 @@ def one(**row):
         {"instruction": "Name a tool.", "output": "A saw."},
         {"conversations": [{"from": "human", "value": "Name a tool."}, {"from": "gpt", "value": "A saw."}]},
         {"conversations": [USER, REPLY]},
-        {"messages": [{**USER, "tool_calls": None}, {"role": "assistant", "content": [{"type": "text", "text": "A saw."}]}]},
+        {
+            "messages": [
+                {**USER, "tool_calls": None},
+                {"role": "assistant", "content": [{"type": "text", "text": "A saw."}]},
+            ]
+        },
     ],
 )
 def test_every_layout_gives_the_same_conversation(row):
@@ -160,8 +165,9 @@ def test_text_is_all_response_but_its_start_token(tokenizer):
 
 
 def test_system_text_opens_the_first_user_turn_where_the_template_has_no_system_role(tokenizer):
-    template = "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + (
-        "[{{ m['role'] }}]{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+        + ("[{{ m['role'] }}]{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}")
     )
     encoded = encode(Conversation([{"role": "system", "content": "Be brief."}, USER, REPLY]), tokenizer, template)
     assert tokenizer.decode(encoded.input_ids) == "[user]Be brief.\n\nName a tool.[assistant]A saw."
@@ -182,8 +188,9 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer):
 
 
 def test_tools_reach_the_template(tokenizer):
-    template = "{% if tools %}{{ tools[0]['name'] }}{% endif %}{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}" + (
-        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    template = (
+        "{% if tools %}{{ tools[0]['name'] }}{% endif %}{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
+        + ("{% if add_generation_prompt %}[assistant]{% endif %}")
     )
     tool = {"name": "find", "description": "", "parameters": {"type": "object", "properties": {}}}
     encoded = encode(Conversation([USER, REPLY], tools=[tool]), tokenizer, template)

@@ -39,7 +39,11 @@ def imports_of(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names |= {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "hf_select" else {node.module or ""}
+            names |= (
+                {f"{node.module}.{alias.name}" for alias in node.names}
+                if node.module == "hf_select"
+                else {node.module or ""}
+            )
     return names
 
 

@@ -46,7 +46,9 @@ def test_two_workers_give_the_same_scores_even_after_the_parent_has_scored(rows,
     """The parent's OpenMP threads do not survive a fork; a worker that used them would hang."""
     dataset = Dataset.from_list(rows * 3)
     one = dataset.map(SelectIT(model_path), batched=True, batch_size=16)["score_selectit"]
-    two = dataset.map(SelectIT(model_path), batched=True, batch_size=16, num_proc=2, new_fingerprint="two")["score_selectit"]
+    two = dataset.map(SelectIT(model_path), batched=True, batch_size=16, num_proc=2, new_fingerprint="two")[
+        "score_selectit"
+    ]
     ranked = dataset.map(
         SelectIT(model_path), batched=True, batch_size=16, num_proc=2, with_rank=True, new_fingerprint="ranked"
     )["score_selectit"]

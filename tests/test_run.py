@@ -31,7 +31,12 @@ def test_scores_equal_those_of_map_and_stand_alone_too(rows, model_path, tmp_pat
     assert alone["score_selectit"].to_pylist() == scored["score_selectit"]
     summary = json.loads((tmp_path / "o" / "summary.json").read_text())
     assert summary["rows"] == summary["scored"] == len(rows) and summary["cost"]["flops"] > 0
-    assert sorted(p.name for p in (tmp_path / "o").iterdir()) == ["manifest.json", "scored", "scores.parquet", "summary.json"]
+    assert sorted(p.name for p in (tmp_path / "o").iterdir()) == [
+        "manifest.json",
+        "scored",
+        "scores.parquet",
+        "summary.json",
+    ]
 
 
 def test_a_second_run_scores_nothing_again(rows, tmp_path, monkeypatch):
@@ -84,7 +89,9 @@ def test_broken_rows_stop_the_run_before_it_starts_or_go_unscored(tmp_path):
 def test_a_first_chunk_without_any_score_does_not_fix_a_wrong_type(tmp_path):
     """`datasets` would type such a column as null and fail at the first number."""
     data = Dataset.from_dict({"prompt": [None] * 5 + ["a"] * 5, "completion": ["x"] * 10})
-    assert score(data, Length(), tmp_path / "o", chunk_rows=5, bad_rows="null")["score_length"] == [None] * 5 + [2.0] * 5
+    assert (
+        score(data, Length(), tmp_path / "o", chunk_rows=5, bad_rows="null")["score_length"] == [None] * 5 + [2.0] * 5
+    )
     mapped = data.map(Length(), batched=True, batch_size=5, writer_batch_size=5, features=Length().features(data))
     assert mapped["score_length"] == [None] * 5 + [2.0] * 5
 
@@ -133,5 +140,7 @@ def test_kill_9_at_any_moment_loses_only_the_chunk_in_flight(model_path, tmp_pat
     assert len(list((tmp_path / "o" / "scored").iterdir())) == 30, "something other than the 30 chunks was left"
     rows = [{"prompt": r["prompt"], "completion": r["completion"]} for r in demo.make_pool(240, seed=8)]
     whole = score(dataset_of(rows), SelectIT(model_path), tmp_path / "whole", chunk_rows=8)
-    resumed = load_dataset("parquet", data_files=[str(p) for p in sorted((tmp_path / "o").glob("scored/part-*"))], split="train")
+    resumed = load_dataset(
+        "parquet", data_files=[str(p) for p in sorted((tmp_path / "o").glob("scored/part-*"))], split="train"
+    )
     assert resumed["score_selectit"] == whole["score_selectit"] and resumed["row_id"] == whole["row_id"]

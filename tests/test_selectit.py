@@ -40,7 +40,10 @@ def test_token_score_depends_on_the_top_probability_alone():
 
 
 def test_sentence_score_takes_the_population_deviation():
-    paper, repo = (np.array([token_scores(np.array(p, float), mode)[0] for p, _, _ in CHECKPOINTS[:5]]) for mode in ("paper", "repo"))
+    paper, repo = (
+        np.array([token_scores(np.array(p, float), mode)[0] for p, _, _ in CHECKPOINTS[:5]])
+        for mode in ("paper", "repo")
+    )
     assert sentence_score(paper, alpha=0.2) == pytest.approx(0.85316706, abs=1e-8)
     assert sentence_score(repo, alpha=0.2) == pytest.approx(0.201164, abs=1e-6)
 
@@ -56,7 +59,9 @@ def test_model_score_weighs_by_parameters():
 def test_softmax_over_five_logits_is_the_full_softmax_renormalised():
     logits = np.random.default_rng(1).normal(size=(20, 300)) * 5
     full = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    np.testing.assert_allclose(rating_probabilities(logits[:, 7:12]), full[:, 7:12] / full[:, 7:12].sum(1, keepdims=True))
+    np.testing.assert_allclose(
+        rating_probabilities(logits[:, 7:12]), full[:, 7:12] / full[:, 7:12].sum(1, keepdims=True)
+    )
 
 
 def test_scorer_equals_the_procedure_done_by_hand(model_path, rows):
@@ -92,7 +97,9 @@ def test_rating_last_equals_its_own_layout_done_by_hand(model_path, rows):
     batch = {k: [r[k] for r in rows] for k in row}
     last = SelectIT(model_path, rating_position="last")(batch)["score_selectit"]
     assert last[0] == pytest.approx(float(sentence_score(scores)), rel=1e-5)
-    assert not np.allclose(last, SelectIT(model_path)(batch)["score_selectit"], rtol=1e-3), "another layout, other scores"
+    assert not np.allclose(last, SelectIT(model_path)(batch)["score_selectit"], rtol=1e-3), (
+        "another layout, other scores"
+    )
 
 
 def test_details_explain_the_score(model_path, rows):
@@ -102,7 +109,10 @@ def test_details_explain_the_score(model_path, rows):
 
 
 def test_only_the_first_pair_is_rated_and_system_text_is_not(model_path):
-    pair = [{"role": "user", "content": "Name three tools."}, {"role": "assistant", "content": "Saws, files and drills."}]
+    pair = [
+        {"role": "user", "content": "Name three tools."},
+        {"role": "assistant", "content": "Saws, files and drills."},
+    ]
     more = [{"role": "user", "content": "More."}, {"role": "assistant", "content": "Hammers."}]
     system = [{"role": "system", "content": "Be brief."}]
     out = SelectIT(model_path)({"messages": [pair, pair + more, system + pair, pair[:1], more[1:]]})
@@ -160,7 +170,13 @@ def test_the_token_level_draws_its_prompt_with_the_seed(model_path):
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"k": 1}, "k is 1"), ({"k": 10}, "k is 10"), ({"mode": "papr"}, "mode"), ({"alpha": -1}, "alpha"), ({"sizes": [1, 2]}, "2 sizes")],
+    [
+        ({"k": 1}, "k is 1"),
+        ({"k": 10}, "k is 10"),
+        ({"mode": "papr"}, "mode"),
+        ({"alpha": -1}, "alpha"),
+        ({"sizes": [1, 2]}, "2 sizes"),
+    ],
 )
 def test_settings_are_checked_at_construction(settings, message):
     with pytest.raises(ValueError, match=message):
@@ -175,7 +191,9 @@ def test_ratings_that_are_not_single_tokens_are_refused(tmp_path):
     words = Tokenizer(models.WordLevel({"<unk>": 0, "answer": 1}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>").save_pretrained(tmp_path)
-    config = LlamaConfig(vocab_size=8, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    config = LlamaConfig(
+        vocab_size=8, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
     LlamaForCausalLM(config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="single token"):
         SelectIT(str(tmp_path))({"prompt": ["a"], "completion": ["b"]})

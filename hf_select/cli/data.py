@@ -48,7 +48,9 @@ def check_output(output: str, overwrite: bool) -> Path:
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ValueError(f'cannot write to "{path}": "{parent}" is not a folder that can be written to. Choose another --output.')
+        raise ValueError(
+            f'cannot write to "{path}": "{parent}" is not a folder that can be written to. Choose another --output.'
+        )
     return path
 
 
@@ -98,7 +100,9 @@ def _from_folder_or_hub(source: str, path: Path, split: str) -> Dataset:
             saved = load_from_disk(str(path))
             return saved if isinstance(saved, Dataset) else _split(saved, split, source)
     elif source.startswith((".", "/", "~")) or source.count("/") > 1 or path.suffix in (*_READERS, *_COMPRESSED):
-        raise ValueError(f'no file or folder "{source}"; give a {", ".join(_READERS)} file, a saved dataset or a Hub id.')
+        raise ValueError(
+            f'no file or folder "{source}"; give a {", ".join(_READERS)} file, a saved dataset or a Hub id.'
+        )
     try:
         return _split(load_dataset(source), split, source)
     except (DatasetNotFoundError, ConnectionError) as error:

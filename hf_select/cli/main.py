@@ -110,7 +110,9 @@ class _Parser(argparse.ArgumentParser):
         flag = next((word for word in message.split() if word.startswith("--")), None)
         if message.startswith("unrecognized arguments") and flag is not None:
             name = flag.partition("=")[0]
-            raise suggest("flag", name, [option for a in self._actions for option in a.option_strings if option[:2] == "--"])
+            raise suggest(
+                "flag", name, [option for a in self._actions for option in a.option_strings if option[:2] == "--"]
+            )
         raise ValueError(f"{message}. See {self.prog} --help.")
 
 

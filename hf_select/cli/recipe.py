@@ -53,10 +53,14 @@ class Run:
         except OSError as error:
             raise ValueError(f'cannot write to output folder "{folder}": {error.strerror}. Choose another.') from None
         config = {"description": recipe.get("description", name), "steps": steps}
-        (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        (folder / "config.yaml").write_text(
+            yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8"
+        )
         for number, (step, settings) in enumerate(steps.items(), 1):
             _run_step(f"[{number}/{len(steps)}] {step}", folder, step, settings)
-        print(f"\nDone. Everything is in {folder}; its config.yaml repeats this run: hf-select run {folder}/config.yaml")
+        print(
+            f"\nDone. Everything is in {folder}; its config.yaml repeats this run: hf-select run {folder}/config.yaml"
+        )
 
 
 def recipes() -> dict[str, Path]:
@@ -156,5 +160,3 @@ def _placed(value: Any, output_dir: str) -> Any:
     if isinstance(value, dict):
         return {key: _placed(item, output_dir) for key, item in value.items()}
     return value
-
-

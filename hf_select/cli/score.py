@@ -106,7 +106,10 @@ def _summary(output_dir: str, name: str) -> tuple[list[str], list[list[str]]]:
         ["rows", f"{summary['rows']:,}"],
         ["with a score", f"{summary['scored']:,}"],
         *([f"without: {reason}", f"{count:,}"] for reason, count in summary["reasons"].items()),
-        [f"score_{name}: lowest, median, highest", ", ".join(f"{quantiles[q]:.4g}" for q in ("0", "0.5", "1") if quantiles)],
+        [
+            f"score_{name}: lowest, median, highest",
+            ", ".join(f"{quantiles[q]:.4g}" for q in ("0", "0.5", "1") if quantiles),
+        ],
         ["seconds, rows/s", f"{cost['seconds']:,.1f}, {cost['rows_per_second']:,.1f}"],
     ]
     if "tokens" in cost:

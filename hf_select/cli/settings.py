@@ -62,7 +62,11 @@ def add_flags(parser: argparse.ArgumentParser, cls: type, title: str, skip: Iter
         kind = _without_none(hints[f.name])
         options: dict[str, Any] = {"help": help_text, "default": argparse.SUPPRESS, "metavar": f.name.upper()}
         if kind is bool:
-            parser_options = {"action": argparse.BooleanOptionalAction, "help": help_text, "default": argparse.SUPPRESS}
+            parser_options = {
+                "action": argparse.BooleanOptionalAction,
+                "help": help_text,
+                "default": argparse.SUPPRESS,
+            }
             group.add_argument(flag, **parser_options)
             continue
         if get_origin(kind) is list:
@@ -83,7 +87,9 @@ def build(cls: type, values: dict[str, Any], where: str) -> Any:
     """`cls(**values)` with types checked; a single value in a list where one will do is unpacked."""
     hints = get_type_hints(cls)
     clean = {name: _checked(value, hints[name], name) for name, value in values.items()}
-    missing = [f.name for f in settable(cls) if f.default is MISSING and f.default_factory is MISSING and f.name not in clean]
+    missing = [
+        f.name for f in settable(cls) if f.default is MISSING and f.default_factory is MISSING and f.name not in clean
+    ]
     if missing:
         flags = ", ".join("--" + name.replace("_", "-") for name in missing)
         raise ValueError(f"{where} needs {flags}.")

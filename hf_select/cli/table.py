@@ -8,7 +8,10 @@ def print_table(header: list[str], rows: list[list[str]], title: str = "") -> No
     if title:
         print(f"\n{title}")
     for n, line in enumerate(lines):
-        cells = [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+        cells = [
+            line[0].ljust(widths[0]),
+            *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)),
+        ]
         print("  " + "  ".join(cells).rstrip())
         if n == 0 and any(header):
             print("  " + "  ".join("-" * width for width in widths))

@@ -138,7 +138,9 @@ def _with_adapter(model: Any, adapter: str) -> Any:
     except (RuntimeError, ValueError) as error:
         raise ValueError(f'adapter "{adapter}" does not fit the model: {str(error).splitlines()[0]}') from error
     if adapted.active_peft_config.is_prompt_learning:
-        raise ValueError(f'adapter "{adapter}" is a prompt-learning one; only adapters inside the layers (LoRA ...) work.')
+        raise ValueError(
+            f'adapter "{adapter}" is a prompt-learning one; only adapters inside the layers (LoRA ...) work.'
+        )
     return adapted
 
 

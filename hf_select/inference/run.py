@@ -156,7 +156,9 @@ class _Job:
             write_json(path, manifest)
         except OSError as error:
             self.leave_nothing_empty()
-            raise ValueError(f'cannot write to output folder "{self.folder}": {error.strerror}. Choose another.') from None
+            raise ValueError(
+                f'cannot write to output folder "{self.folder}": {error.strerror}. Choose another.'
+            ) from None
 
     def leave_nothing_empty(self) -> None:
         """Take back the folders that this run made, if it failed before it had anything to show."""
@@ -231,7 +233,9 @@ def _finish(job: _Job) -> None:
         "rows": len(scores),
         "scored": len(values),
         "reasons": dict(reasons.most_common()),
-        "quantiles": {q: float(np.quantile(values, float(q))) for q in ("0", "0.25", "0.5", "0.75", "1")} if len(values) else {},
+        "quantiles": {q: float(np.quantile(values, float(q))) for q in ("0", "0.25", "0.5", "0.75", "1")}
+        if len(values)
+        else {},
         "cost": {**cost, "rows_per_second": len(scores) / cost["seconds"], "peak_memory_mib": _peak_memory_mib()},
         "device": _device_name(),
     }
@@ -288,7 +292,9 @@ def _refuse_other(there: dict[str, Any], here: dict[str, Any], folder: Path) -> 
     if there["chunk_rows"] != here["chunk_rows"]:
         differing.append(f"chunk_rows {there['chunk_rows']} there, {here['chunk_rows']} here")
     if differing:
-        raise ValueError(f'"{folder}" holds scores of another run ({"; ".join(differing)}). Choose another output folder.')
+        raise ValueError(
+            f'"{folder}" holds scores of another run ({"; ".join(differing)}). Choose another output folder.'
+        )
 
 
 def _plain(value: Any) -> Any:

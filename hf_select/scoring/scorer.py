@@ -90,4 +90,6 @@ class Scorer(ABC):
         self._warned.update(fresh)
         if fresh:
             listed = "; ".join(f"{count} x {reason}" for reason, count in Counter(fresh).most_common(3))
-            logger.warning("%s: %d of %d rows of this batch have no score (%s).", self.name, reasons.total(), total, listed)
+            logger.warning(
+                "%s: %d of %d rows of this batch have no score (%s).", self.name, reasons.total(), total, listed
+            )

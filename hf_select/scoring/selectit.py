@@ -47,7 +47,9 @@ def rating_probabilities(logits: np.ndarray) -> np.ndarray:
     return p / p.sum(axis=-1, keepdims=True)
 
 
-def token_scores(probabilities: np.ndarray, mode: str = "paper", k: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+def token_scores(
+    probabilities: np.ndarray, mode: str = "paper", k: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Token-level score (Eq. 3) and uncertainty, of probabilities (..., R) of the ratings 1..R.
 
     S_base = argmax_k P'_k (ties: the lower), disparity = 1/(K-1) sum_i |P'_i - P'_{S_base}|, S_tok = S_base * disparity;
@@ -83,7 +85,9 @@ def model_score(sentence_scores: np.ndarray, sizes: Sequence[float], mode: str =
     if mode == "paper":
         return sentence_scores @ (theta / theta.sum())
     if len(theta) != 3:
-        raise ValueError(f'mode "repo" weights exactly three models, as the authors\' code does; here are {len(theta)}.')
+        raise ValueError(
+            f'mode "repo" weights exactly three models, as the authors\' code does; here are {len(theta)}.'
+        )
     return sentence_scores @ (theta / [theta[0] + theta[1], theta[0] + theta[1], theta.sum()])
 
 
@@ -247,7 +251,9 @@ class SelectIT(Scorer):
             measured = [_stack(row) for row in zip(*by_prompt, strict=True)]
         else:
             measured = model.next_token_logits_after(ids[0], ask_ids, rating_ids)
-        rated: list[Rated | BadRow] = [note if isinstance(note, BadRow) else Rated(np.empty(0), note) for note in notes]
+        rated: list[Rated | BadRow] = [
+            note if isinstance(note, BadRow) else Rated(np.empty(0), note) for note in notes
+        ]
         for i, logits in zip(fits, measured, strict=True):
             if isinstance(logits, OutOfMemory):
                 rated[i] = BadRow("out of memory on this row alone; set max_length")

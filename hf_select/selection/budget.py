@@ -47,7 +47,9 @@ class Budget:
         cure = 'Count tokens first: dataset.map(Length("your-model"), batched=True).'
         counts = columns.numeric_column(dataset, tokens_column, cure)
         if np.isnan(counts).any():
-            raise ValueError(f'{int(np.isnan(counts).sum())} rows have no "{tokens_column}"; drop them or count them. {cure}')
+            raise ValueError(
+                f'{int(np.isnan(counts).sum())} rows have no "{tokens_column}"; drop them or count them. {cure}'
+            )
         return cls(tokens=tokens, num_tokens=counts)
 
     def take(self, order: np.ndarray, what: str) -> np.ndarray:

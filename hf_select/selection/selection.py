@@ -59,7 +59,9 @@ class Selection:
         subset = dataset.select(self.indices)
         if self.row_ids is not None and columns.ROW_ID in dataset.column_names:
             if list(subset[columns.ROW_ID]) != list(self.row_ids):
-                raise ValueError("row_id of the chosen rows differs: the dataset was reordered or changed after selecting.")
+                raise ValueError(
+                    "row_id of the chosen rows differs: the dataset was reordered or changed after selecting."
+                )
         added = {
             columns.SELECTION_RANK: np.arange(1, len(self) + 1),
             columns.SELECTION_REASON: np.array(self.reasons, dtype=object),
