@@ -1,8 +1,8 @@
 """Every column name that hf_select reads or writes, and the one error for a column that is not there.
 
 A method called `name` adds `score_<name>` (float, null where a row cannot be scored) and `<name>_reason` (why there is
-no score, or what was done to get one; empty otherwise). The reason is a string and never null: `datasets` fixes the type of a
-column by its first batch, and a batch of nulls would fix the wrong one.
+no score, or what was done to get one; empty otherwise). The reason is a string and never null: `datasets` fixes the
+type of a column by its first batch, and a batch of nulls would fix the wrong one.
 """
 
 import difflib

@@ -1,8 +1,9 @@
-"""A pool of rows with a known share of damage, and a causal LM small enough to train in a minute: the ground of the quickstart,
-the tiny recipes and the tests. Nothing is read from anywhere.
+"""A pool of rows with a known share of damage, and a causal LM small enough to train in a minute: the ground of the
+quickstart, the tiny recipes and the tests. Nothing is read from anywhere.
 
-A model of this size knows nothing about the world, so the demonstration teaches it to rate: it is trained on other rows of the
-same generator, with ratings that tell damaged from whole ones. That flatters SelectIT. It shows the road, not the method's worth.
+A model of this size knows nothing about the world, so the demonstration teaches it to rate: it is trained on other
+rows of the same generator, with ratings that tell damaged from whole ones. That flatters SelectIT. It shows the road,
+not the method's worth.
 """
 
 import random
@@ -15,7 +16,8 @@ DAMAGES = ("other_response", "wrong_answer", "cut_off", "shuffled_words", "repea
 
 _CAPITALS = {
     "France": "Paris", "Japan": "Tokyo", "Kenya": "Nairobi", "Peru": "Lima", "Norway": "Oslo", "Egypt": "Cairo",
-    "Canada": "Ottawa", "Chile": "Santiago", "Greece": "Athens", "India": "New Delhi", "Cuba": "Havana", "Poland": "Warsaw",
+    "Canada": "Ottawa", "Chile": "Santiago", "Greece": "Athens", "India": "New Delhi", "Cuba": "Havana",
+    "Poland": "Warsaw",
 }  # fmt: skip
 _OPPOSITES = {
     "hot": "cold", "early": "late", "full": "empty", "brave": "fearful", "dark": "bright", "soft": "hard",
@@ -78,7 +80,8 @@ def damaged(row: dict[str, str], how: str, rng: random.Random) -> dict[str, str]
 
 
 def make_pool(num_rows: int, damaged_share: float = 0.3, seed: int = 0) -> list[dict[str, Any]]:
-    """Rows {row_id, task, prompt, completion, damage}, shuffled; `damage` is "" for whole rows. Never show it to a scorer."""
+    """Rows {row_id, task, prompt, completion, damage}, shuffled; `damage` is "" for whole rows. Never show it to a
+    scorer."""
     rng = random.Random(seed)
     rows = []
     for i in range(num_rows):
@@ -128,18 +131,19 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int = 600) -> Any:
         eos_token="<|end|>",
         pad_token="<|pad|>",
         chat_template=(
-            "{{ bos_token }}{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
+            "{{ bos_token }}{% for m in messages %}"
+            "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
             "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
         ),
     )
 
 
-def tiny_model(tokenizer: Any, seed: int = 0, **config: int) -> Any:
+def tiny_model(tokenizer: Any, seed: int = 0, **config: Any) -> Any:
     """A random Llama over this tokenizer; about a million parameters unless `config` says otherwise."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    sizes = {
+    sizes: dict[str, Any] = {
         "hidden_size": 128,
         "intermediate_size": 352,
         "num_hidden_layers": 4,

@@ -2,24 +2,24 @@
 
 Layouts, by the columns that are there (first match wins):
 
-| layout            | columns                                   | becomes                                              |
-| ----------------- | ----------------------------------------- | ---------------------------------------------------- |
-| messages          | `messages` [, `tools`]                    | as it is                                             |
-| sharegpt          | `conversations` [, `system`, `tools`]     | from/value turns; function_call -> tool_calls        |
-| prompt-completion | `prompt`, `completion` (text or messages) | one user and one assistant turn, or the joined lists |
-| alpaca            | `instruction`, `output` [, `input`]       | user = instruction + blank line + input              |
-| text              | `text`                                    | raw text without roles                               |
+layout            | columns                                   | becomes
+----------------- | ----------------------------------------- | ----------------------------------------------------
+messages          | `messages` [, `tools`]                    | as it is
+sharegpt          | `conversations` [, `system`, `tools`]     | from/value turns; function_call -> tool_calls
+prompt-completion | `prompt`, `completion` (text or messages) | one user and one assistant turn, or the joined lists
+alpaca            | `instruction`, `output` [, `input`]       | user = instruction + blank line + input
+text              | `text`                                    | raw text without roles
 
 A broken row raises `BadRow` with the reason; it is never repaired by a guess. Response spans come from the model's own
-chat template: from its `{% generation %}` marks where it has them, else from what the template writes for each prefix of
-the conversation. Text is never searched for the response. A model without a template gets FALLBACK_TEMPLATE.
+chat template: from its `{% generation %}` marks where it has them, else from what the template writes for each prefix
+of the conversation. Text is never searched for the response. A model without a template gets FALLBACK_TEMPLATE.
 """
 
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -40,8 +40,9 @@ SHAREGPT_ROLES = {
     "tool": "tool",
 }
 
-# For base models without a template: the layout of the Tulu sets, which the RDS+ study (arXiv:2503.01807) uses for every
-# base model. Turns are stripped and open with their role; a response ends with EOS, both of which a model learns from.
+# For base models without a template: the layout of the Tulu sets, which the RDS+ study (arXiv:2503.01807) uses for
+# every base model. Turns are stripped and open with their role; a response ends with EOS, both of which a model learns
+# from.
 FALLBACK_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' }}"
     "{% if message['role'] == 'assistant' %}"
@@ -271,7 +272,8 @@ def _render_with_spans(conversation: Conversation, tokenizer: Any, template: str
     except BadRow:
         if messages[0]["role"] != "system" or len(messages) == 1 or messages[1]["role"] != "user":
             raise
-        # Templates without a system role (Gemma 1 and 2, some Mistral ones) refuse it; it then opens the first user turn.
+        # Templates without a system role (Gemma 1 and 2, some Mistral ones) refuse it; it then opens the first user
+        # turn.
         merged = f"{messages[0]['content']}\n\n{messages[1]['content']}"
         messages = [{**messages[1], "content": merged}, *messages[2:]]
         text, spans = _render(messages, conversation, tokenizer, template)
@@ -309,7 +311,7 @@ def _render(
     try:
         rendered, marks = render_jinja_template(
             conversations=[messages],
-            tools=conversation.tools,
+            tools=cast(Any, conversation.tools),
             chat_template=template,
             return_assistant_tokens_mask=marked,
             add_generation_prompt=add_generation_prompt,
@@ -319,7 +321,7 @@ def _render(
         raise BadRow(f"the chat template refuses the row: {error}") from None
     except (TypeError, KeyError, AttributeError) as error:  # the row lacks what the template takes for granted
         raise BadRow(f"the chat template fails on the row: {type(error).__name__}: {error}") from None
-    return rendered[0], [tuple(mark) for mark in marks[0]] if marked else None
+    return rendered[0], [tuple(mark) for mark in marks[0]] if marked else None  # pyright: ignore[reportReturnType]
 
 
 def _tokens(text: str, spans: list[tuple[int, int]], tokenizer: Any, add_special_tokens: bool) -> Encoded:

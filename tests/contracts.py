@@ -1,4 +1,6 @@
-"""The laws of every scorer and selector. A new method adds a case to test_contracts.py, not a test of its own for these."""
+"""The laws of every scorer and selector. A new method adds a case to test_contracts.py, not a test of its own for
+these.
+"""
 
 import pickle
 import random

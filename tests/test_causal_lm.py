@@ -1,4 +1,6 @@
-"""Measurements equal the model's own, for one row at a time with full logits, in every architecture that is tried here."""
+"""Measurements equal the model's own, for one row at a time with full logits, in every architecture that is tried
+here.
+"""
 
 import numpy as np
 import pytest
@@ -20,18 +22,39 @@ SMALL = {
 GQA = SMALL | {"num_key_value_heads": 2, "head_dim": 8}
 ARCHITECTURES = {
     "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**SMALL, num_key_value_heads=2)),
-    "qwen2_tied": lambda: hf.Qwen2ForCausalLM(hf.Qwen2Config(**SMALL, num_key_value_heads=2, tie_word_embeddings=True)),
-    "mistral_sliding": lambda: hf.MistralForCausalLM(hf.MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=8)),
-    "gemma2_softcap": lambda: hf.Gemma2ForCausalLM(hf.Gemma2Config(**GQA, final_logit_softcapping=5.0, sliding_window=8)),
-    "granite_scaled": lambda: hf.GraniteForCausalLM(hf.GraniteConfig(**SMALL, num_key_value_heads=2, logits_scaling=4.0)),
+    "qwen2_tied": lambda: hf.Qwen2ForCausalLM(
+        hf.Qwen2Config(**SMALL, num_key_value_heads=2, tie_word_embeddings=True)
+    ),
+    "mistral_sliding": lambda: hf.MistralForCausalLM(
+        hf.MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=8)
+    ),
+    "gemma2_softcap": lambda: hf.Gemma2ForCausalLM(
+        hf.Gemma2Config(**GQA, final_logit_softcapping=5.0, sliding_window=8)
+    ),
+    "granite_scaled": lambda: hf.GraniteForCausalLM(
+        hf.GraniteConfig(**SMALL, num_key_value_heads=2, logits_scaling=4.0)
+    ),
     "cohere_scaled": lambda: hf.CohereForCausalLM(hf.CohereConfig(**SMALL, logit_scale=0.3)),
     "gpt2_learned": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=4)),
     "gpt_neox": lambda: hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**SMALL)),
-    "opt": lambda: hf.OPTForCausalLM(hf.OPTConfig(vocab_size=300, hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=32)),
+    "opt": lambda: hf.OPTForCausalLM(
+        hf.OPTConfig(
+            vocab_size=300,
+            hidden_size=32,
+            ffn_dim=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            word_embed_proj_dim=32,
+        )
+    ),
     "bloom_alibi": lambda: hf.BloomForCausalLM(hf.BloomConfig(vocab_size=300, hidden_size=32, n_layer=2, n_head=4)),
-    "mixtral_moe": lambda: hf.MixtralForCausalLM(hf.MixtralConfig(**SMALL, num_key_value_heads=2, num_local_experts=4, sliding_window=None)),
-    "mamba": lambda: hf.MambaForCausalLM(hf.MambaConfig(vocab_size=300, hidden_size=32, state_size=4, num_hidden_layers=2)),
-}  # fmt: skip
+    "mixtral_moe": lambda: hf.MixtralForCausalLM(
+        hf.MixtralConfig(**SMALL, num_key_value_heads=2, num_local_experts=4, sliding_window=None)
+    ),
+    "mamba": lambda: hf.MambaForCausalLM(
+        hf.MambaConfig(vocab_size=300, hidden_size=32, state_size=4, num_hidden_layers=2)
+    ),
+}
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -182,10 +205,15 @@ def test_an_adapter_changes_the_measurement(llama, model_path, tmp_path):
     ("model", "why"),
     [
         (lambda: hf.BertLMHeadModel(hf.BertConfig(**SMALL)), "attend to later ones"),
-        (lambda: hf.T5ForConditionalGeneration(hf.T5Config(vocab_size=300, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)), "no causal LM of this type"),
+        (
+            lambda: hf.T5ForConditionalGeneration(
+                hf.T5Config(vocab_size=300, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+            ),
+            "no causal LM of this type",
+        ),
         (lambda: hf.LlamaForSequenceClassification(hf.LlamaConfig(**SMALL)), "its files lack"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_causal_lm_is_refused(model, why, tokenizer, tmp_path):
     model().save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)

@@ -189,8 +189,9 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer):
 
 def test_tools_reach_the_template(tokenizer):
     template = (
-        "{% if tools %}{{ tools[0]['name'] }}{% endif %}{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
-        + ("{% if add_generation_prompt %}[assistant]{% endif %}")
+        "{% if tools %}{{ tools[0]['name'] }}{% endif %}"
+        "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
     )
     tool = {"name": "find", "description": "", "parameters": {"type": "object", "properties": {}}}
     encoded = encode(Conversation([USER, REPLY], tools=[tool]), tokenizer, template)

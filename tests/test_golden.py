@@ -1,4 +1,6 @@
-"""Parity with the authors' own code on a tiny model (outputs made once; see the README beside them). Not part of the project."""
+"""Parity with the authors' own code on a tiny model (outputs made once; see the README beside them). Not part of the
+project.
+"""
 
 import hashlib
 import json

@@ -1,4 +1,6 @@
-"""The house holds together: imports run one way, importing costs nothing, the cost of a scorer is what the design says."""
+"""The house holds together: imports run one way, importing costs nothing, the cost of a scorer is what the design
+says.
+"""
 
 import ast
 import subprocess
@@ -70,7 +72,8 @@ def test_only_training_imports_the_trainers(path):
 def test_importing_loads_no_torch_and_takes_under_half_a_second():
     code = (
         "import time; t = time.perf_counter(); import hf_select; s = time.perf_counter() - t; import sys; "
-        "heavy = [m for m in ('torch', 'transformers', 'datasets', 'numpy') if m in sys.modules]; assert not heavy, heavy; print(s)"
+        "heavy = [m for m in ('torch', 'transformers', 'datasets', 'numpy') if m in sys.modules]; "
+        "assert not heavy, heavy; print(s)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

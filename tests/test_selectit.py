@@ -1,4 +1,6 @@
-"""SelectIT: the numeric checkpoints of the paper and of the authors' code, worked by hand, and the choices around them."""
+"""SelectIT: the numeric checkpoints of the paper and of the authors' code, worked by hand, and the choices around
+them.
+"""
 
 import numpy as np
 import pytest
@@ -148,7 +150,8 @@ def test_a_cut_prompt_keeps_its_question_and_the_start_of_its_response(model_pat
 
 
 def test_rating_prompts_from_a_file_keep_their_line_breaks(model_path, tmp_path):
-    """The reference adds one line break to each line as read: the last line of a file without one gets a single break."""
+    """The reference adds one line break to each line as read: the last line of a file without one gets a single
+    break."""
     path = tmp_path / "prompts.txt"
     path.write_text("one\ntwo\nthree\u2028still three\nfour\nfive", encoding="utf-8")
     scorer = SelectIT(model_path, rating_prompts=str(path))

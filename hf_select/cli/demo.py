@@ -1,4 +1,6 @@
-"""Steps of the quickstart and the tiny recipes: make a pool and a model from nothing, and say what a selection did to it."""
+"""Steps of the quickstart and the tiny recipes: make a pool and a model from nothing, and say what a
+selection did to it.
+"""
 
 import json
 from dataclasses import dataclass
@@ -42,8 +44,8 @@ class DemoPool:
         # The model learns on other rows: seeds far from the pool's.
         loss = demo.train_rater(folder / "model", num_examples=3000, steps=self.steps, seed=self.seed + 1000)
         print(
-            f"      {self.num_rows} rows, {self.damaged_share:.0%} of them damaged; a tiny Llama trained from scratch to rate "
-            f"(rating loss {loss['first']:.2f} -> {loss['last']:.2f} nats)"
+            f"      {self.num_rows} rows, {self.damaged_share:.0%} of them damaged; a tiny Llama trained from scratch "
+            f"to rate (rating loss {loss['first']:.2f} -> {loss['last']:.2f} nats)"
         )
 
 
@@ -102,12 +104,19 @@ class DemoTable:
                 line("longest", [Longest()(dataset, fraction=self.fraction).indices]),
                 line("SelectIT", [TopK("score_selectit")(dataset, fraction=self.fraction).indices]),
             ],
-            title=f"What a selection of {self.fraction:.0%} contains (share of its rows; the scorer never saw the answer key)",
+            title=(
+                f"What a selection of {self.fraction:.0%} contains "
+                "(share of its rows; the scorer never saw the answer key)"
+            ),
         )
         print(
-            "\nThis is a demonstration. The tiny model was taught to rate on other rows of the same generator, which flatters SelectIT,\n"
-            "and one pool and one seed prove nothing. 'Damaged' is not the same as 'bad to train on'; no model was trained on the\n"
+            "\nThis is a demonstration. The tiny model was taught to rate on other rows of the same generator, "
+            "which flatters SelectIT,\n"
+            "and one pool and one seed prove nothing. 'Damaged' is not the same as 'bad to train on'; "
+            "no model was trained on the\n"
             "selections here. With a real model, on your data:\n"
-            "  hf-select score --scorer selectit --model Qwen/Qwen2.5-1.5B --dataset tatsu-lab/alpaca --output-dir scores\n"
-            "  hf-select select --scores scores --selector top_k --column score_selectit --fraction 0.2 --output subset.parquet"
+            "  hf-select score --scorer selectit --model Qwen/Qwen2.5-1.5B --dataset tatsu-lab/alpaca "
+            "--output-dir scores\n"
+            "  hf-select select --scores scores --selector top_k --column score_selectit --fraction 0.2 "
+            "--output subset.parquet"
         )

@@ -1,4 +1,6 @@
-"""hf-select: one subcommand a file, one dataclass a subcommand. Flags, YAML keys and dataclass fields are the same names."""
+"""hf-select: one subcommand a file, one dataclass a subcommand. Flags, YAML keys and dataclass fields are the same
+names.
+"""
 
 import argparse
 import os

@@ -1,8 +1,8 @@
 """hf-select run: the steps of a recipe, each once.
 
-A recipe is YAML: `description` and `steps`, a mapping from step name to the settings of a command (`command` names it where the
-step has another name). `${output_dir}` stands for the run's folder. The run writes its resolved config.yaml there, which is a
-recipe again: running it repeats the run.
+A recipe is YAML: `description` and `steps`, a mapping from step name to the settings of a command (`command` names it
+where the step has another name). `${output_dir}` stands for the run's folder. The run writes its resolved config.yaml
+there, which is a recipe again: running it repeats the run.
 """
 
 import hashlib
@@ -64,7 +64,8 @@ class Run:
 
 
 def recipes() -> dict[str, Path]:
-    """Recipes that come with hf_select: name -> file. In a checkout they stand beside the package, in a wheel inside it."""
+    """Recipes that come with hf_select: name -> file. In a checkout they stand beside the package, in a wheel
+    inside it."""
     package = Path(__file__).parents[1]
     folder = next(path for path in (package / "recipes", package.parent / "recipes") if path.is_dir())
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}

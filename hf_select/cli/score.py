@@ -17,7 +17,8 @@ class Score:
         split: split of a saved or Hub dataset.
         rename: columns to rename first, e.g. question=prompt answer=completion.
         limit: only the first rows.
-        bad_rows: rows that are no conversation: error stops before anything is scored, null leaves them without a score.
+        bad_rows: rows that are no conversation: error stops before anything is scored, null leaves them without a
+            score.
         chunk_rows: rows that are scored and written together.
     """
 

@@ -33,7 +33,8 @@ class Select:
     settings: dict[str, Any] = field(default_factory=dict)
 
     example: ClassVar[str] = (
-        "hf-select select --scores scores --selector top_k --column score_selectit --fraction 0.2 --output subset.parquet"
+        "hf-select select --scores scores --selector top_k --column score_selectit --fraction 0.2 "
+        "--output subset.parquet"
     )
 
     @staticmethod

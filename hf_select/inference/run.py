@@ -18,7 +18,7 @@ from collections import Counter
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -49,14 +49,15 @@ def score(
 
     Args:
         chunk_rows: rows that are scored and written together; at most this much work is lost with a killed process.
-        bad_rows: what a row that is no conversation means. error: stop before anything is scored and name the first ones;
-            null: give them no score and the reason.
+        bad_rows: what a row that is no conversation means. error: stop before anything is scored and name the first
+            ones; null: give them no score and the reason.
         source: where the rows came from, for the manifest.
     Raises: ValueError if output_dir holds scores of another pool or other settings.
     """
     if not isinstance(dataset, Dataset):
         raise ValueError(
-            f"score() takes a datasets.Dataset, not {type(dataset).__name__}; for streaming data use dataset.map(scorer, batched=True)."
+            f"score() takes a datasets.Dataset, not {type(dataset).__name__}; "
+            "for streaming data use dataset.map(scorer, batched=True)."
         )
     if len(dataset) == 0:
         raise ValueError("the dataset is empty; there is nothing to score.")
@@ -196,7 +197,7 @@ def _write_part(job: _Job, chunk: int, start: int, stop: int) -> None:
     before, begin = job.scorer.usage(), time.perf_counter()
     rows = job.dataset.select(range(start, stop))
     scores = job.scorer(_readable(rows)[:])
-    table = rows.with_format("arrow")[:]
+    table = cast(pa.Table, rows.with_format("arrow")[:])
     replaced = [name for name in table.column_names if name in job.scorer.columns_out]
     table = table.drop_columns(replaced) if replaced else table
     types = Features(job.scorer.columns_out).arrow_schema
@@ -248,18 +249,19 @@ def _with_row_ids(dataset: Dataset) -> Dataset:
         from datasets import concatenate_datasets
 
         return concatenate_datasets([dataset, numbers], axis=1)
-    ids = dataset.with_format("arrow")[columns.ROW_ID]
-    distinct = pc.count_distinct(ids, mode="all").as_py()
+    ids = cast(pa.ChunkedArray, dataset.with_format("arrow")[columns.ROW_ID])
+    distinct = pc.count_distinct(ids, mode="all").as_py()  # pyright: ignore[reportAttributeAccessIssue]
     if distinct != len(dataset) or ids.null_count:
         raise ValueError(
-            f"row_id must name each row once; it has {distinct} values for {len(dataset)} rows and {ids.null_count} nulls. "
-            "Mend it, or drop the column and rows are numbered."
+            f"row_id must name each row once; it has {distinct} values for {len(dataset)} rows and {ids.null_count} "
+            "nulls. Mend it, or drop the column and rows are numbered."
         )
     return dataset
 
 
 def _readable(dataset: Dataset) -> Dataset:
-    """The columns that a conversation is read from, or all of them if there are none such (for the error that names them)."""
+    """The columns that a conversation is read from, or all of them if there are none such (for the error that
+    names them)."""
     wanted = [name for name in dataset.column_names if name in READ_COLUMNS]
     return dataset.select_columns(wanted) if wanted else dataset
 

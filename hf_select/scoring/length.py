@@ -1,7 +1,7 @@
 """Length: the baseline that every expensive score has to beat, and the column that token budgets count.
 
-Zhao et al. 2024 (arXiv:2402.04833) train on the longest responses; the RDS+ study (arXiv:2503.01807) runs the longest rows as
-a baseline and finds it strong in a pool of 200,000 rows and useless in one of 5.8 million.
+Zhao et al. 2024 (arXiv:2402.04833) train on the longest responses; the RDS+ study (arXiv:2503.01807) runs the longest
+rows as a baseline and finds it strong in a pool of 200,000 rows and useless in one of 5.8 million.
 """
 
 from dataclasses import dataclass

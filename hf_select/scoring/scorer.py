@@ -1,8 +1,9 @@
-"""The contract of a scorer: `scorer(batch: dict[str, list]) -> dict[str, list]`, one value a row, in the order of the rows.
+"""The contract of a scorer: `scorer(batch: dict[str, list]) -> dict[str, list]`, one value a row, in the order of the
+rows.
 
-That is what `Dataset.map(batched=True)`, `IterableDataset.map` and Ray Data's `map_batches` call. A scorer is a dataclass of
-plain settings; what it loads lives behind names with a leading underscore and is dropped when it is pickled, so that the
-`datasets` cache hits and worker processes start clean.
+That is what `Dataset.map(batched=True)`, `IterableDataset.map` and Ray Data's `map_batches` call. A scorer is a
+dataclass of plain settings; what it loads lives behind names with a leading underscore and is dropped when it is
+pickled, so that the `datasets` cache hits and worker processes start clean.
 """
 
 import logging
@@ -40,7 +41,8 @@ class Scorer(ABC):
 
     @abstractmethod
     def measure(self, rows: list[Conversation]) -> list[dict[str, Any] | BadRow]:
-        """For each conversation its columns by name (the reason only where there is one to give), or why it has none."""
+        """For each conversation its columns by name (the reason only where there is one to give), or why it has
+        none."""
 
     def usage(self) -> dict[str, float]:
         """What scoring has cost so far: tokens, counted FLOPs, seconds; empty for a method that runs no model."""
@@ -61,8 +63,8 @@ class Scorer(ABC):
         """Load what scoring needs, once; the first call does it where nobody has."""
 
     def features(self, dataset: Any) -> Features:
-        """Features of dataset.map(self): pass them as `features=` when the first thousand rows may all be unscorable, since
-        `datasets` fixes a column's type by the first batch it writes."""
+        """Features of dataset.map(self): pass them as `features=` when the first thousand rows may all be unscorable,
+        since `datasets` fixes a column's type by the first batch it writes."""
         return Features({**dataset.features, **self.columns_out})
 
     def settings(self) -> dict[str, Any]:
@@ -75,7 +77,7 @@ class Scorer(ABC):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state.pop("version")
-        self.__dict__.update(state)
+        vars(self).update(state)
         self.__post_init__()
 
     def _pickled(self) -> dict[str, Any]:

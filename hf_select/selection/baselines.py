@@ -33,7 +33,8 @@ def random_order(num_rows: int, seed: int, groups: np.ndarray | None = None) -> 
 class Random:
     """Random rows, uniformly or balanced over the values of a column.
 
-    The balanced form shuffles within each group before the groups take turns; the RDS+ study's script takes each group's head.
+    The balanced form shuffles within each group before the groups take turns; the RDS+ study's script takes each
+    group's head.
 
     Args:
         seed: of the draw.

@@ -55,8 +55,8 @@ class Budget:
     def take(self, order: np.ndarray, what: str) -> np.ndarray:
         """The head of a ranking that the budget pays for.
 
-        Rows: exactly that many. Tokens: rows in order while their sum stays within the budget; the first row that does not fit
-        ends it, since going on to shorter ones would bias the selection to short rows.
+        Rows: exactly that many. Tokens: rows in order while their sum stays within the budget; the first row that does
+        not fit ends it, since going on to shorter ones would bias the selection to short rows.
         Raises: ValueError naming both numbers if the ranking has fewer rows than asked for.
         """
         if self.rows is not None:
@@ -70,6 +70,7 @@ class Budget:
             raise ValueError(f"the first row alone has more than {self.tokens} tokens. Raise the budget.")
         if len(taken) == len(order) and len(order) and spent[-1] < self.tokens:
             raise ValueError(
-                f"{self.tokens} tokens were asked for, but all rows that {what} hold only {int(spent[-1])}. Lower the budget."
+                f"{self.tokens} tokens were asked for, but all rows that {what} hold only {int(spent[-1])}. "
+                "Lower the budget."
             )
         return taken

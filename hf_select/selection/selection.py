@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,8 @@ class Selection:
         """
         if len(dataset) != self.num_rows:
             raise ValueError(
-                f"the selection was made on {self.num_rows} rows, this dataset has {len(dataset)}; apply it to the dataset it was made on."
+                f"the selection was made on {self.num_rows} rows, this dataset has {len(dataset)}; "
+                "apply it to the dataset it was made on."
             )
         subset = dataset.select(self.indices)
         if self.row_ids is not None and columns.ROW_ID in dataset.column_names:
@@ -77,7 +78,8 @@ class Selection:
         return {"both": sorted(mine & theirs), "only_self": sorted(mine - theirs), "only_other": sorted(theirs - mine)}
 
     def save(self, path: str | os.PathLike) -> None:
-        """One Parquet file: index, reason, score and row_id by rank, the chain in its metadata. Written whole or not at all."""
+        """One Parquet file: index, reason, score and row_id by rank, the chain in its metadata. Written whole or not
+        at all."""
         table: dict[str, Any] = {"index": self.indices, "reason": pa.array(self.reasons, pa.string())}
         if self.scores is not None:
             table["score"] = np.asarray(self.scores, dtype=np.float64)
@@ -112,7 +114,7 @@ class Selection:
 def select(
     dataset: Any,
     order: np.ndarray,
-    reasons: Sequence[str] | Any,
+    reasons: Callable[[int, int], str],
     scores: np.ndarray | None,
     step: dict[str, Any],
 ) -> Selection:

@@ -11,10 +11,11 @@ from hf_select.selection.selection import Selection, select
 
 
 def rank(scores: np.ndarray, which: str = "best") -> np.ndarray:
-    """Row numbers in the order in which they would be taken; rows without a score (NaN) are left out, ties go to the lower row.
+    """Row numbers in the order in which they would be taken; rows without a score (NaN) are left out, ties go to the
+    lower row.
 
-    best: highest first. worst: lowest first. middle: highest first from rank int(0.33 * N) on, as the RDS+ study takes its
-    "mid" perplexity set (arXiv:2503.01807): just below the top third, not centred on the median.
+    best: highest first. worst: lowest first. middle: highest first from rank int(0.33 * N) on, as the RDS+ study takes
+    its "mid" perplexity set (arXiv:2503.01807): just below the top third, not centred on the median.
     """
     scored = np.flatnonzero(~np.isnan(scores))
     keys = scores[scored] if which == "worst" else -scores[scored]
