@@ -60,7 +60,7 @@ class CausalLM:
         device_map: as in `from_pretrained`, for a model that spans devices.
         attn_implementation: as in `from_pretrained`: sdpa, eager, flash_attention_2, ...
         quantization: 4bit or 8bit, through bitsandbytes (extra `quantization`).
-        tokens_per_batch: tokens, padding included, of one forward pass; halved when memory runs out. By default 4096
+        tokens_per_batch: tokens, padding included, of one forward pass; halved when memory runs out. By default 2048
             on cpu and 32768 on an accelerator.
         trust_remote_code: run model code from the Hub; off unless you have read it.
     Raises: ValueError at the first measurement if the model is not a causal LM.
@@ -131,9 +131,10 @@ class CausalLM:
 
             def forward(indices: list[int]) -> np.ndarray:
                 input_ids = self._pad([prompts[i][start:] for i in indices])  # (B, T)
-                hidden = self._backbone(input_ids, _repeated(cache, len(indices)))  # (B, T, D)
-                last = hidden[torch.arange(len(indices)), torch.tensor([ends[i] for i in indices])]  # (B, D)
-                return loaded.logits(last, token_ids).cpu().numpy()
+                last = torch.tensor([ends[i] for i in indices], device=input_ids.device)
+                with loaded.last_layer_at(last):
+                    hidden = self._backbone(input_ids, _repeated(cache, len(indices)))  # (B, T, D)
+                return loaded.logits(hidden[torch.arange(len(indices)), last.to(hidden.device)], token_ids).cpu().numpy()
 
             return batching.run([len(prompt) - start for prompt in prompts], loaded.budget, forward)
 
@@ -159,19 +160,21 @@ class CausalLM:
                 input_ids = self._pad([contexts[i] for i in indices])  # (B, T)
                 lengths = torch.tensor([len(contexts[i]) for i in indices], device=input_ids.device)
                 cache = loaded.new_cache()
-                self._backbone(input_ids, cache)
+                with loaded.last_layer_at(torch.zeros_like(lengths)):  # only its keys and values are wanted
+                    self._backbone(input_ids, cache)
                 real = torch.arange(input_ids.shape[1], device=input_ids.device) < lengths[:, None]  # (B, T)
                 logits = []
                 for suffix in suffixes:
                     suffix_ids = torch.tensor([suffix] * len(indices), device=input_ids.device)  # (B, S)
                     # Padding now stands between a context and its suffix: it is masked, and positions go on from
                     # the context's true end.
-                    hidden = self._backbone(
-                        suffix_ids,
-                        cache,
-                        attention_mask=torch.cat([real.long(), torch.ones_like(suffix_ids)], dim=1),
-                        position_ids=lengths[:, None] + torch.arange(len(suffix), device=input_ids.device),
-                    )
+                    with loaded.last_layer_at(torch.full_like(lengths, len(suffix) - 1)):
+                        hidden = self._backbone(
+                            suffix_ids,
+                            cache,
+                            attention_mask=torch.cat([real.long(), torch.ones_like(suffix_ids)], dim=1),
+                            position_ids=lengths[:, None] + torch.arange(len(suffix), device=input_ids.device),
+                        )
                     logits.append(loaded.logits(hidden[:, -1], token_ids))
                     cache.crop(-len(suffix))
                 return torch.stack(logits, dim=1).cpu().numpy()

@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +33,9 @@ class LoadedModel:
         self.config = model.config.get_text_config()
         embedding = model.get_input_embeddings().weight
         self.device = embedding.device
-        self.budget = TokenBudget(tokens_per_batch or (4096 if self.device.type == "cpu" else 32768))
+        self.budget = TokenBudget(tokens_per_batch or (2048 if self.device.type == "cpu" else 32768))
         self.vocab_size = self.config.vocab_size
+        self.num_layers: int = self.config.num_hidden_layers
         self.num_parameters = model.num_parameters()
         # What a token passes through: an embedding is looked up, not multiplied with.
         self.head_parameters = self.vocab_size * embedding.shape[1]
@@ -43,6 +45,9 @@ class LoadedModel:
         self.max_length: int | None = getattr(self.config, "max_position_embeddings", None)
         # Until the probe has shown that this architecture's cache can be copied, cropped and continued.
         self.shares_cache = False
+        # The feed-forward block of the last layer, whose output matters only at the positions that are read.
+        layers = [m for m in self.backbone.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == self.num_layers]
+        self.last_mlp = getattr(layers[0][-1], "mlp", None) if layers else None
 
     def logits(self, hidden: Tensor, token_ids: Sequence[int] | None = None) -> Tensor:
         """fp32 logits (N, V) of hidden states (N, D), or (N, K) of the named tokens alone."""
@@ -62,6 +67,27 @@ class LoadedModel:
             if (cap := getattr(self.config, "final_logit_softcapping", None)) is not None:  # Gemma
                 out = torch.tanh(out / cap) * cap
             return out
+
+    @contextmanager
+    def last_layer_at(self, positions: Tensor) -> Iterator[None]:
+        """Within the block, the last layer's feed-forward runs at one position (B,) a sequence; other final states are void.
+
+        Nothing after the last layer's attention mixes positions, so what is not read need not be computed: most of a layer's
+        arithmetic. Its one-position output is added to the residual stream by broadcasting, right at that position.
+        """
+        if self.last_mlp is None:
+            yield
+            return
+        rows = torch.arange(len(positions), device=positions.device)
+
+        def pick(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return args[0][rows, positions][:, None], *args[1:]
+
+        handle = self.last_mlp.register_forward_pre_hook(pick)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def new_cache(self) -> Any:
         from transformers import DynamicCache
@@ -183,10 +209,23 @@ def _probe(loaded: LoadedModel, name: str) -> None:
             f"{type(loaded.model).__name__} changes its logits after the output head in a way that is not known here; "
             "please report the architecture."
         )
+    if loaded.last_mlp is not None and not _last_layer_picks(loaded, ids, hidden, close):
+        loaded.last_mlp = None
     loaded.shares_cache = _cache_continues(loaded, ids, hidden, close)
     if not loaded.shares_cache:
         logger.info("%s: its cache cannot be shared over rows; every prompt runs whole.", type(loaded.model).__name__)
     loaded.model.train(training)
+
+
+def _last_layer_picks(loaded: LoadedModel, ids: Tensor, hidden: Tensor, close: dict[str, float]) -> bool:
+    positions = torch.tensor([5, 2], device=loaded.device)
+    try:
+        with loaded.last_layer_at(positions):
+            picked = loaded.backbone(input_ids=ids.repeat(2, 1), use_cache=False).last_hidden_state
+    except (RuntimeError, TypeError, IndexError):  # its feed-forward takes something else than states (B, T, D)
+        return False
+    picked = picked[torch.arange(2, device=picked.device), positions.to(picked.device)]
+    return torch.allclose(picked.float(), hidden[0, positions].float(), **close)  # type: ignore[arg-type]
 
 
 def _cache_continues(loaded: LoadedModel, ids: Tensor, hidden: Tensor, close: dict[str, float]) -> bool:

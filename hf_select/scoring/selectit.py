@@ -231,7 +231,7 @@ class SelectIT(Scorer):
         asks = [line + "\n" if first else line + ANSWER for line in self._prompts]
         heads, tail = (asks, "\n" + ANSWER) if first else ([""], "\n\n")
         texts = [[_Text(head + "Instruction:" + x + "\nResponse:", y, tail) for x, y in pairs] for head in heads]
-        ids = [model.encode_texts([text.whole for text in column]) for column in texts]  # heads x n
+        ids = _encode(model, texts, [head + "Instruction:" for head in heads])  # heads x n
         ask_ids = [] if first else model.encode_texts(asks, add_special_tokens=False)
 
         context = model.load().max_length
@@ -313,6 +313,31 @@ def rating_token_ids(model: CausalLM, prompt: str, k: int) -> list[int]:
             "token of its own after the rating prompt, so its probability cannot be read. Choose a model whose tokenizer does."
         )
     return ids
+
+
+def _encode(model: CausalLM, texts: list[list["_Text"]], stems: list[str]) -> list[list[list[int]]]:
+    """Token ids of the same rows under several heads, each row's own part tokenised once.
+
+    `stems` are the heads with the word that follows each of them. Where a row's ids start with those of its stem (but for the
+    last token, which may merge with what comes next), the rest does not depend on the head. A row that does not is tokenised whole under
+    every head, and so is a column whose first row comes out differently from tokenising it whole.
+    """
+    first = model.encode_texts([text.whole for text in texts[0]])
+    stem_ids = [ids[:-1] for ids in model.encode_texts(stems)]
+    cut = len(stem_ids[0])
+    apart = [ids[:cut] == stem_ids[0] for ids in first]
+    encoded = [first]
+    for column, stem in zip(texts[1:], stem_ids[1:], strict=True):
+        composed = [stem + ids[cut:] if ok else [] for ids, ok in zip(first, apart, strict=True)]
+        rest = [i for i, ok in enumerate(apart) if not ok]
+        checked = model.encode_texts([column[i].whole for i in [0, *rest]])
+        if apart[0] and composed[0] != checked[0]:
+            encoded.append(model.encode_texts([text.whole for text in column]))
+            continue
+        for i, ids in zip([0, *rest], checked, strict=True):
+            composed[i] = ids
+        encoded.append(composed)
+    return encoded
 
 
 def _pair(row: Conversation) -> tuple[str, str] | BadRow:
