@@ -5,7 +5,8 @@
 
 procedure  one row and one rating prompt at a time, full logits at every position, softmax over the vocabulary
 ours       SelectIT as a user calls it, tokenisation and scores included
-limit      the bare backbone of the same model over the tokens that ours has to run (prompts without their shared prefix,
+limit      the bare backbone of the same model over the tokens that ours has to run (prompts without their shared
+prefix,
            sorted), no output head, no cache, at the best of several batch sizes
 last       rating_position="last"
 
@@ -29,7 +30,7 @@ from hf_select import CausalLM, SelectIT
 from hf_select.cli.data import read_dataset
 from hf_select.formats import conversations
 from hf_select.inference import batching
-from hf_select.scoring.selectit import ANSWER, rating_probabilities, rating_token_ids, sentence_score, token_scores
+from hf_select.scoring.selectit import ANSWER, rating_token_ids, sentence_score, token_scores
 
 
 def procedure(loaded, prompts: list[str], pairs: list[tuple[str, str]], digits: list[int]) -> np.ndarray:

@@ -1,11 +1,12 @@
 """Length-sorted micro-batches under a token budget that halves itself when memory runs out.
 
-Time on every device follows processed tokens, padding included, so rows are sorted by length (longest first: memory runs out
-in the first batch or never) and cut where rows x longest would pass the budget. Results come back in the order of the input.
+Time on every device follows processed tokens, padding included, so rows are sorted by length (longest first: memory
+runs out in the first batch or never) and cut where rows x longest would pass the budget. Results come back in the
+order of the input.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ class OutOfMemory(RuntimeError):
 
 @dataclass
 class TokenBudget:
-    """Tokens, padding included, that one forward pass may process; shared by all calls so that one halving is enough."""
+    """Tokens, padding included, that one forward pass may process; shared by all calls so that one halving is
+    enough."""
 
     tokens: int
 
@@ -47,12 +49,12 @@ def plan(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
 
 
 def run(
-    lengths: Sequence[int], budget: TokenBudget, forward: Callable[[list[int]], Sequence[Result]]
+    lengths: Sequence[int], budget: TokenBudget, forward: Callable[[list[int]], Iterable[Result]]
 ) -> list[Result | OutOfMemory]:
     """`forward(indices)` over micro-batches; one result for each index, in input order.
 
-    Out of memory halves the budget and plans what is left anew. A sequence that does not fit alone gets an `OutOfMemory`
-    in its place.
+    Out of memory halves the budget and plans what is left anew. A sequence that does not fit alone gets an
+    `OutOfMemory` in its place.
     """
     results: list[Result | OutOfMemory | None] = [None] * len(lengths)
     waiting = plan(lengths, budget.tokens)[::-1]  # a stack: the longest batch on top

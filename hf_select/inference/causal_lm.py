@@ -1,9 +1,9 @@
 """A causal LM as a measuring device: next-token probabilities, response NLL, pooled hidden states.
 
-What keeps it fast, in the order that matters: rows sorted by length and cut by a token budget (no padding to speak of),
-the backbone run without the output head, the head applied only to the positions that a measure reads, and the key/value
-cache of a shared prefix computed once. Rows are padded on the right and no mask is needed for that: in a causal model a real token
-never sees what stands after it.
+What keeps it fast, in the order that matters: rows sorted by length and cut by a token budget (no padding to speak
+of), the backbone run without the output head, the head applied only to the positions that a measure reads, and the
+key/value cache of a shared prefix computed once. Rows are padded on the right and no mask is needed for that: in a
+causal model a real token never sees what stands after it.
 
 Left out: encoder-decoder models, prompt-tuning adapters, padding-free (varlen) kernels.
 """
@@ -25,7 +25,7 @@ from hf_select.inference.batching import OutOfMemory
 from hf_select.inference.loading import LoadedModel
 
 
-# B sequences, T tokens, P prefix tokens, S suffix tokens, D hidden, V vocabulary, K named tokens, N measured positions
+# B sequences, T tokens, S tokens of a suffix, J suffixes, D hidden, V vocabulary, K named tokens, N measured positions
 
 # Sharing costs one pass over the prefix and copies of its cache: not worth it for less.
 _SHORTEST_SHARED_PREFIX = 8
@@ -36,8 +36,8 @@ _LOGITS_BLOCK = 1 << 26
 
 @dataclass
 class Usage:
-    """What measuring has cost so far. FLOPs are counted, not timed: 2 per multiply-add of the weights for every processed token
-    (attention scores, a few percent at chat lengths, are left out)."""
+    """What measuring has cost so far. FLOPs are counted, not timed: 2 per multiply-add of the weights for every
+    processed token (attention scores, a few percent at chat lengths, are left out)."""
 
     sequences: int = 0
     tokens: int = 0  # real tokens in, shared prefixes counted each time they are used
@@ -60,7 +60,7 @@ class CausalLM:
         device_map: as in `from_pretrained`, for a model that spans devices.
         attn_implementation: as in `from_pretrained`: sdpa, eager, flash_attention_2, ...
         quantization: 4bit or 8bit, through bitsandbytes (extra `quantization`).
-        tokens_per_batch: tokens, padding included, of one forward pass; halved when memory runs out. By default 2048
+        tokens_per_batch: tokens, padding included, of one forward pass; halved when memory runs out. By default 4096
             on cpu and 32768 on an accelerator.
         trust_remote_code: run model code from the Hub; off unless you have read it.
     Raises: ValueError at the first measurement if the model is not a causal LM.
@@ -105,6 +105,10 @@ class CausalLM:
         return self._loaded
 
     @property
+    def name(self) -> str:
+        return self.model if isinstance(self.model, str) else type(self.model).__name__
+
+    @property
     def num_parameters(self) -> int:
         return self.load().num_parameters
 
@@ -119,8 +123,8 @@ class CausalLM:
     ) -> list["np.ndarray | OutOfMemory"]:
         """fp32 logits of the named tokens after each prompt: one array of shape (K,) a prompt.
 
-        A prefix that all prompts share is run once. Logits of half-precision models are formed from the final hidden state with
-        fp32 accumulation: a bf16 head rounds logits near 20 to steps of 0.125 and ties ratings that differ.
+        A prefix that all prompts share is run once. Logits of half-precision models are formed from the final hidden
+        state with fp32 accumulation: a bf16 head rounds logits near 20 to steps of 0.125 and ties ratings that differ.
         """
         prefix = _common_prefix(prompts)
         loaded = self.load()
@@ -134,14 +138,17 @@ class CausalLM:
                 last = torch.tensor([ends[i] for i in indices], device=input_ids.device)
                 with loaded.last_layer_at(last):
                     hidden = self._backbone(input_ids, _repeated(cache, len(indices)))  # (B, T, D)
-                return loaded.logits(hidden[torch.arange(len(indices)), last.to(hidden.device)], token_ids).cpu().numpy()
+                return (
+                    loaded.logits(hidden[torch.arange(len(indices)), last.to(hidden.device)], token_ids).cpu().numpy()
+                )
 
             return batching.run([len(prompt) - start for prompt in prompts], loaded.budget, forward)
 
     def next_token_logits_after(
         self, contexts: Sequence[list[int]], suffixes: Sequence[list[int]], token_ids: Sequence[int]
     ) -> list["np.ndarray | OutOfMemory"]:
-        """fp32 logits of the named tokens after context + suffix, for every pair: one array of shape (len(suffixes), K) a context.
+        """fp32 logits of the named tokens after context + suffix, for every pair: one array of shape (len(suffixes),
+        K) a context.
 
         Each context is run once and its cache serves all suffixes.
         """
@@ -154,6 +161,8 @@ class CausalLM:
             return [fail or np.stack(row) for fail, row in zip(failed, rows, strict=True)]  # type: ignore[arg-type]
 
         longest = max(map(len, suffixes))
+        tails = self._pad(suffixes)  # (J, S)
+        ends = torch.tensor([len(suffix) - 1 for suffix in suffixes], device=tails.device)  # (J,)
         with self._measuring(pairs):
 
             def forward(indices: list[int]) -> np.ndarray:
@@ -162,24 +171,27 @@ class CausalLM:
                 cache = loaded.new_cache()
                 with loaded.last_layer_at(torch.zeros_like(lengths)):  # only its keys and values are wanted
                     self._backbone(input_ids, cache)
+                cache.batch_repeat_interleave(len(suffixes))
+                # Padding now stands between a context and its suffix: it is masked, and positions go on from the
+                # context's true end.
                 real = torch.arange(input_ids.shape[1], device=input_ids.device) < lengths[:, None]  # (B, T)
-                logits = []
-                for suffix in suffixes:
-                    suffix_ids = torch.tensor([suffix] * len(indices), device=input_ids.device)  # (B, S)
-                    # Padding now stands between a context and its suffix: it is masked, and positions go on from
-                    # the context's true end.
-                    with loaded.last_layer_at(torch.full_like(lengths, len(suffix) - 1)):
-                        hidden = self._backbone(
-                            suffix_ids,
-                            cache,
-                            attention_mask=torch.cat([real.long(), torch.ones_like(suffix_ids)], dim=1),
-                            position_ids=lengths[:, None] + torch.arange(len(suffix), device=input_ids.device),
-                        )
-                    logits.append(loaded.logits(hidden[:, -1], token_ids))
-                    cache.crop(-len(suffix))
-                return torch.stack(logits, dim=1).cpu().numpy()
+                real = real.repeat_interleave(len(suffixes), dim=0)  # (B * J, T)
+                start = lengths.repeat_interleave(len(suffixes))[:, None]
+                suffix_ids = tails.repeat(len(indices), 1)  # (B * J, S)
+                last = ends.repeat(len(indices))
+                with loaded.last_layer_at(last):
+                    hidden = self._backbone(
+                        suffix_ids,
+                        cache,
+                        attention_mask=torch.cat([real.long(), torch.ones_like(suffix_ids)], dim=1),
+                        position_ids=start + torch.arange(longest, device=start.device),
+                    )
+                logits = loaded.logits(hidden[torch.arange(len(last)), last.to(hidden.device)], token_ids)
+                return logits.view(len(indices), len(suffixes), -1).cpu().numpy()
 
-            return batching.run([len(context) + longest for context in contexts], loaded.budget, forward)
+            return batching.run(
+                [len(context) + len(suffixes) * longest for context in contexts], loaded.budget, forward
+            )
 
     def response_nll(
         self, sequences: Sequence[list[int]], responses: Sequence[Sequence[tuple[int, int]]]
@@ -187,8 +199,8 @@ class CausalLM:
         """Negative log-likelihood in nats of each response token given all tokens before it, fp32.
 
         Args:
-            responses: for each sequence its half-open token spans, as `formats.encode` gives them. The first token of a
-                sequence has no context and is left out.
+            responses: for each sequence its half-open token spans, as `formats.encode` gives them. The first token of
+                a sequence has no context and is left out.
         Returns: for each sequence one array over its response tokens in order.
         """
         loaded = self.load()

@@ -3,8 +3,8 @@
 Liu et al. 2024, "SelectIT: Selective Instruction Tuning for LLMs via Uncertainty-Aware Self-Reflection" (NeurIPS 2024,
 arXiv:2402.16705). Three nested levels: token (one rating prompt), sentence (K prompts), model (several models).
 
-Left out: nothing of the method. The authors' rating prompts carry no licence and are not here: `rating_prompts` takes the path
-of their file, the defaults are our own words.
+Left out: nothing of the method. The authors' rating prompts carry no licence and are not here: `rating_prompts` takes
+the path of their file, the defaults are our own words.
 """
 
 from collections.abc import Sequence
@@ -25,10 +25,10 @@ from hf_select.scoring.scorer import Scorer
 
 RATING_PROMPTS = (
     "Rate how well the response follows the instruction, from 1 (not at all) to 5 (fully).\n",
-    "On a scale of 1 to 5, how accurate and complete is the response to the instruction?\n",
-    "Judge the response below as a teacher would: 1 is a failing answer, 5 a perfect one.\n",
-    "Give a score from 1 to 5 for the quality of this answer; 5 means it needs no change.\n",
-    "How useful is the response to the person who wrote the instruction? 1 is useless, 5 ideal.\n",
+    "How accurate and complete is the response, on a scale of 1 to 5?\n",
+    "Grade the response as a strict teacher would: 1 fails, 5 is perfect.\n",
+    "Score this answer from 1 to 5; 5 means it needs no change.\n",
+    "How useful is the response to whoever asked? 1 is useless, 5 ideal.\n",
 )
 
 
@@ -41,7 +41,7 @@ ANSWER = "The answer is: \n"
 
 
 def rating_probabilities(logits: np.ndarray) -> np.ndarray:
-    """Softmax over the K rating tokens, float64. The rest of the vocabulary cancels in Eq. 2: P'_k = p_k / sum_i p_i."""
+    """Softmax over the K rating tokens, float64. The other tokens cancel in Eq. 2: P'_k = p_k / sum_i p_i."""
     logits = np.asarray(logits, dtype=np.float64)
     p = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return p / p.sum(axis=-1, keepdims=True)
@@ -52,17 +52,17 @@ def token_scores(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Token-level score (Eq. 3) and uncertainty, of probabilities (..., R) of the ratings 1..R.
 
-    S_base = argmax_k P'_k (ties: the lower), disparity = 1/(K-1) sum_i |P'_i - P'_{S_base}|, S_tok = S_base * disparity;
-    uncertainty = 1 - disparity: 0 if all mass is on one rating, 1 if the model does not know.
+    S_base = argmax_k P'_k (ties: the lower), disparity = 1/(K-1) sum_i |P'_i - P'_{S_base}|, S_tok = S_base *
+    disparity; uncertainty = 1 - disparity: 0 if all mass is on one rating, 1 if the model does not know.
 
     Args:
-        mode: `paper` normalises p / sum p. `repo` puts a softmax over that again, as the authors' code has done since its second
-            week: disparity then ends at (e-1)/(e+4) = 0.2558 and the score at 1.2788. It always reads five ratings and sums
-            the first k differences, which matters only for k < 5.
+        mode: `paper` normalises p / sum p. `repo` puts a softmax over that again, as the authors' code has done since
+            its second week: disparity then ends at (e-1)/(e+4) = 0.2558 and the score at 1.2788. It always reads five
+            ratings and sums the first k differences, which matters only for k < 5.
     """
     p = np.asarray(probabilities, dtype=np.float64)
     p = p / p.sum(axis=-1, keepdims=True)
-    k = p.shape[-1] if k is None else k
+    k = k or int(p.shape[-1])
     rating = p.argmax(axis=-1) + 1  # (...,)
     if mode == "repo":
         p = np.exp(p) / np.exp(p).sum(axis=-1, keepdims=True)
@@ -78,8 +78,8 @@ def sentence_score(token_scores: np.ndarray, alpha: float = 0.2) -> np.ndarray:
 def model_score(sentence_scores: np.ndarray, sizes: Sequence[float], mode: str = "paper") -> np.ndarray:
     """Eq. 5 over the models, the last axis: sum_i theta_i / sum_j theta_j * S_sent,i.
 
-    Mode `repo` is the weighting of the authors' code, which is fixed to three models: 7/20, 13/20 and 70/90 for 7, 13 and 70
-    billion parameters (they sum to 1.78).
+    Mode `repo` is the weighting of the authors' code, which is fixed to three models: 7/20, 13/20 and 70/90 for 7, 13
+    and 70 billion parameters (they sum to 1.78).
     """
     theta = np.asarray(sizes, dtype=np.float64)
     if mode == "paper":
@@ -105,18 +105,23 @@ class SelectIT(Scorer):
 
     Args:
         model: Hub id, path or CausalLM; a list of them scores at the model level.
-        level: token (one prompt, drawn with `seed`) or sentence (K prompts; the model level follows from several models).
-        mode: paper, or repo for the authors' code (a second softmax; other model weights). Rankings are nearly the same, values not.
+        level: token (one prompt, drawn with `seed`) or sentence (K prompts; the model level follows from several
+            models).
+        mode: paper, or repo for the authors' code (a second softmax; other model weights). Rankings are nearly the
+            same, values not.
         k: highest rating and number of rating prompts, 2 to 9.
         alpha: weight of the spread over prompts.
-        rating_prompts: path of a text file, one prompt a line, or the prompts; a line keeps its line break and one more follows.
-        rating_position: first, as published, or last. With last, the row comes first and its K prompts share its cache: faster, but other scores.
-        max_length: tokens of a prompt; a longer one loses the end of its response. By default nothing is cut and a row beyond the
-            model's context has no score.
+        rating_prompts: path of a text file, one prompt a line, or the prompts; a line keeps its line break and one
+            more follows.
+        rating_position: first, as published, or last. With last, the row comes first and its K prompts share its
+            cache: faster, but other scores.
+        max_length: tokens of a prompt; a longer one loses the end of its response. By default nothing is cut and a row
+            beyond the model's context has no score.
         details: also add the ratings and uncertainties of every prompt (and model).
         sizes: parameter counts theta of the models; counted from the models by default.
         seed: draws the prompt of the token level.
-    Reads: the first user turn and the assistant turn after it; system text and later turns are not rated, as published.
+    Reads: the first user turn and the assistant turn after it; system text and later turns are not rated, as
+        published.
     Adds: score_selectit (float; higher = better); with details also selectit_ratings and selectit_uncertainty.
     Raises: ValueError if the tokenizer has no single token for each rating.
     Relations: IFD asks how much the prompt helps the response; SelectIT asks the model outright, at K passes a row.
@@ -180,6 +185,7 @@ class SelectIT(Scorer):
 
     def _read_prompts(self) -> list[str]:
         """The prompts in use, each as its line in the file (with its line break, if the file has one there)."""
+        lines: list[str]
         if isinstance(self.rating_prompts, str):
             path = Path(self.rating_prompts).expanduser()
             if not path.is_file():
@@ -301,16 +307,16 @@ class _Text:
 def rating_token_ids(model: CausalLM, prompt: str, k: int) -> list[int]:
     """Ids of the tokens "1".."k" as they follow this prompt.
 
-    Encoding "1" alone gives another token on SentencePiece vocabularies (a space piece first), so each id is the one token that
-    prompt + digit has more than the prompt.
+    Encoding "1" alone gives another token on SentencePiece vocabularies (a space piece first), so each id is the one
+    token that prompt + digit has more than the prompt.
     Raises: ValueError if a rating is not exactly one token there.
     """
     plain, *rated = model.encode_texts([prompt, *(prompt + str(rating) for rating in range(1, k + 1))])
     ids = [sequence[-1] for sequence in rated]
     if any(sequence[:-1] != plain for sequence in rated) or len(set(ids)) < k:
         raise ValueError(
-            f"the tokenizer of {model.model if isinstance(model.model, str) else 'the model'} does not give each rating 1 to {k} a single "
-            "token of its own after the rating prompt, so its probability cannot be read. Choose a model whose tokenizer does."
+            f"the tokenizer of {model.name} does not give each rating 1 to {k} a single token of its own after the "
+            "rating prompt, so its probability cannot be read. Choose a model whose tokenizer does."
         )
     return ids
 
@@ -318,9 +324,10 @@ def rating_token_ids(model: CausalLM, prompt: str, k: int) -> list[int]:
 def _encode(model: CausalLM, texts: list[list["_Text"]], stems: list[str]) -> list[list[list[int]]]:
     """Token ids of the same rows under several heads, each row's own part tokenised once.
 
-    `stems` are the heads with the word that follows each of them. Where a row's ids start with those of its stem (but for the
-    last token, which may merge with what comes next), the rest does not depend on the head. A row that does not is tokenised whole under
-    every head, and so is a column whose first row comes out differently from tokenising it whole.
+    `stems` are the heads with the word that follows each of them. Where a row's ids start with those of its stem (but
+    for the last token, which may merge with what comes next), the rest does not depend on the head. A row that does
+    not is tokenised whole under every head, and so is a column whose first row comes out differently from tokenising
+    it whole.
     """
     first = model.encode_texts([text.whole for text in texts[0]])
     stem_ids = [ids[:-1] for ids in model.encode_texts(stems)]
