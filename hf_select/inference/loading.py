@@ -82,10 +82,10 @@ class LoadedModel:
         if self.last_mlp is None:
             yield
             return
-        rows = torch.arange(len(positions), device=positions.device)
 
         def pick(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return args[0][rows, positions][:, None], *args[1:]
+            at = positions.to(args[0].device)  # of a model over several devices, the last layer's
+            return args[0][torch.arange(len(at), device=at.device), at][:, None], *args[1:]
 
         handle = self.last_mlp.register_forward_pre_hook(pick)
         try:
@@ -195,8 +195,8 @@ def _not_causal(name: str, why: str) -> ValueError:
 
 @torch.inference_mode()
 def _probe(loaded: LoadedModel, name: str) -> None:
-    """What every measurement takes for granted, checked on eight tokens: that no token sees a later one, that our logits
-    are the model's own, and which savings this architecture allows. A wrong answer is off by its own size, rounding
+    """What every measurement takes for granted, checked on eight tokens: that no token sees a later one, that our
+    logits are the model's own, and which savings this architecture allows. A wrong answer is off by its own size, rounding
     by far less: hence the wide limit, which half precision and tf32 stay within."""
     ids = torch.arange(8, device=loaded.device)[None] % loaded.vocab_size  # (1, 8)
     other = ids.clone()
