@@ -196,8 +196,8 @@ def _not_causal(name: str, why: str) -> ValueError:
 @torch.inference_mode()
 def _probe(loaded: LoadedModel, name: str) -> None:
     """What every measurement takes for granted, checked on eight tokens: that no token sees a later one, that our
-    logits are the model's own, and which savings this architecture allows. A wrong answer is off by its own size, rounding
-    by far less: hence the wide limit, which half precision and tf32 stay within."""
+    logits are the model's own, and which savings this architecture allows. A wrong answer is off by its own size,
+    rounding by far less: hence the wide limit, which half precision and tf32 stay within."""
     ids = torch.arange(8, device=loaded.device)[None] % loaded.vocab_size  # (1, 8)
     other = ids.clone()
     other[0, -1] = (other[0, -1] + 1) % loaded.vocab_size
