@@ -327,7 +327,7 @@ def _render(
 def _tokens(text: str, spans: list[tuple[int, int]], tokenizer: Any, add_special_tokens: bool) -> Encoded:
     """Tokens of the text; a token belongs to the span in which it starts (a straddling one is still predicted from the
     prompt, hence prompt). A start token has no characters and belongs to none."""
-    encoding = tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True)
+    encoding = tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True, verbose=False)
     ids, offsets = encoding["input_ids"], encoding["offset_mapping"]
     responses = []
     position = 0

@@ -116,7 +116,7 @@ class CausalLM:
         """Token ids of plain texts, with the special tokens that the tokenizer adds by itself."""
         if not texts:
             return []
-        return self.load().tokenizer(list(texts), add_special_tokens=add_special_tokens)["input_ids"]
+        return self.load().tokenizer(list(texts), add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
 
     def next_token_logits(
         self, prompts: Sequence[list[int]], token_ids: Sequence[int]
