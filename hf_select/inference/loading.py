@@ -140,6 +140,7 @@ def _from_pretrained(spec: "CausalLM", rank: int | None) -> Any:
         "dtype": spec.dtype,
         "revision": spec.revision,
         "trust_remote_code": spec.trust_remote_code,
+        "use_safetensors": True,  # a pickle from outside could run code
         "device_map": spec.device_map or {"": spec.device or _default_device(rank)},
     }
     if spec.attn_implementation is not None:
