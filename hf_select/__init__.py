@@ -13,6 +13,7 @@ _HOME = {
     "CausalLM": "hf_select.inference.causal_lm",
     "Length": "hf_select.scoring.length",
     "Longest": "hf_select.selection.baselines",
+    "RDSPlus": "hf_select.scoring.rds",
     "Random": "hf_select.selection.baselines",
     "SelectIT": "hf_select.scoring.selectit",
     "Selection": "hf_select.selection.selection",
@@ -20,12 +21,13 @@ _HOME = {
     "score": "hf_select.inference.run",
 }
 
-__all__ = ["CausalLM", "Length", "Longest", "Random", "SelectIT", "Selection", "TopK", "score"]
+__all__ = ["CausalLM", "Length", "Longest", "RDSPlus", "Random", "SelectIT", "Selection", "TopK", "score"]
 
 if TYPE_CHECKING:
     from hf_select.inference.causal_lm import CausalLM
     from hf_select.inference.run import score
     from hf_select.scoring.length import Length
+    from hf_select.scoring.rds import RDSPlus
     from hf_select.scoring.selectit import SelectIT
     from hf_select.selection.baselines import Longest, Random
     from hf_select.selection.selection import Selection

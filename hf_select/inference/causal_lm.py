@@ -225,13 +225,14 @@ class CausalLM:
             return batching.run([len(s) for s in sequences], loaded.budget, forward)
 
     def pooled_hidden_states(
-        self, sequences: Sequence[list[int]], weights: Sequence[np.ndarray]
+        self, sequences: Sequence[list[int]], weights: Sequence[np.ndarray], layer: int | None = None
     ) -> list["np.ndarray | OutOfMemory"]:
         """Weighted sums of final hidden states (after the final norm), accumulated in fp32: one (D,) array a sequence.
 
         Args:
             weights: for each sequence its token weights; i / sum(1..T) is the position-weighted mean of RDS+
                 (arXiv:2503.01807), 1 / T the mean, (0, ..., 0, 1) the last token.
+            layer: pool the output of this decoder layer, counted from 1, and stop the forward pass there.
         """
         loaded = self.load()
         with self._measuring(sequences):
@@ -241,7 +242,7 @@ class CausalLM:
                 pooling = torch.zeros(input_ids.shape, dtype=torch.float32)
                 for b, i in enumerate(indices):
                     pooling[b, : len(weights[i])] = torch.as_tensor(weights[i], dtype=torch.float32)
-                hidden = self._backbone(input_ids).float()  # (B, T, D)
+                hidden = self._backbone(input_ids, layer=layer).float()  # (B, T, D)
                 return torch.einsum("bt,btd->bd", pooling.to(hidden.device), hidden).cpu().numpy()
 
             return batching.run([len(s) for s in sequences], loaded.budget, forward)
@@ -254,16 +255,17 @@ class CausalLM:
             row[: len(sequence)] = sequence
         return torch.from_numpy(ids).to(self.load().device)
 
-    def _backbone(self, input_ids: Tensor, cache: Any = None, **extra: Tensor) -> Tensor:
-        """Final hidden states (B, T, D) of the model without its output head."""
+    def _backbone(self, input_ids: Tensor, cache: Any = None, layer: int | None = None, **extra: Tensor) -> Tensor:
+        """Final hidden states (B, T, D) of the model without its output head, or those of an earlier layer."""
         loaded = self.load()
-        with torch.inference_mode():
-            output = loaded.backbone(
+        with torch.inference_mode(), loaded.stopped_after(layer) as stopped:
+            output = stopped(
                 input_ids=input_ids, past_key_values=cache, use_cache=cache is not None, return_dict=True, **extra
             )
         self.usage.processed_tokens += input_ids.numel()
-        self.usage.flops += 2.0 * loaded.backbone_parameters * input_ids.numel()
-        return output.last_hidden_state
+        share = 1.0 if layer is None else layer / loaded.num_layers
+        self.usage.flops += 2.0 * share * loaded.backbone_parameters * input_ids.numel()
+        return output
 
     def _prefix_cache(self, prefix: list[int]) -> Any:
         if not self.load().shares_cache:

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,10 +93,42 @@ class LoadedModel:
         finally:
             handle.remove()
 
+    @contextmanager
+    def stopped_after(self, layer: int | None) -> Iterator[Callable[..., Tensor]]:
+        """The backbone as a function that gives final hidden states (B, T, D), or ends at a decoder layer (from 1)."""
+        if layer is None:
+            yield lambda **inputs: self.backbone(**inputs).last_hidden_state
+            return
+        if self.layers is None or not 1 <= layer <= self.num_layers:
+            raise ValueError(f"layer is {layer}; the model has decoder layers 1 to {self.num_layers}.")
+
+        def stop(module: Any, args: Any, output: Any) -> None:
+            raise _Reached(output[0] if isinstance(output, tuple) else output)
+
+        def backbone(**inputs: Any) -> Tensor:
+            try:
+                self.backbone(**inputs)
+            except _Reached as reached:
+                return reached.hidden
+            raise AssertionError("the forward pass did not come through its own layer")
+
+        handle = self.layers[layer - 1].register_forward_hook(stop)
+        try:
+            yield backbone
+        finally:
+            handle.remove()
+
     def new_cache(self) -> Any:
         from transformers import DynamicCache
 
         return DynamicCache(config=self.config)
+
+
+class _Reached(Exception):
+    """Carries the hidden states out of a forward pass that need not go on."""
+
+    def __init__(self, hidden: Tensor):
+        self.hidden = hidden
 
 
 def load(spec: "CausalLM", rank: int | None) -> LoadedModel:

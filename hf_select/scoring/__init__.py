@@ -2,5 +2,6 @@
 
 SCORERS = {
     "length": "hf_select.scoring.length:Length",
+    "rds": "hf_select.scoring.rds:RDSPlus",
     "selectit": "hf_select.scoring.selectit:SelectIT",
 }

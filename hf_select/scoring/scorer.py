@@ -76,9 +76,11 @@ class Scorer(ABC):
         return {**self._pickled(), "version": hf_select.__version__}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        state.pop("version")
-        vars(self).update(state)
+        names = {f.name for f in fields(self)}
+        vars(self).update({name: state[name] for name in names})
         self.__post_init__()
+        # What was learned by fit, after __post_init__ has made room for it.
+        vars(self).update({name: value for name, value in state.items() if name not in names and name != "version"})
 
     def _pickled(self) -> dict[str, Any]:
         return self.settings()

@@ -1,0 +1,101 @@
+"""A row as the pooled hidden states of a causal LM: the representation of RDS+.
+
+Ivison et al. 2025, "Large-Scale Data Selection for Instruction Tuning" (arXiv:2503.01807), section 3 and appendix G:
+position-weighted mean of the final hidden states (after the final norm), which beat the uniform mean and the last token there.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from hf_select.formats import FALLBACK_TEMPLATE, BadRow, Conversation, Encoded, encode
+from hf_select.inference.batching import OutOfMemory
+from hf_select.inference.causal_lm import CausalLM
+
+
+def position_weights(length: int) -> np.ndarray:
+    """w_i = i / sum_{j=1..L} j, i from 1: later tokens have seen more of the row. L = 4 gives (.1, .2, .3, .4)."""
+    weights = np.arange(1, length + 1, dtype=np.float64)
+    return weights / weights.sum()
+
+
+@dataclass
+class HiddenStates:
+    """Pooled hidden states of each row, float32, not normalised.
+
+    weighted_mean: e = sum_i w_i h_i with w_i = i / sum_j j over the tokens in scope
+    mean:          e = 1/L sum_i h_i
+    last_token:    e = h_L
+
+    Args:
+        model: Hub id, path or CausalLM.
+        pooling: weighted_mean (RDS+), mean or last_token.
+        layer: output of this decoder layer, counted from 1, in place of the final norm's; the forward pass ends there.
+        scope: tokens that are pooled: all, prompt or response. All are read in every case.
+        text_format: chat is the model's own template; tulu is the layout that the RDS+ study uses for every model.
+        max_length: tokens kept of a row; a longer one is cut on the right, as in the study. None keeps all.
+    """
+
+    model: Any
+    pooling: Literal["weighted_mean", "mean", "last_token"] = "weighted_mean"
+    layer: int | None = None
+    scope: Literal["all", "prompt", "response"] = "all"
+    text_format: Literal["chat", "tulu"] = "chat"
+    max_length: int | None = 2048
+
+    def __post_init__(self) -> None:
+        for setting, choices in (
+            ("pooling", ("weighted_mean", "mean", "last_token")),
+            ("scope", ("all", "prompt", "response")),
+            ("text_format", ("chat", "tulu")),
+        ):
+            if getattr(self, setting) not in choices:
+                raise ValueError(f'{setting} is "{getattr(self, setting)}"; it can be {", ".join(choices)}.')
+        if self.max_length is not None and self.max_length < 1:
+            raise ValueError(f"max_length is {self.max_length}; it must be at least 1.")
+        self.lm = self.model if isinstance(self.model, CausalLM) else CausalLM(self.model)
+
+    def __call__(self, rows: list[Conversation]) -> list[np.ndarray | BadRow]:
+        """One vector (d,) a row. A row beyond the model's context that `max_length` does not cut has none."""
+        found: list[Any] = [self._tokens(row) for row in rows]
+        fits = [i for i, tokens in enumerate(found) if not isinstance(tokens, BadRow)]
+        vectors = self.lm.pooled_hidden_states(
+            [found[i][0] for i in fits], [found[i][1] for i in fits], layer=self.layer
+        )
+        for i, vector in zip(fits, vectors, strict=True):
+            if isinstance(vector, OutOfMemory):
+                found[i] = BadRow("out of memory on this row alone; lower max_length")
+            elif not np.isfinite(vector).all():
+                found[i] = BadRow("the model's hidden states are not finite")
+            else:
+                found[i] = vector
+        return found
+
+    def _tokens(self, row: Conversation) -> tuple[list[int], np.ndarray] | BadRow:
+        """(token ids, their pooling weights)."""
+        loaded = self.lm.load()
+        try:
+            encoded = encode(row, loaded.tokenizer, FALLBACK_TEMPLATE if self.text_format == "tulu" else None)
+        except BadRow as reason:
+            return reason
+        ids = encoded.input_ids[: self.max_length]
+        if loaded.max_length is not None and len(ids) > loaded.max_length:
+            return BadRow(f"longer than the model's context of {loaded.max_length} tokens; lower max_length")
+        pooled = self._in_scope(encoded, len(ids))
+        if not pooled.any():
+            return BadRow(f"no token of the {'row' if self.scope == 'all' else self.scope} is left to pool")
+        weights = np.zeros(len(ids))
+        if self.pooling == "weighted_mean":
+            weights[pooled] = position_weights(int(pooled.sum()))
+        elif self.pooling == "mean":
+            weights[pooled] = 1 / pooled.sum()
+        else:
+            weights[np.flatnonzero(pooled)[-1]] = 1
+        return ids, weights
+
+    def _in_scope(self, encoded: Encoded, length: int) -> np.ndarray:
+        response = np.zeros(length, dtype=bool)
+        for start, end in encoded.responses:
+            response[start:end] = True
+        return {"all": np.ones(length, dtype=bool), "prompt": ~response, "response": response}[self.scope]
