@@ -14,6 +14,7 @@ _HOME = {
     "Length": "hf_select.scoring.length",
     "Longest": "hf_select.selection.baselines",
     "RDSPlus": "hf_select.scoring.rds",
+    "RoundRobin": "hf_select.selection.round_robin",
     "Random": "hf_select.selection.baselines",
     "SelectIT": "hf_select.scoring.selectit",
     "Selection": "hf_select.selection.selection",
@@ -21,7 +22,18 @@ _HOME = {
     "score": "hf_select.inference.run",
 }
 
-__all__ = ["CausalLM", "Length", "Longest", "RDSPlus", "Random", "SelectIT", "Selection", "TopK", "score"]
+__all__ = [
+    "CausalLM",
+    "Length",
+    "Longest",
+    "RDSPlus",
+    "Random",
+    "RoundRobin",
+    "SelectIT",
+    "Selection",
+    "TopK",
+    "score",
+]
 
 if TYPE_CHECKING:
     from hf_select.inference.causal_lm import CausalLM
@@ -30,6 +42,7 @@ if TYPE_CHECKING:
     from hf_select.scoring.rds import RDSPlus
     from hf_select.scoring.selectit import SelectIT
     from hf_select.selection.baselines import Longest, Random
+    from hf_select.selection.round_robin import RoundRobin
     from hf_select.selection.selection import Selection
     from hf_select.selection.top_k import TopK
 

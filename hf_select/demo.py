@@ -94,6 +94,17 @@ def make_pool(num_rows: int, damaged_share: float = 0.3, seed: int = 0) -> list[
     return [{"row_id": f"demo-{i:05d}", **row} for i, row in enumerate(rows)]
 
 
+def make_queries(task: str, num_rows: int, seed: int = 0) -> list[dict[str, str]]:
+    """Whole rows {prompt, completion} of one task of the generator, as examples of what to look for in the pool."""
+    rng = random.Random(seed)
+    rows: list[dict[str, str]] = []
+    while len(rows) < num_rows:
+        row = clean_row(rng)
+        if row["task"] == task:
+            rows.append({"prompt": row["prompt"], "completion": row["completion"]})
+    return rows
+
+
 def rating_examples(num_rows: int, seed: int) -> Iterator[str]:
     """Texts that end in a rating, as SelectIT will ask for it: 4 or 5 for whole rows, 1 or 2 for damaged ones."""
     from hf_select.scoring.selectit import ANSWER, RATING_PROMPTS

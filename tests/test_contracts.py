@@ -4,12 +4,20 @@ import pytest
 from contracts import check_scorer, check_selector
 from datasets import Dataset
 
-from hf_select import Length, Longest, Random, SelectIT, TopK
+from hf_select import Length, Longest, Random, RDSPlus, RoundRobin, SelectIT, TopK
+
+
+def rds(model: str, **settings) -> RDSPlus:
+    first = Dataset.from_list([{"prompt": "Name three fruits.", "completion": "Figs, plums and pears."}])
+    second = Dataset.from_list([{"prompt": "What is the capital of Peru?", "completion": "Lima."}])
+    return RDSPlus(model, **settings).fit({"a": first, "b": second})
 
 
 SCORERS = {
     "length": lambda model: Length(),
     "length_tokens": lambda model: Length(tokenizer=model, of="response"),
+    "rds": lambda model: rds(model),
+    "rds_tulu_response": lambda model: rds(model, text_format="tulu", scope="response", layer=1),
     "selectit": lambda model: SelectIT(model),
     "selectit_token": lambda model: SelectIT(model, level="token", seed=3),
     "selectit_repo": lambda model: SelectIT(model, mode="repo", details=True),
@@ -20,6 +28,8 @@ SELECTORS = {
     "best": lambda: TopK("score_x"),
     "worst": lambda: TopK("score_x", which="worst"),
     "longest": lambda: Longest("score_x"),
+    "round_robin": lambda: RoundRobin(["score_x", "score_y"]),
+    "global_max": lambda: RoundRobin(["score_x", "score_y"], mode="global_max"),
 }
 
 
@@ -31,7 +41,9 @@ def test_scorer_keeps_the_laws(name, model_path, rows):
 @pytest.fixture(scope="module")
 def scored() -> Dataset:
     scores = [float(i % 7) if i % 5 else None for i in range(30)]
-    return Dataset.from_dict({"score_x": scores, "num_tokens": list(range(10, 40)), "source": list("aabbbbbbbc") * 3})
+    other = [float(i % 11) for i in range(30)]
+    columns = {"score_x": scores, "score_y": other}
+    return Dataset.from_dict({**columns, "num_tokens": list(range(10, 40)), "source": list("aabbbbbbbc") * 3})
 
 
 @pytest.mark.parametrize("name", SELECTORS)

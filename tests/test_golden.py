@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from hf_select import CausalLM, SelectIT, TopK
+from hf_select import CausalLM, RDSPlus, RoundRobin, SelectIT, TopK
+from hf_select.features.hidden_states import HiddenStates
+from hf_select.formats import FALLBACK_TEMPLATE, conversations, encode
 from hf_select.scoring.selectit import rating_probabilities, rating_token_ids
 
 
@@ -93,6 +95,78 @@ def test_selectit_model_level_is_the_references(golden, pool):
     out = SelectIT(models, mode="repo", sizes=[7, 13, 70], rating_prompts=prompts)(pool[:])
     order = read(golden / "selectit" / "orders.json")["model_level"]["repo_weights_order"]
     same_order(np.array(out["score_selectit"]), pool["row_id"][:], order, 4e-5)
+
+
+# ------------------------------------------------------------------------------------------------------------- RDS+
+
+
+def queries(golden) -> dict[str, Dataset]:
+    found = {}
+    for task in ("arithmetic", "code"):
+        lines = (golden / f"queries_{task}.jsonl").read_text(encoding="utf-8").split("\n")
+        found[task] = Dataset.from_list([{"messages": json.loads(line)["messages"]} for line in lines if line])
+    return found
+
+
+def test_rds_token_ids_are_the_references(golden, pool):
+    stored = np.load(golden / "rds" / "pool_token_ids.npz")
+    labels = np.load(golden / "rds" / "pool_labels.npz")
+    assert stored["keys"].tolist() == pool["row_id"][:]
+    tokenizer = CausalLM(str(golden / "model")).load().tokenizer
+    for i, row in enumerate(conversations(pool[:])):
+        encoded = encode(row, tokenizer, FALLBACK_TEMPLATE)
+        span = slice(stored["offsets"][i], stored["offsets"][i + 1])
+        assert encoded.input_ids[:2048] == stored["ids"][span].tolist(), pool["row_id"][i]
+        response = np.full(len(encoded.input_ids), False)
+        for start, end in encoded.responses:
+            response[start:end] = True
+        expected = labels["ids"][span] != -100 if "ids" in labels else labels["labels"][span] != -100
+        # The reference also trains on the line break after an EOS within a conversation.
+        differing = np.flatnonzero(response[:2048] != expected)
+        assert all(tokenizer.decode([encoded.input_ids[t]]) == "\n" for t in differing), pool["row_id"][i]
+
+
+def test_rds_embeddings_and_cosines_are_the_references(golden, pool):
+    model = str(golden / "model")
+    stored = np.load(golden / "rds" / "embeddings.npz")
+    vectors = np.stack([f.vector for f in HiddenStates(model, text_format="tulu")(conversations(pool[:]))])
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    np.testing.assert_allclose(unit, stored["pool"], rtol=0, atol=2e-6)
+    cosine = np.load(golden / "rds" / "cosine.npz")
+    for pooling, name in (("weighted_mean", ""), ("mean", "_uniform_mean"), ("last_token", "_last_token")):
+        scorer = RDSPlus(model, pooling=pooling, text_format="tulu", per_query=True).fit(queries(golden))
+        found = np.array(scorer(pool[:])["rds_similarities"]).T
+        np.testing.assert_allclose(found, cosine[f"cosine{name}"], rtol=0, atol=2e-6)
+
+
+def test_rds_selections_are_the_references_in_order(golden, pool):
+    scorer = RDSPlus(str(golden / "model"), text_format="tulu", per_query=True).fit(queries(golden))
+    scored = pool.map(scorer, batched=True)
+    similarity = np.array(scored["rds_similarities"])
+    task = {"arithmetic": similarity[:, :8], "code": similarity[:, 8:], "both": similarity}
+    expected = read(golden / "rds" / "selections.json")
+    checked = 0
+    for n, selections in expected.items():
+        for name, ids in selections.items():
+            mode, _, which = name.partition("/")
+            if mode in ("round_robin", "global_max"):
+                data = scored.select_columns(["row_id"]).add_column("s", task[which].tolist())
+                chosen = RoundRobin("s", mode=mode)(data, k=int(n))
+            elif mode in ("task_round_robin", "mean_max"):
+                columns = [f"score_rds_{part}" for part in which.split("+")]
+                how = "round_robin" if mode == "task_round_robin" else mode
+                chosen = RoundRobin(columns, mode=how)(scored, k=int(n))
+            else:  # single_task_mean, which the script writes worst first: the mean over queries is a plain score
+                mean = task[which].astype(np.float64).mean(axis=1)
+                data = scored.select_columns(["row_id"]).add_column("mean", mean.tolist())
+                chosen = TopK("mean")(data, k=int(n))
+                found = dict(zip(pool["row_id"], mean, strict=True))
+                assert set(chosen.row_ids) == set(ids), (n, name)
+                assert np.diff([found[row_id] for row_id in ids]).min() >= -1e-6, (n, name)
+                continue
+            assert chosen.row_ids == ids, (n, name)
+            checked += 1
+    assert checked == 27
 
 
 def same_order(scores, row_ids, expected, limit):

@@ -17,6 +17,7 @@ class DemoPool:
         num_rows: rows of the pool.
         damaged_share: share of rows whose response is spoilt.
         steps: training steps of the tiny LM.
+        query_tasks: tasks of which eight example rows each are written to queries_TASK.jsonl.
         seed: of pool and training.
     """
 
@@ -24,6 +25,7 @@ class DemoPool:
     num_rows: int = 400
     damaged_share: float = 0.3
     steps: int = 120
+    query_tasks: list[str] | None = None
     seed: int = 0
 
     example = "hf-select run quickstart"
@@ -39,7 +41,10 @@ class DemoPool:
         folder.mkdir(parents=True, exist_ok=True)
         rows = demo.make_pool(self.num_rows, self.damaged_share, self.seed)
         key = [{"row_id": row["row_id"], "damage": row.pop("damage")} for row in rows]
-        for name, lines in (("pool.jsonl", rows), ("answer_key.jsonl", key)):
+        files = {"pool.jsonl": rows, "answer_key.jsonl": key}
+        for task in self.query_tasks or []:
+            files[f"queries_{task}.jsonl"] = demo.make_queries(task, 8, self.seed + 2000)
+        for name, lines in files.items():
             (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         # The model learns on other rows: seeds far from the pool's.
         loss = demo.train_rater(folder / "model", num_examples=3000, steps=self.steps, seed=self.seed + 1000)

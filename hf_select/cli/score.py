@@ -11,7 +11,7 @@ class Score:
     """Score every row of a dataset by one method; a killed run goes on where it stopped.
 
     Args:
-        scorer: the method: length or selectit.
+        scorer: the method: length, rds or selectit.
         dataset: a JSON, JSONL, CSV or Parquet file (also .gz), a saved dataset or a Hub id.
         output_dir: folder for the scores; the same command continues a killed run in it.
         split: split of a saved or Hub dataset.
@@ -20,6 +20,7 @@ class Score:
         bad_rows: rows that are no conversation: error stops before anything is scored, null leaves them without a
             score.
         chunk_rows: rows that are scored and written together.
+        queries: rows of the target tasks, for scorers that have targets: TASK=FILE_OR_ID, several for several tasks.
     """
 
     scorer: str
@@ -30,6 +31,7 @@ class Score:
     limit: int | None = None
     bad_rows: Literal["error", "null"] = "error"
     chunk_rows: int = 1000
+    queries: dict[str, str] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 
     example: ClassVar[str] = (
@@ -55,6 +57,12 @@ class Score:
         from hf_select.inference.run import score
 
         scorer = build_scorer(self.scorer, self.settings)
+        targeted = hasattr(scorer, "fit")
+        if targeted != bool(self.queries):
+            needs = "needs --queries TASK=FILE" if targeted else "has no targets; leave out --queries"
+            raise ValueError(f"scorer {self.scorer} {needs}.")
+        if targeted:
+            scorer.fit({task: read_dataset(source, self.split) for task, source in (self.queries or {}).items()})
         dataset = read_dataset(self.dataset, self.split, self.rename, self.limit)
         scored = score(
             dataset,

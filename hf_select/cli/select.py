@@ -13,7 +13,7 @@ class Select:
 
     Args:
         scores: folder of hf-select score, or any dataset that has the column (file, saved dataset, Hub id).
-        selector: top_k, random or longest.
+        selector: top_k, round_robin, random or longest.
         output: where the subset goes: .parquet, .jsonl, or a folder for a saved dataset.
         k: budget in rows.
         fraction: budget as a share of the rows, in (0, 1].
@@ -90,6 +90,7 @@ def _report(dataset: Any, selection: Any, subset: Any) -> None:
                 chosen = values[selection.indices]
                 rows.append([label, f"{part(values):,.4g}", "" if np.isnan(chosen).all() else f"{part(chosen):,.4g}"])
     print_table(["", "pool", "selected"], rows)
+    _report_lengths(dataset, selection)
     top = [
         [str(row[columns.SELECTION_RANK]), _opening(row), row[columns.SELECTION_REASON]]
         for row in subset.select(range(min(5, len(subset))))
@@ -98,6 +99,32 @@ def _report(dataset: Any, selection: Any, subset: Any) -> None:
     print("\nThe first rows, and why:")
     for rank, text, reason in top:
         print(f"  {rank}  {text.ljust(width)}  {reason}")
+
+
+def _report_lengths(dataset: Any, selection: Any, sample: int = 20_000) -> None:
+    """Lengths of pool, selection and a random draw of its size: what looks like quality is often length."""
+    import numpy as np
+
+    from hf_select.cli.table import print_table
+    from hf_select.formats import READ_COLUMNS
+    from hf_select.scoring.length import Length
+
+    readable = [name for name in dataset.column_names if name in READ_COLUMNS]
+    if not readable:
+        return
+    rng, size = np.random.default_rng(0), min(len(selection), sample)
+    draws = {
+        "pool": rng.permutation(len(dataset))[:sample],
+        "selected": rng.permutation(selection.indices)[:size],
+        "random draw": rng.permutation(len(dataset))[:size],
+    }
+    lines = []
+    for name, indices in draws.items():
+        scores = Length()(dataset.select_columns(readable).select(np.sort(indices))[:])["score_length"]
+        lengths = np.array([score for score in scores if score is not None])
+        marks = np.quantile(lengths, (0.1, 0.5, 0.9)) if len(lengths) else [np.nan] * 3
+        lines.append([name, *(f"{mark:,.0f}" for mark in marks)])
+    print_table(["characters of a row", "10 %", "median", "90 %"], lines, title="Length")
 
 
 def _opening(row: dict[str, Any], width: int = 48) -> str:

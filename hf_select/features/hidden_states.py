@@ -1,7 +1,8 @@
 """A row as the pooled hidden states of a causal LM: the representation of RDS+.
 
 Ivison et al. 2025, "Large-Scale Data Selection for Instruction Tuning" (arXiv:2503.01807), section 3 and appendix G:
-position-weighted mean of the final hidden states (after the final norm), which beat the uniform mean and the last token there.
+position-weighted mean of the final hidden states (after the final norm), which beat the uniform mean and the last
+token there.
 """
 
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from hf_select.features import Feature
 from hf_select.formats import FALLBACK_TEMPLATE, BadRow, Conversation, Encoded, encode
 from hf_select.inference.batching import OutOfMemory
 from hf_select.inference.causal_lm import CausalLM
@@ -56,8 +58,8 @@ class HiddenStates:
             raise ValueError(f"max_length is {self.max_length}; it must be at least 1.")
         self.lm = self.model if isinstance(self.model, CausalLM) else CausalLM(self.model)
 
-    def __call__(self, rows: list[Conversation]) -> list[np.ndarray | BadRow]:
-        """One vector (d,) a row. A row beyond the model's context that `max_length` does not cut has none."""
+    def __call__(self, rows: list[Conversation]) -> list[Feature | BadRow]:
+        """One feature a row. A row beyond the model's context that `max_length` does not cut has none."""
         found: list[Any] = [self._tokens(row) for row in rows]
         fits = [i for i, tokens in enumerate(found) if not isinstance(tokens, BadRow)]
         vectors = self.lm.pooled_hidden_states(
@@ -69,11 +71,11 @@ class HiddenStates:
             elif not np.isfinite(vector).all():
                 found[i] = BadRow("the model's hidden states are not finite")
             else:
-                found[i] = vector
+                found[i] = Feature(vector, found[i][2])
         return found
 
-    def _tokens(self, row: Conversation) -> tuple[list[int], np.ndarray] | BadRow:
-        """(token ids, their pooling weights)."""
+    def _tokens(self, row: Conversation) -> tuple[list[int], np.ndarray, str] | BadRow:
+        """(token ids, their pooling weights, note of a cut)."""
         loaded = self.lm.load()
         try:
             encoded = encode(row, loaded.tokenizer, FALLBACK_TEMPLATE if self.text_format == "tulu" else None)
@@ -92,7 +94,8 @@ class HiddenStates:
             weights[pooled] = 1 / pooled.sum()
         else:
             weights[np.flatnonzero(pooled)[-1]] = 1
-        return ids, weights
+        cut = len(ids) < len(encoded.input_ids)
+        return ids, weights, f"cut to {self.max_length} tokens" if cut else ""
 
     def _in_scope(self, encoded: Encoded, length: int) -> np.ndarray:
         response = np.zeros(length, dtype=bool)

@@ -46,10 +46,9 @@ class LoadedModel:
         # Until the probe has shown that this architecture's cache can be copied, cropped and continued.
         self.shares_cache = False
         # The feed-forward block of the last layer, whose output matters only at the positions that are read.
-        layers = [
-            m for m in self.backbone.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == self.num_layers
-        ]
-        self.last_mlp = getattr(layers[0][-1], "mlp", None) if layers else None
+        stacks = [m for m in self.backbone.modules() if isinstance(m, torch.nn.ModuleList)]
+        self.layers: Any = next((stack for stack in stacks if len(stack) == self.num_layers), None)
+        self.last_mlp = None if self.layers is None else getattr(self.layers[-1], "mlp", None)
 
     def logits(self, hidden: Tensor, token_ids: Sequence[int] | None = None) -> Tensor:
         """fp32 logits (N, V) of hidden states (N, D), or (N, K) of the named tokens alone."""

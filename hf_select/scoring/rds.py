@@ -2,8 +2,8 @@
 
 Ivison et al. 2025, "Large-Scale Data Selection for Instruction Tuning" (arXiv:2503.01807), section 3.
 
-Left out: the study's own query sets (give any rows as queries) and its tokenisation of prompt and answer apart for some of
-them; queries are read like rows.
+Left out: the study's own query sets (give any rows as queries) and its tokenisation of prompt and answer apart for
+some of them; queries are read like rows.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,6 +14,7 @@ import numpy as np
 from datasets import List, Value
 
 from hf_select import columns
+from hf_select.features import Feature
 from hf_select.features.hidden_states import HiddenStates
 from hf_select.formats import BadRow, Conversation, conversations
 from hf_select.scoring.scorer import Scorer
@@ -36,7 +37,8 @@ class RDSPlus(Scorer):
         scope: tokens that are pooled: all (the paper's), prompt or response.
         text_format: chat is the model's own template; tulu is the study's layout for every model.
         max_length: tokens kept of a row and of a query; a longer one is cut on the right.
-        per_query: also keep the similarity to every query, which round robin over queries reads (4 bytes a query and row).
+        per_query: also keep the similarity to every query, which round robin over queries reads (4 bytes a query and
+            row).
     Reads: the whole conversation.
     Adds: score_rds (the largest similarity over all queries), rds_query (which query that is); with several tasks
         score_rds_TASK for each; with per_query rds_similarities.
@@ -79,11 +81,11 @@ class RDSPlus(Scorer):
             if len(rows) == 0:
                 raise ValueError(f'task "{task}" has no queries; give it some or leave it out.')
             found = _encoded(self._features, conversations(rows[:]))
-            for i, vector in enumerate(found):
-                if isinstance(vector, BadRow):
-                    raise ValueError(f'query {i} of task "{task}" cannot be used: {vector}. Mend or remove it.')
-            vectors += found
-            tasks += [number] * len(found)
+            for i, feature in enumerate(found):
+                if isinstance(feature, BadRow):
+                    raise ValueError(f'query {i} of task "{task}" cannot be used: {feature}. Mend or remove it.')
+                vectors.append(feature.vector)
+                tasks.append(number)
         self.tasks_ = list(by_task)
         self.queries_ = unit(np.stack(vectors))
         self.task_of_query_ = np.array(tasks)
@@ -112,33 +114,34 @@ class RDSPlus(Scorer):
     def _pickled(self) -> dict[str, Any]:
         return {**self.settings(), "model": self._features.lm}
 
-    def similarities(self, rows: list[Conversation | BadRow]) -> list[np.ndarray | BadRow]:
-        """Cosine similarity of each row to every query, (q,) float32, in one matrix product."""
+    def similarities(self, rows: list[Conversation | BadRow]) -> tuple[np.ndarray, list[Feature | BadRow]]:
+        """Cosine similarity of each row to every query, (n, q) float32 with NaN for a row that has no vector."""
         if self.queries_ is None:
             raise ValueError("RDSPlus has no queries yet; call fit(queries) first (--queries on the command line).")
-        found: list[Any] = _encoded(self._features, rows)
-        whole = [i for i, vector in enumerate(found) if not isinstance(vector, BadRow)]
+        features = _encoded(self._features, rows)
+        similarity = np.full((len(features), len(self.queries_)), np.nan, dtype=np.float32)
+        whole = [i for i, feature in enumerate(features) if isinstance(feature, Feature)]
         if whole:
-            product = unit(np.stack([found[i] for i in whole])) @ self.queries_.T  # (n, q)
-            for i, similarity in zip(whole, product, strict=True):
-                found[i] = similarity
-        return found
+            vectors = np.stack([feature.vector for feature in features if isinstance(feature, Feature)])
+            similarity[whole] = unit(vectors) @ self.queries_.T
+        return similarity, features
 
     def measure(self, rows: list[Conversation]) -> list[dict[str, Any] | BadRow]:
-        return [s if isinstance(s, BadRow) else self._columns(s) for s in self.similarities(list(rows))]
+        similarity, features = self.similarities(list(rows))
+        return [
+            feature if isinstance(feature, BadRow) else {"rds_reason": feature.note, **self._columns(similarity[i])}
+            for i, feature in enumerate(features)
+        ]
 
     def best_rows(self, dataset: Any, m: int, batch_size: int = 1000) -> BestRows:
         """Each query's m most similar rows, in one pass over the dataset that keeps q x m numbers and no vectors."""
-        best = None
-        start = 0
+        if m < 1 or self.queries_ is None:
+            raise ValueError(f"m is {m}; give at least 1." if m < 1 else "call fit(queries) first.")
+        best, start = BestRows(len(self.queries_), m), 0
         for batch in dataset.iter(batch_size=batch_size):
-            found = self.similarities(conversations(batch))
-            best = best or BestRows(len(found and self.queries_), m)  # type: ignore[arg-type]
-            nothing = np.full(best.num_queries, -np.inf, dtype=np.float32)
-            best.update(np.stack([nothing if isinstance(s, BadRow) else s for s in found]), start)
-            start += len(found)
-        if best is None:
-            raise ValueError("the dataset is empty; there is nothing to score.")
+            similarity, _ = self.similarities(conversations(batch))
+            best.update(similarity, start)
+            start += len(similarity)
         return best
 
     def _columns(self, similarity: np.ndarray) -> dict[str, Any]:
@@ -154,7 +157,7 @@ class RDSPlus(Scorer):
         return columns.score_column(f"{self.name}_{task}")
 
 
-def _encoded(features: HiddenStates, rows: Iterable[Conversation | BadRow]) -> list[np.ndarray | BadRow]:
+def _encoded(features: HiddenStates, rows: Iterable[Conversation | BadRow]) -> list[Feature | BadRow]:
     rows = list(rows)
     vectors = iter(features([row for row in rows if isinstance(row, Conversation)]))
     return [next(vectors) if isinstance(row, Conversation) else row for row in rows]

@@ -1,4 +1,5 @@
-"""Cosine similarity of rows to queries, once for every featurizer: by task, and by query without keeping n x queries."""
+"""Cosine similarity of rows to queries, once for every featurizer: by task, and by query without keeping n x
+queries."""
 
 from dataclasses import dataclass, field
 
@@ -27,7 +28,7 @@ def max_by_task(similarities: np.ndarray, task_of_query: np.ndarray, num_tasks: 
 class BestRows:
     """The m rows most similar to each query, over a stream of blocks: memory q x m, whatever the number of rows.
 
-    Equal similarities keep the lower row first, as the reference's stable sort does.
+    Equal similarities keep the lower row first, as the reference's stable sort does. NaN (no vector) is never taken.
     """
 
     num_queries: int
