@@ -254,14 +254,38 @@ def encode(conversation: Conversation, tokenizer: Any, chat_template: str | None
         chat_template: Jinja template in place of the tokenizer's own, e.g. FALLBACK_TEMPLATE.
     Raises: BadRow if the template refuses the row, or rewrites earlier turns so that a response cannot be placed.
     """
+    (encoded,) = encode_all([conversation], tokenizer, chat_template)
+    if isinstance(encoded, BadRow):
+        raise encoded
+    return encoded
+
+
+def encode_all(rows: list[Conversation], tokenizer: Any, chat_template: str | None = None) -> list["Encoded | BadRow"]:
+    """`encode` for many rows, tokenised in one call; a row that cannot be encoded gives the BadRow that says why."""
     if not tokenizer.is_fast:
         raise ValueError(f"{type(tokenizer).__name__} gives no character offsets; a fast tokenizer is needed.")
-    if conversation.text is not None:
-        return _tokens(conversation.text, [(0, len(conversation.text))], tokenizer, add_special_tokens=True)
     template = chat_template or tokenizer.chat_template or FALLBACK_TEMPLATE
-    text, spans = _render_with_spans(conversation, tokenizer, template)
-    # A model's own template writes its start token; the fallback leaves it to the tokenizer.
-    return _tokens(text, spans, tokenizer, add_special_tokens=template == FALLBACK_TEMPLATE)
+    found: list[Any] = []
+    for row in rows:
+        try:
+            raw = row.text is not None
+            found.append((row.text, [(0, len(row.text))]) if raw else _render_with_spans(row, tokenizer, template))
+        except BadRow as reason:
+            found.append(reason)
+    # A model's own template writes its start token; raw text and the fallback leave it to the tokenizer.
+    for special in (False, True):
+        chosen = [
+            i
+            for i, rendered in enumerate(found)
+            if isinstance(rendered, tuple) and (rows[i].text is not None or template == FALLBACK_TEMPLATE) == special
+        ]
+        if not chosen:
+            continue
+        texts = [found[i][0] for i in chosen]
+        encoding = tokenizer(texts, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
+        for i, ids, offsets in zip(chosen, encoding["input_ids"], encoding["offset_mapping"], strict=True):
+            found[i] = Encoded(ids, _token_spans(found[i][1], offsets))
+    return found
 
 
 def _render_with_spans(conversation: Conversation, tokenizer: Any, template: str) -> tuple[str, list[tuple[int, int]]]:
@@ -324,18 +348,16 @@ def _render(
     return rendered[0], [tuple(mark) for mark in marks[0]] if marked else None  # pyright: ignore[reportReturnType]
 
 
-def _tokens(text: str, spans: list[tuple[int, int]], tokenizer: Any, add_special_tokens: bool) -> Encoded:
-    """Tokens of the text; a token belongs to the span in which it starts (a straddling one is still predicted from the
-    prompt, hence prompt). A start token has no characters and belongs to none."""
-    encoding = tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True, verbose=False)
-    ids, offsets = encoding["input_ids"], encoding["offset_mapping"]
-    responses = []
+def _token_spans(spans: list[tuple[int, int]], offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Character spans as token spans. A token belongs to the span in which it starts (a straddling one is still
+    predicted from the prompt, hence prompt); a start token has no characters and belongs to none."""
+    found = []
     position = 0
     for start, end in spans:
-        while position < len(ids) and (offsets[position][0] < start or offsets[position][1] == 0):
+        while position < len(offsets) and (offsets[position][0] < start or offsets[position][1] == 0):
             position += 1
         first = position
-        while position < len(ids) and offsets[position][0] < end:
+        while position < len(offsets) and offsets[position][0] < end:
             position += 1
-        responses.append((first, position))
-    return Encoded(ids, responses)
+        found.append((first, position))
+    return found

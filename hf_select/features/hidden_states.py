@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from hf_select.features import Feature
-from hf_select.formats import FALLBACK_TEMPLATE, BadRow, Conversation, Encoded, encode
+from hf_select.formats import FALLBACK_TEMPLATE, BadRow, Conversation, Encoded, encode_all
 from hf_select.inference.batching import OutOfMemory
 from hf_select.inference.causal_lm import CausalLM
 
@@ -60,7 +60,9 @@ class HiddenStates:
 
     def __call__(self, rows: list[Conversation]) -> list[Feature | BadRow]:
         """One feature a row. A row beyond the model's context that `max_length` does not cut has none."""
-        found: list[Any] = [self._tokens(row) for row in rows]
+        template = FALLBACK_TEMPLATE if self.text_format == "tulu" else None
+        encoded = encode_all(rows, self.lm.load().tokenizer, template)
+        found: list[Any] = [e if isinstance(e, BadRow) else self._weighted(e) for e in encoded]
         fits = [i for i, tokens in enumerate(found) if not isinstance(tokens, BadRow)]
         vectors = self.lm.pooled_hidden_states(
             [found[i][0] for i in fits], [found[i][1] for i in fits], layer=self.layer
@@ -74,16 +76,12 @@ class HiddenStates:
                 found[i] = Feature(vector, found[i][2])
         return found
 
-    def _tokens(self, row: Conversation) -> tuple[list[int], np.ndarray, str] | BadRow:
+    def _weighted(self, encoded: Encoded) -> tuple[list[int], np.ndarray, str] | BadRow:
         """(token ids, their pooling weights, note of a cut)."""
-        loaded = self.lm.load()
-        try:
-            encoded = encode(row, loaded.tokenizer, FALLBACK_TEMPLATE if self.text_format == "tulu" else None)
-        except BadRow as reason:
-            return reason
+        context = self.lm.load().max_length
         ids = encoded.input_ids[: self.max_length]
-        if loaded.max_length is not None and len(ids) > loaded.max_length:
-            return BadRow(f"longer than the model's context of {loaded.max_length} tokens; lower max_length")
+        if context is not None and len(ids) > context:
+            return BadRow(f"longer than the model's context of {context} tokens; lower max_length")
         pooled = self._in_scope(encoded, len(ids))
         if not pooled.any():
             return BadRow(f"no token of the {'row' if self.scope == 'all' else self.scope} is left to pool")

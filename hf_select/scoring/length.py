@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 from datasets import Value
 
 from hf_select import columns
-from hf_select.formats import BadRow, Conversation, encode
+from hf_select.formats import BadRow, Conversation, Encoded, encode_all
 from hf_select.scoring.scorer import Scorer
 
 
@@ -50,24 +50,20 @@ class Length(Scorer):
         return AutoTokenizer.from_pretrained(self.tokenizer)
 
     def measure(self, rows: list[Conversation]) -> list[dict[str, Any] | BadRow]:
-        return [self._measure(row) for row in rows]
+        encoded = encode_all(rows, self._tokenizer) if self.tokenizer else [None] * len(rows)
+        return [self._measure(row, tokens) for row, tokens in zip(rows, encoded, strict=True)]
 
-    def _measure(self, row: Conversation) -> dict[str, Any] | BadRow:
+    def _measure(self, row: Conversation, encoded: Encoded | BadRow | None) -> dict[str, Any] | BadRow:
         score = columns.score_column(self.name)
-        if self.of == "turns":
-            turns = float(len(row.messages) or 1)
-        if not self.tokenizer:
+        turns = float(len(row.messages) or 1)
+        if isinstance(encoded, BadRow):
+            return encoded
+        if encoded is None:
             return {score: turns if self.of == "turns" else float(_characters(row, self.of))}
-        try:
-            encoded = encode(row, self._tokenizer)
-        except BadRow as reason:
-            return reason
         response = sum(end - start for start, end in encoded.responses)
-        sizes = {"all": len(encoded.input_ids), "prompt": len(encoded.input_ids) - response, "response": response}
-        return {
-            score: turns if self.of == "turns" else float(sizes[self.of]),
-            columns.NUM_TOKENS: len(encoded.input_ids),
-        }
+        tokens = len(encoded.input_ids)
+        sizes = {"all": tokens, "prompt": tokens - response, "response": response, "turns": turns}
+        return {score: float(sizes[self.of]), columns.NUM_TOKENS: tokens}
 
 
 def _characters(row: Conversation, of: str) -> int:
