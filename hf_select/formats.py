@@ -16,9 +16,11 @@ of the conversation. Text is never searched for the response. A model without a 
 """
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 
@@ -71,6 +73,8 @@ class Conversation:
         """(instruction, response): the first user turn and the assistant turn right after it."""
         for user, reply in zip(self.messages, self.messages[1:], strict=False):
             if user["role"] == "user" and reply["role"] == "assistant":
+                if reply.get("tool_calls") and not reply["content"]:
+                    raise BadRow("the first reply is a tool call, not an answer")
                 return user["content"], reply["content"]
         if self.text is not None:
             raise BadRow("plain text has no instruction and response")
@@ -186,8 +190,7 @@ def _message(message: Any, where: str) -> dict[str, Any]:
         raise BadRow(f"{where} has no role")
     if message["role"] not in ROLES:
         raise BadRow(f'unknown role "{message["role"]}" (known: {", ".join(ROLES)})')
-    # Arrow gives every struct every key; a key that is null was not there.
-    message = {key: value for key, value in message.items() if value is not None}
+    message = _without_nulls(message)
     content = message.get("content")
     if isinstance(content, list):  # parts, as OpenAI writes them
         if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
@@ -203,7 +206,14 @@ def _tools(tools: Any) -> list[dict[str, Any]] | None:
         tools = _json(tools, "tools") if tools.strip() else None
     if tools is not None and not isinstance(tools, list):
         raise BadRow("tools is not a list")
-    return tools or None
+    return _without_nulls(tools) or None
+
+
+def _without_nulls(value: Any) -> Any:
+    """Arrow gives every struct all keys of its column; a key that is null was not in the row."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _string(value: Any, where: str) -> str:
@@ -260,39 +270,61 @@ def encode(conversation: Conversation, tokenizer: Any, chat_template: str | None
     return encoded
 
 
-def encode_all(rows: list[Conversation], tokenizer: Any, chat_template: str | None = None) -> list["Encoded | BadRow"]:
-    """`encode` for many rows, tokenised in one call; a row that cannot be encoded gives the BadRow that says why."""
-    if not tokenizer.is_fast:
+def encode_all(
+    rows: list[Conversation], tokenizer: Any, chat_template: str | None = None, responses: bool = True
+) -> list["Encoded | BadRow"]:
+    """`encode` for many rows, tokenised in one call; a row that cannot be encoded gives the BadRow that says why.
+
+    Args:
+        responses: place the response spans. Without them a row under a template that rewrites earlier turns has its
+            token ids all the same.
+    """
+    if responses and not tokenizer.is_fast:
         raise ValueError(f"{type(tokenizer).__name__} gives no character offsets; a fast tokenizer is needed.")
-    template = chat_template or tokenizer.chat_template or FALLBACK_TEMPLATE
     found: list[Any] = []
+    special = []  # a model's own template writes its start token; raw text and the fallback leave it to the tokenizer
     for row in rows:
+        template = _template(row, tokenizer, chat_template)
+        special.append(row.text is not None or template == FALLBACK_TEMPLATE)
         try:
-            raw = row.text is not None
-            found.append((row.text, [(0, len(row.text))]) if raw else _render_with_spans(row, tokenizer, template))
+            found.append(_render_with_spans(row, tokenizer, template, responses))
         except BadRow as reason:
             found.append(reason)
-    # A model's own template writes its start token; raw text and the fallback leave it to the tokenizer.
-    for special in (False, True):
-        chosen = [
-            i
-            for i, rendered in enumerate(found)
-            if isinstance(rendered, tuple) and (rows[i].text is not None or template == FALLBACK_TEMPLATE) == special
-        ]
+    for with_special in (False, True):
+        chosen = [i for i, r in enumerate(found) if not isinstance(r, BadRow) and special[i] == with_special]
         if not chosen:
             continue
-        texts = [found[i][0] for i in chosen]
-        encoding = tokenizer(texts, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
-        for i, ids, offsets in zip(chosen, encoding["input_ids"], encoding["offset_mapping"], strict=True):
-            found[i] = Encoded(ids, _token_spans(found[i][1], offsets))
+        encoding = tokenizer(
+            [found[i][0] for i in chosen],
+            add_special_tokens=with_special,
+            return_offsets_mapping=responses,
+            verbose=False,
+        )
+        offsets = encoding["offset_mapping"] if responses else [[]] * len(chosen)
+        for i, ids, places in zip(chosen, encoding["input_ids"], offsets, strict=True):
+            found[i] = Encoded(ids, _token_spans(found[i][1], places))
     return found
 
 
-def _render_with_spans(conversation: Conversation, tokenizer: Any, template: str) -> tuple[str, list[tuple[int, int]]]:
-    """The rendered text and the character span of each response in it."""
+def _template(row: Conversation, tokenizer: Any, chat_template: str | None) -> str:
+    """The Jinja template in use; some tokenizers have one for rows with tools and one for those without."""
+    if chat_template is not None:
+        return chat_template
+    if not tokenizer.chat_template:
+        return FALLBACK_TEMPLATE
+    return tokenizer.get_chat_template(tools=row.tools)
+
+
+def _render_with_spans(
+    conversation: Conversation, tokenizer: Any, template: str, responses: bool
+) -> tuple[str, list[tuple[int, int]]]:
+    """The rendered text and, if asked for, the character span of each response in it."""
+    if conversation.text is not None:
+        return conversation.text, [(0, len(conversation.text))] if responses else []
     messages = conversation.messages
+    render = partial(_render, conversation=conversation, tokenizer=tokenizer, template=template)
     try:
-        text, spans = _render(messages, conversation, tokenizer, template)
+        text, spans = render(messages)
     except BadRow:
         if messages[0]["role"] != "system" or len(messages) == 1 or messages[1]["role"] != "user":
             raise
@@ -300,15 +332,20 @@ def _render_with_spans(conversation: Conversation, tokenizer: Any, template: str
         # turn.
         merged = f"{messages[0]['content']}\n\n{messages[1]['content']}"
         messages = [{**messages[1], "content": merged}, *messages[2:]]
-        text, spans = _render(messages, conversation, tokenizer, template)
+        text, spans = render(messages)
+    if not responses:
+        return text, []
     if spans is not None:
         return text, spans
     spans = []
     for i, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before, _ = _render(messages[:i], conversation, tokenizer, template, add_generation_prompt=True)
-        through, _ = _render(messages[: i + 1], conversation, tokenizer, template)
+        if i > 0:
+            before, _ = render(messages[:i], add_generation_prompt=True)
+        else:  # templates give no generation prompt for nothing: what two different replies have before them
+            before = os.path.commonprefix([render([{"role": "assistant", "content": x}])[0] for x in "ab"])
+        through, _ = render(messages[: i + 1])
         if not (text.startswith(before) and text.startswith(through) and len(before) <= len(through)):
             raise BadRow(
                 f"the chat template rewrites turns before the last, so response {len(spans) + 1} cannot be placed; "
@@ -329,8 +366,6 @@ def _render(
     from jinja2 import TemplateError
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    if not messages:  # a conversation that opens with the assistant: nothing stands before its generation prompt
-        return "", None
     marked = bool(_GENERATION_MARK.search(template)) and not add_generation_prompt
     try:
         rendered, marks = render_jinja_template(

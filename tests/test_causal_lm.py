@@ -48,6 +48,12 @@ ARCHITECTURES = {
         )
     ),
     "bloom_alibi": lambda: hf.BloomForCausalLM(hf.BloomConfig(vocab_size=300, hidden_size=32, n_layer=2, n_head=4)),
+    "mpt_alibi": lambda: hf.MptForCausalLM(hf.MptConfig(vocab_size=300, d_model=32, n_layers=2, n_heads=4)),
+    "gpt_neo_local": lambda: hf.GPTNeoForCausalLM(
+        hf.GPTNeoConfig(
+            vocab_size=300, hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]]
+        )
+    ),
     "mixtral_moe": lambda: hf.MixtralForCausalLM(
         hf.MixtralConfig(**SMALL, num_key_value_heads=2, num_local_experts=4, sliding_window=None)
     ),

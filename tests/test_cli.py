@@ -205,6 +205,74 @@ def test_the_errors_of_a_recipe(pool, capsys):
     assert 'no recipe file "none.yaml"' in fails(capsys, "run", "none.yaml")
 
 
+def test_a_step_runs_again_when_its_input_changed_its_output_went_or_an_earlier_step_ran(pool, rows, capsys):
+    step = "command: select, selector: longest, overwrite: true"
+    Path("r.yaml").write_text(
+        "steps:\n"
+        f"  first: {{{step}, k: 9, scores: scored.jsonl, output: '${{output_dir}}/a.jsonl'}}\n"
+        f"  second: {{{step}, k: 3, scores: '${{output_dir}}/a.jsonl', output: '${{output_dir}}/b.jsonl'}}\n"
+    )
+
+    def scored(offset: int) -> None:
+        lines = [json.dumps({**row, "score_length": (i * 7 + offset) % 40}) for i, row in enumerate(rows)]
+        Path("scored.jsonl").write_text("\n".join(lines) + "\n")
+
+    def skipped(*overrides: str) -> int:
+        assert run("run", "r.yaml", *overrides, "--output-dir", "o") == 0
+        return capsys.readouterr().out.count("skipped")
+
+    scored(0)
+    assert skipped() == 0 and skipped() == 2
+    before = Path("o/b.jsonl").read_text()
+    scored(5)
+    assert skipped() == 0 and Path("o/b.jsonl").read_text() != before
+    Path("o/b.jsonl").unlink()
+    assert skipped() == 1 and Path("o/b.jsonl").exists()
+    assert skipped("first.k=8") == 0, "the second step must read what the first wrote anew"
+
+
+def test_overwrite_replaces_saved_datasets_alone(pool, capsys):
+    run("score", "--scorer", "length", "--dataset", pool, "--output-dir", "o")
+    Path("precious").mkdir()
+    Path("precious/thesis.txt").write_text("mine")
+    select = ("select", "--scores", "o", "--selector", "longest", "--k", "3", "--overwrite", "--output")
+    assert "no saved dataset" in fails(capsys, *select, "precious")
+    assert "no saved dataset" in fails(capsys, *select, "o")
+    assert run(*select, "subset") == 0 and run(*select, "subset") == 0
+    again = ("select", "--scores", "subset", "--selector", "longest", "--k", "2", "--overwrite", "--output", "subset")
+    assert "holds the rows that are read" in fails(capsys, *again)
+    assert Path("precious/thesis.txt").read_text() == "mine"
+
+
+def test_brackets_in_a_file_name_are_no_pattern(rows):
+    for name, some in (("rows[1].jsonl", rows[:10]), ("rows1.jsonl", rows[:1])):
+        Path(name).write_text("".join(json.dumps(row) + "\n" for row in some))
+    assert run("score", "--scorer", "length", "--dataset", "rows[1].jsonl", "--output-dir", "o") == 0
+    assert len(load_dataset("parquet", data_files="o/scores.parquet", split="train")) == 10
+
+
+def test_scores_that_stand_alone_can_be_selected_from(pool):
+    run("score", "--scorer", "length", "--dataset", pool, "--output-dir", "o")
+    alone = ("select", "--scores", "o/scores.parquet", "--selector", "longest", "--column", "score_length")
+    assert run(*alone, "--k", "3", "--output", "s.parquet") == 0
+    assert len(load_dataset("parquet", data_files="s.parquet", split="train")) == 3
+
+
+def test_rds_from_the_command_line(pool, model_path, rows, capsys):
+    for task, some in (("a", rows[:3]), ("b", rows[4:6])):
+        Path(f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    score = ("score", "--scorer", "rds", "--model", model_path, "--dataset", pool, "--output-dir", "o")
+    assert "needs --queries" in fails(capsys, *score)
+    assert run(*score, "--queries", "a=a.jsonl", "b=b.jsonl") == 0
+    columns = ("--similarities", "score_rds_a", "score_rds_b")
+    assert (
+        run("select", "--scores", "o", "--selector", "round_robin", *columns, "--k", "6", "--output", "s.jsonl") == 0
+    )
+    assert "chosen by task rds_b" in capsys.readouterr().out
+    length = ("score", "--scorer", "length", "--dataset", pool, "--output-dir", "p", "--queries", "a=a.jsonl")
+    assert "has no targets" in fails(capsys, *length)
+
+
 def test_a_failing_step_says_why_and_the_finished_ones_are_kept(pool, capsys):
     Path("r.yaml").write_text(
         "steps:\n"

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from hf_select.formats import FALLBACK_TEMPLATE, BadRow, Conversation, conversations, encode, layout
+from hf_select.formats import FALLBACK_TEMPLATE, BadRow, Conversation, conversations, encode, encode_all, layout
 
 
 CHATML_MARKED = (
@@ -146,8 +146,46 @@ def test_a_response_that_repeats_its_prompt_is_still_placed(tokenizer):
 def test_empty_and_leading_responses(tokenizer):
     encoded = encode(Conversation([USER, {"role": "assistant", "content": ""}]), tokenizer)
     assert spans(encoded, tokenizer) == ["<|im_end|>\n"]
-    first = encode(Conversation([REPLY]), tokenizer)
-    assert first.responses == [(0, len(first.input_ids))] or first.responses[0][1] == len(first.input_ids)
+
+
+@pytest.mark.parametrize("default_system", ["", "You are helpful."])
+def test_a_conversation_that_opens_with_the_assistant(tokenizer, default_system):
+    """What the template writes before the first turn, such as a system text of its own, is no response."""
+    template = f"{{{{ '<|im_start|>system\\n{default_system}<|im_end|>\\n' }}}}" + tokenizer.chat_template
+    encoded = encode(Conversation([REPLY, USER, REPLY]), tokenizer, template)
+    assert spans(encoded, tokenizer) == ["A saw.<|im_end|>\n"] * 2
+
+
+def test_token_ids_without_spans_need_no_placeable_response(tokenizer):
+    template = (
+        "{% for m in messages %}[{{ m['role'] }}]{% if m['role'] == 'assistant' and loop.last %}<think>{% endif %}"
+        "{{ m['content'] }}{% endfor %}"
+    )
+    (encoded,) = encode_all([Conversation([USER, REPLY, USER, REPLY])], tokenizer, template, responses=False)
+    assert "<think>A saw." in tokenizer.decode(encoded.input_ids) and encoded.responses == []
+
+
+def test_a_tokenizer_with_a_template_for_tools(tokenizer, monkeypatch):
+    plain = tokenizer.chat_template
+    monkeypatch.setattr(tokenizer, "chat_template", {"default": plain, "tool_use": "TOOLS" + plain})
+    tool = {"name": "find", "description": "", "parameters": {"type": "object", "properties": {}}}
+    texts = [
+        tokenizer.decode(encode(Conversation([USER, REPLY], tools=tools), tokenizer).input_ids)
+        for tools in (None, [tool])
+    ]
+    assert texts[0].startswith("<|begin|>") and texts[1].startswith("TOOLS")
+
+
+def test_keys_that_arrow_filled_in_are_dropped_at_any_depth():
+    """`Dataset.from_list` gives every struct the keys of all rows."""
+    call = {"type": "function", "function": {"name": "f", "arguments": {"city": "x", "q": None}}}
+    reply = {"role": "assistant", "content": None, "tool_calls": [call]}
+    row = one(
+        messages=[{"role": "user", "content": "a", "tool_calls": None}, reply],
+        tools=[{"name": "f", "parameters": {"city": {"type": "string"}, "q": None}}],
+    )
+    assert row.messages[1]["tool_calls"][0]["function"]["arguments"] == {"city": "x"}
+    assert row.tools == [{"name": "f", "parameters": {"city": {"type": "string"}}}]
 
 
 def test_a_base_model_without_template_gets_the_documented_one(tokenizer, monkeypatch):

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, load_dataset
 
-from hf_select import Length, SelectIT, score
+from hf_select import CausalLM, Length, SelectIT, score
 from hf_select.inference.run import pool_fingerprint
 
 
@@ -63,9 +63,55 @@ def test_the_pool_fingerprint_follows_the_content_alone(rows, tmp_path):
     dataset.to_parquet(tmp_path / "a.parquet")
     read = load_dataset("parquet", data_files=str(tmp_path / "a.parquet"), split="train")
     assert pool_fingerprint(dataset) == pool_fingerprint(read)
+    many = Dataset.from_dict({"a": [str(i) * (i % 7) for i in range(10_000)], "b": [None, 1] * 5_000})
+    many.to_parquet(tmp_path / "many.parquet", batch_size=777)
+    read = load_dataset("parquet", data_files=str(tmp_path / "many.parquet"), split="train")
+    assert pool_fingerprint(many) == pool_fingerprint(read)
+    twins = [Dataset.from_dict({"a": ["x", "y", other], "b": [True, None, other == "z"]}) for other in "zq"]
+    assert len({pool_fingerprint(twin.select(range(2))) for twin in twins}) == 1, "the row after the slice leaked in"
     turned = dataset.select(list(range(len(rows)))[::-1])
     assert pool_fingerprint(turned) != pool_fingerprint(dataset)
     assert pool_fingerprint(turned.select(list(range(len(rows)))[::-1])) == pool_fingerprint(dataset)
+
+
+def test_a_killed_run_goes_on_with_a_smaller_batch(rows, model_path, tmp_path):
+    """What a user does whose run was killed for memory. The type of the weights, though, changes the scores."""
+
+    def run(**options):
+        return score(dataset_of(rows), SelectIT(CausalLM(model_path, **options)), tmp_path / "o", chunk_rows=7)
+
+    run()
+    os.remove(tmp_path / "o" / "scored" / "part-00002.parquet")
+    run(tokens_per_batch=300, device="cpu")
+    with pytest.raises(ValueError, match="model.dtype auto there, bfloat16 here"):
+        run(dtype="bfloat16")
+
+
+def test_rows_scored_in_part_are_counted_apart(rows, model_path, tmp_path):
+    score(dataset_of(rows), SelectIT(model_path, max_length=90), tmp_path / "o")
+    summary = json.loads((tmp_path / "o" / "summary.json").read_text())
+    assert summary["scored"] == len(rows) and summary["reasons"] == {}
+    assert 0 < summary["notes"]["response cut to fit 90 tokens"] < len(rows)
+
+
+def test_a_folder_left_by_a_kill_before_the_manifest_is_used(rows, tmp_path):
+    (tmp_path / "o" / "scored").mkdir(parents=True)
+    assert len(score(dataset_of(rows), Length(), tmp_path / "o")) == len(rows)
+
+
+def test_brackets_in_a_path_are_no_pattern(rows, tmp_path):
+    assert len(score(dataset_of(rows), Length(), tmp_path / "run[1]")) == len(rows)
+
+
+def test_another_tokenizer_under_the_same_path_is_another_scorer(model_path, tmp_path):
+    import shutil
+
+    from datasets.fingerprint import Hasher
+
+    shutil.copytree(model_path, tmp_path / "t")
+    before = Hasher.hash(Length(tokenizer=str(tmp_path / "t")))
+    os.utime(tmp_path / "t" / "tokenizer.json", (1, 1))
+    assert Hasher.hash(Length(tokenizer=str(tmp_path / "t"))) != before
 
 
 def test_a_failure_before_the_first_chunk_leaves_nothing(rows, tmp_path):

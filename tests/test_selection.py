@@ -113,3 +113,13 @@ def test_explain_and_diff(dataset):
     best, worst = TopK("score_x")(dataset, k=3), TopK("score_x", "worst")(dataset, k=3)
     assert "rank 1 of 3: score_x 5" in best.explain(1) and "not selected" in best.explain(0)
     assert best.diff(worst) == {"both": [2], "only_self": [1, 4], "only_other": [0, 3]}
+
+
+def test_a_reordered_dataset_is_noticed_without_row_ids(dataset):
+    """The flow of `map`: nothing but the content says which row is which."""
+    plain = dataset.remove_columns("row_id").add_column("text", list("uvwxyz")).add_column("same", ["s"] * 6)
+    selection = TopK("score_x")(plain, k=2)
+    assert selection.apply(plain)["text"] == ["v", "y"]
+    assert selection.apply(plain.remove_columns("score_x"))["text"] == ["v", "y"], "the unscored rows will do"
+    with pytest.raises(ValueError, match="reordered or changed"):
+        selection.apply(plain.select([5, 4, 3, 2, 1, 0]))

@@ -208,3 +208,30 @@ def test_several_models_are_weighted_by_their_counted_parameters(model_path, row
     both = SelectIT([one, two])(batch)["score_selectit"]
     np.testing.assert_allclose(both, SelectIT(model_path)(batch)["score_selectit"], rtol=1e-6)
     assert one.num_parameters == sum(p.numel() for p in one.load().model.parameters())
+
+
+def small_gpt2(tokenizer) -> CausalLM:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=128, n_embd=32, n_layer=2, n_head=4)
+    return CausalLM(GPT2LMHeadModel(config), tokenizer=tokenizer)
+
+
+def test_a_limit_above_the_models_context_is_the_context(tokenizer):
+    """A learned position table ends there: beyond it is an index error, or silent nonsense."""
+    out = SelectIT(small_gpt2(tokenizer), max_length=300)({"prompt": ["Go on."], "completion": ["word " * 200]})
+    assert out["score_selectit"][0] is not None and out["selectit_reason"] == ["response cut to fit 128 tokens"]
+
+
+def test_a_cut_is_logged_and_noted_whichever_model_needed_it(tokenizer, model_path, caplog):
+    models = [CausalLM(model_path), small_gpt2(tokenizer)]
+    for order in (models, models[::-1]):
+        out = SelectIT(order, max_length=400)({"prompt": ["Go on."], "completion": ["word " * 200]})
+        assert "response cut to fit 128 tokens" in out["selectit_reason"][0]
+    assert "are scored in part (1 x response cut" in caplog.text
+
+
+def test_a_reply_that_is_a_tool_call_is_no_empty_answer(model_path):
+    call = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "f"}}]}
+    out = SelectIT(model_path)({"messages": [[{"role": "user", "content": "Find x."}, call]]})
+    assert out["score_selectit"] == [None] and "tool call" in out["selectit_reason"][0]

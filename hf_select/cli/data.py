@@ -1,5 +1,6 @@
 """Datasets in and out of the command line: local files, saved datasets, Hub ids."""
 
+import glob
 import os
 import shutil
 from pathlib import Path
@@ -39,18 +40,24 @@ def read_dataset(
     return dataset
 
 
-def check_output(output: str, overwrite: bool) -> Path:
-    """The path of an output that may be written, or the error that says why not: asked before the work, not after."""
+def check_output(output: str, overwrite: bool, source: str = "") -> Path:
+    """The path of an output that may be written, or the error that says why not: asked before the work, not after.
+
+    Only a file or a saved dataset is ever replaced, and never the folder that `source` is read from.
+    """
     path = Path(output).expanduser()
     if path.exists() and not overwrite:
         raise ValueError(f'"{path}" exists; choose another --output, or replace it with --overwrite.')
+    if path.is_dir() and not (path / "dataset_info.json").exists():
+        raise ValueError(f'"{path}" is a folder but no saved dataset; it is not replaced. Choose another --output.')
+    read = Path(source).expanduser().resolve()
+    if source and path.exists() and (path.resolve() == read or path.resolve() in read.parents):
+        raise ValueError(f'"{path}" holds the rows that are read; choose another --output.')
     parent = path.parent
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ValueError(
-            f'cannot write to "{path}": "{parent}" is not a folder that can be written to. Choose another --output.'
-        )
+        raise ValueError(f'cannot write to "{path}": "{parent}" is no folder that can be written to. Choose another.')
     return path
 
 
@@ -65,9 +72,13 @@ def write_dataset(dataset: Any, path: Path) -> None:
             dataset.to_json(temporary, force_ascii=False)
         else:
             dataset.save_to_disk(temporary)
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+        if path.is_dir():  # a folder cannot be renamed over another: the old one steps aside first
+            old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            os.replace(path, old)
+            os.replace(temporary, path)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, path)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)
@@ -85,7 +96,7 @@ def _from_file(path: Path) -> Dataset:
     # In a CSV an empty field is an empty text, and "None" or "NA" are words: pandas would make nulls of them.
     options = {"keep_default_na": False} if reader == "csv" else {}
     try:
-        return load_dataset(reader, data_files=str(path), split="train", **options)  # type: ignore[return-value]
+        return load_dataset(reader, data_files=glob.escape(str(path)), split="train", **options)  # type: ignore[return-value]
     except (DatasetGenerationError, StopIteration, ValueError) as error:
         # A compressed file of no bytes, and one of no rows.
         if isinstance(error, StopIteration) or "corresponds to no data" in str(error):

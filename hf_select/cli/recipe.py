@@ -43,6 +43,8 @@ class Run:
     def run(self) -> None:
         import yaml
 
+        from hf_select.inference.run import write_text
+
         name, recipe = read_recipe(self.recipe)
         for override in self.overrides:
             _override(recipe["steps"], override)
@@ -53,11 +55,10 @@ class Run:
         except OSError as error:
             raise ValueError(f'cannot write to output folder "{folder}": {error.strerror}. Choose another.') from None
         config = {"description": recipe.get("description", name), "steps": steps}
-        (folder / "config.yaml").write_text(
-            yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8"
-        )
+        write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        ran = False
         for number, (step, settings) in enumerate(steps.items(), 1):
-            _run_step(f"[{number}/{len(steps)}] {step}", folder, step, settings)
+            ran |= _run_step(f"[{number}/{len(steps)}] {step}", folder, step, settings, again=ran)
         print(
             f"\nDone. Everything is in {folder}; its config.yaml repeats this run: hf-select run {folder}/config.yaml"
         )
@@ -132,24 +133,51 @@ def _defaults(classes: list[type]) -> Iterator[tuple[str, Any]]:
                 yield f.name, f.default
 
 
-def _run_step(label: str, folder: Path, step: str, settings: dict[str, Any]) -> None:
+def _run_step(label: str, folder: Path, step: str, settings: dict[str, Any], again: bool) -> bool:
+    """Run a step unless it is finished: the same settings, and every file they name as the step left it.
+
+    Returns whether it ran; what comes after it must then run too (`again`).
+    """
     from hf_select.cli.main import make_command
+    from hf_select.inference.run import write_json
 
     given = _placed({key: value for key, value in settings.items() if key != "command"}, str(folder))
-    digest = hashlib.sha256(json.dumps([settings["command"], given], sort_keys=True, default=str).encode()).hexdigest()
     marker = folder / ".steps" / f"{step}.json"
-    if marker.exists() and json.loads(marker.read_text(encoding="utf-8"))["settings"] == digest:
+    finished = json.loads(marker.read_text(encoding="utf-8")) if marker.exists() else None
+    if not again and finished is not None and finished["state"] == _state(settings["command"], given):
         print(f"{label}: finished earlier, skipped", flush=True)
-        return
+        return False
     print(label, flush=True)
     begin = time.perf_counter()
     command = make_command(settings["command"], given)
     command.run()
     if getattr(command, "prints_only", False):  # what it has to show was for this terminal
-        return
+        return False
     marker.parent.mkdir(exist_ok=True)
-    seconds = time.perf_counter() - begin
-    marker.write_text(json.dumps({"settings": digest, "seconds": round(seconds, 3)}), encoding="utf-8")
+    seconds = round(time.perf_counter() - begin, 3)
+    write_json(marker, {"state": _state(settings["command"], given), "seconds": seconds})
+    return True
+
+
+def _state(command: str, settings: dict[str, Any]) -> str:
+    """Hash of a step's settings and of the files that they name, inputs and outputs alike."""
+    files = []
+    for text in _texts(settings):
+        path = Path(text).expanduser()
+        for file in [path] if path.is_file() else sorted(path.rglob("*")) if path.is_dir() else []:
+            stat = file.stat()
+            files.append([str(file), stat.st_size, stat.st_mtime_ns if file.is_file() else 0])
+    described = json.dumps([command, settings, files], sort_keys=True, default=str)
+    return hashlib.sha256(described.encode()).hexdigest()
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from (text for item in value.values() for text in _texts(item))
+    elif isinstance(value, list):
+        yield from (text for item in value for text in _texts(item))
 
 
 def _placed(value: Any, output_dir: str) -> Any:

@@ -114,6 +114,7 @@ def _summary(output_dir: str, name: str) -> tuple[list[str], list[list[str]]]:
     rows = [
         ["rows", f"{summary['rows']:,}"],
         ["with a score", f"{summary['scored']:,}"],
+        *([f"of these: {note}", f"{count:,}"] for note, count in summary["notes"].items()),
         *([f"without: {reason}", f"{count:,}"] for reason, count in summary["reasons"].items()),
         [
             f"score_{name}: lowest, median, highest",

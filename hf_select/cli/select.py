@@ -49,7 +49,7 @@ class Select:
         cls = selector_class(self.selector)
         check_names(self.settings, [cls], f"selector {self.selector}")
         selector = build(cls, self.settings, f"selector {self.selector}")
-        output = check_output(self.output, self.overwrite)
+        output = check_output(self.output, self.overwrite, self.scores)
         folder = Path(self.scores).expanduser()
         is_run = (folder / "manifest.json").exists()
         dataset = read_scored(folder) if is_run else read_dataset(self.scores, self.split)
@@ -84,7 +84,10 @@ def _report(dataset: Any, selection: Any, subset: Any) -> None:
     for name in dataset.column_names:
         if not (name.startswith(columns.SCORE_PREFIX) or name == columns.NUM_TOKENS):
             continue
-        values = columns.numeric_column(dataset, name, "")
+        try:
+            values = columns.numeric_column(dataset, name, "")
+        except ValueError:  # a column of that name that holds no numbers is not ours
+            continue
         for label, part in ((f"{name}, mean", np.nanmean), (f"{name}, median", np.nanmedian)):
             if not np.isnan(values).all():
                 chosen = values[selection.indices]
@@ -106,11 +109,13 @@ def _report_lengths(dataset: Any, selection: Any, sample: int = 20_000) -> None:
     import numpy as np
 
     from hf_select.cli.table import print_table
-    from hf_select.formats import READ_COLUMNS
+    from hf_select.formats import READ_COLUMNS, layout
     from hf_select.scoring.length import Length
 
     readable = [name for name in dataset.column_names if name in READ_COLUMNS]
-    if not readable:
+    try:
+        layout(readable)
+    except ValueError:  # scores without their rows
         return
     rng, size = np.random.default_rng(0), min(len(selection), sample)
     draws = {
@@ -129,9 +134,13 @@ def _report_lengths(dataset: Any, selection: Any, sample: int = 20_000) -> None:
 
 def _opening(row: dict[str, Any], width: int = 48) -> str:
     """The first words of a row's first turn."""
+    from hf_select import columns
     from hf_select.formats import BadRow, conversations
 
-    (conversation,) = conversations({name: [value] for name, value in row.items()})
+    try:
+        (conversation,) = conversations({name: [value] for name, value in row.items()})
+    except ValueError:  # scores without their rows
+        return str(row.get(columns.ROW_ID, ""))
     if isinstance(conversation, BadRow):
         return "(unreadable row)"
     text = conversation.text or next((m["content"] for m in conversation.messages if m["role"] == "user"), "")

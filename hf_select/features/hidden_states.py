@@ -61,7 +61,7 @@ class HiddenStates:
     def __call__(self, rows: list[Conversation]) -> list[Feature | BadRow]:
         """One feature a row. A row beyond the model's context that `max_length` does not cut has none."""
         template = FALLBACK_TEMPLATE if self.text_format == "tulu" else None
-        encoded = encode_all(rows, self.lm.load().tokenizer, template)
+        encoded = encode_all(rows, self.lm.load().tokenizer, template, responses=self.scope != "all")
         found: list[Any] = [e if isinstance(e, BadRow) else self._weighted(e) for e in encoded]
         fits = [i for i, tokens in enumerate(found) if not isinstance(tokens, BadRow)]
         vectors = self.lm.pooled_hidden_states(

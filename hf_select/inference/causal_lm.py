@@ -89,7 +89,8 @@ class CausalLM:
     # The `datasets` cache and worker processes see the settings only: the same hash before and after loading and in
     # every process, and workers start clean.
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.settings(), "files": [loading.file_stamps(source) for source in (self.model, self.adapter)]}
+        sources = (self.model, self.tokenizer, self.adapter)
+        return {**self.settings(), "files": [loading.file_stamps(source) for source in sources]}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update({key: value for key, value in state.items() if key != "files"})
@@ -97,6 +98,11 @@ class CausalLM:
 
     def settings(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "usage"}
+
+    def identity(self) -> dict[str, Any]:
+        """What measurements depend on: not where and in which batches they run."""
+        where = ("device", "device_map", "tokens_per_batch", "attn_implementation")
+        return {name: value for name, value in self.__getstate__().items() if name not in where}
 
     def load(self, rank: int | None = None) -> LoadedModel:
         """The loaded model; `rank` (of a `map` worker) picks its accelerator."""
@@ -154,7 +160,7 @@ class CausalLM:
         """
         loaded = self.load()
         pairs = [context + suffix for context in contexts for suffix in suffixes]
-        if not loaded.shares_cache:
+        if not loaded.shares_padded_cache:
             each = self.next_token_logits(pairs, token_ids)
             rows = [each[i : i + len(suffixes)] for i in range(0, len(each), len(suffixes))]
             failed = [next((x for x in row if isinstance(x, OutOfMemory)), None) for row in rows]

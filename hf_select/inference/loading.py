@@ -28,7 +28,8 @@ class LoadedModel:
     def __init__(self, model: Any, tokenizer: Any, tokens_per_batch: int | None):
         self.model = model
         self.tokenizer = tokenizer
-        self.backbone = model.base_model
+        # Llama 4's causal LM is its own base model; its decoder is the part without the head.
+        self.backbone = model.base_model if model.base_model is not model else model.get_decoder()
         self.head = model.get_output_embeddings()
         self.config = model.config.get_text_config()
         embedding = model.get_input_embeddings().weight
@@ -45,6 +46,7 @@ class LoadedModel:
         self.max_length: int | None = getattr(self.config, "max_position_embeddings", None)
         # Until the probe has shown that this architecture's cache can be copied, cropped and continued.
         self.shares_cache = False
+        self.shares_padded_cache = False  # the same with masked padding between what is cached and what follows
         # The feed-forward block of the last layer, whose output matters only at the positions that are read.
         stacks = [m for m in self.backbone.modules() if isinstance(m, torch.nn.ModuleList)]
         self.layers: Any = next((stack for stack in stacks if len(stack) == self.num_layers), None)
@@ -140,9 +142,8 @@ def load(spec: "CausalLM", rank: int | None) -> LoadedModel:
         torch.set_num_threads(1)
     tokenizer = spec.tokenizer or spec.model
     if isinstance(tokenizer, str):
-        _check_source(tokenizer)
         tokenizer = AutoTokenizer.from_pretrained(
-            tokenizer, revision=spec.revision, trust_remote_code=spec.trust_remote_code
+            _checked(tokenizer), revision=spec.revision, trust_remote_code=spec.trust_remote_code
         )
     model = _from_pretrained(spec, rank) if isinstance(spec.model, str) else spec.model
     if spec.adapter is not None:
@@ -156,16 +157,20 @@ def load(spec: "CausalLM", rank: int | None) -> LoadedModel:
 
 def file_stamps(source: Any) -> list[tuple[str, int, int]]:
     """Name, size and time of the files of a local model: a model trained anew under the same path is another model."""
-    if not isinstance(source, str) or not Path(source).is_dir():
+    if not isinstance(source, str) or not Path(source).expanduser().is_dir():
         return []
-    files = [path for path in sorted(Path(source).iterdir()) if path.suffix in (".safetensors", ".json", ".bin")]
+    files = [
+        path
+        for path in sorted(Path(source).expanduser().iterdir())
+        if path.suffix in (".safetensors", ".json", ".jinja", ".model")
+    ]
     return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
 
 
 def _from_pretrained(spec: "CausalLM", rank: int | None) -> Any:
     from transformers import AutoModelForCausalLM
 
-    _check_source(spec.model)
+    source = _checked(spec.model)
     loader: Any = AutoModelForCausalLM
     options: dict[str, Any] = {
         "dtype": spec.dtype,
@@ -182,7 +187,7 @@ def _from_pretrained(spec: "CausalLM", rank: int | None) -> Any:
         four = spec.quantization == "4bit"
         options["quantization_config"] = BitsAndBytesConfig(load_in_4bit=four, load_in_8bit=not four)
     try:
-        model, info = loader.from_pretrained(spec.model, output_loading_info=True, **options)
+        model, info = loader.from_pretrained(source, output_loading_info=True, **options)
     except ValueError as error:
         if "Unrecognized configuration class" not in str(error):
             raise
@@ -195,9 +200,9 @@ def _from_pretrained(spec: "CausalLM", rank: int | None) -> Any:
 def _with_adapter(model: Any, adapter: str) -> Any:
     from peft import PeftModel
 
-    _check_source(adapter)
+    source = _checked(adapter)
     try:
-        adapted = PeftModel.from_pretrained(model, adapter)
+        adapted = PeftModel.from_pretrained(model, source)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f'adapter "{adapter}" does not fit the model: {str(error).splitlines()[0]}') from error
     if adapted.active_peft_config.is_prompt_learning:
@@ -207,11 +212,13 @@ def _with_adapter(model: Any, adapter: str) -> Any:
     return adapted
 
 
-def _check_source(source: str) -> None:
-    """A path that is not there would be taken for a Hub id, with an error about authentication."""
+def _checked(source: str) -> str:
+    """The path or Hub id to load from. A path that is not there would be taken for a Hub id, with an error about
+    authentication."""
     looks_local = source.startswith((".", "/", "~")) or source.count("/") > 1
     if looks_local and not Path(source).expanduser().is_dir():
         raise ValueError(f'no model folder "{source}"; give the path of a saved model or a Hub id such as "org/name".')
+    return os.path.expanduser(source)
 
 
 def _default_device(rank: int | None) -> str:
@@ -248,6 +255,7 @@ def _probe(loaded: LoadedModel, name: str) -> None:
     if loaded.last_mlp is not None and not _last_layer_picks(loaded, ids, hidden):
         loaded.last_mlp = None
     loaded.shares_cache = _cache_continues(loaded, ids, hidden)
+    loaded.shares_padded_cache = loaded.shares_cache and _padded_cache_continues(loaded, ids, hidden)
     if not loaded.shares_cache:
         logger.info("%s: its cache cannot be shared over rows; every prompt runs whole.", type(loaded.model).__name__)
     loaded.model.train(training)
@@ -282,3 +290,17 @@ def _cache_continues(loaded: LoadedModel, ids: Tensor, hidden: Tensor) -> bool:
             return False
         cache.crop(-cache.get_seq_length())
     return True
+
+
+def _padded_cache_continues(loaded: LoadedModel, ids: Tensor, hidden: Tensor) -> bool:
+    # Some architectures place a key by its index in the cache (MPT's alibi, GPT-Neo's windows), not by position id.
+    cache = loaded.new_cache()
+    # Of these eight tokens, the last three stand for padding.
+    loaded.backbone(input_ids=ids, past_key_values=cache, use_cache=True)
+    mask = torch.ones(1, 11, dtype=torch.long, device=loaded.device)
+    mask[0, 5:8] = 0
+    positions = torch.arange(5, 8, device=loaded.device)[None]
+    follow = loaded.backbone(
+        input_ids=ids[:, 5:], past_key_values=cache, use_cache=True, attention_mask=mask, position_ids=positions
+    )
+    return _near(follow.last_hidden_state, hidden[:, 5:]) and not hasattr(loaded.config, "window_size")

@@ -9,6 +9,7 @@ output_dir/
 Left out so far: several processes and streaming input.
 """
 
+import glob
 import json
 import os
 import resource
@@ -66,7 +67,7 @@ def score(
     dataset = _with_row_ids(dataset)
     if bad_rows == "error":
         _refuse_bad_rows(dataset)
-    job = _Job(dataset, scorer, Path(output_dir), chunk_rows)
+    job = _Job(dataset, scorer, Path(output_dir).expanduser(), chunk_rows)
     job.open(source)
     try:
         _score_chunks(job)
@@ -79,20 +80,25 @@ def score(
 
 def read_scored(output_dir: str | os.PathLike) -> Dataset:
     """The scored rows of a finished run."""
-    folder = Path(output_dir)
-    parts = sorted(folder.glob("scored/part-*.parquet"))
+    folder = Path(output_dir).expanduser()
+    parts = sorted((folder / "scored").glob("part-*.parquet"))
     if not parts:
         raise ValueError(f'no scores in "{folder}"; make them with hf-select score --output-dir {folder} ...')
     if not (folder / "summary.json").exists():
         raise ValueError(f'scoring in "{folder}" has not finished; run the same hf-select score command again.')
-    return load_dataset("parquet", data_files=[str(part) for part in parts], split="train")  # type: ignore[return-value]
+    return load_dataset("parquet", data_files=[glob.escape(str(part)) for part in parts], split="train")  # type: ignore[return-value]
 
 
 def write_json(path: Path, value: Any) -> None:
     """Written whole or not at all."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Written whole or not at all."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -102,11 +108,14 @@ def pool_fingerprint(dataset: Dataset) -> str:
     """Hash of all rows and column types: the same for the same content, whatever file or process it came from."""
     digest = xxhash.xxh3_128()
     digest.update(str(sorted((name, str(kind)) for name, kind in dataset.features.items())).encode())
-    for table in dataset.with_format("arrow").iter(batch_size=4096):
-        batch = table.select(sorted(table.column_names)).combine_chunks().replace_schema_metadata(None)  # type: ignore[union-attr]
+    for start in range(0, len(dataset), 4096):
+        rows = range(start, min(start + 4096, len(dataset)))
+        table = cast(pa.Table, dataset.with_format("arrow").select(rows)[:])
+        # `take` copies into fresh buffers: those of a slice hold bytes of its neighbours.
+        table = table.select(sorted(table.column_names)).take(pa.array(range(len(rows)))).combine_chunks()
         sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, batch.schema) as writer:
-            writer.write_table(batch)
+        with pa.ipc.new_stream(sink, table.replace_schema_metadata(None).schema) as writer:
+            writer.write_table(table.replace_schema_metadata(None))
         digest.update(sink.getvalue())
     return digest.hexdigest()
 
@@ -135,11 +144,7 @@ class _Job:
         """Make the folder, or hold an existing one to this pool and these settings."""
         manifest = {
             "pool": {"source": source, "rows": len(self.dataset), "fingerprint": pool_fingerprint(self.dataset)},
-            "scorer": {
-                "name": self.scorer.name,
-                "settings": json.loads(json.dumps(self.scorer.settings(), default=_plain)),
-                "hash": Hasher.hash(self.scorer),
-            },
+            "scorer": {"name": self.scorer.name, **_identity(self.scorer)},
             "chunk_rows": self.chunk_rows,
             "versions": _versions(),
         }
@@ -150,10 +155,10 @@ class _Job:
                 left.unlink()
             return
         self.made = [p for p in (self.folder, *self.folder.parents) if not p.exists()]
-        if self.folder.is_dir() and any(self.folder.iterdir()):
+        if self.folder.is_dir() and any(p.is_file() or p.name != "scored" for p in self.folder.rglob("*")):
             raise ValueError(f'output folder "{self.folder}" holds other files; give a new or empty one.')
         try:
-            (self.folder / "scored").mkdir(parents=True)
+            (self.folder / "scored").mkdir(parents=True, exist_ok=True)
             write_json(path, manifest)
         except OSError as error:
             self.leave_nothing_empty()
@@ -228,12 +233,15 @@ def _finish(job: _Job) -> None:
         cost.update(json.loads((pq.read_schema(part).metadata or {})[b"hf_select_cost"]))
     column = columns.score_column(job.scorer.name)
     values = scores[column].drop_null().to_numpy()
-    reasons = Counter(scores[columns.reason_column(column)].to_pylist())
-    del reasons[""]
+    scored = scores[column].is_valid().to_pylist()
+    said = scores[columns.reason_column(column)].to_pylist()
+    reasons = Counter(reason for reason, has_score in zip(said, scored, strict=True) if not has_score)
+    notes = Counter(note for note, has_score in zip(said, scored, strict=True) if has_score and note)
     summary = {
         "rows": len(scores),
         "scored": len(values),
         "reasons": dict(reasons.most_common()),
+        "notes": dict(notes.most_common()),
         "quantiles": {q: float(np.quantile(values, float(q))) for q in ("0", "0.25", "0.5", "0.75", "1")}
         if len(values)
         else {},
@@ -288,9 +296,8 @@ def _refuse_other(there: dict[str, Any], here: dict[str, Any], folder: Path) -> 
     if there["scorer"]["name"] != here["scorer"]["name"]:
         differing.append(f"scorer {there['scorer']['name']} there, {here['scorer']['name']} here")
     elif there["scorer"]["hash"] != here["scorer"]["hash"]:
-        old, new = there["scorer"]["settings"], here["scorer"]["settings"]
-        changed = [f"{key} {old.get(key)} there, {new[key]} here" for key in new if old.get(key) != new[key]]
-        differing += changed or ["the model's files, the rating prompts or the version of hf_select changed"]
+        changed = _differences(there["scorer"]["settings"], here["scorer"]["settings"])
+        differing += changed or ["model files, rating prompts, queries or the version of hf_select changed"]
     if there["chunk_rows"] != here["chunk_rows"]:
         differing.append(f"chunk_rows {there['chunk_rows']} there, {here['chunk_rows']} here")
     if differing:
@@ -299,9 +306,19 @@ def _refuse_other(there: dict[str, Any], here: dict[str, Any], folder: Path) -> 
         )
 
 
-def _plain(value: Any) -> Any:
-    """Settings as JSON: a CausalLM by its settings, anything else by its name."""
-    return value.settings() if hasattr(value, "settings") else str(value)
+def _identity(scorer: Any) -> dict[str, Any]:
+    """What its scores depend on, as a hash and in words: not the device or the batch size."""
+    state = scorer.identity()
+    words = {key: value for key, value in state.items() if key in scorer.settings()}
+    return {"settings": json.loads(json.dumps(words, default=str)), "hash": Hasher.hash(state)}
+
+
+def _differences(there: Any, here: Any, name: str = "") -> list[str]:
+    """Settings that differ, by their dotted names."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        keys = [key for key in here if key != "files"]
+        return [text for key in keys for text in _differences(there.get(key), here[key], f"{name}.{key}".strip("."))]
+    return [f"{name} {there} there, {here} here"] if there != here else []
 
 
 def _versions() -> dict[str, str]:

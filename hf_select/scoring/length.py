@@ -4,6 +4,7 @@ Zhao et al. 2024 (arXiv:2402.04833) train on the longest responses; the RDS+ stu
 rows as a baseline and finds it strong in a pool of 200,000 rows and useless in one of 5.8 million.
 """
 
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -12,6 +13,7 @@ from datasets import Value
 
 from hf_select import columns
 from hf_select.formats import BadRow, Conversation, Encoded, encode_all
+from hf_select.inference.loading import file_stamps
 from hf_select.scoring.scorer import Scorer
 
 
@@ -43,6 +45,10 @@ class Length(Scorer):
     def columns_out(self) -> dict[str, Any]:
         return super().columns_out | ({columns.NUM_TOKENS: Value("int64")} if self.tokenizer else {})
 
+    def _pickled(self) -> dict[str, Any]:
+        # Another tokenizer saved under the same path counts otherwise.
+        return {**self.settings(), "files": file_stamps(self.tokenizer)}
+
     @cached_property
     def _tokenizer(self) -> Any:
         from transformers import AutoTokenizer
@@ -50,7 +56,8 @@ class Length(Scorer):
         return AutoTokenizer.from_pretrained(self.tokenizer)
 
     def measure(self, rows: list[Conversation]) -> list[dict[str, Any] | BadRow]:
-        encoded = encode_all(rows, self._tokenizer) if self.tokenizer else [None] * len(rows)
+        parts = self.of in ("prompt", "response")
+        encoded = encode_all(rows, self._tokenizer, responses=parts) if self.tokenizer else [None] * len(rows)
         return [self._measure(row, tokens) for row, tokens in zip(rows, encoded, strict=True)]
 
     def _measure(self, row: Conversation, encoded: Encoded | BadRow | None) -> dict[str, Any] | BadRow:
@@ -69,6 +76,12 @@ class Length(Scorer):
 def _characters(row: Conversation, of: str) -> int:
     if row.text is not None:
         return 0 if of == "prompt" else len(row.text)
-    response = sum(len(message["content"]) for message in row.messages if message["role"] == "assistant")
-    everything = sum(len(message["content"]) for message in row.messages)
+    sizes = [(message["role"] == "assistant", _size(message)) for message in row.messages]
+    response = sum(size for is_response, size in sizes if is_response)
+    everything = sum(size for _, size in sizes)
     return {"all": everything, "prompt": everything - response, "response": response}[of]
+
+
+def _size(message: dict[str, Any]) -> int:
+    calls = message.get("tool_calls")
+    return len(message["content"]) + (len(json.dumps(calls, ensure_ascii=False)) if calls else 0)

@@ -56,7 +56,9 @@ class Scorer(ABC):
         answers = [next(measured) if isinstance(row, Conversation) else row for row in parsed]
         reason = columns.reason_column(columns.score_column(self.name))
         filled = [{reason: str(a)} if isinstance(a, BadRow) else {reason: "", **a} for a in answers]
-        self._warn(Counter(str(a) for a in answers if isinstance(a, BadRow)), len(answers))
+        self._warn("have no score", Counter(str(a) for a in answers if isinstance(a, BadRow)), len(answers))
+        notes = [a.get(reason) for a in answers if isinstance(a, dict)]
+        self._warn("are scored in part", Counter(note for note in notes if note), len(answers))
         return {column: [row.get(column) for row in filled] for column in self.columns_out}
 
     def load(self, rank: int | None = None) -> None:  # noqa: B027  # nothing to load for a method without a model
@@ -70,6 +72,10 @@ class Scorer(ABC):
     def settings(self) -> dict[str, Any]:
         """Constructor arguments; `type(self)(**settings)` is this scorer again."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def identity(self) -> dict[str, Any]:
+        """All that the scores depend on: the pickled state with each model as its own identity."""
+        return {name: _identity(value) for name, value in self.__getstate__().items()}
 
     # The version is part of the pickled state, hence of the fingerprint: another release may score differently.
     def __getstate__(self) -> dict[str, Any]:
@@ -88,12 +94,16 @@ class Scorer(ABC):
     def __post_init__(self) -> None:
         self._warned: set[str] = set()
 
-    def _warn(self, reasons: Counter[str], total: int) -> None:
+    def _warn(self, what: str, reasons: Counter[str], total: int) -> None:
         """One line when a reason is met first; the column has every row's."""
         fresh = {reason: count for reason, count in reasons.items() if reason not in self._warned}
         self._warned.update(fresh)
         if fresh:
             listed = "; ".join(f"{count} x {reason}" for reason, count in Counter(fresh).most_common(3))
-            logger.warning(
-                "%s: %d of %d rows of this batch have no score (%s).", self.name, reasons.total(), total, listed
-            )
+            logger.warning("%s: %d of %d rows of this batch %s (%s).", self.name, reasons.total(), total, what, listed)
+
+
+def _identity(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_identity(item) for item in value]
+    return value.identity() if hasattr(value, "identity") else value

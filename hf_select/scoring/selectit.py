@@ -222,7 +222,10 @@ class SelectIT(Scorer):
         tokens, uncertainty = token_scores(probabilities, self.mode, self.k)  # (M, prompts)
         sentences = sentence_score(tokens, self.alpha)  # (M,); a single prompt has no spread and keeps its token score
         score = sentences[0] if len(rated) == 1 else model_score(sentences, sizes, self.mode)
-        answer: dict[str, Any] = {"score_selectit": float(score), "selectit_reason": rated[0].note}
+        answer: dict[str, Any] = {
+            "score_selectit": float(score),
+            "selectit_reason": "; ".join(dict.fromkeys(r.note for r in rated if r.note)),
+        }
         if self.details:
             answer["selectit_ratings"] = (probabilities.argmax(axis=-1) + 1).ravel().tolist()
             answer["selectit_uncertainty"] = uncertainty.ravel().tolist()
@@ -241,7 +244,7 @@ class SelectIT(Scorer):
         ask_ids = [] if first else model.encode_texts(asks, add_special_tokens=False)
 
         context = model.load().max_length
-        limit = self.max_length or context
+        limit = min((n for n in (self.max_length, context) if n is not None), default=None)
         room = None if limit is None else limit - max(map(len, ask_ids), default=0)
         notes: list[str | BadRow] = [""] * len(pairs)
         for column, sequences in zip(texts, ids, strict=True):

@@ -68,6 +68,12 @@ class Random:
 
 @dataclass
 class Longest(TopK):
-    """The longest rows, by a column of lengths (`Length` adds it): TopK with that column."""
+    """The longest rows, by a column of lengths: TopK with the column that `Length` adds.
+
+    Args:
+        column: the lengths.
+        which: best is longest; worst and middle as in TopK.
+        tokens_column: column that a budget in tokens is spent in.
+    """
 
     column: str = columns.score_column("length")

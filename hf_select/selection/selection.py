@@ -1,5 +1,6 @@
 """What a selector returns: which rows, in which order, why, and how they were chosen."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -23,7 +24,8 @@ class Selection:
         num_rows: rows of the dataset that was selected from.
         reasons: why each row was taken, in the same order.
         scores: the number that ranked each row, or None where nothing was ranked.
-        row_ids: `row_id` of the chosen rows, if the dataset has that column; `apply` holds the dataset to them.
+        row_ids: `row_id` of the chosen rows, if the dataset has that column.
+        content: a hash of each column over a sample of the chosen rows; `apply` holds the dataset to it.
         chain: the steps that made this selection, oldest first: one dict of settings and counts each.
     """
 
@@ -32,6 +34,7 @@ class Selection:
     reasons: list[str]
     scores: np.ndarray | None = None
     row_ids: list[Any] | None = None
+    content: dict[str, str] = field(default_factory=dict)
     chain: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -57,12 +60,14 @@ class Selection:
                 f"the selection was made on {self.num_rows} rows, this dataset has {len(dataset)}; "
                 "apply it to the dataset it was made on."
             )
+        found = content_hashes(dataset, self.indices)
+        common = [name for name in found if name in self.content]
+        if common and not any(found[name] == self.content[name] for name in common):
+            raise ValueError("the chosen rows differ from those selected: the dataset was reordered or changed since.")
         subset = dataset.select(self.indices)
         if self.row_ids is not None and columns.ROW_ID in dataset.column_names:
             if list(subset[columns.ROW_ID]) != list(self.row_ids):
-                raise ValueError(
-                    "row_id of the chosen rows differs: the dataset was reordered or changed after selecting."
-                )
+                raise ValueError("row_id of the chosen rows differs: the dataset was reordered or changed since.")
         added = {
             columns.SELECTION_RANK: np.arange(1, len(self) + 1),
             columns.SELECTION_REASON: np.array(self.reasons, dtype=object),
@@ -85,7 +90,7 @@ class Selection:
             table["score"] = np.asarray(self.scores, dtype=np.float64)
         if self.row_ids is not None:
             table[columns.ROW_ID] = self.row_ids
-        meta = json.dumps({"num_rows": self.num_rows, "chain": self.chain})
+        meta = json.dumps({"num_rows": self.num_rows, "content": self.content, "chain": self.chain})
         path = Path(path)
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         try:
@@ -111,6 +116,19 @@ class Selection:
         )
 
 
+def content_hashes(dataset: Any, indices: np.ndarray, sample: int = 200) -> dict[str, str]:
+    """Hash of each column over up to `sample` of the rows, spread evenly. Columns that are the same in all of them are
+    left out, since they would tell nothing apart."""
+    spread = indices[np.unique(np.linspace(0, len(indices) - 1, min(sample, len(indices))).astype(np.int64))]
+    rows = dataset.select(spread)
+    hashes = {}
+    for name in dataset.column_names:
+        values = [json.dumps(value, sort_keys=True, default=str) for value in rows[name]]
+        if len(set(values)) > 1 or len(values) == 1:
+            hashes[name] = hashlib.sha256("\n".join(values).encode()).hexdigest()[:32]
+    return hashes
+
+
 def select(
     dataset: Any,
     order: np.ndarray,
@@ -128,5 +146,6 @@ def select(
         reasons=[reasons(rank, int(row)) for rank, row in enumerate(order)],
         scores=None if scores is None else scores[order],
         row_ids=row_ids,
+        content=content_hashes(dataset, order),
         chain=[{**step, "num_rows": len(dataset), "selected": len(order)}],
     )
