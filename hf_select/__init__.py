@@ -11,6 +11,7 @@ __version__ = "0.1.0.dev0"
 
 _HOME = {
     "CausalLM": "hf_select.inference.causal_lm",
+    "Embedding": "hf_select.scoring.embedding",
     "Length": "hf_select.scoring.length",
     "Longest": "hf_select.selection.baselines",
     "RDSPlus": "hf_select.scoring.rds",
@@ -24,6 +25,7 @@ _HOME = {
 
 __all__ = [
     "CausalLM",
+    "Embedding",
     "Length",
     "Longest",
     "RDSPlus",
@@ -38,6 +40,7 @@ __all__ = [
 if TYPE_CHECKING:
     from hf_select.inference.causal_lm import CausalLM
     from hf_select.inference.run import score
+    from hf_select.scoring.embedding import Embedding
     from hf_select.scoring.length import Length
     from hf_select.scoring.rds import RDSPlus
     from hf_select.scoring.selectit import SelectIT

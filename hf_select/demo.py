@@ -213,3 +213,22 @@ def train_rater(folder: Path, num_examples: int, steps: int, batch_size: int = 6
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return {"first": sum(losses[:10]) / 10, "last": sum(losses[-10:]) / 10}
+
+
+def save_encoder(model: Path, folder: Path) -> None:
+    """The tiny LM with mean pooling as a sentence-transformers model (extra `embed`)."""
+    import tempfile
+
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    # sentence-transformers 6 takes a model with a chat template for one of messages and wraps every text in it.
+    tokenizer.chat_template = None
+    with tempfile.TemporaryDirectory() as plain:
+        AutoModel.from_pretrained(model).save_pretrained(plain)
+        tokenizer.save_pretrained(plain)
+        transformer = Transformer(plain, max_seq_length=256)
+    pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode="mean")
+    SentenceTransformer(modules=[transformer, pooling], device="cpu").save(str(folder), create_model_card=False)

@@ -1,10 +1,12 @@
 """Every scorer and selector through the shared laws."""
 
+from pathlib import Path
+
 import pytest
 from contracts import check_scorer, check_selector
 from datasets import Dataset
 
-from hf_select import Length, Longest, Random, RDSPlus, RoundRobin, SelectIT, TopK
+from hf_select import Embedding, Length, Longest, Random, RDSPlus, RoundRobin, SelectIT, TopK, demo
 
 
 def rds(model: str, **settings) -> RDSPlus:
@@ -13,7 +15,17 @@ def rds(model: str, **settings) -> RDSPlus:
     return RDSPlus(model, **settings).fit({"a": first, "b": second})
 
 
+def embedding(model: str, **settings) -> Embedding:
+    folder = Path(model).parent / "encoder"
+    if not folder.exists():
+        demo.save_encoder(Path(model), folder)
+    queries = Dataset.from_list([{"prompt": "Name three fruits.", "completion": "Figs, plums and pears."}])
+    return Embedding(str(folder), **settings).fit(queries)
+
+
 SCORERS = {
+    "embedding": lambda model: embedding(model),
+    "embedding_instruction": lambda model: embedding(model, query_instruction="Find: ", per_query=True),
     "length": lambda model: Length(),
     "length_tokens": lambda model: Length(tokenizer=model, of="response"),
     "rds": lambda model: rds(model),

@@ -1,5 +1,7 @@
 """RDS+: pooling, similarity, streaming, and what is said about queries that cannot be used."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -53,7 +55,7 @@ def test_an_earlier_layer_ends_the_forward_pass_there(model_path, rows):
 def test_rows_are_cut_on_the_right_and_say_so(model_path, rows):
     scorer = RDSPlus(model_path, max_length=10).fit(Dataset.from_list(rows[:2]))
     out = scorer(as_batch(rows))
-    assert all(reason == "cut to 10 tokens" for reason in out["rds_reason"])
+    assert all(reason.endswith("cut to 10 tokens") for reason in out["rds_reason"])
     long = {"prompt": ["x"], "completion": ["word " * 700]}
     whole = RDSPlus(model_path, max_length=None).fit(Dataset.from_list(rows[:2]))(long)
     assert whole["score_rds"] == [None] and "context of 512" in whole["rds_reason"][0]
@@ -145,3 +147,62 @@ def test_queries_that_cannot_be_used_are_errors(model_path, rows):
 
 def as_batch(rows):
     return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+# ---------------------------------------------------------------------------------------------- rows that are queries
+
+
+def test_rows_that_repeat_a_query_are_told_and_left_out_on_request(model_path):
+    lakes = "Name the three largest lakes of the northern country."
+    query = {"prompt": lakes, "completion": "They are A, B and C, all of them deep."}
+    pool = [
+        query,
+        {"prompt": lakes.upper().replace(" OF", " -- of"), "completion": "I do not know."},
+        {"prompt": lakes, "completion": "They are A, B and C, all of them very deep."},
+        {"prompt": "Name the three largest rivers.", "completion": "They are D, E and F."},
+        {"prompt": "", "completion": "They are A."},
+    ]
+    data = Dataset.from_list(pool)
+    reported = RDSPlus(model_path).fit(data.select([0]))(data[:])
+    assert reported["rds_reason"] == [*["has the prompt of query 0"] * 3, "", ""]
+    assert None not in reported["score_rds"]
+    removed = RDSPlus(model_path, query_overlap="null").fit(data.select([0]))(data[:])
+    assert [score is None for score in removed["score_rds"]] == [True, True, True, False, False]
+
+
+def test_near_repeats_are_found_by_their_word_runs():
+    from hf_select.formats import Conversation
+    from hf_select.scoring.overlap import QueryOverlap
+
+    def row(prompt: str, reply: str) -> Conversation:
+        return Conversation([{"role": "user", "content": prompt}, {"role": "assistant", "content": reply}])
+
+    long = " ".join(f"word{i}" for i in range(60))
+    overlap = QueryOverlap([row("Another", "thing"), row("Tell me", long)])
+    assert overlap(row("Tell us", long)) == "nearly repeats query 1"  # all but the first runs are common
+    assert overlap(row("Tell us", " ".join(f"word{i}" for i in range(30)))) == ""  # half of the runs
+    assert overlap(row("", "")) == ""
+    assert overlap(Conversation([], text="Another thing")) == "nearly repeats query 0"
+
+
+# ---------------------------------------------------------------------------------------------------------- embeddings
+
+
+def test_embeddings_are_those_of_the_sentence_encoder(model_path, rows, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    from hf_select import Embedding, demo
+    from hf_select.features.sentence_embeddings import tulu_text
+
+    demo.save_encoder(Path(model_path), tmp_path / "encoder")
+    data = Dataset.from_list(rows)
+    scorer = Embedding(str(tmp_path / "encoder"), query_instruction="Find: ", per_query=True)
+    scorer.fit(data.select(range(3)))
+    texts = [tulu_text(row) for row in conversations(data[:])]
+    assert texts[0] == f"<|user|>\n{rows[0]['prompt']}\n<|assistant|>\n{rows[0]['completion']}"
+    encoder = SentenceTransformer(str(tmp_path / "encoder"), device="cpu")
+    alone = unit(np.stack([encoder.encode(text) for text in texts]))
+    asked = unit(np.stack([encoder.encode("Find: " + text) for text in texts[:3]]))
+    np.testing.assert_allclose(scorer(data[:])["embedding_similarities"], alone @ asked.T, atol=1e-5)
+    long = scorer({"prompt": ["x"], "completion": ["word " * 400]})
+    assert long["embedding_reason"] == ["cut to 256 tokens"]

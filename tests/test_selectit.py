@@ -228,7 +228,7 @@ def test_a_cut_is_logged_and_noted_whichever_model_needed_it(tokenizer, model_pa
     for order in (models, models[::-1]):
         out = SelectIT(order, max_length=400)({"prompt": ["Go on."], "completion": ["word " * 200]})
         assert "response cut to fit 128 tokens" in out["selectit_reason"][0]
-    assert "are scored in part (1 x response cut" in caplog.text
+    assert "carry a note (1 x response cut" in caplog.text
 
 
 def test_a_reply_that_is_a_tool_call_is_no_empty_answer(model_path):

@@ -18,6 +18,7 @@ class DemoPool:
         damaged_share: share of rows whose response is spoilt.
         steps: training steps of the tiny LM.
         query_tasks: tasks of which eight example rows each are written to queries_TASK.jsonl.
+        encoder: also save the tiny LM with mean pooling as a sentence-transformers model (extra `embed`).
         seed: of pool and training.
     """
 
@@ -26,6 +27,7 @@ class DemoPool:
     damaged_share: float = 0.3
     steps: int = 120
     query_tasks: list[str] | None = None
+    encoder: bool = False
     seed: int = 0
 
     example = "hf-select run quickstart"
@@ -48,6 +50,8 @@ class DemoPool:
             (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         # The model learns on other rows: seeds far from the pool's.
         loss = demo.train_rater(folder / "model", num_examples=3000, steps=self.steps, seed=self.seed + 1000)
+        if self.encoder:
+            demo.save_encoder(folder / "model", folder / "encoder")
         print(
             f"      {self.num_rows} rows, {self.damaged_share:.0%} of them damaged; a tiny Llama trained from scratch "
             f"to rate (rating loss {loss['first']:.2f} -> {loss['last']:.2f} nats)"

@@ -11,7 +11,7 @@ class Score:
     """Score every row of a dataset by one method; a killed run goes on where it stopped.
 
     Args:
-        scorer: the method: length, rds or selectit.
+        scorer: the method: embedding, length, rds or selectit.
         dataset: a JSON, JSONL, CSV or Parquet file (also .gz), a saved dataset or a Hub id.
         output_dir: folder for the scores; the same command continues a killed run in it.
         split: split of a saved or Hub dataset.

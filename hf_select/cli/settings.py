@@ -36,16 +36,17 @@ def settable(cls: type) -> list[Field]:
 
 
 def descriptions(cls: type) -> dict[str, str]:
-    """Setting -> its text, from the Args section of the docstring."""
-    docs = inspect.getdoc(cls) or ""
-    section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", docs, re.MULTILINE | re.DOTALL)
+    """Setting -> its text, from the Args sections of the docstrings of the class and of what it inherits from."""
     found: dict[str, str] = {}
-    name = ""
-    for line in (section.group(1) if section else "").splitlines():
-        if entry := re.match(r"    (\w+): (.*)", line):
-            name, found[entry.group(1)] = entry.group(1), entry.group(2).strip()
-        elif name and line.strip():
-            found[name] += " " + line.strip()
+    for parent in reversed(cls.__mro__):
+        docs = inspect.cleandoc(parent.__doc__ or "")
+        section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", docs, re.MULTILINE | re.DOTALL)
+        name = ""
+        for line in (section.group(1) if section else "").splitlines():
+            if entry := re.match(r"    (\w+): (.*)", line):
+                name, found[entry.group(1)] = entry.group(1), entry.group(2).strip()
+            elif name and line.strip():
+                found[name] += " " + line.strip()
     return found
 
 

@@ -58,7 +58,7 @@ class Scorer(ABC):
         filled = [{reason: str(a)} if isinstance(a, BadRow) else {reason: "", **a} for a in answers]
         self._warn("have no score", Counter(str(a) for a in answers if isinstance(a, BadRow)), len(answers))
         notes = [a.get(reason) for a in answers if isinstance(a, dict)]
-        self._warn("are scored in part", Counter(note for note in notes if note), len(answers))
+        self._warn("carry a note", Counter(note for note in notes if note), len(answers))
         return {column: [row.get(column) for row in filled] for column in self.columns_out}
 
     def load(self, rank: int | None = None) -> None:  # noqa: B027  # nothing to load for a method without a model

@@ -1,9 +1,19 @@
-"""Cosine similarity of rows to queries, once for every featurizer: by task, and by query without keeping n x
-queries."""
+"""Cosine similarity of rows to queries, written once for every featurizer: by task, and by query without keeping
+n x queries."""
 
+from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
+from datasets import List, Value
+
+from hf_select import columns
+from hf_select.features import Feature
+from hf_select.formats import BadRow, Conversation, conversations
+from hf_select.scoring.overlap import QueryOverlap
+from hf_select.scoring.scorer import Scorer
 
 
 # n rows, q queries, t tasks, d dimensions
@@ -54,3 +64,153 @@ class BestRows:
             rows = np.concatenate([self.rows[query], better + first_row])
             order = np.argsort(-values, kind="stable")[: self.m]  # earlier rows stand first in the concatenation
             self.similarities[query], self.rows[query] = values[order], rows[order]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# the scorer
+
+
+@dataclass
+class Similarity(Scorer):
+    """A scorer with targets: cosine similarity of a row to its nearest query. A subclass says what a vector is.
+
+    Args:
+        per_query: also keep the similarity to every query, which round robin over queries reads (4 bytes a query and
+            row).
+        query_overlap: rows that repeat a query, which make a selection look better than it is: report scores them and
+            says so in the reason column, null leaves them without a score.
+    """
+
+    per_query: bool = field(default=False, kw_only=True)
+    query_overlap: Literal["report", "null"] = field(default="report", kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.query_overlap not in ("report", "null"):
+            raise ValueError(f'query_overlap is "{self.query_overlap}"; it can be report or null.')
+        self.queries_: np.ndarray | None = None  # (q, d), rows of length 1
+        self.tasks_: list[str] = []
+        self.task_of_query_: np.ndarray = np.empty(0, dtype=np.int64)  # (q,)
+        self.overlap_: QueryOverlap | None = None
+
+    @abstractmethod
+    def features(self, rows: list[Conversation], queries: bool = False) -> list[Feature | BadRow]:
+        """A vector for each row; `queries` tells the two sides apart for models that do."""
+
+    def fit(self, queries: Any, task_column: str | None = None) -> "Similarity":
+        """Encode the queries.
+
+        Args:
+            queries: a dataset of rows in any known layout, or a mapping from task to such a dataset.
+            task_column: column of a single dataset that names each query's task.
+        Raises: ValueError for an empty set, a task without queries or a query that cannot be encoded.
+        """
+        by_task = _by_task(queries, task_column)
+        vectors, tasks, texts = [], [], []
+        for number, (task, rows) in enumerate(by_task.items()):
+            if len(rows) == 0:
+                raise ValueError(f'task "{task}" has no queries; give it some or leave it out.')
+            parsed = conversations(rows[:])
+            for i, feature in enumerate(self._encoded(parsed, queries=True)):
+                if isinstance(feature, BadRow):
+                    raise ValueError(f'query {i} of task "{task}" cannot be used: {feature}. Mend or remove it.')
+                vectors.append(feature.vector)
+                tasks.append(number)
+            texts += [row for row in parsed if isinstance(row, Conversation)]
+        self.tasks_ = list(by_task)
+        self.queries_ = unit(np.stack(vectors))
+        self.task_of_query_ = np.array(tasks)
+        self.overlap_ = QueryOverlap(texts)
+        return self
+
+    @property
+    def columns_out(self) -> dict[str, Any]:
+        added: dict[str, Any] = {f"{self.name}_query": Value("int64")}
+        if len(self.tasks_) > 1:
+            added |= {self._task_column(task): Value("float32") for task in self.tasks_}
+        if self.per_query:
+            length = -1 if self.queries_ is None else len(self.queries_)
+            added[f"{self.name}_similarities"] = List(Value("float32"), length=length)
+        return super().columns_out | added
+
+    def __getstate__(self) -> dict[str, Any]:
+        names = ("queries_", "tasks_", "task_of_query_", "overlap_")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in names}}
+
+    def similarities(self, rows: list[Conversation | BadRow]) -> tuple[np.ndarray, list[Feature | BadRow]]:
+        """Cosine similarity of each row to every query, (n, q) float32 with NaN for a row that has no vector."""
+        if self.queries_ is None:
+            raise ValueError(
+                f"{type(self).__name__} has no queries yet; call fit(queries) first (--queries on the command line)."
+            )
+        features = self._encoded(rows)
+        similarity = np.full((len(features), len(self.queries_)), np.nan, dtype=np.float32)
+        whole = [i for i, feature in enumerate(features) if isinstance(feature, Feature)]
+        if whole:
+            vectors = np.stack([feature.vector for feature in features if isinstance(feature, Feature)])
+            if vectors.shape[1] != self.queries_.shape[1]:
+                sizes = f"rows have {vectors.shape[1]} dimensions, queries {self.queries_.shape[1]}"
+                raise ValueError(f"{sizes}; encode both with one model.")
+            similarity[whole] = unit(vectors) @ self.queries_.T
+        return similarity, features
+
+    def measure(self, rows: list[Conversation]) -> list[dict[str, Any] | BadRow]:
+        similarity, features = self.similarities(list(rows))
+        return [self._answer(*row) for row in zip(rows, features, similarity, strict=True)]
+
+    def best_rows(self, dataset: Any, m: int, batch_size: int = 1000) -> BestRows:
+        """Each query's m most similar rows, in one pass over the dataset that keeps q x m numbers and no vectors."""
+        if m < 1 or self.queries_ is None:
+            raise ValueError(f"m is {m}; give at least 1." if m < 1 else "call fit(queries) first.")
+        best, start = BestRows(len(self.queries_), m), 0
+        for batch in dataset.iter(batch_size=batch_size):
+            similarity, _ = self.similarities(conversations(batch))
+            best.update(similarity, start)
+            start += len(similarity)
+        return best
+
+    def _answer(self, row: Conversation, feature: Feature | BadRow, similarity: np.ndarray) -> dict[str, Any] | BadRow:
+        """Columns of one row from its similarities (q,)."""
+        if isinstance(feature, BadRow):
+            return feature
+        repeats = self.overlap_(row) if self.overlap_ is not None else ""
+        if repeats and self.query_overlap == "null":
+            return BadRow(repeats)
+        answer: dict[str, Any] = {
+            columns.score_column(self.name): float(similarity.max()),
+            f"{self.name}_query": int(similarity.argmax()),
+            columns.reason_column(self.name): "; ".join(note for note in (repeats, feature.note) if note),
+        }
+        if len(self.tasks_) > 1:
+            by_task = max_by_task(similarity[None], self.task_of_query_, len(self.tasks_))[0]
+            answer |= {self._task_column(task): float(s) for task, s in zip(self.tasks_, by_task, strict=True)}
+        if self.per_query:
+            answer[f"{self.name}_similarities"] = similarity.tolist()
+        return answer
+
+    def _encoded(self, rows: list[Conversation | BadRow], queries: bool = False) -> list[Feature | BadRow]:
+        vectors = iter(self.features([row for row in rows if isinstance(row, Conversation)], queries))
+        return [next(vectors) if isinstance(row, Conversation) else row for row in rows]
+
+    def _task_column(self, task: str) -> str:
+        return columns.score_column(f"{self.name}_{task}")
+
+
+def _by_task(queries: Any, task_column: str | None) -> dict[str, Any]:
+    """Queries as task -> dataset, in the order in which the tasks are met."""
+    if isinstance(queries, Mapping):
+        if task_column is not None:
+            raise ValueError("give either a mapping from task to queries or task_column, not both.")
+        if not queries:
+            raise ValueError("the query set is empty; give at least one row of the target task.")
+        return {str(task): rows for task, rows in queries.items()}
+    if len(queries) == 0:
+        raise ValueError("the query set is empty; give at least one row of the target task.")
+    if task_column is None:
+        return {"queries": queries}
+    if task_column not in queries.column_names:
+        raise columns.missing_column(
+            task_column, queries.column_names, "Name the column that holds each query's task."
+        )
+    tasks = [str(task) for task in queries[task_column]]
+    return {task: queries.select([i for i, t in enumerate(tasks) if t == task]) for task in dict.fromkeys(tasks)}

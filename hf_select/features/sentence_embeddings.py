@@ -1,0 +1,83 @@
+"""A row as a sentence embedding: any sentence-transformers model (extra `embed`).
+
+The RDS+ study (arXiv:2503.01807) runs GTR-T5-base and NV-Embed-v2 as baselines: text in the Tulu layout without start
+and end tokens, cosine similarity, an instruction before the queries only.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hf_select.features import Feature
+from hf_select.formats import BadRow, Conversation
+from hf_select.inference.loading import file_stamps
+
+
+@dataclass
+class SentenceEmbeddings:
+    """Embeddings of whole rows, float32, not normalised. Loaded at the first call; nothing loaded is pickled.
+
+    Args:
+        model: Hub id or path of a sentence-transformers model.
+        query_instruction: text before each query, as retrieval models want it; rows get none.
+        revision: branch, tag or commit on the Hub.
+        device: torch device; by default the accelerator, else cpu.
+        batch_size: rows that are encoded together; sentence-transformers sorts them by length.
+    """
+
+    model: str
+    query_instruction: str | None = None
+    revision: str | None = None
+    device: str | None = None
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        self._encoder: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**{k: v for k, v in vars(self).items() if not k.startswith("_")}, "files": file_stamps(self.model)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update({key: value for key, value in state.items() if key != "files"}, _encoder=None)
+
+    def identity(self) -> dict[str, Any]:
+        """What embeddings depend on: not where and in which batches they are made."""
+        return {key: value for key, value in self.__getstate__().items() if key not in ("device", "batch_size")}
+
+    def load(self) -> Any:
+        if self._encoder is None:
+            try:
+                from sentence_transformers import SentenceTransformer
+            except ImportError:
+                raise ImportError('sentence embeddings need an extra: pip install "hf-select[embed]"') from None
+            self._encoder = SentenceTransformer(self.model, revision=self.revision, device=self.device)
+        return self._encoder
+
+    def __call__(self, rows: list[Conversation], queries: bool = False) -> list[Feature | BadRow]:
+        if not rows:
+            return []
+        encoder = self.load()
+        texts = [tulu_text(row) for row in rows]
+        prompt = self.query_instruction if queries else None
+        vectors = encoder.encode(
+            texts, prompt=prompt, batch_size=self.batch_size, show_progress_bar=False, convert_to_numpy=True
+        )
+        limit = encoder.max_seq_length
+        lengths = [0] * len(texts)
+        if limit is not None:
+            whole = encoder.tokenizer([(prompt or "") + text for text in texts], truncation=False, verbose=False)
+            lengths = [len(ids) for ids in whole["input_ids"]]
+        return [
+            Feature(np.asarray(vector, dtype=np.float32), f"cut to {limit} tokens" if limit and n > limit else "")
+            if np.isfinite(vector).all()
+            else BadRow("the embedding is not finite")
+            for vector, n in zip(vectors, lengths, strict=True)
+        ]
+
+
+def tulu_text(row: Conversation) -> str:
+    """The row in the Tulu layout, without start and end tokens."""
+    if row.text is not None:
+        return row.text
+    return "\n".join(f"<|{message['role']}|>\n{message['content'].strip()}" for message in row.messages)

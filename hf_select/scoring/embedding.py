@@ -1,0 +1,64 @@
+"""Rows near to example queries in the space of a sentence encoder: the baseline that RDS+ is compared with.
+
+As in the RDS+ study (Ivison et al. 2025, arXiv:2503.01807), which finds it cheap and, at 5.8 million rows, second to
+RDS+.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from hf_select.features import Feature
+from hf_select.features.sentence_embeddings import SentenceEmbeddings
+from hf_select.formats import BadRow, Conversation
+from hf_select.scoring.similarity import Similarity
+
+
+@dataclass
+class Embedding(Similarity):
+    """Cosine similarity of a row to its nearest query, over embeddings of a sentence-transformers model.
+
+    S[row, task] = max over queries v of the task of cos(e(row), e(instruction + v))
+
+    Args:
+        encoder: Hub id or path of a sentence-transformers model (extra `embed`), e.g.
+            sentence-transformers/gtr-t5-base.
+        query_instruction: text before each query, as retrieval models want it; rows get none.
+        revision: branch, tag or commit on the Hub.
+        device: torch device; by default the accelerator, else cpu.
+        batch_size: rows that are encoded together.
+    Reads: the whole conversation, in the Tulu layout.
+    Adds: score_embedding, embedding_query; with several tasks score_embedding_TASK for each; with per_query
+        embedding_similarities.
+    Raises: ValueError before `fit`; ImportError without the extra.
+    Relations: RDSPlus asks the same of the model that is trained.
+    Reference: Ivison et al. 2025, arXiv:2503.01807, section 3.2.
+    """
+
+    encoder: str
+    query_instruction: str | None = None
+    revision: str | None = None
+    device: str | None = None
+    batch_size: int = 32
+
+    name: ClassVar[str] = "embedding"
+    citation: ClassVar[str] = "arXiv:2503.01807"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._embeddings = SentenceEmbeddings(
+            self.encoder, self.query_instruction, self.revision, self.device, self.batch_size
+        )
+
+    def features(self, rows: list[Conversation], queries: bool = False) -> list[Feature | BadRow]:
+        return self._embeddings(rows, queries)
+
+    def load(self, rank: int | None = None) -> None:
+        self._embeddings.load()
+
+    def identity(self) -> dict[str, Any]:
+        where = ("device", "batch_size")
+        state = {name: value for name, value in super().identity().items() if name not in where}
+        return {**state, "embeddings": self._embeddings.identity()}
+
+    def _pickled(self) -> dict[str, Any]:
+        return {**self.settings(), "files": self._embeddings.__getstate__()["files"]}

@@ -1,0 +1,60 @@
+"""Rows of the pool that are queries, or nearly: they make a targeted selection look better than it is.
+
+Few queries against many rows need no sketch: the shingles of the queries stand in one table, and a row is compared
+exactly with those that share any.
+"""
+
+import re
+from collections import Counter
+
+from hf_select.formats import Conversation
+
+
+_WORD = re.compile(r"\w+")
+_SHINGLE = 5
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words; punctuation and white space tell nothing apart."""
+    return _WORD.findall(text.lower())
+
+
+def prompt_of(row: Conversation) -> str:
+    return " ".join(message["content"] for message in row.messages if message["role"] != "assistant")
+
+
+def text_of(row: Conversation) -> str:
+    return row.text if row.text is not None else " ".join(message["content"] for message in row.messages)
+
+
+def shingles(text: str, n: int = _SHINGLE) -> set[tuple[str, ...]]:
+    """Runs of n words; a shorter text is one run."""
+    tokens = words(text)
+    return {tuple(tokens[i : i + n]) for i in range(max(1, len(tokens) - n + 1))} if tokens else set()
+
+
+class QueryOverlap:
+    """Finds rows that repeat a query: the same prompt up to case and punctuation, or a whole text of which the share
+    `threshold` of word 5-grams is common (Jaccard similarity)."""
+
+    def __init__(self, queries: list[Conversation], threshold: float = 0.8):
+        self.threshold = threshold
+        self.prompts = {tuple(words(prompt_of(row))): i for i, row in reversed(list(enumerate(queries)))}
+        self.prompts.pop((), None)
+        self.texts = [shingles(text_of(row)) for row in queries]
+        self.queries_with: dict[tuple[str, ...], list[int]] = {}
+        for i, found in enumerate(self.texts):
+            for shingle in found:
+                self.queries_with.setdefault(shingle, []).append(i)
+
+    def __call__(self, row: Conversation) -> str:
+        """What the row repeats, in words; empty if it repeats nothing."""
+        query = self.prompts.get(tuple(words(prompt_of(row))))
+        if query is not None:
+            return f"has the prompt of query {query}"
+        own = shingles(text_of(row))
+        common = Counter(query for shingle in own for query in self.queries_with.get(shingle, ()))
+        for query, count in common.most_common(1):
+            if count / (len(own) + len(self.texts[query]) - count) >= self.threshold:
+                return f"nearly repeats query {query}"
+        return ""
