@@ -60,8 +60,8 @@ class CausalLM:
         device_map: as in `from_pretrained`, for a model that spans devices.
         attn_implementation: as in `from_pretrained`: sdpa, eager, flash_attention_2, ...
         quantization: 4bit or 8bit, through bitsandbytes (extra `quantization`).
-        tokens_per_batch: tokens, padding included, of one forward pass; halved when memory runs out. By default 4096
-            on cpu and 32768 on an accelerator.
+        tokens_per_batch: tokens, padding included, of one forward pass; halved when memory runs out. By default 32768
+            on an accelerator and what its caches hold on a cpu.
         trust_remote_code: run model code from the Hub; off unless you have read it.
     Raises: ValueError at the first measurement if the model is not a causal LM.
     """
