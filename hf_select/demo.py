@@ -219,8 +219,11 @@ def save_encoder(model: Path, folder: Path) -> None:
     """The tiny LM with mean pooling as a sentence-transformers model (extra `embed`)."""
     import tempfile
 
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    try:
+        from sentence_transformers import SentenceTransformer
+        from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    except ImportError:
+        raise ImportError('a sentence encoder needs an extra: pip install "hf-select[embed]"') from None
     from transformers import AutoModel, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
