@@ -20,11 +20,12 @@ ROOT = PACKAGE.parent
 # room -> rooms that it may import (besides itself)
 MAY_IMPORT = {
     "columns": set(),
+    "files": set(),
     "formats": {"columns"},
-    "inference": {"columns", "formats"},
+    "inference": {"columns", "files", "formats"},
     "features": {"columns", "formats", "inference"},
     "scoring": {"columns", "formats", "inference", "features"},
-    "selection": {"columns"},
+    "selection": {"columns", "files"},
     "mixtures": {"columns", "formats", "selection"},
     "generation": {"columns", "formats"},
     "training": {"columns", "formats", "inference", "features", "scoring", "selection", "generation"},

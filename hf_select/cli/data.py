@@ -2,7 +2,6 @@
 
 import glob
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from datasets import Dataset, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from hf_select import columns
+from hf_select.files import written_whole
 
 
 _READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -64,26 +64,13 @@ def check_output(output: str, overwrite: bool, source: str = "") -> Path:
 def write_dataset(dataset: Any, path: Path) -> None:
     """Parquet, JSONL or (any other name) a saved dataset folder; written whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with written_whole(path) as temporary:
         if path.suffix == ".parquet":
             dataset.to_parquet(temporary)
         elif path.suffix == ".jsonl":
             dataset.to_json(temporary, force_ascii=False)
         else:
             dataset.save_to_disk(temporary)
-        if path.is_dir():  # a folder cannot be renamed over another: the old one steps aside first
-            old = path.with_name(f".{path.name}.{os.getpid()}.old")
-            os.replace(path, old)
-            os.replace(temporary, path)
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, path)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
 
 
 def _from_file(path: Path) -> Dataset:

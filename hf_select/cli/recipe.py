@@ -15,6 +15,7 @@ from string import Template
 from typing import Any, ClassVar
 
 from hf_select.cli.settings import check_names, settable, suggest
+from hf_select.files import written_whole
 
 
 RECIPE_KEYS = ("description", "steps")
@@ -43,8 +44,6 @@ class Run:
     def run(self) -> None:
         import yaml
 
-        from hf_select.inference.run import write_text
-
         name, recipe = read_recipe(self.recipe)
         for override in self.overrides:
             _override(recipe["steps"], override)
@@ -55,7 +54,8 @@ class Run:
         except OSError as error:
             raise ValueError(f'cannot write to output folder "{folder}": {error.strerror}. Choose another.') from None
         config = {"description": recipe.get("description", name), "steps": steps}
-        write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        with written_whole(folder / "config.yaml") as temporary:
+            temporary.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
         ran = False
         for number, (step, settings) in enumerate(steps.items(), 1):
             ran |= _run_step(f"[{number}/{len(steps)}] {step}", folder, step, settings, again=ran)

@@ -31,6 +31,7 @@ from datasets.fingerprint import Hasher
 from tqdm.auto import tqdm
 
 from hf_select import columns
+from hf_select.files import written_whole
 from hf_select.formats import READ_COLUMNS, BadRow, conversations
 from hf_select.inference import batching
 
@@ -91,17 +92,8 @@ def read_scored(output_dir: str | os.PathLike) -> Dataset:
 
 def write_json(path: Path, value: Any) -> None:
     """Written whole or not at all."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Written whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def pool_fingerprint(dataset: Dataset) -> str:
@@ -212,21 +204,16 @@ def _write_part(job: _Job, chunk: int, start: int, stop: int) -> None:
     cost["seconds"] = time.perf_counter() - begin
     schema = Features({name: job.features[name] for name in table.column_names}).arrow_schema
     schema = schema.with_metadata({**(schema.metadata or {}), "hf_select_cost": json.dumps(cost)})
-    temporary = job.part(chunk).with_suffix(f".{os.getpid()}.tmp")
-    try:
+    with written_whole(job.part(chunk)) as temporary:
         pq.write_table(table.cast(schema), temporary)
-        os.replace(temporary, job.part(chunk))
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _finish(job: _Job) -> None:
     parts = [job.part(chunk) for chunk in range(len(job.starts))]
     added = [columns.ROW_ID, *job.scorer.columns_out]
     scores = pa.concat_tables([pq.read_table(part, columns=added) for part in parts])
-    temporary = job.folder / f"scores.{os.getpid()}.tmp"
-    pq.write_table(scores.replace_schema_metadata(None), temporary)
-    os.replace(temporary, job.folder / "scores.parquet")
+    with written_whole(job.folder / "scores.parquet") as temporary:
+        pq.write_table(scores.replace_schema_metadata(None), temporary)
 
     cost: Counter[str] = Counter()
     for part in parts:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hf_select import columns
+from hf_select.files import written_whole
 
 
 @dataclass
@@ -91,13 +92,8 @@ class Selection:
         if self.row_ids is not None:
             table[columns.ROW_ID] = self.row_ids
         meta = json.dumps({"num_rows": self.num_rows, "content": self.content, "chain": self.chain})
-        path = Path(path)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        try:
+        with written_whole(Path(path)) as temporary:
             pq.write_table(pa.table(table).replace_schema_metadata({"hf_select": meta}), temporary)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Selection":

@@ -1,0 +1,28 @@
+"""Files written whole or not at all: the law that a killed process leaves nothing half-written, once for everybody."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, to be written as a file or a folder within the block. It takes the place of
+    `path` when the block ends well and is removed when it does not."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        if path.is_dir():  # a folder cannot be renamed over another: the old one steps aside first
+            old = path.with_name(f"{path.name}.{os.getpid()}.old")
+            os.replace(path, old)
+            os.replace(temporary, path)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
