@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
-from selectit import build, limit
+from selectit import build, limit, model_and_rows
 
 from hf_select.cli.data import read_dataset
 from hf_select.features.hidden_states import HiddenStates, position_weights
@@ -131,19 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("encode")
-    run.add_argument("--model")
-    run.add_argument("--llama", help="LAYERSxHIDDEN of a random Llama")
-    run.add_argument("--tokenizer")
-    run.add_argument("--vocab", type=int, default=32000)
-    run.add_argument("--tied", action="store_true")
-    run.add_argument("--dataset", required=True)
-    run.add_argument("--rows", type=int, default=1000)
-    run.add_argument("--procedure-rows", type=int, default=100)
-    run.add_argument("--repeats", type=int, default=3)
-    run.add_argument("--dtype", default="auto")
-    run.add_argument("--device")
-    run.add_argument("--tokens-per-batch", type=int)
-    run.add_argument("--budgets", type=int, nargs="+", default=[2048, 4096, 8192])
+    model_and_rows(run)
     run.set_defaults(function=encode_speed)
     run = commands.add_parser("round-robin")
     run.add_argument("--tasks", type=int, default=7)

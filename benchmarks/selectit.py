@@ -85,8 +85,8 @@ def build(args: argparse.Namespace, folder: Path) -> CausalLM:
     return CausalLM(str(folder), **options)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def model_and_rows(parser: argparse.ArgumentParser) -> None:
+    """What to measure, and how often."""
     parser.add_argument("--model")
     parser.add_argument("--llama", help="LAYERSxHIDDEN of a random Llama")
     parser.add_argument("--tokenizer")
@@ -100,6 +100,11 @@ def main() -> None:
     parser.add_argument("--device")
     parser.add_argument("--tokens-per-batch", type=int)
     parser.add_argument("--budgets", type=int, nargs="+", default=[1024, 2048, 4096, 8192])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    model_and_rows(parser)
     parser.add_argument("--output", help="JSON file for the figures")
     args = parser.parse_args()
 

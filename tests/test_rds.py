@@ -166,8 +166,11 @@ def test_rows_that_repeat_a_query_are_told_and_left_out_on_request(model_path):
     reported = RDSPlus(model_path).fit(data.select([0]))(data[:])
     assert reported["rds_reason"] == [*["has the prompt of query 0"] * 3, "", ""]
     assert None not in reported["score_rds"]
-    removed = RDSPlus(model_path, query_overlap="null").fit(data.select([0]))(data[:])
+    strict = RDSPlus(model_path, query_overlap="null").fit(data.select([0]))
+    removed = strict(data[:])
     assert [score is None for score in removed["score_rds"]] == [True, True, True, False, False]
+    assert removed["rds_reason"] == reported["rds_reason"]
+    assert sorted(strict.best_rows(data, m=4).rows[0].tolist()) == [-1, -1, 3, 4]
 
 
 def test_near_repeats_are_found_by_their_word_runs():

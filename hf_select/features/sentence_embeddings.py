@@ -41,10 +41,6 @@ class SentenceEmbeddings:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update({key: value for key, value in state.items() if key != "files"}, _encoder=None)
 
-    def identity(self) -> dict[str, Any]:
-        """What embeddings depend on: not where and in which batches they are made."""
-        return {key: value for key, value in self.__getstate__().items() if key not in ("device", "batch_size")}
-
     def load(self) -> Any:
         if self._encoder is None:
             try:

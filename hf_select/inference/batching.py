@@ -49,15 +49,16 @@ def plan(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
 
 
 def run(
-    lengths: Sequence[int], budget: TokenBudget, forward: Callable[[list[int]], Iterable[Result]]
+    lengths: Sequence[int], budget: TokenBudget, forward: Callable[[list[int]], Iterable[Result]], passes: int = 1
 ) -> list[Result | OutOfMemory]:
-    """`forward(indices)` over micro-batches; one result for each index, in input order.
+    """`forward(indices)` over micro-batches; one result for each index, in input order. `passes` is the number of passes
+    through the model that `forward` spreads its tokens over: the budget is that of one.
 
     Out of memory halves the budget and plans what is left anew. A sequence that does not fit alone gets an
     `OutOfMemory` in its place.
     """
     results: list[Result | OutOfMemory | None] = [None] * len(lengths)
-    waiting = plan(lengths, budget.tokens)[::-1]  # a stack: the longest batch on top
+    waiting = plan(lengths, budget.tokens * passes)[::-1]  # a stack: the longest batch on top
     while waiting:
         batch = waiting.pop()
         try:
@@ -77,11 +78,13 @@ def run(
         if len(batch) == 1:
             results[batch[0]] = OutOfMemory(f"{lengths[batch[0]]} tokens do not fit in memory, even alone")
             continue
-        budget.tokens = min(budget.tokens, len(batch) * lengths[batch[0]])
+        budget.tokens = min(budget.tokens, len(batch) * lengths[batch[0]] // passes)
         budget.halve()
         logger.warning("Out of memory: the token budget of a micro-batch is now %d.", budget.tokens)
         left = [i for waiting_batch in reversed([*waiting, batch]) for i in waiting_batch]
-        waiting = [[left[j] for j in again] for again in plan([lengths[i] for i in left], budget.tokens)][::-1]
+        waiting = [[left[j] for j in again] for again in plan([lengths[i] for i in left], budget.tokens * passes)][
+            ::-1
+        ]
     return results  # type: ignore[return-value]  # every index has been answered
 
 

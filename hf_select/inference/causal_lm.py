@@ -195,10 +195,9 @@ class CausalLM:
                 logits = loaded.logits(hidden[torch.arange(len(last)), last.to(hidden.device)], token_ids)
                 return logits.view(len(indices), len(suffixes), -1).cpu().numpy()
 
-            # Contexts and suffixes go through the model one after the other: the mean of the two passes fills the
-            # budget, and the longer context still comes first.
-            sizes = [(len(context) + len(suffixes) * longest + 1) // 2 for context in contexts]
-            return batching.run(sizes, loaded.budget, forward)
+            # Contexts and suffixes go through the model one after the other.
+            sizes = [len(context) + len(suffixes) * longest for context in contexts]
+            return batching.run(sizes, loaded.budget, forward, passes=2)
 
     def response_nll(
         self, sequences: Sequence[list[int]], responses: Sequence[Sequence[tuple[int, int]]]

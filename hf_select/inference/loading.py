@@ -302,6 +302,8 @@ def _cache_continues(loaded: LoadedModel, ids: Tensor, hidden: Tensor) -> bool:
 
 def _padded_cache_continues(loaded: LoadedModel, ids: Tensor, hidden: Tensor) -> bool:
     # Some architectures place a key by its index in the cache (MPT's alibi, GPT-Neo's windows), not by position id.
+    if hasattr(loaded.config, "window_size"):  # eight tokens are too few to see a window
+        return False
     cache = loaded.new_cache()
     # Of these eight tokens, the last three stand for padding.
     loaded.backbone(input_ids=ids, past_key_values=cache, use_cache=True)
@@ -311,4 +313,4 @@ def _padded_cache_continues(loaded: LoadedModel, ids: Tensor, hidden: Tensor) ->
     follow = loaded.backbone(
         input_ids=ids[:, 5:], past_key_values=cache, use_cache=True, attention_mask=mask, position_ids=positions
     )
-    return _near(follow.last_hidden_state, hidden[:, 5:]) and not hasattr(loaded.config, "window_size")
+    return _near(follow.last_hidden_state, hidden[:, 5:])

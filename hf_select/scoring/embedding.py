@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from hf_select.features import Feature
 from hf_select.features.sentence_embeddings import SentenceEmbeddings
 from hf_select.formats import BadRow, Conversation
+from hf_select.inference.loading import file_stamps
 from hf_select.scoring.similarity import Similarity
 
 
@@ -56,9 +57,8 @@ class Embedding(Similarity):
         self._embeddings.load()
 
     def identity(self) -> dict[str, Any]:
-        where = ("device", "batch_size")
-        state = {name: value for name, value in super().identity().items() if name not in where}
-        return {**state, "embeddings": self._embeddings.identity()}
+        where = ("device", "batch_size")  # they change nothing but the time
+        return {name: value for name, value in super().identity().items() if name not in where}
 
     def _pickled(self) -> dict[str, Any]:
-        return {**self.settings(), "files": self._embeddings.__getstate__()["files"]}
+        return {**self.settings(), "files": file_stamps(self.encoder)}

@@ -138,11 +138,14 @@ class Similarity(Scorer):
         return {**super().__getstate__(), **{name: getattr(self, name) for name in names}}
 
     def similarities(self, rows: list[Conversation | BadRow]) -> tuple[np.ndarray, list[Feature | BadRow]]:
-        """Cosine similarity of each row to every query, (n, q) float32 with NaN for a row that has no vector."""
+        """Cosine similarity of each row to every query, (n, q) float32 with NaN for a row that has no vector
+        or is left out because it repeats a query."""
         if self.queries_ is None:
             raise ValueError(
                 f"{type(self).__name__} has no queries yet; call fit(queries) first (--queries on the command line)."
             )
+        if self.query_overlap == "null":
+            rows = [self._unless_repeating(row) for row in rows]
         features = self._encoded(rows)
         similarity = np.full((len(features), len(self.queries_)), np.nan, dtype=np.float32)
         whole = [i for i, feature in enumerate(features) if isinstance(feature, Feature)]
@@ -173,9 +176,7 @@ class Similarity(Scorer):
         """Columns of one row from its similarities (q,)."""
         if isinstance(feature, BadRow):
             return feature
-        repeats = self.overlap_(row) if self.overlap_ is not None else ""
-        if repeats and self.query_overlap == "null":
-            return BadRow(repeats)
+        repeats = self.overlap_(row) if self.overlap_ is not None and self.query_overlap == "report" else ""
         answer: dict[str, Any] = {
             columns.score_column(self.name): float(similarity.max()),
             f"{self.name}_query": int(similarity.argmax()),
@@ -187,6 +188,12 @@ class Similarity(Scorer):
         if self.per_query:
             answer[f"{self.name}_similarities"] = similarity.tolist()
         return answer
+
+    def _unless_repeating(self, row: Conversation | BadRow) -> Conversation | BadRow:
+        if isinstance(row, BadRow) or self.overlap_ is None:
+            return row
+        repeats = self.overlap_(row)
+        return BadRow(repeats) if repeats else row
 
     def _encoded(self, rows: list[Conversation | BadRow], queries: bool = False) -> list[Feature | BadRow]:
         vectors = iter(self.features([row for row in rows if isinstance(row, Conversation)], queries))
