@@ -19,13 +19,14 @@ ROOT = PACKAGE.parent
 
 # room -> rooms that it may import (besides itself)
 MAY_IMPORT = {
+    "choices": set(),
     "columns": set(),
     "files": set(),
     "formats": {"columns"},
-    "inference": {"columns", "files", "formats"},
-    "features": {"columns", "formats", "inference"},
-    "scoring": {"columns", "formats", "inference", "features"},
-    "selection": {"columns", "files"},
+    "inference": {"choices", "columns", "files", "formats"},
+    "features": {"choices", "columns", "formats", "inference"},
+    "scoring": {"choices", "columns", "formats", "inference", "features"},
+    "selection": {"choices", "columns", "files"},
     "mixtures": {"columns", "formats", "selection"},
     "generation": {"columns", "formats"},
     "training": {"columns", "formats", "inference", "features", "scoring", "selection", "generation"},

@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from dataclasses import MISSING, Field, fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from hf_select.choices import check_choices
+
 
 def suggest(kind: str, name: str, known: Iterable[str], of: str = "") -> ValueError:
     """The error for a name that is not known, with the nearest ones that are."""
@@ -94,7 +96,9 @@ def build(cls: type, values: dict[str, Any], where: str) -> Any:
     if missing:
         flags = ", ".join("--" + name.replace("_", "-") for name in missing)
         raise ValueError(f"{where} needs {flags}.")
-    return cls(**clean)
+    built = cls(**clean)
+    check_choices(built)
+    return built
 
 
 def _checked(value: Any, hint: Any, name: str) -> Any:
@@ -103,9 +107,7 @@ def _checked(value: Any, hint: Any, name: str) -> Any:
         return None
     if kind is Any:
         return value[0] if isinstance(value, list) and len(value) == 1 else value
-    if get_origin(kind) is Literal:
-        if value not in get_args(kind):
-            raise ValueError(f'{name} is "{value}"; it can be {", ".join(map(str, get_args(kind)))}.')
+    if get_origin(kind) is Literal:  # left to check_choices
         return value
     if get_origin(kind) is list:
         return [_checked(item, get_args(kind)[0], name) for item in (value if isinstance(value, list) else [value])]

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from hf_select.choices import check_choices
 from hf_select.features import Feature
 from hf_select.formats import FALLBACK_TEMPLATE, BadRow, Conversation, Encoded, encode_all
 from hf_select.inference.batching import OutOfMemory
@@ -47,13 +48,7 @@ class HiddenStates:
     max_length: int | None = 2048
 
     def __post_init__(self) -> None:
-        for setting, choices in (
-            ("pooling", ("weighted_mean", "mean", "last_token")),
-            ("scope", ("all", "prompt", "response")),
-            ("text_format", ("chat", "tulu")),
-        ):
-            if getattr(self, setting) not in choices:
-                raise ValueError(f'{setting} is "{getattr(self, setting)}"; it can be {", ".join(choices)}.')
+        check_choices(self)
         if self.max_length is not None and self.max_length < 1:
             raise ValueError(f"max_length is {self.max_length}; it must be at least 1.")
         self.lm = self.model if isinstance(self.model, CausalLM) else CausalLM(self.model)

@@ -51,8 +51,10 @@ def plan(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
 def run(
     lengths: Sequence[int], budget: TokenBudget, forward: Callable[[list[int]], Iterable[Result]], passes: int = 1
 ) -> list[Result | OutOfMemory]:
-    """`forward(indices)` over micro-batches; one result for each index, in input order. `passes` is the number of passes
-    through the model that `forward` spreads its tokens over: the budget is that of one.
+    """`forward(indices)` over micro-batches; one result for each index, in input order.
+
+    `passes` is the number of passes through the model that `forward` spreads its tokens over: the budget is that of
+    one.
 
     Out of memory halves the budget and plans what is left anew. A sequence that does not fit alone gets an
     `OutOfMemory` in its place.

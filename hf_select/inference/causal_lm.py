@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hf_select.choices import check_choices
 from hf_select.inference import batching, loading
 from hf_select.inference.batching import OutOfMemory
 from hf_select.inference.loading import LoadedModel
@@ -82,8 +83,7 @@ class CausalLM:
     def __post_init__(self):
         if not isinstance(self.model, str) and self.tokenizer is None:
             raise ValueError("a loaded model needs its tokenizer: CausalLM(model, tokenizer=tokenizer).")
-        if self.quantization not in (None, "4bit", "8bit"):
-            raise ValueError(f'quantization is "{self.quantization}"; it can be 4bit, 8bit or None.')
+        check_choices(self)
         self._loaded: LoadedModel | None = None
 
     # The `datasets` cache and worker processes see the settings only: the same hash before and after loading and in

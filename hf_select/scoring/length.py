@@ -36,11 +36,6 @@ class Length(Scorer):
     name: ClassVar[str] = "length"
     citation: ClassVar[str] = "arXiv:2402.04833"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.of not in ("all", "prompt", "response", "turns"):
-            raise ValueError(f'of is "{self.of}"; it can be all, prompt, response or turns.')
-
     @property
     def columns_out(self) -> dict[str, Any]:
         return super().columns_out | ({columns.NUM_TOKENS: Value("int64")} if self.tokenizer else {})

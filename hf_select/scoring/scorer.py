@@ -16,6 +16,7 @@ from datasets import Features, Value
 
 import hf_select
 from hf_select import columns
+from hf_select.choices import check_choices
 from hf_select.formats import BadRow, Conversation, conversations
 
 
@@ -92,6 +93,7 @@ class Scorer(ABC):
         return self.settings()
 
     def __post_init__(self) -> None:
+        check_choices(self)
         self._warned: set[str] = set()
 
     def _warn(self, what: str, reasons: Counter[str], total: int) -> None:

@@ -146,13 +146,6 @@ class SelectIT(Scorer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for setting, choices in (
-            ("level", ("token", "sentence")),
-            ("mode", ("paper", "repo")),
-            ("rating_position", ("first", "last")),
-        ):
-            if getattr(self, setting) not in choices:
-                raise ValueError(f'{setting} is "{getattr(self, setting)}"; it can be {" or ".join(choices)}.')
         if not 2 <= self.k <= 9:  # one rating says nothing, and 10 starts with the token of 1
             raise ValueError(f"k is {self.k}; it is the highest rating and must lie between 2 and 9.")
         if self.alpha < 0:

@@ -86,8 +86,6 @@ class Similarity(Scorer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.query_overlap not in ("report", "null"):
-            raise ValueError(f'query_overlap is "{self.query_overlap}"; it can be report or null.')
         self.queries_: np.ndarray | None = None  # (q, d), rows of length 1
         self.tasks_: list[str] = []
         self.task_of_query_: np.ndarray = np.empty(0, dtype=np.int64)  # (q,)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from hf_select import columns
+from hf_select.choices import check_choices
 from hf_select.selection.budget import Budget
 from hf_select.selection.selection import Selection, select
 
@@ -141,8 +142,7 @@ class RoundRobin:
 
     def __post_init__(self) -> None:
         self.similarities = [self.similarities] if isinstance(self.similarities, str) else list(self.similarities)
-        if self.mode not in ("round_robin", "global_max", "mean_max"):
-            raise ValueError(f'mode is "{self.mode}"; it can be round_robin, global_max or mean_max.')
+        check_choices(self)
         if not self.similarities:
             raise ValueError("similarities is empty; name the score column of at least one task.")
         if self.weights is not None and not all(weight > 0 for weight in self.weights):

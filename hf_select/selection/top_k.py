@@ -6,6 +6,7 @@ from typing import Any, Literal
 import numpy as np
 
 from hf_select import columns
+from hf_select.choices import check_choices
 from hf_select.selection.budget import Budget
 from hf_select.selection.selection import Selection, select
 
@@ -39,8 +40,7 @@ class TopK:
     tokens_column: str = columns.NUM_TOKENS
 
     def __post_init__(self) -> None:
-        if self.which not in ("best", "worst", "middle"):
-            raise ValueError(f'which is "{self.which}"; it can be best, worst or middle.')
+        check_choices(self)
 
     def __call__(
         self, dataset: Any, k: int | None = None, fraction: float | None = None, tokens: int | None = None
