@@ -14,6 +14,7 @@ _HOME = {
     "Embedding": "hf_select.scoring.embedding",
     "Length": "hf_select.scoring.length",
     "Longest": "hf_select.selection.baselines",
+    "PoolIndex": "hf_select.features.store",
     "RDSPlus": "hf_select.scoring.rds",
     "RoundRobin": "hf_select.selection.round_robin",
     "Random": "hf_select.selection.baselines",
@@ -28,6 +29,7 @@ __all__ = [
     "Embedding",
     "Length",
     "Longest",
+    "PoolIndex",
     "RDSPlus",
     "Random",
     "RoundRobin",
@@ -38,6 +40,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from hf_select.features.store import PoolIndex
     from hf_select.inference.causal_lm import CausalLM
     from hf_select.inference.run import score
     from hf_select.scoring.embedding import Embedding

@@ -324,3 +324,23 @@ def test_help_of_every_command_shows_an_example(capsys):
             main(argv)
         assert stop.value.code == 0
         assert "hf-select" in capsys.readouterr().out
+
+
+def test_an_index_is_made_once_and_asked_with_any_queries(pool, model_path, rows, capsys):
+    Path("q.jsonl").write_text(json.dumps(rows[3]) + "\n")
+    model = ("--scorer", "rds", "--model", model_path, "--dataset", pool)
+    assert run("index", *model, "--output-dir", "i", "--stored-dtype", "float32") == 0
+    assert "Next: hf-select score --scorer rds --index i" in capsys.readouterr().out
+    assert run("score", *model, "--queries", "a=q.jsonl", "--index", "i", "--output-dir", "stored") == 0
+    assert run("score", *model, "--queries", "a=q.jsonl", "--output-dir", "direct") == 0
+    stored, direct = (
+        load_dataset("parquet", data_files=f"{name}/scores.parquet", split="train") for name in ("stored", "direct")
+    )
+    assert stored["score_rds"] == pytest.approx(direct["score_rds"], abs=1e-6)
+    asked = ("score", *model, "--queries", "a=q.jsonl", "--index", "i", "--output-dir", "o")
+    assert "pooling weighted_mean there, mean here" in fails(capsys, *asked, "--pooling", "mean")
+    assert "other rows" in fails(capsys, *asked, "--limit", "5")
+    assert 'no index in "nowhere"' in fails(capsys, *asked[:-3], "nowhere", "--output-dir", "o")
+    assert "compares no vectors" in fails(
+        capsys, "index", "--scorer", "length", "--dataset", pool, "--output-dir", "o"
+    )

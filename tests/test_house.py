@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "files": set(),
     "formats": {"columns"},
     "inference": {"choices", "columns", "files", "formats"},
-    "features": {"choices", "columns", "formats", "inference"},
+    "features": {"choices", "columns", "files", "formats", "inference"},
     "scoring": {"choices", "columns", "formats", "inference", "features"},
     "selection": {"choices", "columns", "files"},
     "mixtures": {"columns", "formats", "selection"},

@@ -14,7 +14,7 @@ import pytest
 from datasets import Dataset, load_dataset
 
 from hf_select import CausalLM, Length, SelectIT, score
-from hf_select.inference.run import pool_fingerprint
+from hf_select.inference.chunks import pool_fingerprint
 
 
 def dataset_of(rows):

@@ -14,6 +14,7 @@ from hf_select.cli.settings import add_flags, build, check_names, settable, sugg
 
 _COMMANDS = {
     "score": "hf_select.cli.score:Score",
+    "index": "hf_select.cli.index:Index",
     "select": "hf_select.cli.select:Select",
     "run": "hf_select.cli.recipe:Run",
     "demo-pool": "hf_select.cli.demo:DemoPool",
@@ -128,8 +129,8 @@ def _peek(argv: list[str]) -> dict[str, Any]:
 
 def _epilog(name: str, cls: Any) -> str:
     text = f"example:\n  {cls.example}"
-    if name in ("score", "select"):
-        kind = "scorer" if name == "score" else "selector"
+    if name in ("score", "index", "select"):
+        kind = "selector" if name == "select" else "scorer"
         text += f"\n\nThe settings of a {kind}: hf-select {name} --{kind} NAME --help"
     if name == "run":
         from hf_select.cli.recipe import recipes

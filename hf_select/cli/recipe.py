@@ -15,7 +15,7 @@ from string import Template
 from typing import Any, ClassVar
 
 from hf_select.cli.settings import check_names, settable, suggest
-from hf_select.files import written_whole
+from hf_select.files import write_json, written_whole
 
 
 RECIPE_KEYS = ("description", "steps")
@@ -139,7 +139,6 @@ def _run_step(label: str, folder: Path, step: str, settings: dict[str, Any], aga
     Returns whether it ran; what comes after it must then run too (`again`).
     """
     from hf_select.cli.main import make_command
-    from hf_select.inference.run import write_json
 
     given = _placed({key: value for key, value in settings.items() if key != "command"}, str(folder))
     marker = folder / ".steps" / f"{step}.json"

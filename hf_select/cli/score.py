@@ -7,20 +7,17 @@ from hf_select.cli.settings import build, check_names, settable, suggest
 
 
 @dataclass
-class Score:
-    """Score every row of a dataset by one method; a killed run goes on where it stopped.
+class OverRows:
+    """What every command that runs a scorer over a dataset is told.
 
     Args:
         scorer: the method: embedding, length, rds or selectit.
         dataset: a JSON, JSONL, CSV or Parquet file (also .gz), a saved dataset or a Hub id.
-        output_dir: folder for the scores; the same command continues a killed run in it.
+        output_dir: folder for what is made; the same command continues a killed run in it.
         split: split of a saved or Hub dataset.
         rename: columns to rename first, e.g. question=prompt answer=completion.
         limit: only the first rows.
-        bad_rows: rows that are no conversation: error stops before anything is scored, null leaves them without a
-            score.
-        chunk_rows: rows that are scored and written together.
-        queries: rows of the target tasks, for scorers that have targets: TASK=FILE_OR_ID, several for several tasks.
+        chunk_rows: rows that are processed and written together.
     """
 
     scorer: str
@@ -29,14 +26,8 @@ class Score:
     split: str = "train"
     rename: dict[str, str] | None = None
     limit: int | None = None
-    bad_rows: Literal["error", "null"] = "error"
     chunk_rows: int = 1000
-    queries: dict[str, str] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
-
-    example: ClassVar[str] = (
-        "hf-select score --scorer selectit --model Qwen/Qwen2.5-0.5B --dataset tatsu-lab/alpaca --output-dir scores"
-    )
 
     @staticmethod
     def parts(values: dict[str, Any]) -> list[type]:
@@ -51,6 +42,31 @@ class Score:
 
         return [scorer, CausalLM]
 
+    def rows(self) -> Any:
+        from hf_select.cli.data import read_dataset
+
+        return read_dataset(self.dataset, self.split, self.rename, self.limit)
+
+
+@dataclass
+class Score(OverRows):
+    """Score every row of a dataset by one method; a killed run goes on where it stopped.
+
+    Args:
+        bad_rows: rows that are no conversation: error stops before anything is scored, null leaves them without a
+            score.
+        queries: rows of the target tasks, for scorers that have targets: TASK=FILE_OR_ID, several for several tasks.
+        index: folder of hf-select index over the same rows, whose vectors are compared with the queries.
+    """
+
+    bad_rows: Literal["error", "null"] = "error"
+    queries: dict[str, str] | None = None
+    index: str | None = None
+
+    example: ClassVar[str] = (
+        "hf-select score --scorer selectit --model Qwen/Qwen2.5-0.5B --dataset tatsu-lab/alpaca --output-dir scores"
+    )
+
     def run(self) -> None:
         from hf_select.cli.data import read_dataset
         from hf_select.cli.table import print_table
@@ -63,14 +79,19 @@ class Score:
             raise ValueError(f"scorer {self.scorer} {needs}.")
         if targeted:
             scorer.fit({task: read_dataset(source, self.split) for task, source in (self.queries or {}).items()})
-        dataset = read_dataset(self.dataset, self.split, self.rename, self.limit)
+        index = None
+        if self.index is not None:
+            from hf_select.features.store import PoolIndex
+
+            index = PoolIndex.open(self.index)
         scored = score(
-            dataset,
+            self.rows(),
             scorer,
             self.output_dir,
             chunk_rows=self.chunk_rows,
             bad_rows=self.bad_rows,
             source=self.dataset,
+            index=index,
         )
         print_table(*_summary(self.output_dir, scorer.name))
         print(f"{len(scored)} rows with their scores: {self.output_dir}/scored; the scores alone: scores.parquet")

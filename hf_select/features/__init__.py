@@ -1,5 +1,6 @@
-"""Rows -> vectors. A featurizer is a callable: list of conversations -> a Feature each, or the BadRow that says
-why."""
+"""Rows -> vectors. A featurizer is a callable: (conversations, queries=False) -> a Feature each, or the BadRow that
+says why; `queries` tells the two sides apart for models that do. It can say what its vectors depend on (`identity`)
+and, once loaded, what exactly it runs (`details`)."""
 
 from dataclasses import dataclass
 
@@ -12,3 +13,10 @@ class Feature:
 
     vector: np.ndarray
     note: str = ""
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Rows of length 1, float32. A zero vector has no direction and stays zero: its similarity to everything is 0."""
+    vectors = np.asarray(vectors, dtype=np.float32)
+    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / np.where(norms == 0, 1, norms)

@@ -5,7 +5,8 @@ position-weighted mean of the final hidden states (after the final norm), which 
 token there.
 """
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -53,8 +54,28 @@ class HiddenStates:
             raise ValueError(f"max_length is {self.max_length}; it must be at least 1.")
         self.lm = self.model if isinstance(self.model, CausalLM) else CausalLM(self.model)
 
-    def __call__(self, rows: list[Conversation]) -> list[Feature | BadRow]:
-        """One feature a row. A row beyond the model's context that `max_length` does not cut has none."""
+    def load(self, rank: int | None = None) -> None:
+        self.lm.load(rank)
+
+    def identity(self) -> dict[str, Any]:
+        """What the vectors depend on."""
+        return {**{f.name: getattr(self, f.name) for f in fields(self)}, "model": self.lm.identity()}
+
+    def details(self) -> dict[str, Any]:
+        """What exactly runs: the commit of the weights, their type, a hash of the template."""
+        loaded = self.lm.load()
+        template = loaded.tokenizer.chat_template if self.text_format == "chat" else None
+        return {
+            "model": self.lm.name,
+            "commit": getattr(loaded.model.config, "_commit_hash", None),
+            "dtype": str(loaded.model.dtype).removeprefix("torch."),
+            "template_sha256": hashlib.sha256(str(template or FALLBACK_TEMPLATE).encode()).hexdigest(),
+            "dimensions": loaded.model.config.get_text_config().hidden_size,
+        }
+
+    def __call__(self, rows: list[Conversation], queries: bool = False) -> list[Feature | BadRow]:
+        """One feature a row; queries are read like rows. A row beyond the model's context that `max_length` does not
+        cut has none."""
         template = FALLBACK_TEMPLATE if self.text_format == "tulu" else None
         encoded = encode_all(rows, self.lm.load().tokenizer, template, responses=self.scope != "all")
         found: list[Any] = [e if isinstance(e, BadRow) else self._weighted(e) for e in encoded]

@@ -41,7 +41,23 @@ class SentenceEmbeddings:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update({key: value for key, value in state.items() if key != "files"}, _encoder=None)
 
-    def load(self) -> Any:
+    def identity(self) -> dict[str, Any]:
+        """What the vectors of rows depend on: not the queries' instruction, the device or the batches."""
+        return {"model": self.model, "revision": self.revision, "files": file_stamps(self.model)}
+
+    def details(self) -> dict[str, Any]:
+        """What exactly runs: the commit of the weights and their type."""
+        encoder = self.load()
+        config = getattr(getattr(encoder[0], "auto_model", None), "config", None)
+        commit = getattr(config, "_commit_hash", None)
+        return {
+            "model": self.model,
+            "commit": commit,
+            "dtype": str(encoder.dtype).removeprefix("torch."),
+            "dimensions": encoder.get_embedding_dimension(),
+        }
+
+    def load(self, rank: int | None = None) -> Any:
         if self._encoder is None:
             try:
                 from sentence_transformers import SentenceTransformer

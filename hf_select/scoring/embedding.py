@@ -7,9 +7,7 @@ RDS+.
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from hf_select.features import Feature
 from hf_select.features.sentence_embeddings import SentenceEmbeddings
-from hf_select.formats import BadRow, Conversation
 from hf_select.inference.loading import file_stamps
 from hf_select.scoring.similarity import Similarity
 
@@ -46,15 +44,12 @@ class Embedding(Similarity):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._embeddings = SentenceEmbeddings(
+        self.featurizer = SentenceEmbeddings(
             self.encoder, self.query_instruction, self.revision, self.device, self.batch_size
         )
 
-    def features(self, rows: list[Conversation], queries: bool = False) -> list[Feature | BadRow]:
-        return self._embeddings(rows, queries)
-
     def load(self, rank: int | None = None) -> None:
-        self._embeddings.load()
+        self.featurizer.load(rank)
 
     def identity(self) -> dict[str, Any]:
         where = ("device", "batch_size")  # they change nothing but the time

@@ -9,9 +9,7 @@ some of them; queries are read like rows.
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from hf_select.features import Feature
 from hf_select.features.hidden_states import HiddenStates
-from hf_select.formats import BadRow, Conversation
 from hf_select.scoring.similarity import Similarity
 
 
@@ -49,18 +47,15 @@ class RDSPlus(Similarity):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._states = HiddenStates(
+        self.featurizer = HiddenStates(
             self.model, self.pooling, self.layer, self.scope, self.text_format, self.max_length
         )
 
-    def features(self, rows: list[Conversation], queries: bool = False) -> list[Feature | BadRow]:
-        return self._states(rows)
-
     def load(self, rank: int | None = None) -> None:
-        self._states.lm.load(rank)
+        self.featurizer.load(rank)
 
     def usage(self) -> dict[str, float]:
-        return vars(self._states.lm.usage).copy()
+        return vars(self.featurizer.lm.usage).copy()
 
     def _pickled(self) -> dict[str, Any]:
-        return {**self.settings(), "model": self._states.lm}
+        return {**self.settings(), "model": self.featurizer.lm}

@@ -53,7 +53,13 @@ class Scorer(ABC):
         """Columns of a batch. `rank` is that of a `map` worker (with_rank=True) and picks its accelerator."""
         self.load(rank)
         parsed = conversations(batch)
-        measured = iter(self.measure([row for row in parsed if isinstance(row, Conversation)]))
+        return self._columns(parsed, self.measure([row for row in parsed if isinstance(row, Conversation)]))
+
+    def _columns(
+        self, parsed: list[Conversation | BadRow], measures: list[dict[str, Any] | BadRow]
+    ) -> dict[str, list[Any]]:
+        """Columns of all rows from the answers for those that could be read; one warning counts the reasons."""
+        measured = iter(measures)
         answers = [next(measured) if isinstance(row, Conversation) else row for row in parsed]
         reason = columns.reason_column(columns.score_column(self.name))
         filled = [{reason: str(a)} if isinstance(a, BadRow) else {reason: "", **a} for a in answers]

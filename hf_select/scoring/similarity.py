@@ -1,7 +1,6 @@
 """Cosine similarity of rows to queries, written once for every featurizer: by task, and by query without keeping
 n x queries."""
 
-from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -10,20 +9,13 @@ import numpy as np
 from datasets import List, Value
 
 from hf_select import columns
-from hf_select.features import Feature
+from hf_select.features import Feature, unit
 from hf_select.formats import BadRow, Conversation, conversations
 from hf_select.scoring.overlap import QueryOverlap
 from hf_select.scoring.scorer import Scorer
 
 
 # n rows, q queries, t tasks, d dimensions
-
-
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """Rows of length 1, float32. A zero vector has no direction and stays zero: its similarity to everything is 0."""
-    vectors = np.asarray(vectors, dtype=np.float32)
-    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return vectors / np.where(norms == 0, 1, norms)
 
 
 def max_by_task(similarities: np.ndarray, task_of_query: np.ndarray, num_tasks: int) -> np.ndarray:
@@ -86,14 +78,11 @@ class Similarity(Scorer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.featurizer: Any = None  # rows -> vectors, set by the subclass: HiddenStates, SentenceEmbeddings
         self.queries_: np.ndarray | None = None  # (q, d), rows of length 1
         self.tasks_: list[str] = []
         self.task_of_query_: np.ndarray = np.empty(0, dtype=np.int64)  # (q,)
         self.overlap_: QueryOverlap | None = None
-
-    @abstractmethod
-    def features(self, rows: list[Conversation], queries: bool = False) -> list[Feature | BadRow]:
-        """A vector for each row; `queries` tells the two sides apart for models that do."""
 
     def fit(self, queries: Any, task_column: str | None = None) -> "Similarity":
         """Encode the queries.
@@ -135,16 +124,21 @@ class Similarity(Scorer):
         names = ("queries_", "tasks_", "task_of_query_", "overlap_")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in names}}
 
-    def similarities(self, rows: list[Conversation | BadRow]) -> tuple[np.ndarray, list[Feature | BadRow]]:
+    def similarities(
+        self, rows: list[Conversation | BadRow], stored: list[Feature | BadRow] | None = None
+    ) -> tuple[np.ndarray, list[Feature | BadRow]]:
         """Cosine similarity of each row to every query, (n, q) float32 with NaN for a row that has no vector
-        or is left out because it repeats a query."""
+        or is left out because it repeats a query. `stored` vectors of an index spare the encoding."""
         if self.queries_ is None:
             raise ValueError(
                 f"{type(self).__name__} has no queries yet; call fit(queries) first (--queries on the command line)."
             )
         if self.query_overlap == "null":
             rows = [self._unless_repeating(row) for row in rows]
-        features = self._encoded(rows)
+        if stored is None:
+            features = self._encoded(rows)
+        else:
+            features = [row if isinstance(row, BadRow) else f for row, f in zip(rows, stored, strict=True)]
         similarity = np.full((len(features), len(self.queries_)), np.nan, dtype=np.float32)
         whole = [i for i, feature in enumerate(features) if isinstance(feature, Feature)]
         if whole:
@@ -156,19 +150,33 @@ class Similarity(Scorer):
         return similarity, features
 
     def measure(self, rows: list[Conversation]) -> list[dict[str, Any] | BadRow]:
-        similarity, features = self.similarities(list(rows))
-        return [self._answer(*row) for row in zip(rows, features, similarity, strict=True)]
+        return self._answers(list(rows))
 
-    def best_rows(self, dataset: Any, m: int, batch_size: int = 1000) -> BestRows:
-        """Each query's m most similar rows, in one pass over the dataset that keeps q x m numbers and no vectors."""
+    def score_vectors(self, batch: dict[str, list[Any]], vectors: list[Feature | BadRow]) -> dict[str, list[Any]]:
+        """The columns of a batch whose vectors are at hand: one for each row, as PoolIndex.read gives them."""
+        parsed = conversations(batch)
+        there = [i for i, row in enumerate(parsed) if isinstance(row, Conversation)]
+        return self._columns(parsed, self._answers([parsed[i] for i in there], [vectors[i] for i in there]))
+
+    def best_rows(self, dataset: Any, m: int, batch_size: int = 1000, index: Any = None) -> BestRows:
+        """Each query's m most similar rows, in one pass over the dataset that keeps q x m numbers and no vectors.
+        With a PoolIndex of the dataset its vectors are read in place of encoding."""
         if m < 1 or self.queries_ is None:
             raise ValueError(f"m is {m}; give at least 1." if m < 1 else "call fit(queries) first.")
+        if index is not None:
+            index.check(dataset, self.featurizer)
         best, start = BestRows(len(self.queries_), m), 0
         for batch in dataset.iter(batch_size=batch_size):
-            similarity, _ = self.similarities(conversations(batch))
+            rows = conversations(batch)
+            stored = None if index is None else index.read(range(start, start + len(rows)))
+            similarity, _ = self.similarities(rows, stored)
             best.update(similarity, start)
             start += len(similarity)
         return best
+
+    def _answers(self, rows: list[Any], stored: list[Feature | BadRow] | None = None) -> list[dict[str, Any] | BadRow]:
+        similarity, features = self.similarities(rows, stored)
+        return [self._answer(*row) for row in zip(rows, features, similarity, strict=True)]
 
     def _answer(self, row: Conversation, feature: Feature | BadRow, similarity: np.ndarray) -> dict[str, Any] | BadRow:
         """Columns of one row from its similarities (q,)."""
@@ -194,7 +202,7 @@ class Similarity(Scorer):
         return BadRow(repeats) if repeats else row
 
     def _encoded(self, rows: list[Conversation | BadRow], queries: bool = False) -> list[Feature | BadRow]:
-        vectors = iter(self.features([row for row in rows if isinstance(row, Conversation)], queries))
+        vectors = iter(self.featurizer([row for row in rows if isinstance(row, Conversation)], queries))
         return [next(vectors) if isinstance(row, Conversation) else row for row in rows]
 
     def _task_column(self, task: str) -> str:

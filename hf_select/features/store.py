@@ -1,0 +1,306 @@
+"""A pool index: the vectors of a pool on disk, made once and compared with any queries after that.
+
+folder/
+  manifest.json              rows, settings and model that it is made of; resuming with others is refused
+  vectors/part-00000.arrow   row_id, vector (fixed-size list, unit length), reason; memory-mapped, `datasets` reads it
+  vectors/probe.json         what exactly ran, and the vectors of two texts of our own under it
+  index.json                 dimensions, counts, cost; written at the end
+
+The probe is how an index is held to a model on another machine, where paths and file times say nothing: the same
+model, template and pooling give the same vectors.
+"""
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset
+
+from hf_select import columns
+from hf_select.features import Feature, unit
+from hf_select.files import write_json
+from hf_select.formats import BadRow, Conversation, conversations
+from hf_select.inference.chunks import ChunkedJob, differences, identity_of, pool_fingerprint, readable
+
+
+StoredType = Literal["float16", "float32"]
+
+PROBE = (
+    [("user", "How many legs do three spiders have?"), ("assistant", "Three spiders have 3 * 8 = 24 legs.")],
+    [("user", "Hello!"), ("assistant", "Hi."), ("user", "Ein Wort, bitte."), ("assistant", "Gern: Brot.")],
+)
+
+# Relative distance of a probe's vectors that other kernels and machines explain; another template moves them by 0.08.
+_SAME_VECTOR = {"float32": 1e-3}
+_SAME_VECTOR_HALF_PRECISION = 0.03
+
+# Settings that tell where a model lies; whether it is the same one is the probe's question.
+_PLACES = ("model", "tokenizer", "files", "dtype")
+
+
+@dataclass
+class PoolIndex:
+    """Unit vectors of every row of a pool, on disk. Make one with `build`, read one with `open`.
+
+    A row without a vector keeps its place, with the reason. Vectors are stored at length 1, which cosine similarity
+    does not see: hidden states of an earlier layer can exceed the range of float16.
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+    summary: dict[str, Any]
+
+    @classmethod
+    def build(
+        cls,
+        dataset: Dataset,
+        featurizer: Any,
+        folder: str | os.PathLike,
+        *,
+        stored_dtype: StoredType = "float16",
+        chunk_rows: int = 1000,
+        source: str | None = None,
+    ) -> "PoolIndex":
+        """Encode every row and keep the vectors; a killed build goes on where it stopped.
+
+        Args:
+            featurizer: HiddenStates, SentenceEmbeddings, or the `featurizer` of a scorer.
+            stored_dtype: of the numbers on disk. float16 takes 2 bytes a dimension and moves cosines by about 1e-4.
+            chunk_rows: rows that are encoded and written together.
+            source: where the rows came from, for the manifest.
+        Raises: ValueError if the folder holds an index of other rows, another model or other settings.
+        """
+        if stored_dtype not in get_args(StoredType):
+            raise ValueError(f'stored_dtype is "{stored_dtype}"; it can be {", ".join(get_args(StoredType))}.')
+        state = {**featurizer.identity(), "stored_dtype": stored_dtype}
+        identity = identity_of(type(featurizer).__name__, state, state)
+        job = ChunkedJob(
+            readable(dataset), Path(folder).expanduser(), chunk_rows, identity, "vectors", ".arrow", "an index"
+        )
+        ids = dataset[columns.ROW_ID] if columns.ROW_ID in dataset.column_names else range(len(dataset))
+        probe = job.folder / "vectors" / "probe.json"
+
+        def load() -> None:
+            featurizer.load()
+            here = _probe(featurizer)
+            if probe.exists():
+                _refuse_other_vectors(json.loads(probe.read_text()), here, job.folder)
+            else:
+                write_json(probe, here)
+
+        def write(path: Path, rows: range) -> None:
+            _write_part(path, job.dataset[rows.start : rows.stop], [ids[i] for i in rows], featurizer, stored_dtype)
+
+        job.open(source)
+        job.run(write, load, "index")
+        _finish(job, featurizer)
+        return cls.open(folder)
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike) -> "PoolIndex":
+        """A finished index. Raises: ValueError if there is none."""
+        folder = Path(folder).expanduser()
+        if not (folder / "vectors").is_dir():
+            raise ValueError(f'no index in "{folder}"; make one with hf-select index --output-dir {folder} ...')
+        if not (folder / "index.json").exists():
+            raise ValueError(f'the index in "{folder}" is not finished; run the same hf-select index command again.')
+        manifest, summary = (
+            json.loads((folder / name).read_text(encoding="utf-8")) for name in ("manifest.json", "index.json")
+        )
+        return cls(folder, manifest, summary)
+
+    def __len__(self) -> int:
+        return self.manifest["pool"]["rows"]
+
+    @property
+    def dimensions(self) -> int:
+        return self.summary["dimensions"]
+
+    def check(self, dataset: Dataset | None = None, featurizer: Any = None) -> None:
+        """Hold the index to a pool and to what queries will be encoded by.
+
+        Raises: ValueError that says what differs: the rows, the settings, or the model behind the same settings.
+        """
+        if dataset is not None:
+            there = self.manifest["pool"]
+            if len(dataset) != there["rows"] or pool_fingerprint(readable(dataset)) != there["fingerprint"]:
+                raise ValueError(
+                    f'the index in "{self.folder}" is one of other rows ({there["rows"]} there, {len(dataset)} here); '
+                    "give the dataset it was made of, or build another index."
+                )
+        if featurizer is None:
+            return
+        made_by = self.manifest["made_by"]
+        state = featurizer.identity()
+        here = identity_of(type(featurizer).__name__, state, state)
+        there_settings = {name: value for name, value in made_by["settings"].items() if name != "stored_dtype"}
+        differing = differences(_without_places(there_settings), _without_places(here["settings"]))
+        if made_by["name"] != here["name"]:
+            differing = [f"{made_by['name']} there, {here['name']} here"]
+        if differing:
+            raise ValueError(
+                f'the index in "{self.folder}" was made otherwise ({"; ".join(differing)}); '
+                "use the same settings for the queries, or build another index."
+            )
+        featurizer.load()
+        probe = json.loads((self.folder / "vectors" / "probe.json").read_text(encoding="utf-8"))
+        _refuse_other_vectors(probe, _probe(featurizer), self.folder)
+
+    def read(self, rows: range) -> list[Feature | BadRow]:
+        """A Feature for each of these rows, or the BadRow that says why it has none."""
+        found: list[Feature | BadRow] = []
+        for start, table in self._tables(rows):
+            vectors = _vectors(table)
+            there = table["vector"].is_valid().to_pylist()
+            notes = table["reason"].to_pylist()
+            self._refuse_damaged(vectors, there, start)
+            found += [
+                Feature(vector, note) if valid else BadRow(note)
+                for vector, valid, note in zip(vectors, there, notes, strict=True)
+            ]
+        return found
+
+    def to_numpy(self, rows: range | None = None) -> np.ndarray:
+        """Unit vectors (n, d) float32 of these rows (default all), NaN for a row that has none."""
+        blocks = []
+        for start, table in self._tables(range(len(self)) if rows is None else rows):
+            vectors, there = _vectors(table), table["vector"].is_valid().to_pylist()
+            self._refuse_damaged(vectors, there, start)
+            vectors[~np.array(there, dtype=bool)] = np.nan
+            blocks.append(vectors)
+        return np.concatenate(blocks) if blocks else np.empty((0, self.dimensions), dtype=np.float32)
+
+    def row_ids(self) -> list[Any]:
+        return [row_id for _, table in self._tables(range(len(self))) for row_id in table[columns.ROW_ID].to_pylist()]
+
+    def _tables(self, rows: range) -> Iterator[tuple[int, pa.Table]]:
+        """(first row, memory-mapped slice) of each part that holds some of the rows."""
+        size, start = self.manifest["chunk_rows"], rows.start
+        while start < rows.stop:
+            part = start // size
+            stop = min(rows.stop, (part + 1) * size)
+            path = self.folder / "vectors" / f"part-{part:05d}.arrow"
+            if not path.exists():
+                raise ValueError(f'"{path}" is gone; run the same hf-select index command again to make it anew.')
+            table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+            width = table.schema.field("vector").type.list_size
+            if width != self.dimensions:
+                raise ValueError(f'"{path}" holds vectors of {width} dimensions, the index {self.dimensions}.')
+            yield start, table.slice(start - part * size, stop - start)
+            start = stop
+
+    def _refuse_damaged(self, vectors: np.ndarray, there: list[bool], start: int) -> None:
+        bad = np.flatnonzero(np.array(there, dtype=bool) & ~np.isfinite(vectors).all(axis=1))
+        if len(bad):
+            part = self.folder / "vectors" / f"part-{(start + bad[0]) // self.manifest['chunk_rows']:05d}.arrow"
+            raise ValueError(
+                f'the stored vector of row {start + bad[0]} is not finite: "{part}" is damaged. Delete that file and '
+                "run the same hf-select index command again; only it is made anew."
+            )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _write_part(path: Path, batch: dict[str, list[Any]], ids: list[Any], featurizer: Any, dtype: str) -> None:
+    begin, usage = time.perf_counter(), _usage(featurizer)
+    parsed = conversations(batch)
+    encoded = iter(featurizer([row for row in parsed if isinstance(row, Conversation)]))
+    features = [next(encoded) if isinstance(row, Conversation) else row for row in parsed]
+    there = np.array([isinstance(feature, Feature) for feature in features])
+    size = featurizer.details()["dimensions"]
+    values = np.zeros((len(features), size), dtype=dtype)
+    if there.any():
+        values[there] = unit(np.stack([f.vector for f in features if isinstance(f, Feature)])).astype(dtype)
+    table = pa.table(
+        {
+            columns.ROW_ID: ids,
+            "vector": pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), size, mask=pa.array(~there)),
+            "reason": [f.note if isinstance(f, Feature) else str(f) for f in features],
+        }
+    )
+    cost = {name: value - usage.get(name, 0) for name, value in _usage(featurizer).items()}
+    cost["seconds"] = time.perf_counter() - begin
+    table = table.replace_schema_metadata({"hf_select_cost": json.dumps(cost)})
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _vectors(table: pa.Table) -> np.ndarray:
+    """(n, d) float32 of a table's vectors; rows without one are zeros."""
+    column = cast(Any, table["vector"].combine_chunks())
+    size = column.type.list_size
+    flat = column.values.to_numpy(zero_copy_only=False)[column.offset * size : (column.offset + len(column)) * size]
+    return flat.reshape(-1, size).astype(np.float32)
+
+
+def _finish(job: ChunkedJob, featurizer: Any) -> None:
+    cost: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    with_vector, sizes = 0, set()
+    for chunk in range(len(job.starts)):
+        table = pa.ipc.open_stream(pa.memory_map(str(job.part(chunk)))).read_all()
+        cost.update(json.loads((table.schema.metadata or {})[b"hf_select_cost"]))
+        valid = table["vector"].is_valid().to_pylist()
+        with_vector += sum(valid)
+        reasons.update(reason for reason, there in zip(table["reason"].to_pylist(), valid, strict=True) if not there)
+        sizes.add(table.schema.field("vector").type.list_size)
+    summary = {
+        "rows": len(job.dataset),
+        "with_vector": with_vector,
+        "reasons": dict(reasons.most_common()),
+        "dimensions": sizes.pop(),
+        "cost": dict(cost),
+    }
+    write_json(job.folder / "index.json", summary)
+
+
+def _usage(featurizer: Any) -> dict[str, float]:
+    lm = getattr(featurizer, "lm", None)
+    return vars(lm.usage).copy() if lm is not None else {}
+
+
+def _conversation(turns: list[tuple[str, str]]) -> Conversation:
+    return Conversation([{"role": role, "content": content} for role, content in turns])
+
+
+def _probe(featurizer: Any) -> dict[str, Any]:
+    """What runs, and the unit vectors of the probe texts (or why one has none)."""
+    features = featurizer([_conversation(turns) for turns in PROBE])
+    vectors = [str(f) if isinstance(f, BadRow) else unit(f.vector).astype(float).tolist() for f in features]
+    return {**featurizer.details(), "vectors": vectors}
+
+
+def _refuse_other_vectors(there: dict[str, Any], here: dict[str, Any], folder: Path) -> None:
+    types = {there["dtype"], here["dtype"]}
+    allowed = max(_SAME_VECTOR.get(kind, _SAME_VECTOR_HALF_PRECISION) for kind in types)
+    for mine, theirs in zip(here["vectors"], there["vectors"], strict=True):
+        if isinstance(mine, str) or isinstance(theirs, str):
+            same, how = mine == theirs, "a text that one can encode and the other cannot"
+        elif len(mine) != len(theirs):
+            same, how = False, f"{len(theirs)} dimensions there, {len(mine)} here"
+        else:
+            distance = float(np.linalg.norm(np.subtract(mine, theirs)))
+            same, how = distance <= allowed, f"the same text lies {distance:.2g} apart (unit vectors)"
+        if not same:
+            template = there.get("template_sha256") != here.get("template_sha256")
+            what = "another chat template" if template else "another model"
+            raise ValueError(
+                f'the index in "{folder}" was made with {what}: {how}. It was made by {there["model"]}'
+                f"{' at commit ' + there['commit'] if there.get('commit') else ''}; use that, or build another index."
+            )
+
+
+def _without_places(settings: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_places(value) if isinstance(value, dict) else value
+        for name, value in settings.items()
+        if isinstance(value, dict) or name not in _PLACES
+    }
