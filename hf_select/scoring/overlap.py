@@ -4,33 +4,10 @@ Few queries against many rows need no sketch: the shingles of the queries stand 
 exactly with those that share any.
 """
 
-import re
 from collections import Counter
 
 from hf_select.formats import Conversation
-
-
-_WORD = re.compile(r"\w+")
-_SHINGLE = 5
-
-
-def words(text: str) -> list[str]:
-    """Lower-case words; punctuation and white space tell nothing apart."""
-    return _WORD.findall(text.lower())
-
-
-def prompt_of(row: Conversation) -> str:
-    return " ".join(message["content"] for message in row.messages if message["role"] != "assistant")
-
-
-def text_of(row: Conversation) -> str:
-    return row.text if row.text is not None else " ".join(message["content"] for message in row.messages)
-
-
-def shingles(text: str, n: int = _SHINGLE) -> set[tuple[str, ...]]:
-    """Runs of n words; a shorter text is one run."""
-    tokens = words(text)
-    return {tuple(tokens[i : i + n]) for i in range(max(1, len(tokens) - n + 1))} if tokens else set()
+from hf_select.words import prompt_of, shingles, text_of, words
 
 
 class QueryOverlap:

@@ -1,0 +1,29 @@
+"""A row as words and as runs of words: what it means that two texts are the same, or nearly, stands here once."""
+
+import re
+
+from hf_select.formats import Conversation
+
+
+# Chinese and Japanese are written without spaces: each character is a word.
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
+_SHINGLE = 5
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words; punctuation and white space tell nothing apart."""
+    return _WORD.findall(text.lower())
+
+
+def prompt_of(row: Conversation) -> str:
+    return " ".join(message["content"] for message in row.messages if message["role"] != "assistant")
+
+
+def text_of(row: Conversation) -> str:
+    return row.text if row.text is not None else " ".join(message["content"] for message in row.messages)
+
+
+def shingles(text: str, n: int = _SHINGLE) -> set[tuple[str, ...]]:
+    """Runs of n words; a shorter text is one run."""
+    tokens = words(text)
+    return {tuple(tokens[i : i + n]) for i in range(max(1, len(tokens) - n + 1))} if tokens else set()
