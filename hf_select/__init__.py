@@ -12,8 +12,10 @@ __version__ = "0.1.0.dev0"
 _HOME = {
     "CausalLM": "hf_select.inference.causal_lm",
     "Embedding": "hf_select.scoring.embedding",
+    "IFD": "hf_select.scoring.ifd",
     "Length": "hf_select.scoring.length",
     "Longest": "hf_select.selection.baselines",
+    "Perplexity": "hf_select.scoring.perplexity",
     "PoolIndex": "hf_select.features.store",
     "RDSPlus": "hf_select.scoring.rds",
     "RoundRobin": "hf_select.selection.round_robin",
@@ -25,10 +27,12 @@ _HOME = {
 }
 
 __all__ = [
+    "IFD",
     "CausalLM",
     "Embedding",
     "Length",
     "Longest",
+    "Perplexity",
     "PoolIndex",
     "RDSPlus",
     "Random",
@@ -44,7 +48,9 @@ if TYPE_CHECKING:
     from hf_select.inference.causal_lm import CausalLM
     from hf_select.inference.run import score
     from hf_select.scoring.embedding import Embedding
+    from hf_select.scoring.ifd import IFD
     from hf_select.scoring.length import Length
+    from hf_select.scoring.perplexity import Perplexity
     from hf_select.scoring.rds import RDSPlus
     from hf_select.scoring.selectit import SelectIT
     from hf_select.selection.baselines import Longest, Random

@@ -19,7 +19,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -63,11 +63,15 @@ class BadRow(ValueError):
 
 @dataclass(frozen=True)
 class Conversation:
-    """One row in normal form: chat messages (role, content, tool_calls, ...) with their tools, or raw `text`."""
+    """One row in normal form: chat messages (role, content, tool_calls, ...) with their tools, or raw `text`.
+
+    `alpaca_input` is the `input` of an Alpaca row, which ends its user turn: Alpaca's own prompt sets it apart.
+    """
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None
     text: str | None = None
+    alpaca_input: str = ""
 
     def first_pair(self) -> tuple[str, str]:
         """(instruction, response): the first user turn and the assistant turn right after it."""
@@ -135,10 +139,10 @@ def _prompt_completion(row: dict[str, Any]) -> Conversation:
 
 def _alpaca(row: dict[str, Any]) -> Conversation:
     instruction = _string(row["instruction"], "instruction")
-    extra = row.get("input")  # null and absent both mean "no input" in the Alpaca family
-    if extra is not None and _string(extra, "input"):
+    extra = _string(row.get("input") or "", "input")  # null and absent both mean "no input" in the Alpaca family
+    if extra:
         instruction = f"{instruction}\n\n{extra}"
-    return _pair(instruction, _string(row["output"], "output"), row)
+    return replace(_pair(instruction, _string(row["output"], "output"), row), alpaca_input=extra)
 
 
 def _sharegpt(row: dict[str, Any]) -> Conversation:
@@ -304,6 +308,29 @@ def encode_all(
         for i, ids, places in zip(chosen, encoding["input_ids"], offsets, strict=True):
             found[i] = Encoded(ids, _token_spans(found[i][1], places))
     return found
+
+
+def cut(encoded: Encoded, max_length: int | None, context: int | None) -> tuple[Encoded, str]:
+    """The row cut on the right to `max_length` tokens, and a note that says so (empty: nothing was cut).
+
+    Raises: BadRow if what is left is longer than the model's context.
+    """
+    ids = encoded.input_ids[:max_length]
+    if context is not None and len(ids) > context:
+        raise BadRow(f"longer than the model's context of {context} tokens; lower max_length")
+    if len(ids) == len(encoded.input_ids):
+        return encoded, ""
+    responses = [(start, min(end, len(ids))) for start, end in encoded.responses if start < len(ids)]
+    return Encoded(ids, responses), f"cut to {max_length} tokens"
+
+
+def generation_prompt(tokenizer: Any, chat_template: str | None = None) -> str:
+    """What the template writes before a response that stands alone: the assistant's header, or nothing."""
+    row = Conversation([{"role": "user", "content": "x"}])
+    template = _template(row, tokenizer, chat_template)
+    before, _ = _render(row.messages, row, tokenizer, template)
+    through, _ = _render(row.messages, row, tokenizer, template, add_generation_prompt=True)
+    return through.removeprefix(before).lstrip("\n") if through.startswith(before) else ""
 
 
 def _template(row: Conversation, tokenizer: Any, chat_template: str | None) -> str:

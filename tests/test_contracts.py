@@ -6,7 +6,7 @@ import pytest
 from contracts import check_scorer, check_selector
 from datasets import Dataset
 
-from hf_select import Embedding, Length, Longest, Random, RDSPlus, RoundRobin, SelectIT, TopK, demo
+from hf_select import IFD, Embedding, Length, Longest, Perplexity, Random, RDSPlus, RoundRobin, SelectIT, TopK, demo
 
 
 def rds(model: str, **settings) -> RDSPlus:
@@ -26,8 +26,13 @@ def embedding(model: str, **settings) -> Embedding:
 SCORERS = {
     "embedding": lambda model: embedding(model),
     "embedding_instruction": lambda model: embedding(model, query_instruction="Find: ", per_query=True),
+    "ifd": lambda model: IFD(model),
+    "ifd_alpaca": lambda model: IFD(model, text_format="alpaca", ratio="ppl_ratio"),
+    "ifd_repo": lambda model: IFD(model, text_format="plain", mode="repo", max_length=256),
     "length": lambda model: Length(),
     "length_tokens": lambda model: Length(tokenizer=model, of="response"),
+    "perplexity": lambda model: Perplexity(model),
+    "perplexity_response": lambda model: Perplexity(model, scope="response", text_format="tulu"),
     "rds": lambda model: rds(model),
     "rds_tulu_response": lambda model: rds(model, text_format="tulu", scope="response", layer=1),
     "selectit": lambda model: SelectIT(model),
@@ -39,6 +44,7 @@ SCORERS = {
 SELECTORS = {
     "best": lambda: TopK("score_x"),
     "worst": lambda: TopK("score_x", which="worst"),
+    "bounded": lambda: TopK("score_x", at_least=0, at_most=6),
     "longest": lambda: Longest("score_x"),
     "round_robin": lambda: RoundRobin(["score_x", "score_y"]),
     "global_max": lambda: RoundRobin(["score_x", "score_y"], mode="global_max"),

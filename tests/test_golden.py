@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from hf_select import CausalLM, RDSPlus, RoundRobin, SelectIT, TopK
+from hf_select import IFD, CausalLM, Perplexity, RDSPlus, RoundRobin, SelectIT, TopK
 from hf_select.features.hidden_states import HiddenStates
 from hf_select.formats import FALLBACK_TEMPLATE, conversations, encode
 from hf_select.scoring.selectit import rating_probabilities, rating_token_ids
@@ -176,3 +176,78 @@ def same_order(scores, row_ids, expected, limit):
     assert sorted(expected) == sorted(row_ids)
     rises = np.diff(found).max()
     assert rises <= limit, f"a row stands {rises:.2g} above one that the reference puts before it"
+
+
+@pytest.fixture(scope="module")
+def alpaca(golden) -> Dataset:
+    lines = (golden / "pool_alpaca.jsonl").read_text(encoding="utf-8").split("\n")
+    return Dataset.from_list([json.loads(line) for line in lines if line])
+
+
+def without_start_token(golden) -> CausalLM:
+    from tokenizers import processors
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(golden / "model")
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    assert len(tokenizer("a")["input_ids"]) == 1
+    return CausalLM(str(golden / "model"), tokenizer=tokenizer)
+
+
+def test_perplexity_and_its_sets_are_the_references(golden, pool):
+    expected = read(golden / "ppl" / "ppl.json")
+    scored = pool.map(Perplexity(str(golden / "model"), text_format="tulu"), batched=True)
+    nll = np.array([expected["mean_token_nll"][row_id] for row_id in pool["row_id"]])
+    np.testing.assert_allclose(scored["score_perplexity"], nll, atol=1e-5)
+    for name, ids in expected["selections"].items():
+        which = {"top": "best", "mid": "middle"}[name.partition("/")[0]]
+        chosen = TopK("score_perplexity", which=which)(scored, k=len(ids))
+        assert list(scored.select(chosen.indices)["row_id"]) == ids, name
+
+
+@pytest.mark.parametrize("start_token", [True, False])
+def test_cherry_ratios_selection_and_skips_are_the_references(golden, alpaca, start_token):
+    expected = read(golden / "ifd" / ("cherry.json" if start_token else "cherry_no_bos.json"))
+    model = str(golden / "model") if start_token else without_start_token(golden)
+    scorer = IFD(model, text_format="alpaca", mode="repo", max_length=512)
+    scored = alpaca.map(scorer, batched=True, load_from_cache_file=False)
+    reasons = read(golden / "ifd" / "cherry_skip_reasons.json")["cherry" if start_token else "cherry_no_bos"]["rows"]
+    for row in scored:
+        there = expected["rows"][row["row_id"]]
+        why = reasons[row["row_id"]]["reason"]
+        if row["score_ifd"] is None:
+            assert there["ratio"] is None and why not in (None, "ratio_above_1"), (row["row_id"], why)
+            continue
+        if there["ratio"] is None:  # measured, then dropped by the script for its ratio
+            assert why == "ratio_above_1" and row["score_ifd"] > 1
+            continue
+        assert row["score_ifd"] == pytest.approx(there["ratio"], rel=1e-5)
+        assert row["ifd_given_prompt"] == pytest.approx(there["mean_loss_conditional"], abs=1e-5)
+        assert row["ifd_alone"] == pytest.approx(there["mean_loss_direct"], abs=1e-5)
+    kept = [row for row in scored if row["score_ifd"] is not None and row["score_ifd"] <= 1]
+    assert {row["row_id"] for row in kept} == set(expected["kept_by_script"])
+    for rate, ids in expected["selected"].items():
+        chosen = TopK("score_ifd", at_most=1.0)(scored, k=int(len(kept) * float(rate)))
+        assert set(scored.select(chosen.indices)["row_id"]) == set(ids), rate
+
+
+@pytest.mark.parametrize(
+    ("case", "start_token"), [("with_bos_512", True), ("no_bos_512", False), ("no_bos_1024", False)]
+)
+def test_superfiltering_ratios_and_order_are_the_references(golden, alpaca, case, start_token):
+    expected = read(golden / "ifd" / "superfiltering.json")[case]
+    model = str(golden / "model") if start_token else without_start_token(golden)
+    scorer = IFD(model, "ppl_ratio", text_format="plain", mode="repo", max_length=expected["max_length"])
+    scored = alpaca.map(scorer, batched=True, load_from_cache_file=False)
+    for row in scored:
+        there = expected["rows"][row["row_id"]]
+        if there["ifd_ppl"] is None:
+            assert row["score_ifd"] is None and row["ifd_reason"]
+            continue
+        assert row["score_ifd"] == pytest.approx(there["ifd_ppl"], rel=5e-5), row["row_id"]
+        assert row["ifd_given_prompt"] == pytest.approx(there["loss_conditional"], abs=1e-5)
+    below = sum(score is not None and score < 1 for score in scored["score_ifd"])
+    chosen = TopK("score_ifd", at_most=1.0)(scored, k=below)
+    ordered = list(scored.select(chosen.indices)["row_id"])
+    for ids in expected["selected"].values():
+        assert ordered[: len(ids)] == ids

@@ -11,7 +11,7 @@ class OverRows:
     """What every command that runs a scorer over a dataset is told.
 
     Args:
-        scorer: the method: embedding, length, rds or selectit.
+        scorer: the method: embedding, ifd, length, perplexity, rds or selectit.
         dataset: a JSON, JSONL, CSV or Parquet file (also .gz), a saved dataset or a Hub id.
         output_dir: folder for what is made; the same command continues a killed run in it.
         split: split of a saved or Hub dataset.

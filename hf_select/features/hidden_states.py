@@ -13,7 +13,7 @@ import numpy as np
 
 from hf_select.choices import check_choices
 from hf_select.features import Feature
-from hf_select.formats import FALLBACK_TEMPLATE, BadRow, Conversation, Encoded, encode_all
+from hf_select.formats import FALLBACK_TEMPLATE, BadRow, Conversation, Encoded, cut, encode_all
 from hf_select.inference.batching import OutOfMemory
 from hf_select.inference.causal_lm import CausalLM
 
@@ -94,10 +94,11 @@ class HiddenStates:
 
     def _weighted(self, encoded: Encoded) -> tuple[list[int], np.ndarray, str] | BadRow:
         """(token ids, their pooling weights, note of a cut)."""
-        context = self.lm.load().max_length
-        ids = encoded.input_ids[: self.max_length]
-        if context is not None and len(ids) > context:
-            return BadRow(f"longer than the model's context of {context} tokens; lower max_length")
+        try:
+            encoded, note = cut(encoded, self.max_length, self.lm.load().max_length)
+        except BadRow as reason:
+            return reason
+        ids = encoded.input_ids
         pooled = self._in_scope(encoded, len(ids))
         if not pooled.any():
             return BadRow(f"no token of the {'row' if self.scope == 'all' else self.scope} is left to pool")
@@ -108,8 +109,7 @@ class HiddenStates:
             weights[pooled] = 1 / pooled.sum()
         else:
             weights[np.flatnonzero(pooled)[-1]] = 1
-        cut = len(ids) < len(encoded.input_ids)
-        return ids, weights, f"cut to {self.max_length} tokens" if cut else ""
+        return ids, weights, note
 
     def _in_scope(self, encoded: Encoded, length: int) -> np.ndarray:
         response = np.zeros(length, dtype=bool)

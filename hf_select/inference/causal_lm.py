@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hf_select.choices import check_choices
@@ -210,23 +209,25 @@ class CausalLM:
         Returns: for each sequence one array over its response tokens in order.
         """
         loaded = self.load()
-        positions = [[t for a, b in spans for t in range(max(a, 1), b)] for spans in responses]
+        positions = [_predicted(spans) for spans in responses]
         with self._measuring(sequences):
 
             def forward(indices: list[int]) -> list[np.ndarray]:
+                counts = [len(positions[i]) for i in indices]
                 hidden = self._backbone(self._pad([sequences[i] for i in indices]))  # (B, T, D)
-                row = [b for b, i in enumerate(indices) for _ in positions[i]]
-                position = [t for i in indices for t in positions[i]]
-                target = torch.tensor([sequences[i][t] for i in indices for t in positions[i]], device=hidden.device)
-                predicting = hidden[row, [t - 1 for t in position]]  # (N, D)
+                row = np.repeat(np.arange(len(indices)), counts)
+                before = np.concatenate([positions[i] for i in indices]) - 1
+                predicting = hidden[torch.from_numpy(row), torch.from_numpy(before)]  # (N, D)
+                ids = [np.asarray(sequences[i])[positions[i]] for i in indices]
+                target = torch.from_numpy(np.concatenate(ids)).to(hidden.device)
                 block = max(1, _LOGITS_BLOCK // loaded.vocab_size)
-                nll = [
-                    F.cross_entropy(loaded.logits(h), y, reduction="none")
-                    for h, y in zip(predicting.split(block), target.split(block), strict=True)
-                ]
-                flat = torch.cat(nll).cpu().numpy() if nll else np.empty(0, np.float32)
-                self.usage.flops += 2.0 * loaded.head_parameters * len(flat)
-                return np.split(flat, np.cumsum([len(positions[i]) for i in indices])[:-1])
+                nll = torch.empty(len(target), dtype=torch.float32, device=hidden.device)
+                for start in range(0, len(target), block):
+                    logits = loaded.logits(predicting[start : start + block])  # (block, V)
+                    y = target[start : start + block, None]
+                    nll[start : start + block] = (logits.logsumexp(1) - logits.gather(1, y)[:, 0]).to(nll.device)
+                self.usage.flops += 2.0 * loaded.head_parameters * len(target)
+                return np.split(nll.cpu().numpy(), np.cumsum(counts)[:-1])
 
             return batching.run([len(s) for s in sequences], loaded.budget, forward)
 
@@ -296,6 +297,11 @@ class CausalLM:
             self.usage.seconds += time.perf_counter() - start
             self.usage.sequences += len(sequences)
             self.usage.tokens += sum(map(len, sequences))
+
+
+def _predicted(spans: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Positions of the tokens in the spans that have a token before them."""
+    return np.concatenate([np.arange(max(start, 1), end) for start, end in spans] or [np.empty(0, dtype=np.int64)])
 
 
 def _common_prefix(sequences: Sequence[list[int]]) -> int:

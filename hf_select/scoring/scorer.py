@@ -18,6 +18,7 @@ import hf_select
 from hf_select import columns
 from hf_select.choices import check_choices
 from hf_select.formats import BadRow, Conversation, conversations
+from hf_select.inference.causal_lm import CausalLM
 
 
 logger = logging.getLogger(__name__)
@@ -109,6 +110,30 @@ class Scorer(ABC):
         if fresh:
             listed = "; ".join(f"{count} x {reason}" for reason, count in Counter(fresh).most_common(3))
             logger.warning("%s: %d of %d rows of this batch %s (%s).", self.name, reasons.total(), total, what, listed)
+
+
+@dataclass
+class LMScorer(Scorer):
+    """A scorer that measures with one causal LM.
+
+    Args:
+        model: Hub id, path or CausalLM.
+    """
+
+    model: Any
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._lm = self.model if isinstance(self.model, CausalLM) else CausalLM(self.model)
+
+    def load(self, rank: int | None = None) -> None:
+        self._lm.load(rank)
+
+    def usage(self) -> dict[str, float]:
+        return vars(self._lm.usage).copy()
+
+    def _pickled(self) -> dict[str, Any]:
+        return {**self.settings(), "model": self._lm}
 
 
 def _identity(value: Any) -> Any:

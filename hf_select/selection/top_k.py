@@ -31,12 +31,16 @@ class TopK:
     Args:
         column: the score column.
         which: best, worst or middle; see `rank`.
+        at_least: rows with a lower score are left out before ranking.
+        at_most: rows with a higher score are left out before ranking; IFD's papers leave out rows above 1.
         tokens_column: column that a budget in tokens is spent in.
     Raises: ValueError if the column is missing, or if fewer rows have a score than are asked for.
     """
 
     column: str
     which: Literal["best", "worst", "middle"] = "best"
+    at_least: float | None = None
+    at_most: float | None = None
     tokens_column: str = columns.NUM_TOKENS
 
     def __post_init__(self) -> None:
@@ -49,9 +53,15 @@ class TopK:
         cure = "Add it first: dataset.map(scorer, batched=True), or hf-select score."
         scores = columns.numeric_column(dataset, self.column, cure)
         budget = Budget.of(dataset, k, fraction, tokens, self.tokens_column)
-        order = rank(scores, self.which)
-        taken = budget.take(order, f"can be ranked by {self.column}")
-        scored = int((~np.isnan(scores)).sum())
+        low, high = (
+            -np.inf if self.at_least is None else self.at_least,
+            np.inf if self.at_most is None else self.at_most,
+        )
+        kept = np.where((scores >= low) & (scores <= high), scores, np.nan)
+        order = rank(kept, self.which)
+        within = f" within [{low:g}, {high:g}]" if (low, high) != (-np.inf, np.inf) else ""
+        taken = budget.take(order, f"can be ranked by {self.column}{within}")
+        scored = int((~np.isnan(kept)).sum())
         place = {"best": "highest", "worst": "lowest", "middle": "highest below the top third"}[self.which]
         return select(
             dataset,
@@ -65,5 +75,6 @@ class TopK:
                 "fraction": fraction,
                 "tokens": tokens,
                 "scored": scored,
+                "out_of_bounds": int((~np.isnan(scores)).sum()) - scored,
             },
         )

@@ -1,0 +1,238 @@
+"""Instruction-following difficulty: how little the instruction helps the model to write the response.
+
+Li et al. 2024, "From Quantity to Quality" (Cherry LLM, NAACL 2024, arXiv:2308.12032): ratio of losses. Li et al. 2024,
+"Superfiltering" (ACL 2024, arXiv:2402.00530): ratio of perplexities under a small model; the two order rows
+differently.
+
+Left out: Cherry's pre-experienced model (train one on a diverse tenth and give it as `model`; its LLaMA-2 runs score
+with the base model) and Superfiltering's diversity step (FacilityLocation).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from datasets import List, Value
+
+from hf_select import columns
+from hf_select.formats import BadRow, Conversation, cut, encode_all, generation_prompt
+from hf_select.inference.batching import OutOfMemory
+from hf_select.scoring.perplexity import has_response
+from hf_select.scoring.scorer import LMScorer
+
+
+# Stanford Alpaca's training prompt (Apache-2.0), the format that Cherry measures in.
+ALPACA_PROMPT = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:"
+)
+ALPACA_PROMPT_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
+)
+ALPACA_LEAD = "### Response:"
+
+# The scripts write down, and do not measure, how many tokens stand before a response without its prompt.
+_REPO_LEAD = {"alpaca": 4, "plain": 1}
+
+
+@dataclass
+class Passes:
+    """One row to be measured: with its prompts, and each response without them. Spans are those of the responses."""
+
+    given: list[int]
+    given_spans: list[tuple[int, int]]
+    alone: list[list[int]]
+    alone_spans: list[tuple[int, int]]
+    note: str = ""
+
+
+@dataclass
+class IFD(LMScorer):
+    """The ratio of what a response costs the model with its prompt to what it costs without.
+
+    loss_ratio: ifd = nll(response | prompt) / nll(response)        (Cherry)
+    ppl_ratio:  ifd = exp(nll(response | prompt) - nll(response))   (Superfiltering)
+    nll is the mean over response tokens, in nats. Of several turns all response tokens count alike, each given all
+    that stands before it.
+
+    Args:
+        model: Hub id, path or CausalLM; Cherry uses the model that will be trained, Superfiltering GPT-2.
+        ratio: loss_ratio or ppl_ratio.
+        text_format: chat is the model's own template, all turns; alpaca is Alpaca's prompt (Cherry), plain the bare
+            instruction and input, a line each (Superfiltering); these two take the first exchange.
+        mode: paper measures the same response tokens with and without the prompt; repo does as the authors' scripts
+            do, which tokenise the two texts apart and assume the length of what stands before the lone response.
+        max_length: tokens kept of prompt and response; a longer response is cut on the right, in both passes alike.
+            Cherry: 512, Superfiltering: 1024.
+    Reads: the conversation.
+    Adds: score_ifd (higher is harder; above 1 the prompt does not help); ifd_given_prompt and ifd_alone (the two mean
+        NLLs, from which the other ratio follows); ifd_turns (the ratio of each response).
+    Relations: Perplexity(scope="response") is ifd_given_prompt. The papers leave out rows above 1:
+        TopK("score_ifd", at_most=1.0) does; their scores stay.
+    Reference: arXiv:2308.12032, equations 1-3; arXiv:2402.00530, section 2.
+    Differs from the authors' code: rows without a score carry the reason; both passes of many rows share batches.
+    """
+
+    ratio: Literal["loss_ratio", "ppl_ratio"] = "loss_ratio"
+    text_format: Literal["chat", "alpaca", "plain"] = "chat"
+    mode: Literal["paper", "repo"] = "paper"
+    max_length: int | None = 2048
+
+    name: ClassVar[str] = "ifd"
+    citation: ClassVar[str] = "arXiv:2308.12032"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mode == "repo" and (self.text_format == "chat" or self.max_length is None):
+            raise ValueError(
+                "mode repo is that of the authors' scripts: give text_format alpaca or plain and a max_length."
+            )
+
+    @property
+    def columns_out(self) -> dict[str, Any]:
+        parts: dict[str, Any] = {"ifd_given_prompt": Value("float64"), "ifd_alone": Value("float64")}
+        return super().columns_out | parts | {"ifd_turns": List(Value("float64"))}
+
+    def measure(self, rows: list[Conversation]) -> list[dict[str, Any] | BadRow]:
+        found: list[Any] = self._chat_passes(rows) if self.text_format == "chat" else self._text_passes(rows)
+        whole = [passes for passes in found if isinstance(passes, Passes)]
+        measured = iter(
+            self._lm.response_nll(
+                [ids for p in whole for ids in (p.given, *p.alone)],
+                [spans for p in whole for spans in (p.given_spans, *([span] for span in p.alone_spans))],
+            )
+        )
+        return [
+            self._answer(p, next(measured), [next(measured) for _ in p.alone]) if isinstance(p, Passes) else p
+            for p in found
+        ]
+
+    def _answer(self, passes: Passes, given: Any, alone: list[Any]) -> dict[str, Any] | BadRow:
+        if any(isinstance(nll, OutOfMemory) for nll in (given, *alone)):
+            return BadRow("out of memory on this row alone; lower max_length")
+        ends = np.cumsum([end - max(1, start) for start, end in passes.given_spans])[:-1]
+        turns = [self._ratio(with_prompt, nll) for with_prompt, nll in zip(np.split(given, ends), alone, strict=True)]
+        score = self._ratio(given, np.concatenate(alone))
+        if not math.isfinite(score):
+            return BadRow("the ratio is not finite: the model's loss on the response alone is 0, or no number")
+        return {
+            columns.score_column(self.name): score,
+            columns.reason_column(self.name): passes.note,
+            "ifd_given_prompt": _mean(given),
+            "ifd_alone": _mean(np.concatenate(alone)),
+            "ifd_turns": turns,
+        }
+
+    def _ratio(self, given: np.ndarray, alone: np.ndarray) -> float:
+        with_prompt, without = _mean(given), _mean(alone)
+        if self.ratio == "ppl_ratio":
+            return float(np.exp(with_prompt - without))
+        return with_prompt / without if without else math.nan
+
+    def _chat_passes(self, rows: list[Conversation]) -> list[Passes | BadRow]:
+        loaded = self._lm.load()
+        header = loaded.tokenizer(generation_prompt(loaded.tokenizer), add_special_tokens=False)["input_ids"]
+        passes: list[Passes | BadRow] = []
+        for row, encoded in zip(rows, encode_all(rows, loaded.tokenizer), strict=True):
+            try:
+                if isinstance(encoded, BadRow):
+                    raise encoded
+                if row.text is not None:
+                    raise BadRow("plain text has no prompt")
+                if not any(has_response(row)):
+                    raise BadRow("empty response")
+                said = [span for span, says in zip(encoded.responses, has_response(row), strict=True) if says]
+                encoded, note = cut(type(encoded)(encoded.input_ids, said), self.max_length, loaded.max_length)
+                start = encoded.input_ids[:1] if encoded.input_ids[0] == loaded.tokenizer.bos_token_id else []
+                passes.append(_same_tokens(encoded.input_ids, encoded.responses, start + header, note))
+            except BadRow as reason:
+                passes.append(reason)
+        return passes
+
+    def _text_passes(self, rows: list[Conversation]) -> list[Passes | BadRow]:
+        passes: list[Passes | BadRow] = []
+        for row in rows:
+            try:
+                prompt, lead, response = self._texts(row)
+                passes.append(
+                    self._repo_passes(prompt, lead, response)
+                    if self.mode == "repo"
+                    else self._paper_passes(prompt, lead, response)
+                )
+            except BadRow as reason:
+                passes.append(reason)
+        return passes
+
+    def _texts(self, row: Conversation) -> tuple[str, str, str]:
+        """(prompt, what stands before the lone response, response) of the row's first exchange."""
+        user, response = row.first_pair()
+        if not response.strip():
+            raise BadRow("empty response")
+        extra = row.alpaca_input
+        instruction = user.removesuffix(extra).removesuffix("\n\n") if extra else user
+        if self.text_format == "plain":
+            return instruction + "\n" + (extra + "\n" if extra else ""), "", response
+        template = ALPACA_PROMPT_INPUT if extra else ALPACA_PROMPT
+        return template.format(instruction=instruction, input=extra), ALPACA_LEAD, response
+
+    def _paper_passes(self, prompt: str, lead: str, response: str) -> Passes:
+        loaded = self._lm.load()
+        encoding = loaded.tokenizer(prompt + response, return_offsets_mapping=True, verbose=False)
+        ids = encoding["input_ids"]
+        # A token belongs to the response if it starts there, as in the chat format; a start token has no characters.
+        first = next(
+            (t for t, (a, b) in enumerate(encoding["offset_mapping"]) if a >= len(prompt) and b > a), len(ids)
+        )
+        cut_ids = ids[: self.max_length]
+        if loaded.max_length is not None and len(cut_ids) > loaded.max_length:
+            raise BadRow(f"longer than the model's context of {loaded.max_length} tokens; lower max_length")
+        note = f"cut to {self.max_length} tokens" if len(cut_ids) < len(ids) else ""
+        return _same_tokens(cut_ids, [(first, len(cut_ids))], loaded.tokenizer(lead)["input_ids"], note)
+
+    def _repo_passes(self, prompt: str, lead: str, response: str) -> Passes:
+        """The two texts tokenised apart; the lone response is cut so that both are thought to keep as much of it."""
+        assert self.max_length is not None
+        tokenizer = self._lm.load().tokenizer
+        prompt_length = len(tokenizer(prompt, verbose=False)["input_ids"])
+        if prompt_length >= self.max_length:
+            raise BadRow(f"the prompt alone reaches {self.max_length} tokens")
+        given = tokenizer(prompt + response, verbose=False)["input_ids"]
+        room = self.max_length - prompt_length + _REPO_LEAD[self.text_format]
+        alone = tokenizer(lead + response, verbose=False)["input_ids"][:room]
+        if self.text_format == "alpaca":
+            start = len(tokenizer(lead)["input_ids"])
+            if prompt_length + len(alone) - start > self.max_length:
+                raise BadRow("too long: without a start token the script drops what it would otherwise cut")
+        else:
+            start = 1  # a language-modelling loss: all but the first token
+        note = f"cut to {self.max_length} tokens" if len(given) > self.max_length else ""
+        given = given[: self.max_length]
+        if len(alone) <= start or len(given) <= prompt_length:
+            raise BadRow("no token of the response is left to predict")
+        return Passes(given, [(prompt_length, len(given))], [alone], [(start, len(alone))], note)
+
+
+def _same_tokens(ids: list[int], spans: list[tuple[int, int]], lead: list[int], note: str) -> Passes:
+    """Both passes over the same response tokens: with what stands before them in the row, and after `lead` alone.
+
+    Without a lead (no start token, no header) the first token of a response has nothing before it when alone, so it
+    counts in neither.
+    """
+    alone, alone_spans, given_spans = [], [], []
+    for start, end in spans:
+        skipped = 0 if lead else 1
+        if end - start <= skipped:
+            continue
+        given_spans.append((start + skipped, end))
+        alone.append(lead + ids[start:end])
+        alone_spans.append((len(lead) + skipped, len(lead) + end - start))
+    if not alone:
+        raise BadRow(f"no token of the response is left to predict{f' ({note})' if note else ''}")
+    return Passes(ids, given_spans, alone, alone_spans, note)
+
+
+def _mean(nll: np.ndarray) -> float:
+    return float(np.mean(nll, dtype=np.float64))

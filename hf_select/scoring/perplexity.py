@@ -1,0 +1,86 @@
+"""Perplexity: how surprised a model is by the row, the cheapest score that needs a model.
+
+As run in the RDS+ study (Ivison et al. 2025, arXiv:2503.01807): the mean token NLL of the whole formatted row under
+the base model. Taking the highest, and taking from just below the top third on ("mid"), are baselines there, and both
+end below random at 200,000 and at 5.8 million rows: treat it as a baseline here too.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from hf_select import columns
+from hf_select.formats import FALLBACK_TEMPLATE, BadRow, Conversation, cut, encode_all
+from hf_select.inference.batching import OutOfMemory
+from hf_select.scoring.scorer import LMScorer
+
+
+@dataclass
+class Perplexity(LMScorer):
+    """Mean negative log-likelihood of a row in nats per token: the logarithm of its perplexity, so the same order.
+
+    nll = -1/N sum_t log p(x_t | x_<t), over the N tokens in scope that have a token before them
+
+    Args:
+        scope: full is every token of the row, prompt included (as in the study); response the response tokens alone.
+        text_format: chat is the model's own template; tulu is the study's layout for every model.
+        max_length: tokens kept of a row; a longer one is cut on the right.
+    Reads: the whole conversation.
+    Adds: score_perplexity (nats per token; null with a reason if no token in scope can be predicted).
+    Relations: TopK takes the highest, with which=middle the study's mid set. IFD divides the response's NLL by what it
+        is without the prompt.
+    Reference: Ivison et al. 2025, arXiv:2503.01807, section 3.2.
+    Differs from the authors' code: rows are batched; in mid mode each row keeps its own score.
+    """
+
+    scope: Literal["full", "response"] = "full"
+    text_format: Literal["chat", "tulu"] = "chat"
+    max_length: int | None = 2048
+
+    name: ClassVar[str] = "perplexity"
+    citation: ClassVar[str] = "arXiv:2503.01807"
+
+    def measure(self, rows: list[Conversation]) -> list[dict[str, Any] | BadRow]:
+        template = FALLBACK_TEMPLATE if self.text_format == "tulu" else None
+        loaded = self._lm.load()
+        found: list[Any] = []
+        for row, encoded in zip(
+            rows, encode_all(rows, loaded.tokenizer, template, responses=self.scope == "response"), strict=True
+        ):
+            try:
+                if isinstance(encoded, BadRow):
+                    raise encoded
+                if self.scope == "response" and not any(has_response(row)):
+                    raise BadRow("empty response")
+                encoded, note = cut(encoded, self.max_length, loaded.max_length)
+                ids = encoded.input_ids
+                spans = [(0, len(ids))] if self.scope == "full" else encoded.responses
+                if sum(max(0, end - max(1, start)) for start, end in spans) == 0:
+                    what = "row" if self.scope == "full" else "response"
+                    raise BadRow(f"no token of the {what} is left to predict{f' ({note})' if note else ''}")
+                found.append((ids, spans, note))
+            except BadRow as reason:
+                found.append(reason)
+        whole = [i for i, item in enumerate(found) if not isinstance(item, BadRow)]
+        measured = self._lm.response_nll([found[i][0] for i in whole], [found[i][1] for i in whole])
+        for i, nll in zip(whole, measured, strict=True):
+            found[i] = mean_nll(nll, found[i][2])
+        score, reason = columns.score_column(self.name), columns.reason_column(self.name)
+        return [f if isinstance(f, BadRow) else {score: f[0], reason: f[1]} for f in found]
+
+
+def has_response(row: Conversation) -> list[bool]:
+    """For each assistant turn whether it says anything; raw text is all response."""
+    if row.text is not None:
+        return [bool(row.text.strip())]
+    turns = [message for message in row.messages if message["role"] == "assistant"]
+    return [bool(turn["content"].strip() or turn.get("tool_calls")) for turn in turns]
+
+
+def mean_nll(nll: np.ndarray | OutOfMemory, note: str = "") -> tuple[float, str] | BadRow:
+    """Mean in float64 with its note, or why there is none."""
+    if isinstance(nll, OutOfMemory):
+        return BadRow("out of memory on this row alone; lower max_length")
+    mean = float(np.mean(nll, dtype=np.float64))
+    return (mean, note) if np.isfinite(mean) else BadRow("the model's NLL is not finite")
