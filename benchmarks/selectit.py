@@ -30,7 +30,8 @@ from hf_select import CausalLM, SelectIT
 from hf_select.cli.data import read_dataset
 from hf_select.formats import conversations
 from hf_select.inference import batching
-from hf_select.scoring.selectit import ANSWER, rating_token_ids, sentence_score, token_scores
+from hf_select.scoring.rating import rating_token_ids
+from hf_select.scoring.selectit import ANSWER, sentence_score, token_scores
 
 
 def procedure(loaded, prompts: list[str], pairs: list[tuple[str, str]], digits: list[int]) -> np.ndarray:

@@ -11,6 +11,7 @@ __version__ = "0.1.0.dev0"
 
 _HOME = {
     "CausalLM": "hf_select.inference.causal_lm",
+    "DEITA": "hf_select.scoring.deita",
     "Embedding": "hf_select.scoring.embedding",
     "IFD": "hf_select.scoring.ifd",
     "Length": "hf_select.scoring.length",
@@ -27,6 +28,7 @@ _HOME = {
 }
 
 __all__ = [
+    "DEITA",
     "IFD",
     "CausalLM",
     "Embedding",
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from hf_select.features.store import PoolIndex
     from hf_select.inference.causal_lm import CausalLM
     from hf_select.inference.run import score
+    from hf_select.scoring.deita import DEITA
     from hf_select.scoring.embedding import Embedding
     from hf_select.scoring.ifd import IFD
     from hf_select.scoring.length import Length

@@ -6,7 +6,20 @@ import pytest
 from contracts import check_scorer, check_selector
 from datasets import Dataset
 
-from hf_select import IFD, Embedding, Length, Longest, Perplexity, Random, RDSPlus, RoundRobin, SelectIT, TopK, demo
+from hf_select import (
+    DEITA,
+    IFD,
+    Embedding,
+    Length,
+    Longest,
+    Perplexity,
+    Random,
+    RDSPlus,
+    RoundRobin,
+    SelectIT,
+    TopK,
+    demo,
+)
 
 
 def rds(model: str, **settings) -> RDSPlus:
@@ -24,6 +37,8 @@ def embedding(model: str, **settings) -> Embedding:
 
 
 SCORERS = {
+    "deita": lambda model: DEITA(model),
+    "deita_two": lambda model: DEITA(model, quality_model=model, ratings=4),
     "embedding": lambda model: embedding(model),
     "embedding_instruction": lambda model: embedding(model, query_instruction="Find: ", per_query=True),
     "ifd": lambda model: IFD(model),

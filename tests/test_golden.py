@@ -12,7 +12,7 @@ from datasets import Dataset
 from hf_select import IFD, CausalLM, Perplexity, RDSPlus, RoundRobin, SelectIT, TopK
 from hf_select.features.hidden_states import HiddenStates
 from hf_select.formats import FALLBACK_TEMPLATE, conversations, encode
-from hf_select.scoring.selectit import rating_probabilities, rating_token_ids
+from hf_select.scoring.rating import rating_probabilities, rating_token_ids
 
 
 @pytest.fixture(scope="module")

@@ -6,15 +6,8 @@ import numpy as np
 import pytest
 
 from hf_select import CausalLM, SelectIT
-from hf_select.scoring.selectit import (
-    ANSWER,
-    RATING_PROMPTS,
-    model_score,
-    rating_probabilities,
-    rating_token_ids,
-    sentence_score,
-    token_scores,
-)
+from hf_select.scoring.rating import rating_probabilities, rating_token_ids
+from hf_select.scoring.selectit import ANSWER, RATING_PROMPTS, model_score, sentence_score, token_scores
 
 
 CHECKPOINTS = [  # probabilities of 1..5, score by the paper, score by the authors' code

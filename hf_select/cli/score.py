@@ -11,7 +11,7 @@ class OverRows:
     """What every command that runs a scorer over a dataset is told.
 
     Args:
-        scorer: the method: embedding, ifd, length, perplexity, rds or selectit.
+        scorer: the method: deita, embedding, ifd, length, perplexity, rds or selectit.
         dataset: a JSON, JSONL, CSV or Parquet file (also .gz), a saved dataset or a Hub id.
         output_dir: folder for what is made; the same command continues a killed run in it.
         split: split of a saved or Hub dataset.
@@ -119,10 +119,11 @@ def build_scorer(name: str, settings: dict[str, Any]) -> Any:
     check_names(settings, parts, f"scorer {name}")
     own = {f.name for f in settable(cls)}
     mine = {key: value for key, value in settings.items() if key in own}
-    if len(parts) == 2 and "model" in mine:
+    if len(parts) == 2:
         shared = {key: value for key, value in settings.items() if key not in own}
-        models = mine["model"] if isinstance(mine["model"], list) else [mine["model"]]
-        mine["model"] = [build(parts[1], {"model": model, **shared}, f"scorer {name}") for model in models]
+        for setting in [key for key in mine if key == "model" or key.endswith("_model")]:
+            models = mine[setting] if isinstance(mine[setting], list) else [mine[setting]]
+            mine[setting] = [build(parts[1], {"model": model, **shared}, f"scorer {name}") for model in models]
     return build(cls, mine, f"scorer {name}")
 
 

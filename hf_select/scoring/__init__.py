@@ -1,6 +1,7 @@
 """One scoring method a file. `SCORERS` is the table that the command line reads: name -> where the class lives."""
 
 SCORERS = {
+    "deita": "hf_select.scoring.deita:DEITA",
     "embedding": "hf_select.scoring.embedding:Embedding",
     "ifd": "hf_select.scoring.ifd:IFD",
     "length": "hf_select.scoring.length:Length",

@@ -18,6 +18,7 @@ from datasets import List, Value
 from hf_select.formats import BadRow, Conversation
 from hf_select.inference.batching import OutOfMemory
 from hf_select.inference.causal_lm import CausalLM
+from hf_select.scoring.rating import RatingText, cut_body, rating_probabilities, rating_token_ids
 from hf_select.scoring.scorer import Scorer
 
 
@@ -38,13 +39,6 @@ ANSWER = "The answer is: \n"
 
 # --------------------------------------------------------------------------------------------------------------------
 # the method, on plain arrays
-
-
-def rating_probabilities(logits: np.ndarray) -> np.ndarray:
-    """Softmax over the K rating tokens, float64. The other tokens cancel in Eq. 2: P'_k = p_k / sum_i p_i."""
-    logits = np.asarray(logits, dtype=np.float64)
-    p = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return p / p.sum(axis=-1, keepdims=True)
 
 
 def token_scores(
@@ -232,7 +226,7 @@ class SelectIT(Scorer):
         first = self.rating_position == "first"
         asks = [line + "\n" if first else line + ANSWER for line in self._prompts]
         heads, tail = (asks, "\n" + ANSWER) if first else ([""], "\n\n")
-        texts = [[_Text(head + "Instruction:" + x + "\nResponse:", y, tail) for x, y in pairs] for head in heads]
+        texts = [[RatingText(head + "Instruction:" + x + "\nResponse:", y, tail) for x, y in pairs] for head in heads]
         ids = _encode(model, texts, [head + "Instruction:" for head in heads])  # heads x n
         ask_ids = [] if first else model.encode_texts(asks, add_special_tokens=False)
 
@@ -243,7 +237,9 @@ class SelectIT(Scorer):
         for column, sequences in zip(texts, ids, strict=True):
             for i, sequence in enumerate(sequences):
                 if room is not None and len(sequence) > room and not isinstance(notes[i], BadRow):
-                    sequences[i], notes[i] = self._cut(model, column[i], sequence, room, limit)
+                    sequences[i], notes[i] = cut_body(
+                        model, column[i], sequence, room, limit, self.max_length is not None
+                    )
         fits = [i for i, note in enumerate(notes) if not isinstance(note, BadRow)]
         ids = [[sequences[i] for i in fits] for sequences in ids]
 
@@ -265,19 +261,6 @@ class SelectIT(Scorer):
                 rated[i] = Rated(logits, str(notes[i]))
         return rated
 
-    def _cut(self, model: CausalLM, text: "_Text", ids: list[int], room: int, limit: int | None):
-        """(ids without the end of the response, what was done), or why the row does not fit."""
-        if self.max_length is None:
-            return ids, BadRow(f"longer than the model's context of {limit} tokens; set max_length to cut responses")
-        offsets = model.load().tokenizer(text.whole, return_offsets_mapping=True)["offset_mapping"]
-        start, end = len(text.head), len(text.head) + len(text.response)
-        inside = [t for t, (a, b) in enumerate(offsets) if start <= a and b <= end and a < b]
-        excess = len(ids) - room
-        if excess > len(inside):
-            return ids, BadRow(f"the instruction alone is longer than max_length = {limit}")
-        dropped = set(inside[len(inside) - excess :])
-        return [token for t, token in enumerate(ids) if t not in dropped], f"response cut to fit {limit} tokens"
-
 
 @dataclass
 class Rated:
@@ -287,37 +270,7 @@ class Rated:
     note: str = ""
 
 
-@dataclass
-class _Text:
-    """A prompt, with its response apart because that is what may be cut."""
-
-    head: str
-    response: str
-    tail: str
-
-    @property
-    def whole(self) -> str:
-        return self.head + self.response + self.tail
-
-
-def rating_token_ids(model: CausalLM, prompt: str, k: int) -> list[int]:
-    """Ids of the tokens "1".."k" as they follow this prompt.
-
-    Encoding "1" alone gives another token on SentencePiece vocabularies (a space piece first), so each id is the one
-    token that prompt + digit has more than the prompt.
-    Raises: ValueError if a rating is not exactly one token there.
-    """
-    plain, *rated = model.encode_texts([prompt, *(prompt + str(rating) for rating in range(1, k + 1))])
-    ids = [sequence[-1] for sequence in rated]
-    if any(sequence[:-1] != plain for sequence in rated) or len(set(ids)) < k:
-        raise ValueError(
-            f"the tokenizer of {model.name} does not give each rating 1 to {k} a single token of its own after the "
-            "rating prompt, so its probability cannot be read. Choose a model whose tokenizer does."
-        )
-    return ids
-
-
-def _encode(model: CausalLM, texts: list[list["_Text"]], stems: list[str]) -> list[list[list[int]]]:
+def _encode(model: CausalLM, texts: list[list["RatingText"]], stems: list[str]) -> list[list[list[int]]]:
     """Token ids of the same rows under several heads, each row's own part tokenised once.
 
     `stems` are the heads with the word that follows each of them. Where a row's ids start with those of its stem (but

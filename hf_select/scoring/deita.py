@@ -1,0 +1,191 @@
+"""DEITA's two ratings: how complex an instruction is, and how good its response.
+
+Liu et al. 2024, "What Makes Good Data for Alignment?" (ICLR 2024, arXiv:2312.15685): two LMs trained to rate from 1 to
+6, evolved complexity and evolved quality; rows are then taken by score unless too similar to one that was taken
+(ScoreThenThreshold).
+
+Left out: training the two raters. The authors' are on the Hub and were trained on the authors' prompts, which are not
+here: `complexity_prompt` and `quality_prompt` take the path of your copy, the defaults are our own words.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from datasets import List, Value
+
+from hf_select import columns
+from hf_select.formats import BadRow, Conversation
+from hf_select.inference.batching import OutOfMemory
+from hf_select.inference.causal_lm import CausalLM
+from hf_select.scoring.rating import RatingText, cut_body, rating_probabilities, rating_token_ids
+from hf_select.scoring.scorer import Scorer
+
+
+COMPLEXITY_PROMPT = (
+    "How demanding is the instruction below, from 1 (anyone could follow it) to 6 (an expert has to think)?\n"
+    "Instruction: {instruction}\nThe rating is: \n"
+)
+QUALITY_PROMPT = (
+    "How good is the response to the instruction below, from 1 (useless) to 6 (correct, complete and well put)?\n"
+    "Instruction: {instruction}\nResponse: {response}\nThe rating is: \n"
+)
+
+
+def expected_rating(logits: np.ndarray) -> np.ndarray:
+    """sum_k k softmax(logits)_k over the last axis, ratings from 1."""
+    return rating_probabilities(logits) @ np.arange(1, logits.shape[-1] + 1)
+
+
+@dataclass
+class DEITA(Scorer):
+    """Complexity times quality, summed over turns; each an expected rating.
+
+    score = sum over (user, reply) pairs of c q,   c, q = sum_k k p_k, p the softmax over the rating tokens 1..K
+
+    Args:
+        model: rates complexity: Hub id, path or CausalLM.
+        quality_model: rates quality; by default the same model.
+        complexity_prompt: text with {instruction}, or the path of a file that holds it.
+        quality_prompt: text with {instruction} and {response}, or the path of a file that holds it.
+        ratings: the highest rating, 2 to 9; the authors' raters give 1 to 6.
+        max_length: tokens of a prompt; a longer one loses the end of its response (of its instruction, for
+            complexity). None cuts nothing: a row beyond the model's context has no score.
+    Reads: each user turn and the reply right after it, without what stood before; no reply counts as an empty one.
+    Adds: score_deita (higher = better, and more turns score higher, as published); deita_complexity and deita_quality,
+        one value a pair.
+    Raises: ValueError if a prompt lacks its place, or the tokenizer a single token for each rating.
+    Relations: SelectIT asks one untrained model and corrects by its uncertainty; ScoreThenThreshold is DEITA's second
+        half.
+    Reference: Liu et al. 2024, arXiv:2312.15685, sections 2 and 3.
+    Differs from the authors' code: pairs are batched; only the next token is computed, nothing is generated.
+    """
+
+    model: Any
+    quality_model: Any = None
+    complexity_prompt: str = COMPLEXITY_PROMPT
+    quality_prompt: str = QUALITY_PROMPT
+    ratings: int = 6
+    max_length: int | None = 2048
+
+    name: ClassVar[str] = "deita"
+    citation: ClassVar[str] = "arXiv:2312.15685"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 2 <= self.ratings <= 9:
+            raise ValueError(f"ratings is {self.ratings}; the highest rating must lie between 2 and 9.")
+        self._complexity = self.model if isinstance(self.model, CausalLM) else CausalLM(self.model)
+        quality = self.quality_model or self._complexity
+        self._quality = quality if isinstance(quality, CausalLM) else CausalLM(quality)
+        self._prompts = (
+            _prompt(self.complexity_prompt, "complexity_prompt", ["{instruction}"]),
+            _prompt(self.quality_prompt, "quality_prompt", ["{instruction}", "{response}"]),
+        )
+
+    @property
+    def columns_out(self) -> dict[str, Any]:
+        parts = {f"deita_{part}": List(Value("float64")) for part in ("complexity", "quality")}
+        return super().columns_out | parts
+
+    def load(self, rank: int | None = None) -> None:
+        self._complexity.load(rank)
+        self._quality.load(rank)
+
+    def usage(self) -> dict[str, float]:
+        usages = [vars(self._complexity.usage)]
+        if self._quality is not self._complexity:
+            usages.append(vars(self._quality.usage))
+        return {name: sum(usage[name] for usage in usages) for name in usages[0]}
+
+    def _pickled(self) -> dict[str, Any]:
+        quality = None if self._quality is self._complexity else self._quality
+        complexity_prompt, quality_prompt = self._prompts
+        return {
+            **self.settings(),
+            "model": self._complexity,
+            "quality_model": quality,
+            "complexity_prompt": complexity_prompt,
+            "quality_prompt": quality_prompt,
+        }
+
+    def measure(self, rows: list[Conversation]) -> list[dict[str, Any] | BadRow]:
+        pairs = [user_pairs(row) for row in rows]
+        flat = [pair for some in pairs for pair in some]
+        complexity_prompt, quality_prompt = self._prompts
+        complexities = iter(self._rate(self._complexity, [_around(complexity_prompt, x) for x, _ in flat]))
+        qualities = iter(self._rate(self._quality, [_around(quality_prompt, x, y) for x, y in flat]))
+        return [self._answer([(next(complexities), next(qualities)) for _ in some]) for some in pairs]
+
+    def _answer(self, rated: list[tuple[Any, Any]]) -> dict[str, Any] | BadRow:
+        if not rated:
+            return BadRow("no user turn")
+        failure = next((r for pair in rated for r in pair if isinstance(r, BadRow)), None)
+        if failure is not None:
+            return failure
+        complexity, quality = ([pair[side][0] for pair in rated] for side in (0, 1))
+        return {
+            columns.score_column(self.name): float(np.dot(complexity, quality)),
+            columns.reason_column(self.name): "; ".join(
+                dict.fromkeys(note for pair in rated for _, note in pair if note)
+            ),
+            "deita_complexity": complexity,
+            "deita_quality": quality,
+        }
+
+    def _rate(self, model: CausalLM, texts: list[RatingText]) -> list[tuple[float, str] | BadRow]:
+        """(expected rating, what was cut) of each text, or why there is none."""
+        if not texts:
+            return []
+        context = model.load().max_length
+        limit = min((n for n in (self.max_length, context) if n is not None), default=None)
+        sequences = model.encode_texts([text.whole for text in texts])
+        found: list[Any] = [""] * len(texts)
+        for i, sequence in enumerate(sequences):
+            if limit is not None and len(sequence) > limit:
+                allowed = self.max_length is not None
+                sequences[i], found[i] = cut_body(model, texts[i], sequence, limit, limit, allowed)
+        fits = [i for i, note in enumerate(found) if not isinstance(note, BadRow)]
+        rating_ids = rating_token_ids(model, texts[0].whole, self.ratings)
+        for i, logits in zip(fits, model.next_token_logits([sequences[i] for i in fits], rating_ids), strict=True):
+            if isinstance(logits, OutOfMemory):
+                found[i] = BadRow("out of memory on this row alone; lower max_length")
+            elif not np.isfinite(logits).all():
+                found[i] = BadRow("the model's rating logits are not finite")
+            else:
+                found[i] = float(expected_rating(logits)), found[i]
+        return found
+
+
+def user_pairs(row: Conversation) -> list[tuple[str, str]]:
+    """(user turn, reply) for every user turn; a turn without a reply has an empty one."""
+    after = [*row.messages[1:], {"role": "", "content": ""}]
+    return [
+        (user["content"], reply["content"] if reply["role"] == "assistant" else "")
+        for user, reply in zip(row.messages, after, strict=True)
+        if user["role"] == "user"
+    ]
+
+
+def _around(prompt: str, instruction: str, response: str | None = None) -> RatingText:
+    """The prompt with its places filled; its last place is what may be cut."""
+    place, body = ("{instruction}", instruction) if response is None else ("{response}", response)
+    head, tail = prompt.split(place)
+    if response is None:
+        return RatingText(head, body, tail)
+    return RatingText(head.replace("{instruction}", instruction), body, tail.replace("{instruction}", instruction))
+
+
+def _prompt(given: str, setting: str, places: list[str]) -> str:
+    """The prompt itself, or what the file of that name holds."""
+    text = given
+    if "\n" not in given and "{" not in given:
+        path = Path(given).expanduser()
+        if not path.is_file():
+            raise ValueError(f'{setting} is "{given}": no such file, and no text with {" and ".join(places)}.')
+        text = path.read_text(encoding="utf-8")
+    wrong = [place for place in places if text.count(place) != 1]
+    if wrong:
+        raise ValueError(f"{setting} must hold {' and '.join(places)} once each; look at {' and '.join(wrong)}.")
+    return text

@@ -1,0 +1,63 @@
+"""Asking a causal LM for a rating: which tokens are the digits, what it gives each of them, and what is cut from a row
+that is too long. SelectIT and DEITA read the same five or six numbers and differ in what they make of them.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hf_select.formats import BadRow
+from hf_select.inference.causal_lm import CausalLM
+
+
+@dataclass
+class RatingText:
+    """A rating prompt around what is rated: only the body may be cut."""
+
+    head: str
+    body: str
+    tail: str
+
+    @property
+    def whole(self) -> str:
+        return self.head + self.body + self.tail
+
+
+def rating_probabilities(logits: np.ndarray) -> np.ndarray:
+    """Softmax over the K rating tokens, float64. The other tokens cancel in Eq. 2: P'_k = p_k / sum_i p_i."""
+    logits = np.asarray(logits, dtype=np.float64)
+    p = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return p / p.sum(axis=-1, keepdims=True)
+
+
+def rating_token_ids(model: CausalLM, prompt: str, k: int) -> list[int]:
+    """Ids of the tokens "1".."k" as they follow this prompt.
+
+    Encoding "1" alone gives another token on SentencePiece vocabularies (a space piece first), so each id is the one
+    token that prompt + digit has more than the prompt.
+    Raises: ValueError if a rating is not exactly one token there.
+    """
+    plain, *rated = model.encode_texts([prompt, *(prompt + str(rating) for rating in range(1, k + 1))])
+    ids = [sequence[-1] for sequence in rated]
+    if any(sequence[:-1] != plain for sequence in rated) or len(set(ids)) < k:
+        raise ValueError(
+            f"the tokenizer of {model.name} does not give each rating 1 to {k} a single token of its own after the "
+            "rating prompt, so its probability cannot be read. Choose a model whose tokenizer does."
+        )
+    return ids
+
+
+def cut_body(
+    model: CausalLM, text: RatingText, ids: list[int], room: int, limit: int | None, allowed: bool
+) -> tuple[list[int], "str | BadRow"]:
+    """(ids without the end of the body, what was done), or why the row does not fit in `room` tokens."""
+    if not allowed:
+        return ids, BadRow(f"longer than the model's context of {limit} tokens; set max_length to cut responses")
+    offsets = model.load().tokenizer(text.whole, return_offsets_mapping=True)["offset_mapping"]
+    start, end = len(text.head), len(text.head) + len(text.body)
+    inside = [t for t, (a, b) in enumerate(offsets) if start <= a and b <= end and a < b]
+    excess = len(ids) - room
+    if excess > len(inside):
+        return ids, BadRow(f"the instruction alone is longer than max_length = {limit}")
+    dropped = set(inside[len(inside) - excess :])
+    return [token for t, token in enumerate(ids) if t not in dropped], f"response cut to fit {limit} tokens"
