@@ -12,6 +12,7 @@ __version__ = "0.1.0.dev0"
 _HOME = {
     "CausalLM": "hf_select.inference.causal_lm",
     "DEITA": "hf_select.scoring.deita",
+    "DSIR": "hf_select.scoring.lexical",
     "Embedding": "hf_select.scoring.embedding",
     "IFD": "hf_select.scoring.ifd",
     "Length": "hf_select.scoring.length",
@@ -21,15 +22,19 @@ _HOME = {
     "RDSPlus": "hf_select.scoring.rds",
     "RoundRobin": "hf_select.selection.round_robin",
     "Random": "hf_select.selection.baselines",
+    "Sample": "hf_select.selection.baselines",
     "SelectIT": "hf_select.scoring.selectit",
     "Selection": "hf_select.selection.selection",
+    "TFIDF": "hf_select.scoring.lexical",
     "TopK": "hf_select.selection.top_k",
     "score": "hf_select.inference.run",
 }
 
 __all__ = [
     "DEITA",
+    "DSIR",
     "IFD",
+    "TFIDF",
     "CausalLM",
     "Embedding",
     "Length",
@@ -39,6 +44,7 @@ __all__ = [
     "RDSPlus",
     "Random",
     "RoundRobin",
+    "Sample",
     "SelectIT",
     "Selection",
     "TopK",
@@ -53,10 +59,11 @@ if TYPE_CHECKING:
     from hf_select.scoring.embedding import Embedding
     from hf_select.scoring.ifd import IFD
     from hf_select.scoring.length import Length
+    from hf_select.scoring.lexical import DSIR, TFIDF
     from hf_select.scoring.perplexity import Perplexity
     from hf_select.scoring.rds import RDSPlus
     from hf_select.scoring.selectit import SelectIT
-    from hf_select.selection.baselines import Longest, Random
+    from hf_select.selection.baselines import Longest, Random, Sample
     from hf_select.selection.round_robin import RoundRobin
     from hf_select.selection.selection import Selection
     from hf_select.selection.top_k import TopK

@@ -8,7 +8,9 @@ from datasets import Dataset
 
 from hf_select import (
     DEITA,
+    DSIR,
     IFD,
+    TFIDF,
     Embedding,
     Length,
     Longest,
@@ -16,27 +18,35 @@ from hf_select import (
     Random,
     RDSPlus,
     RoundRobin,
+    Sample,
     SelectIT,
     TopK,
     demo,
 )
 
 
+QUERIES = {
+    "a": Dataset.from_list([{"prompt": "Name three fruits.", "completion": "Figs, plums and pears."}]),
+    "b": Dataset.from_list([{"prompt": "What is the capital of Peru?", "completion": "Lima."}]),
+}
+POOL = Dataset.from_list([{"prompt": f"Name {n} fruits of the capital.", "completion": "Lima."} for n in range(9)])
+
+
 def rds(model: str, **settings) -> RDSPlus:
-    first = Dataset.from_list([{"prompt": "Name three fruits.", "completion": "Figs, plums and pears."}])
-    second = Dataset.from_list([{"prompt": "What is the capital of Peru?", "completion": "Lima."}])
-    return RDSPlus(model, **settings).fit({"a": first, "b": second})
+    return RDSPlus(model, **settings).fit(QUERIES)
 
 
 def embedding(model: str, **settings) -> Embedding:
     folder = Path(model).parent / "encoder"
     if not folder.exists():
         demo.save_encoder(Path(model), folder)
-    queries = Dataset.from_list([{"prompt": "Name three fruits.", "completion": "Figs, plums and pears."}])
-    return Embedding(str(folder), **settings).fit(queries)
+    return Embedding(str(folder), **settings).fit(QUERIES["a"])
 
 
 SCORERS = {
+    "dsir": lambda model: DSIR(buckets=64).fit(QUERIES, pool=POOL),
+    "dsir_one": lambda model: DSIR(per_ngram=True).fit(QUERIES["a"], pool=POOL),
+    "tfidf": lambda model: TFIDF().fit(QUERIES, pool=POOL),
     "deita": lambda model: DEITA(model),
     "deita_two": lambda model: DEITA(model, quality_model=model, ratings=4),
     "embedding": lambda model: embedding(model),
@@ -60,6 +70,7 @@ SELECTORS = {
     "best": lambda: TopK("score_x"),
     "worst": lambda: TopK("score_x", which="worst"),
     "bounded": lambda: TopK("score_x", at_least=0, at_most=6),
+    "sample": lambda: Sample("score_x", seed=3),
     "longest": lambda: Longest("score_x"),
     "round_robin": lambda: RoundRobin(["score_x", "score_y"]),
     "global_max": lambda: RoundRobin(["score_x", "score_y"], mode="global_max"),

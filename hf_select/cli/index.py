@@ -25,7 +25,7 @@ class Index(OverRows):
         from hf_select.features.store import PoolIndex
 
         scorer = build_scorer(self.scorer, self.settings)
-        if not hasattr(scorer, "featurizer"):
+        if getattr(scorer, "featurizer", None) is None:
             raise ValueError(f"scorer {self.scorer} compares no vectors; an index is for rds and embedding.")
         index = PoolIndex.build(
             self.rows(),

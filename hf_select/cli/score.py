@@ -11,7 +11,7 @@ class OverRows:
     """What every command that runs a scorer over a dataset is told.
 
     Args:
-        scorer: the method: deita, embedding, ifd, length, perplexity, rds or selectit.
+        scorer: the method: deita, dsir, embedding, ifd, length, perplexity, rds, selectit or tfidf.
         dataset: a JSON, JSONL, CSV or Parquet file (also .gz), a saved dataset or a Hub id.
         output_dir: folder for what is made; the same command continues a killed run in it.
         split: split of a saved or Hub dataset.
@@ -78,7 +78,8 @@ class Score(OverRows):
             needs = "needs --queries TASK=FILE" if targeted else "has no targets; leave out --queries"
             raise ValueError(f"scorer {self.scorer} {needs}.")
         if targeted:
-            scorer.fit({task: read_dataset(source, self.split) for task, source in (self.queries or {}).items()})
+            queries = {task: read_dataset(source, self.split) for task, source in (self.queries or {}).items()}
+            scorer.fit(queries, **({"pool": self.rows()} if getattr(scorer, "needs_pool", False) else {}))
         index = None
         if self.index is not None:
             from hf_select.features.store import PoolIndex

@@ -13,7 +13,7 @@ class Select:
 
     Args:
         scores: folder of hf-select score, or any dataset that has the column (file, saved dataset, Hub id).
-        selector: top_k, round_robin, random or longest.
+        selector: top_k, round_robin, random, sample or longest.
         output: where the subset goes: .parquet, .jsonl, or a folder for a saved dataset.
         k: budget in rows.
         fraction: budget as a share of the rows, in (0, 1].

@@ -63,7 +63,7 @@ def score(
         _refuse_bad_rows(dataset)
     state = scorer.identity()
     if index is not None:
-        if not hasattr(scorer, "score_vectors"):
+        if getattr(scorer, "featurizer", None) is None:
             raise ValueError(f"scorer {scorer.name} reads no vectors; leave out the index.")
         index.check(dataset, scorer.featurizer)
         state = {**state, "index": index.manifest["made_by"]["hash"]}

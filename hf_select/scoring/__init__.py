@@ -2,10 +2,12 @@
 
 SCORERS = {
     "deita": "hf_select.scoring.deita:DEITA",
+    "dsir": "hf_select.scoring.lexical:DSIR",
     "embedding": "hf_select.scoring.embedding:Embedding",
     "ifd": "hf_select.scoring.ifd:IFD",
     "length": "hf_select.scoring.length:Length",
     "perplexity": "hf_select.scoring.perplexity:Perplexity",
     "rds": "hf_select.scoring.rds:RDSPlus",
     "selectit": "hf_select.scoring.selectit:SelectIT",
+    "tfidf": "hf_select.scoring.lexical:TFIDF",
 }

@@ -79,7 +79,7 @@ class Similarity(Scorer):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.featurizer: Any = None  # rows -> vectors, set by the subclass: HiddenStates, SentenceEmbeddings
-        self.queries_: np.ndarray | None = None  # (q, d), rows of length 1
+        self.queries_: Any = None  # (q, d), rows of length 1
         self.tasks_: list[str] = []
         self.task_of_query_: np.ndarray = np.empty(0, dtype=np.int64)  # (q,)
         self.overlap_: QueryOverlap | None = None
@@ -92,11 +92,9 @@ class Similarity(Scorer):
             task_column: column of a single dataset that names each query's task.
         Raises: ValueError for an empty set, a task without queries or a query that cannot be encoded.
         """
-        by_task = _by_task(queries, task_column)
+        named = by_task(queries, task_column)
         vectors, tasks, texts = [], [], []
-        for number, (task, rows) in enumerate(by_task.items()):
-            if len(rows) == 0:
-                raise ValueError(f'task "{task}" has no queries; give it some or leave it out.')
+        for number, (task, rows) in enumerate(named.items()):
             parsed = conversations(rows[:])
             for i, feature in enumerate(self._encoded(parsed, queries=True)):
                 if isinstance(feature, BadRow):
@@ -104,8 +102,8 @@ class Similarity(Scorer):
                 vectors.append(feature.vector)
                 tasks.append(number)
             texts += [row for row in parsed if isinstance(row, Conversation)]
-        self.tasks_ = list(by_task)
-        self.queries_ = unit(np.stack(vectors))
+        self.tasks_ = list(named)
+        self.queries_ = self._unit_rows(vectors)
         self.task_of_query_ = np.array(tasks)
         self.overlap_ = QueryOverlap(texts)
         return self
@@ -116,7 +114,7 @@ class Similarity(Scorer):
         if len(self.tasks_) > 1:
             added |= {self._task_column(task): Value("float32") for task in self.tasks_}
         if self.per_query:
-            length = -1 if self.queries_ is None else len(self.queries_)
+            length = -1 if self.queries_ is None else self.queries_.shape[0]
             added[f"{self.name}_similarities"] = List(Value("float32"), length=length)
         return super().columns_out | added
 
@@ -139,14 +137,14 @@ class Similarity(Scorer):
             features = self._encoded(rows)
         else:
             features = [row if isinstance(row, BadRow) else f for row, f in zip(rows, stored, strict=True)]
-        similarity = np.full((len(features), len(self.queries_)), np.nan, dtype=np.float32)
+        similarity = np.full((len(features), self.queries_.shape[0]), np.nan, dtype=np.float32)
         whole = [i for i, feature in enumerate(features) if isinstance(feature, Feature)]
         if whole:
-            vectors = np.stack([feature.vector for feature in features if isinstance(feature, Feature)])
+            vectors = self._unit_rows([feature.vector for feature in features if isinstance(feature, Feature)])
             if vectors.shape[1] != self.queries_.shape[1]:
                 sizes = f"rows have {vectors.shape[1]} dimensions, queries {self.queries_.shape[1]}"
                 raise ValueError(f"{sizes}; encode both with one model.")
-            similarity[whole] = unit(vectors) @ self.queries_.T
+            similarity[whole] = self._cosines(vectors)
         return similarity, features
 
     def measure(self, rows: list[Conversation]) -> list[dict[str, Any] | BadRow]:
@@ -165,7 +163,7 @@ class Similarity(Scorer):
             raise ValueError(f"m is {m}; give at least 1." if m < 1 else "call fit(queries) first.")
         if index is not None:
             index.check(dataset, self.featurizer)
-        best, start = BestRows(len(self.queries_), m), 0
+        best, start = BestRows(self.queries_.shape[0], m), 0
         for batch in dataset.iter(batch_size=batch_size):
             rows = conversations(batch)
             stored = None if index is None else index.read(range(start, start + len(rows)))
@@ -195,6 +193,16 @@ class Similarity(Scorer):
             answer[f"{self.name}_similarities"] = similarity.tolist()
         return answer
 
+    # How vectors are stacked and compared; words have sparse ones.
+    def _unit_rows(self, vectors: list[Any]) -> Any:
+        return unit(np.stack(vectors))
+
+    def _cosines(self, rows: Any) -> np.ndarray:
+        return rows @ self.queries_.T
+
+    def _features(self, rows: list[Conversation], queries: bool) -> list[Feature | BadRow]:
+        return self.featurizer(rows, queries)
+
     def _unless_repeating(self, row: Conversation | BadRow) -> Conversation | BadRow:
         if isinstance(row, BadRow) or self.overlap_ is None:
             return row
@@ -202,20 +210,23 @@ class Similarity(Scorer):
         return BadRow(repeats) if repeats else row
 
     def _encoded(self, rows: list[Conversation | BadRow], queries: bool = False) -> list[Feature | BadRow]:
-        vectors = iter(self.featurizer([row for row in rows if isinstance(row, Conversation)], queries))
+        vectors = iter(self._features([row for row in rows if isinstance(row, Conversation)], queries))
         return [next(vectors) if isinstance(row, Conversation) else row for row in rows]
 
     def _task_column(self, task: str) -> str:
         return columns.score_column(f"{self.name}_{task}")
 
 
-def _by_task(queries: Any, task_column: str | None) -> dict[str, Any]:
+def by_task(queries: Any, task_column: str | None) -> dict[str, Any]:
     """Queries as task -> dataset, in the order in which the tasks are met."""
     if isinstance(queries, Mapping):
         if task_column is not None:
             raise ValueError("give either a mapping from task to queries or task_column, not both.")
         if not queries:
             raise ValueError("the query set is empty; give at least one row of the target task.")
+        for task, rows in queries.items():
+            if len(rows) == 0:
+                raise ValueError(f'task "{task}" has no queries; give it some or leave it out.')
         return {str(task): rows for task, rows in queries.items()}
     if len(queries) == 0:
         raise ValueError("the query set is empty; give at least one row of the target task.")

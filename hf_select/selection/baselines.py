@@ -1,4 +1,5 @@
-"""What a selection has to beat: random rows, random rows balanced over sources, and the longest rows."""
+"""What a selection has to beat: random rows, random rows balanced over sources, the longest rows; and rows drawn by
+their weight."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 from hf_select import columns
 from hf_select.selection.budget import Budget
 from hf_select.selection.selection import Selection, select
-from hf_select.selection.top_k import TopK
+from hf_select.selection.top_k import TopK, rank
 
 
 def random_order(num_rows: int, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
@@ -77,3 +78,44 @@ class Longest(TopK):
     """
 
     column: str = columns.score_column("length")
+
+
+@dataclass
+class Sample:
+    """Rows drawn without replacement, each time with probability proportional to exp(score / temperature).
+
+    The k largest of score / temperature + Gumbel noise are such a draw (Kool et al. 2019, arXiv:1903.06059); on DSIR's
+    log importance weights it is importance resampling (arXiv:2302.03169, algorithm 1).
+
+    Args:
+        column: the scores, as logarithms of weights.
+        temperature: near 0 the best rows, large a uniform draw.
+        seed: of the draw.
+        tokens_column: column that a budget in tokens is spent in.
+    """
+
+    column: str
+    temperature: float = 1.0
+    seed: int = 0
+    tokens_column: str = columns.NUM_TOKENS
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise ValueError(f"temperature is {self.temperature}; it must be above 0.")
+
+    def __call__(
+        self, dataset: Any, k: int | None = None, fraction: float | None = None, tokens: int | None = None
+    ) -> Selection:
+        """Select k rows, a fraction of the rows, or as many as `tokens` pay for."""
+        scores = columns.numeric_column(dataset, self.column, "Add it first: hf-select score.")
+        budget = Budget.of(dataset, k, fraction, tokens, self.tokens_column)
+        keys = scores / self.temperature + np.random.default_rng(self.seed).gumbel(size=len(scores))
+        taken = budget.take(rank(keys), f"have a {self.column}")
+        step = {"selector": "Sample", **asdict(self), "k": k, "fraction": fraction, "tokens": tokens}
+        return select(
+            dataset,
+            taken,
+            lambda rank, row: f"draw {rank + 1} by {self.column} {scores[row]:.6g}, seed {self.seed}",
+            scores,
+            step,
+        )

@@ -1,0 +1,200 @@
+"""Word overlap with the target: the baselines that need no model and that every expensive score has to beat.
+
+TFIDF: cosine similarity of word vectors. DSIR: Xie et al. 2023, "Data Selection for Language Models via Importance
+Resampling" (NeurIPS 2023, arXiv:2302.03169): hashed word n-grams as the feature, importance weight p_target / p_raw.
+
+Both learn from the pool as well as from the queries. Left out of DSIR: its filter on word counts (TopK's bounds do
+that) and the resampling, which is the selector Sample.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from hf_select import columns
+from hf_select.features import Feature
+from hf_select.formats import BadRow, Conversation, conversations
+from hf_select.scoring.scorer import Scorer
+from hf_select.scoring.similarity import Similarity, by_task
+from hf_select.words import text_of, words
+
+
+# n rows, q queries, t tasks, V words, B buckets
+
+
+@dataclass
+class TFIDF(Similarity):
+    """Cosine similarity of a row to its nearest query, over TF-IDF weighted words.
+
+    weight of word w in a row = (1 + log count) * (1 + log((1 + N) / (1 + rows with w))), rows scaled to length 1
+
+    Args:
+        max_words: size of the vocabulary: the words with the most occurrences in the pool.
+    Reads: the whole conversation, roles left out.
+    Adds: the columns of every scorer with targets: score_tfidf, tfidf_query, score_tfidf_TASK.
+    Raises: ValueError before `fit(queries, pool)`, for queries without a word, for a pool without text.
+    Relations: RDSPlus and Embedding ask the same of a model; what does not beat TFIDF adds nothing.
+    Reference: Salton and Buckley 1988, through scikit-learn's TfidfVectorizer.
+    """
+
+    max_words: int = 200_000
+
+    name: ClassVar[str] = "tfidf"
+    needs_pool: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.vectorizer_: Any = None
+
+    def fit(self, queries: Any, task_column: str | None = None, pool: Any = None) -> "TFIDF":
+        """Learn the words' weights from the pool and encode the queries.
+
+        Args:
+            pool: the dataset that will be scored, or any sample of it.
+        """
+        vectorizer = _sklearn_text().TfidfVectorizer(analyzer=words, sublinear_tf=True, max_features=self.max_words)
+        self.vectorizer_ = _fitted(vectorizer, _needed(pool, "TFIDF"))
+        super().fit(queries, task_column)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "vectorizer_": self.vectorizer_}
+
+    def _features(self, rows: list[Conversation], queries: bool) -> list[Feature | BadRow]:
+        texts = [text_of(row) for row in rows]
+        matrix = self.vectorizer_.transform(texts) if texts else []  # (n, V)
+        return [
+            Feature(matrix[i]) if words(text) else BadRow("no word in the row")  # pyright: ignore[reportArgumentType]
+            for i, text in enumerate(texts)
+        ]
+
+    def _unit_rows(self, vectors: list[Any]) -> Any:
+        from scipy.sparse import vstack
+
+        return vstack(vectors, format="csr", dtype=np.float32)  # of length 1 already
+
+    def _cosines(self, rows: Any) -> np.ndarray:
+        return (rows @ self.queries_.T).toarray()
+
+
+@dataclass
+class DSIR(Scorer):
+    """How much likelier the row is in the target than in the pool, by its word n-grams.
+
+    log w = sum over n-grams g of the row of log p_target(g) - log p_pool(g), hashed into B buckets; p with add-one
+    smoothing over buckets
+
+    Args:
+        ngrams: longest run of words; 2 is the paper's (words and pairs).
+        buckets: number of hash buckets; 10,000 is the paper's.
+        per_ngram: divide by the number of n-grams. The paper's sum grows with length, in either direction.
+    Reads: the whole conversation, roles left out.
+    Adds: score_dsir (log importance weight), score_dsir_TASK with several tasks; the score is the largest of them.
+    Raises: ValueError before `fit(queries, pool)`.
+    Relations: Sample draws rows with these weights, as the paper does; TopK takes the largest. TFIDF asks for the
+        nearest query, DSIR for the whole target distribution.
+    Reference: Xie et al. 2023, arXiv:2302.03169, section 3.
+    Differs from the authors' code: another hash function (scikit-learn's) and other words, so other weights.
+    """
+
+    ngrams: int = 2
+    buckets: int = 10_000
+    per_ngram: bool = False
+
+    name: ClassVar[str] = "dsir"
+    citation: ClassVar[str] = "arXiv:2302.03169"
+    needs_pool: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ngrams < 1 or self.buckets < 2:
+            raise ValueError(f"ngrams is {self.ngrams}, buckets {self.buckets}; give at least 1 and 2.")
+        self.tasks_: list[str] = []
+        self.log_ratio_: np.ndarray | None = None  # (t, B)
+
+    def fit(self, queries: Any, task_column: str | None = None, pool: Any = None) -> "DSIR":
+        """Count the n-grams of the queries of each task and of the pool.
+
+        Args: as TFIDF.fit.
+        """
+        raw = self._log_p(_texts(_needed(pool, "DSIR")))
+        tasks = by_task(queries, task_column)
+        self.log_ratio_ = np.stack([self._log_p(_texts(rows)) - raw for rows in tasks.values()])
+        self.tasks_ = list(tasks)
+        return self
+
+    @property
+    def columns_out(self) -> dict[str, Any]:
+        several = self.tasks_ if len(self.tasks_) > 1 else []
+        kind = super().columns_out[columns.score_column(self.name)]
+        return super().columns_out | {columns.score_column(f"{self.name}_{task}"): kind for task in several}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "tasks_": self.tasks_, "log_ratio_": self.log_ratio_}
+
+    def measure(self, rows: list[Conversation]) -> list[dict[str, Any] | BadRow]:
+        if self.log_ratio_ is None:
+            raise ValueError("DSIR has no target yet; call fit(queries, pool=dataset) first.")
+        if not rows:
+            return []
+        counts = self._counts([text_of(row) for row in rows])  # (n, B)
+        weights = counts @ self.log_ratio_.T  # (n, t)
+        total = np.asarray(counts.sum(axis=1)).ravel()
+        if self.per_ngram:
+            weights = weights / np.maximum(total, 1)[:, None]
+        return [
+            self._answer(row) if n else BadRow("no word in the row") for row, n in zip(weights, total, strict=True)
+        ]
+
+    def _answer(self, weights: np.ndarray) -> dict[str, Any]:
+        answer: dict[str, Any] = {columns.score_column(self.name): float(weights.max())}
+        if len(self.tasks_) > 1:
+            for task, weight in zip(self.tasks_, weights, strict=True):
+                answer[columns.score_column(f"{self.name}_{task}")] = float(weight)
+        return answer
+
+    def _log_p(self, batches: Iterator[list[str]]) -> np.ndarray:
+        """log p of each bucket (B,), add-one smoothed."""
+        counts = np.zeros(self.buckets)
+        for texts in batches:
+            counts += np.asarray(self._counts(texts).sum(axis=0)).ravel()
+        return np.log(counts + 1) - np.log(counts.sum() + self.buckets)
+
+    def _counts(self, texts: list[str]) -> Any:
+        hashing = _sklearn_text().HashingVectorizer(
+            analyzer=self._ngrams, n_features=self.buckets, norm=None, alternate_sign=False
+        )
+        return hashing.transform(texts)
+
+    def _ngrams(self, text: str) -> list[str]:
+        found = words(text)
+        return [" ".join(found[i : i + n]) for n in range(1, self.ngrams + 1) for i in range(len(found) - n + 1)]
+
+
+def _sklearn_text() -> Any:
+    try:
+        from sklearn.feature_extraction import text
+    except ImportError:
+        raise ImportError('word statistics need an extra: pip install "hf-select[text]"') from None
+    return text
+
+
+def _needed(pool: Any, name: str) -> Any:
+    if pool is None or len(pool) == 0:
+        raise ValueError(f"{name} compares with the pool: fit(queries, pool=dataset).")
+    return pool
+
+
+def _texts(dataset: Any, batch_size: int = 1000) -> Iterator[list[str]]:
+    """Texts of the rows that can be read, in batches."""
+    for batch in dataset.iter(batch_size=batch_size):
+        yield [text_of(row) for row in conversations(batch) if isinstance(row, Conversation)]
+
+
+def _fitted(vectorizer: Any, pool: Any) -> Any:
+    try:
+        return vectorizer.fit(text for texts in _texts(pool) for text in texts)
+    except ValueError as error:
+        raise ValueError(f"the pool has no words to learn from ({error}).") from None
