@@ -13,20 +13,27 @@ _HOME = {
     "CausalLM": "hf_select.inference.causal_lm",
     "DEITA": "hf_select.scoring.deita",
     "DSIR": "hf_select.scoring.lexical",
+    "Decontaminate": "hf_select.selection.decontaminate",
+    "Dedup": "hf_select.selection.dedup",
     "Embedding": "hf_select.scoring.embedding",
+    "FacilityLocation": "hf_select.selection.diversity",
+    "FarthestFirst": "hf_select.selection.diversity",
     "IFD": "hf_select.scoring.ifd",
+    "KMeansBuckets": "hf_select.selection.diversity",
     "Length": "hf_select.scoring.length",
     "Longest": "hf_select.selection.baselines",
     "Perplexity": "hf_select.scoring.perplexity",
     "PoolIndex": "hf_select.features.store",
     "RDSPlus": "hf_select.scoring.rds",
-    "RoundRobin": "hf_select.selection.round_robin",
     "Random": "hf_select.selection.baselines",
+    "RoundRobin": "hf_select.selection.round_robin",
     "Sample": "hf_select.selection.baselines",
+    "ScoreThenThreshold": "hf_select.selection.diversity",
     "SelectIT": "hf_select.scoring.selectit",
     "Selection": "hf_select.selection.selection",
     "TFIDF": "hf_select.scoring.lexical",
     "TopK": "hf_select.selection.top_k",
+    "WeightedRanks": "hf_select.selection.combine",
     "score": "hf_select.inference.run",
 }
 
@@ -36,7 +43,12 @@ __all__ = [
     "IFD",
     "TFIDF",
     "CausalLM",
+    "Decontaminate",
+    "Dedup",
     "Embedding",
+    "FacilityLocation",
+    "FarthestFirst",
+    "KMeansBuckets",
     "Length",
     "Longest",
     "Perplexity",
@@ -45,9 +57,11 @@ __all__ = [
     "Random",
     "RoundRobin",
     "Sample",
+    "ScoreThenThreshold",
     "SelectIT",
     "Selection",
     "TopK",
+    "WeightedRanks",
     "score",
 ]
 
@@ -64,6 +78,10 @@ if TYPE_CHECKING:
     from hf_select.scoring.rds import RDSPlus
     from hf_select.scoring.selectit import SelectIT
     from hf_select.selection.baselines import Longest, Random, Sample
+    from hf_select.selection.combine import WeightedRanks
+    from hf_select.selection.decontaminate import Decontaminate
+    from hf_select.selection.dedup import Dedup
+    from hf_select.selection.diversity import FacilityLocation, FarthestFirst, KMeansBuckets, ScoreThenThreshold
     from hf_select.selection.round_robin import RoundRobin
     from hf_select.selection.selection import Selection
     from hf_select.selection.top_k import TopK

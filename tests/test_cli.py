@@ -285,6 +285,46 @@ def test_a_failing_step_says_why_and_the_finished_ones_are_kept(pool, capsys):
     assert "score: finished earlier, skipped" in capsys.readouterr().out
 
 
+def test_selections_follow_one_another_and_the_record_tells_the_whole_way(pool, rows, model_path, capsys):
+    from hf_select import Selection
+
+    Path("twice.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, *rows[:5]]), encoding="utf-8")
+    Path("eval.jsonl").write_text(json.dumps(rows[7]) + "\n", encoding="utf-8")
+    select = ("select", "--scores")
+    assert run(*select, "twice.jsonl", "--selector", "dedup", "--output", "distinct.parquet") == 0
+    said = capsys.readouterr().out
+    assert "rows removed" in said and "exactly" in said
+    clean = ("--selector", "decontaminate", "--n", "5", "--min-words", "3")
+    assert run(*select, "distinct.parquet", *clean, "--against", "e=eval.jsonl", "--output", "clean.parquet") == 0
+    assert run("score", "--scorer", "length", "--dataset", "clean.parquet", "--output-dir", "o") == 0
+    assert run("score", "--scorer", "ifd", "--model", model_path, "--dataset", "o", "--output-dir", "p") == 0
+    weights = ("--selector", "weighted_ranks", "--weights", "score_ifd=1", "score_length=-0.5")
+    assert run(*select, "p", *weights, "--k", "9", "--output", "s.parquet") == 0
+    chosen = load_dataset("parquet", data_files="s.parquet", split="train")
+    assert len(chosen) == 9 and {"score_ifd", "score_length"} <= set(chosen.column_names)
+    last = ("--selector", "top_k", "--column", "score_ifd", "--k", "4", "--output", "t.jsonl")
+    assert run(*select, "s.parquet", *last) == 0
+    assert "Steps: WeightedRanks" in capsys.readouterr().out
+    record = Selection.load("t.jsonl.selection.parquet")
+    assert [step["selector"] for step in record.chain] == ["WeightedRanks", "TopK"]
+    distinct = Selection.load("clean.parquet.selection.parquet")
+    assert [step["selector"] for step in distinct.chain] == ["Dedup", "Decontaminate"] and distinct.num_rows == 45
+    assert not set(distinct.indices) & {7, *range(40, 45)}
+    twice = (*select, "twice.jsonl", "--output", "x.parquet")
+    assert "needs --against" in fails(capsys, *twice, "--selector", "decontaminate")
+    assert "leave out --against" in fails(capsys, *twice, "--selector", "dedup", "--against", "e=eval.jsonl")
+
+
+def test_vectors_of_an_index_choose_diverse_rows(pool, model_path, capsys):
+    run("index", "--scorer", "rds", "--model", model_path, "--dataset", pool, "--output-dir", "i")
+    for selector in ("facility_location", "farthest_first"):
+        choose = ("--selector", selector, "--vectors", "i", "--k", "5", "--output", f"{selector}.parquet")
+        assert run("select", "--scores", pool, *choose) == 0
+        assert len(load_dataset("parquet", data_files=f"{selector}.parquet", split="train")) == 5
+    fewer = ("select", "--scores", "facility_location.parquet", "--selector", "facility_location", "--k", "2")
+    assert "5" in fails(capsys, *fewer, "--vectors", "i", "--output", "x.parquet")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("name", [name for name in recipes() if name.endswith("_tiny") or name == "quickstart"])

@@ -21,6 +21,7 @@ from hf_select import (
     Sample,
     SelectIT,
     TopK,
+    WeightedRanks,
     demo,
 )
 
@@ -72,6 +73,9 @@ SELECTORS = {
     "bounded": lambda: TopK("score_x", at_least=0, at_most=6),
     "sample": lambda: Sample("score_x", seed=3),
     "longest": lambda: Longest("score_x"),
+    "without_length": lambda: TopK("score_x", length="residual", length_column="score_y"),
+    "length_strata": lambda: TopK("score_x", length="strata", length_column="score_y"),
+    "weighted_ranks": lambda: WeightedRanks({"score_x": 1, "score_y": -0.5}),
     "round_robin": lambda: RoundRobin(["score_x", "score_y"]),
     "global_max": lambda: RoundRobin(["score_x", "score_y"], mode="global_max"),
 }

@@ -19,7 +19,8 @@ _COMPRESSED = (".gz", ".zst", ".xz", ".bz2")
 def read_dataset(
     source: str, split: str = "train", rename: dict[str, str] | None = None, limit: int | None = None
 ) -> Dataset:
-    """A map-style dataset from a file (JSON, JSONL, CSV, Parquet, also compressed), a saved dataset or the Hub.
+    """A map-style dataset from a file (JSON, JSONL, CSV, Parquet, also compressed), a saved dataset, the folder of
+    hf-select score or the Hub.
 
     Raises: ValueError that says what is missing and what to do.
     """
@@ -94,6 +95,10 @@ def _from_file(path: Path) -> Dataset:
 
 def _from_folder_or_hub(source: str, path: Path, split: str) -> Dataset:
     if path.is_dir():
+        if (path / "scored").is_dir():  # a finished scoring run: its rows with their scores
+            from hf_select.inference.run import read_scored
+
+            return read_scored(path)
         if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
             saved = load_from_disk(str(path))
             return saved if isinstance(saved, Dataset) else _split(saved, split, source)
@@ -113,3 +118,8 @@ def _split(dataset: Any, split: str, source: str) -> Dataset:
     if split not in dataset:
         raise ValueError(f'"{source}" has no split "{split}"; it has {", ".join(dataset)}. Choose one with --split.')
     return dataset[split]
+
+
+def record_of(path: Path) -> Path:
+    """Where the ranks, reasons and chain of a selected subset are kept: beside it."""
+    return path.with_name(path.name + ".selection.parquet")

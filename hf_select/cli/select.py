@@ -12,13 +12,16 @@ class Select:
     """Select rows of a scored dataset under a budget, and say of each why it was taken.
 
     Args:
-        scores: folder of hf-select score, or any dataset that has the column (file, saved dataset, Hub id).
-        selector: top_k, round_robin, random, sample or longest.
+        scores: folder of hf-select score, an earlier selection, or any dataset that has the columns (file, saved
+            dataset, Hub id).
+        selector: top_k, weighted_ranks, round_robin, score_then_threshold, facility_location, farthest_first,
+            kmeans_buckets, dedup, decontaminate, random, sample or longest.
         output: where the subset goes: .parquet, .jsonl, or a folder for a saved dataset.
         k: budget in rows.
         fraction: budget as a share of the rows, in (0, 1].
         tokens: budget in tokens, spent in the column num_tokens.
         split: split of a saved or Hub dataset.
+        against: evaluation sets, for a selector that removes what repeats them: NAME=FILE_OR_ID.
         overwrite: replace an output that exists.
     """
 
@@ -29,6 +32,7 @@ class Select:
     fraction: float | None = None
     tokens: int | None = None
     split: str = "train"
+    against: dict[str, str] | None = None
     overwrite: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -43,23 +47,49 @@ class Select:
         return [selector_class(values["selector"])] if values.get("selector") is not None else []
 
     def run(self) -> None:
-        from hf_select.cli.data import check_output, read_dataset, write_dataset
-        from hf_select.inference.run import read_scored
+        from hf_select.cli.data import check_output, read_dataset, record_of, write_dataset
+        from hf_select.selection.selection import Selection
+
+        selector = self._selector()
+        output = check_output(self.output, self.overwrite, self.scores)
+        dataset = read_dataset(self.scores, self.split)
+        budget = {"k": self.k, "fraction": self.fraction, "tokens": self.tokens}
+        if getattr(selector, "needs_budget", True) or any(value is not None for value in budget.values()):
+            selection = selector(dataset, **budget)
+        else:
+            selection = selector(dataset)
+        subset = selection.apply(dataset)
+        write_dataset(subset, output)
+        _report(dataset, selection, subset)
+        _report_removed(selector)
+        earlier = record_of(Path(self.scores).expanduser())
+        if earlier.exists() and len(Selection.load(earlier)) == len(dataset):
+            # The rows were selected before: the record tells the whole way from the first dataset.
+            selection = Selection.load(earlier).compose(selection)
+            steps = [f"{s['selector']} {s['num_rows']:,} -> {s['selected']:,}" for s in selection.chain]
+            print("\nSteps: " + ", then ".join(steps))
+        selection.save(record_of(output))
+        print(f"\n{len(subset)} rows: {output}; their ranks and reasons alone: {record_of(output)}")
+
+    def _selector(self) -> Any:
+        """The selector from its flat settings: folders of vectors opened, evaluation sets read."""
+        from hf_select.cli.data import read_dataset
 
         cls = selector_class(self.selector)
         check_names(self.settings, [cls], f"selector {self.selector}")
         selector = build(cls, self.settings, f"selector {self.selector}")
-        output = check_output(self.output, self.overwrite, self.scores)
-        folder = Path(self.scores).expanduser()
-        is_run = (folder / "manifest.json").exists()
-        dataset = read_scored(folder) if is_run else read_dataset(self.scores, self.split)
-        selection = selector(dataset, k=self.k, fraction=self.fraction, tokens=self.tokens)
-        subset = selection.apply(dataset)
-        write_dataset(subset, output)
-        record = output.with_name(output.name + ".selection.parquet")
-        selection.save(record)
-        _report(dataset, selection, subset)
-        print(f"\n{len(subset)} rows: {output}; their ranks and reasons alone: {record}")
+        vectors = getattr(selector, "vectors", None)
+        if isinstance(vectors, str) and (Path(vectors).expanduser() / "vectors").is_dir():
+            from hf_select.features.store import PoolIndex
+
+            selector.vectors = PoolIndex.open(vectors)
+        compares = hasattr(selector, "fit")
+        if compares != bool(self.against):
+            needs = "needs --against NAME=FILE" if compares else "compares with no other set; leave out --against"
+            raise ValueError(f"selector {self.selector} {needs}.")
+        if self.against:
+            selector.fit({name: read_dataset(source, self.split) for name, source in self.against.items()})
+        return selector
 
 
 def selector_class(name: str) -> type:
@@ -102,6 +132,16 @@ def _report(dataset: Any, selection: Any, subset: Any) -> None:
     print("\nThe first rows, and why:")
     for rank, text, reason in top:
         print(f"  {rank}  {text.ljust(width)}  {reason}")
+
+
+def _report_removed(selector: Any, shown: int = 5) -> None:
+    """What a filter took out, and why: the first few."""
+    removed = getattr(selector, "removed_", None)
+    if removed is None:
+        return
+    print(f"\n{len(removed):,} rows removed{', the first of them:' if removed else '.'}")
+    for row in sorted(removed)[:shown]:
+        print(f"  row {row}: {removed[row]}")
 
 
 def _report_lengths(dataset: Any, selection: Any, sample: int = 20_000) -> None:

@@ -78,6 +78,24 @@ class Selection:
             subset = subset.add_column(name, list(values))
         return subset
 
+    def then(self, selector: Any, dataset: Any, **budget: Any) -> "Selection":
+        """Select from what this selection left: `selector(self.apply(dataset), **budget)`, as rows of the dataset."""
+        return self.compose(selector(self.apply(dataset), **budget))
+
+    def compose(self, later: "Selection") -> "Selection":
+        """A selection that was made from this one's rows, as one from the dataset this one was made from."""
+        if later.num_rows != len(self):
+            raise ValueError(f"the later selection was made from {later.num_rows} rows, this one left {len(self)}.")
+        return Selection(
+            indices=self.indices[later.indices],
+            num_rows=self.num_rows,
+            reasons=[f"{self.reasons[i]}; then {why}" for i, why in zip(later.indices, later.reasons, strict=True)],
+            scores=later.scores,
+            row_ids=None if self.row_ids is None else [self.row_ids[i] for i in later.indices],
+            content=later.content,
+            chain=[*self.chain, *later.chain],
+        )
+
     def diff(self, other: "Selection") -> dict[str, list[int]]:
         """Row numbers in both selections, only in this one, and only in the other."""
         mine, theirs = set(self.indices.tolist()), set(other.indices.tolist())

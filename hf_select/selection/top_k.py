@@ -7,8 +7,11 @@ import numpy as np
 
 from hf_select import columns
 from hf_select.choices import check_choices
+from hf_select.formats import READ_COLUMNS, BadRow, conversations
 from hf_select.selection.budget import Budget
+from hf_select.selection.combine import length_residual, length_strata
 from hf_select.selection.selection import Selection, select
+from hf_select.words import text_of
 
 
 def rank(scores: np.ndarray, which: str = "best") -> np.ndarray:
@@ -33,6 +36,9 @@ class TopK:
         which: best, worst or middle; see `rank`.
         at_least: rows with a lower score are left out before ranking.
         at_most: rows with a higher score are left out before ranking; IFD's papers leave out rows above 1.
+        length: what length may do. ignore: rank by the score as it is; residual: by what is left of it when its line
+            over log length is taken away; strata: by its rank among rows of about its length (tenths of the pool).
+        length_column: lengths for that; by default the characters of the row.
         tokens_column: column that a budget in tokens is spent in.
     Raises: ValueError if the column is missing, or if fewer rows have a score than are asked for.
     """
@@ -41,6 +47,8 @@ class TopK:
     which: Literal["best", "worst", "middle"] = "best"
     at_least: float | None = None
     at_most: float | None = None
+    length: Literal["ignore", "residual", "strata"] = "ignore"
+    length_column: str | None = None
     tokens_column: str = columns.NUM_TOKENS
 
     def __post_init__(self) -> None:
@@ -58,16 +66,29 @@ class TopK:
             np.inf if self.at_most is None else self.at_most,
         )
         kept = np.where((scores >= low) & (scores <= high), scores, np.nan)
-        order = rank(kept, self.which)
+        scored = int((~np.isnan(kept)).sum())
+        keys = kept
+        if self.length != "ignore":
+            debias = length_residual if self.length == "residual" else length_strata
+            keys = debias(kept, self._lengths(dataset))
+        order = rank(keys, self.which)
         within = f" within [{low:g}, {high:g}]" if (low, high) != (-np.inf, np.inf) else ""
         taken = budget.take(order, f"can be ranked by {self.column}{within}")
-        scored = int((~np.isnan(kept)).sum())
         place = {"best": "highest", "worst": "lowest", "middle": "highest below the top third"}[self.which]
+
+        def reason(rank: int, row: int) -> str:
+            by = {
+                "ignore": "",
+                "residual": f" ({keys[row]:.4g} without its length)",
+                "strata": f" (rank {keys[row]:.4g} among its length)",
+            }[self.length]
+            return f"{self.column} {scores[row]:.6g}{by}, {place} {rank + 1} of {scored} scored rows"
+
         return select(
             dataset,
             taken,
-            lambda rank, row: f"{self.column} {scores[row]:.6g}, {place} {rank + 1} of {scored} scored rows",
-            scores,
+            reason,
+            keys,
             {
                 "selector": type(self).__name__,
                 **asdict(self),
@@ -78,3 +99,16 @@ class TopK:
                 "out_of_bounds": int((~np.isnan(scores)).sum()) - scored,
             },
         )
+
+    def _lengths(self, dataset: Any) -> np.ndarray:
+        if self.length_column is not None:
+            return columns.numeric_column(dataset, self.length_column, "Name a column of lengths, or none.")
+        lengths = []
+        readable = [name for name in dataset.column_names if name in READ_COLUMNS]
+        for batch in dataset.select_columns(readable).iter(batch_size=1000) if readable else []:
+            lengths += [np.nan if isinstance(row, BadRow) else len(text_of(row)) for row in conversations(batch)]
+        if not lengths:
+            raise ValueError(
+                f"length = {self.length} needs lengths, and the dataset has no text to count; name a length_column."
+            )
+        return np.array(lengths, dtype=np.float64)
