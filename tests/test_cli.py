@@ -304,9 +304,11 @@ def test_selections_follow_one_another_and_the_record_tells_the_whole_way(pool, 
     assert len(chosen) == 9 and {"score_ifd", "score_length"} <= set(chosen.column_names)
     last = ("--selector", "top_k", "--column", "score_ifd", "--k", "4", "--output", "t.jsonl")
     assert run(*select, "s.parquet", *last) == 0
-    assert "Steps: WeightedRanks" in capsys.readouterr().out
+    assert "Steps: Dedup 45 -> 38, then Decontaminate 38 -> 37, then WeightedRanks 37 -> 9" in capsys.readouterr().out
     record = Selection.load("t.jsonl.selection.parquet")
-    assert [step["selector"] for step in record.chain] == ["WeightedRanks", "TopK"]
+    # Scoring in between does not break the chain.
+    assert [step["selector"] for step in record.chain] == ["Dedup", "Decontaminate", "WeightedRanks", "TopK"]
+    assert record.num_rows == 45
     distinct = Selection.load("clean.parquet.selection.parquet")
     assert [step["selector"] for step in distinct.chain] == ["Dedup", "Decontaminate"] and distinct.num_rows == 45
     assert not set(distinct.indices) & {7, *range(40, 45)}

@@ -1,5 +1,6 @@
 """hf-select select"""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -62,8 +63,8 @@ class Select:
         write_dataset(subset, output)
         _report(dataset, selection, subset)
         _report_removed(selector)
-        earlier = record_of(Path(self.scores).expanduser())
-        if earlier.exists() and len(Selection.load(earlier)) == len(dataset):
+        earlier = _record_behind(Path(self.scores).expanduser())
+        if earlier is not None and len(Selection.load(earlier)) == len(dataset):
             # The rows were selected before: the record tells the whole way from the first dataset.
             selection = Selection.load(earlier).compose(selection)
             steps = [f"{s['selector']} {s['num_rows']:,} -> {s['selected']:,}" for s in selection.chain]
@@ -101,6 +102,20 @@ def selector_class(name: str) -> type:
         raise suggest("selector", name, SELECTORS)
     module, _, cls = SELECTORS[name].partition(":")
     return getattr(import_module(module), cls)
+
+
+def _record_behind(path: Path) -> Path | None:
+    """The record of the selection that these rows come from, also through the scoring runs in between."""
+    from hf_select.cli.data import record_of
+
+    manifest = path / "manifest.json"
+    while manifest.exists():
+        source = json.loads(manifest.read_text(encoding="utf-8"))["pool"]["source"]
+        if not source:
+            return None
+        path = Path(source).expanduser()
+        manifest = path / "manifest.json"
+    return record_of(path) if record_of(path).exists() else None
 
 
 def _report(dataset: Any, selection: Any, subset: Any) -> None:

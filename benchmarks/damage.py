@@ -1,0 +1,107 @@
+"""Does a score rank damaged rows low? AUC per kind of damage on a pool with an answer key, for every scorer that fits.
+
+    python benchmarks/damage.py --model PATH_OR_ID --pool POOL.jsonl.gz --labels LABELS.jsonl.gz --scores FOLDER
+
+AUC = the probability that an untouched row scores above a damaged one (ties count half). Rows without a score count as
+lowest. Rows with a natural defect are left out of both sides; off-by-one answers are judged among arithmetic rows. The
+sign in front of a score says which end is taken for good; it was chosen by hand, once, for all kinds together.
+"""
+
+import argparse
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+from scipy.stats import rankdata
+
+from hf_select import IFD, Dedup, Length, Perplexity, SelectIT, score
+from hf_select.formats import conversations
+from hf_select.selection.combine import length_residual, percentile_ranks
+
+
+KINDS = ("duplicate_instruction", "off_by_one", "shuffled_response", "truncated_response", "wrong_language_or_garbage")
+
+
+def read(path: str) -> list[dict]:
+    with gzip.open(path, "rt", encoding="utf-8", newline="\n") as file:
+        return [json.loads(line) for line in file]
+
+
+def auc(good: np.ndarray, bad: np.ndarray) -> float:
+    ranks = rankdata(np.concatenate([good, bad]))
+    return (ranks[: len(good)].sum() - len(good) * (len(good) + 1) / 2) / (len(good) * len(bad))
+
+
+def row_of(values: np.ndarray, labels: list[dict]) -> list[float]:
+    """AUC of each kind, then of all damage together."""
+    values = np.where(np.isnan(values), -np.inf, values)
+    sound = np.array([not label["natural_defect"] for label in labels])
+    kind = np.array([label["label"] for label in labels])
+    arithmetic = np.array([label["arithmetic"] for label in labels])
+    clean = sound & (kind == "clean")
+    found = []
+    for name in KINDS:
+        good = clean & arithmetic if name == "off_by_one" else clean
+        found.append(auc(values[good], values[sound & (kind == name)]))
+    return [*found, auc(values[clean], values[sound & (kind != "clean")])]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("model", "pool", "labels", "scores"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--limit", type=int)
+    args = parser.parse_args()
+
+    pool, labels = read(args.pool)[: args.limit], read(args.labels)[: args.limit]
+    assert [row["id"] for row in pool] == [label["id"] for label in labels]
+    data = Dataset.from_list([{"prompt": row["prompt"], "completion": row["completion"]} for row in pool])
+    scorers = {
+        "length": Length(),
+        "perplexity": Perplexity(args.model, max_length=1024),
+        "perplexity_response": Perplexity(args.model, scope="response", max_length=1024),
+        "ifd": IFD(args.model, max_length=1024),
+        "ifd_ppl": IFD(args.model, "ppl_ratio", max_length=1024),
+        "selectit": SelectIT(args.model, max_length=1024),
+    }
+    values = {}
+    for name, scorer in scorers.items():
+        scored = score(data, scorer, Path(args.scores) / name)
+        values[name] = np.array(scored[f"score_{scorer.name}"], dtype=np.float64)
+    lengths = values["length"]
+
+    dedup = Dedup(of="prompt")
+    dedup(data)
+    copies = np.array([row in dedup.removed_ for row in range(len(data))])
+    ends = np.array([_ends_well(row.messages[-1]["content"]) for row in conversations(data[:])], dtype=np.float64)
+    signed = {
+        "+ length": lengths,
+        "- perplexity": -values["perplexity"],
+        "- perplexity_response": -values["perplexity_response"],
+        "- perplexity_response without length": length_residual(-values["perplexity_response"], lengths),
+        "- ifd": -values["ifd"],
+        "- ifd without length": length_residual(-values["ifd"], lengths),
+        "+ ifd (the papers' end)": values["ifd"],
+        "- ifd_ppl": -values["ifd_ppl"],
+        "+ selectit": values["selectit"],
+        "not a copy (dedup of prompts)": (~copies).astype(np.float64),
+    }
+    ranks = {name: percentile_ranks(np.where(np.isnan(v), -np.inf, v)) for name, v in signed.items()}
+    likelihood = (ranks["- ifd"] + ranks["- perplexity_response"]) / 2
+    signed["A: ranks of - ifd and - perplexity_response"] = likelihood
+    signed["B: A, copies last"] = likelihood - 2 * copies
+    signed["C: B, responses that do not end with punctuation after those that do"] = likelihood - 2 * copies + ends
+
+    print(f"{len(data)} rows\n\n| score | {' | '.join(KINDS)} | all |\n|{' --- |' * (len(KINDS) + 2)}")
+    for name, value in signed.items():
+        print(f"| {name} | {' | '.join(f'{x:.3f}' for x in row_of(value, labels))} |")
+
+
+def _ends_well(text: str) -> bool:
+    return text.rstrip().endswith((".", "!", "?", '"', "'", ")", "]", "}", "`", ":", ";"))
+
+
+if __name__ == "__main__":
+    main()
