@@ -4,20 +4,20 @@
 
 Each query set is a task; rows are ranked by their similarity to its nearest query (max) and by the mean over its
 queries. A row counts as a hit if its source or task is among the query's `relevant_strict`. P@k with k = min(500,
-relevant), R-precision with k = relevant. TF-IDF cosine over prompt + completion stands beside it: what does not beat
-that adds nothing.
+relevant), R-precision with k = relevant. TF-IDF stands beside it: what does not beat that adds nothing.
 """
 
 import argparse
 import gzip
 import json
+import tempfile
 import time
 
 import numpy as np
 from datasets import Dataset
-from sklearn.feature_extraction.text import TfidfVectorizer
 
-from hf_select import RDSPlus
+from hf_select import TFIDF, PoolIndex, RDSPlus
+from hf_select.formats import conversations
 
 
 def read(path: str) -> list[dict]:
@@ -37,6 +37,7 @@ def main() -> None:
     for name in ("model", "pool", "labels", "queries"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--text-format", default="tulu", choices=["tulu", "chat"])
+    parser.add_argument("--pooling", default="weighted_mean")
     parser.add_argument("--layer", type=int)
     parser.add_argument("--max-length", type=int, default=512)
     args = parser.parse_args()
@@ -49,21 +50,31 @@ def main() -> None:
     def dataset(rows: list[dict]) -> Dataset:
         return Dataset.from_list([{"prompt": row["prompt"], "completion": row["completion"]} for row in rows])
 
+    rows, targets = dataset(pool), {name: dataset(some) for name, some in sets.items()}
     scorer = RDSPlus(
-        args.model, text_format=args.text_format, layer=args.layer, max_length=args.max_length, per_query=True
+        args.model,
+        pooling=args.pooling,
+        text_format=args.text_format,
+        layer=args.layer,
+        max_length=args.max_length,
+        per_query=True,
     )
-    scorer.fit({name: dataset(some) for name, some in sets.items()})
+    with tempfile.TemporaryDirectory() as folder:
+        begin = time.perf_counter()
+        index = PoolIndex.build(rows, scorer.featurizer, folder, chunk_rows=2000)
+        encoded = time.perf_counter() - begin
+        begin = time.perf_counter()
+        rds = index.to_numpy() @ scorer.fit(targets).queries_.T  # (n, q)
+        compared = time.perf_counter() - begin
     begin = time.perf_counter()
-    scored = dataset(pool).map(scorer, batched=True, batch_size=2000)
-    seconds = time.perf_counter() - begin
-    rds = np.array(scored.with_format("numpy")["rds_similarities"][:])
+    words = TFIDF(per_query=True).fit(targets, pool=rows)
+    lexical = np.concatenate([words.similarities(conversations(batch))[0] for batch in rows.iter(batch_size=2000)])
+    counted = time.perf_counter() - begin
 
-    tfidf = TfidfVectorizer(sublinear_tf=True)
-    texts = tfidf.fit_transform([f"{row['prompt']} {row['completion']}" for row in pool])
-    asked = [query for some in sets.values() for query in some]
-    lexical = (texts @ tfidf.transform([f"{row['prompt']} {row['completion']}" for row in asked]).T).toarray()
-
-    print(f"{len(pool)} rows, {len(queries)} queries, {seconds:.0f} s to score\n")
+    print(f"{len(pool)} rows, {len(queries)} queries")
+    print(
+        f"{encoded:.0f} s to encode the pool, {compared:.1f} s to encode the queries and compare, {counted:.0f} s TF-IDF\n"
+    )
     print("| query set | relevant | chance | RDS+ max: P@k, R | RDS+ mean | TF-IDF max | TF-IDF mean |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     start = 0

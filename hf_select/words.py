@@ -1,5 +1,6 @@
 """A row as words and as runs of words: what it means that two texts are the same, or nearly, stands here once."""
 
+import json
 import re
 
 from hf_select.formats import Conversation
@@ -20,7 +21,11 @@ def prompt_of(row: Conversation) -> str:
 
 
 def text_of(row: Conversation) -> str:
-    return row.text if row.text is not None else " ".join(message["content"] for message in row.messages)
+    """All that is said in the row, tool calls included."""
+    if row.text is not None:
+        return row.text
+    calls = [json.dumps(m["tool_calls"], ensure_ascii=False) for m in row.messages if m.get("tool_calls")]
+    return " ".join([*(message["content"] for message in row.messages), *calls])
 
 
 def shingles(text: str, n: int = _SHINGLE) -> set[tuple[str, ...]]:

@@ -49,11 +49,14 @@ class Select:
 
     def run(self) -> None:
         from hf_select.cli.data import check_output, read_dataset, record_of, write_dataset
+        from hf_select.features.store import PoolIndex
         from hf_select.selection.selection import Selection
 
         selector = self._selector()
         output = check_output(self.output, self.overwrite, self.scores)
         dataset = read_dataset(self.scores, self.split)
+        if isinstance(getattr(selector, "vectors", None), PoolIndex):
+            selector.vectors.check(dataset)
         budget = {"k": self.k, "fraction": self.fraction, "tokens": self.tokens}
         if getattr(selector, "needs_budget", True) or any(value is not None for value in budget.values()):
             selection = selector(dataset, **budget)

@@ -1,0 +1,237 @@
+"""Rows that repeat another row, word for word or nearly: one of each is kept.
+
+Two texts are the same if their words are (case, punctuation and white space tell nothing apart), and nearly the same
+if the sets of their runs of five words have a Jaccard similarity of at least a threshold; Lee et al. 2022
+(arXiv:2107.06499) found such near copies in web text. MinHash (Broder 1997) only proposes pairs; each is then compared
+exactly. Copies are found before, so a text that stands there a million times is sketched once.
+"""
+
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from hf_select import columns
+from hf_select.choices import check_choices
+from hf_select.formats import READ_COLUMNS, BadRow, Conversation, conversations, layout
+from hf_select.selection.budget import Budget
+from hf_select.selection.selection import Selection, select
+from hf_select.words import prompt_of, shingles, text_of, words
+
+
+# Share of the pairs exactly at the threshold that the sketch may miss; of more similar ones it misses far fewer.
+_MISSED = 1e-4
+
+
+def first_of_each(texts: list[str], order: np.ndarray) -> dict[int, int]:
+    """For each row of `order` the row, first in that order, that has the same words (itself, if it is the first)."""
+    first: dict[str, int] = {}
+    # Without any word, as in "{}" or an empty response, only the very same signs are the same text.
+    return {row: first.setdefault(" ".join(words(texts[row])) or texts[row].strip(), row) for row in order.tolist()}
+
+
+def near_copies(
+    texts: list[str], order: np.ndarray, threshold: float, num_perm: int = 128, seed: int = 1
+) -> dict[int, tuple[int, float]]:
+    """For each row of `order` that nearly repeats a kept one: that row, and their Jaccard similarity.
+
+    Rows are walked in `order`, and each is kept unless it nearly repeats one kept before; of several that it repeats
+    the first is named. So a row never goes because of one that goes itself. A text of a single run has no near copies.
+    """
+    rows, buckets = _buckets(texts, order, threshold, num_perm, seed)
+    kept: dict[tuple[int, int], list[int]] = defaultdict(list)
+    numbers: dict[tuple[str, ...], int] = {}  # of the runs, since sets of integers are compared ten times as fast
+    runs: dict[int, set[int]] = {}  # only of rows that something was proposed for
+    found = {}
+    for place, row in enumerate(rows):
+        proposed = sorted({other for bucket in buckets[place] for other in kept[bucket]})
+        for candidate in proposed:
+            for i in (place, candidate):
+                if i not in runs:
+                    runs[i] = {numbers.setdefault(run, len(numbers)) for run in shingles(texts[rows[i]])}
+            common = len(runs[place] & runs[candidate])
+            similarity = common / (len(runs[place]) + len(runs[candidate]) - common)
+            if similarity >= threshold:
+                found[row] = (rows[candidate], similarity)
+                del runs[place]
+                break
+        else:
+            for bucket in buckets[place]:
+                kept[bucket].append(place)
+    return found
+
+
+def _buckets(
+    texts: list[str], order: np.ndarray, threshold: float, num_perm: int, seed: int
+) -> tuple[list[int], dict[int, list[tuple[int, int]]]]:
+    """The rows of `order` that have a sketch, and by their place in it the buckets that they share with another.
+
+    Texts of Jaccard similarity s agree in a band of r hashes with probability s ** r, so r is the longest at which
+    pairs at the threshold are hardly ever missed. datasketch makes the sketches; its MinHashLSH would take 9 kB a row
+    for the tables, and most buckets hold a single row that nothing is ever compared with.
+    """
+    try:
+        from datasketch import MinHash
+    except ImportError as error:
+        raise ImportError('near-duplicate search needs an extra: pip install "hf-select[text]"') from error
+    rows: list[int] = []
+
+    def hashes() -> Iterator[np.ndarray]:
+        for row in order.tolist():
+            runs = shingles(texts[row])
+            if len(runs) > 1:
+                rows.append(row)
+                yield np.fromiter((zlib.crc32(" ".join(run).encode()) for run in runs), np.uint32, len(runs))
+
+    # Given as numbers already; hash() of Python would differ from process to process.
+    made = MinHash.generator(hashes(), num_perm=num_perm, seed=seed, hashfunc=int)
+    sketches = [sketch.hashvalues for sketch in made]
+    buckets: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    if not rows:
+        return rows, buckets
+    signatures = np.stack(sketches)  # (n, num_perm)
+    del sketches
+    length = max((r for r in range(1, num_perm + 1) if _missed(threshold, r, num_perm) <= _MISSED), default=1)
+    for start in range(0, num_perm - length + 1, length):
+        band = np.ascontiguousarray(signatures[:, start : start + length])
+        keys = band.view(np.dtype((np.void, band.dtype.itemsize * length))).ravel()
+        bucket, sizes = np.unique(keys, return_inverse=True, return_counts=True)[1:]
+        for place in np.flatnonzero(sizes[bucket] > 1).tolist():
+            buckets[place].append((start, int(bucket[place])))
+    return rows, buckets
+
+
+def _missed(similarity: float, length: int, num_perm: int) -> float:
+    """Probability that two texts agree in none of the bands of `length` hashes."""
+    return (1 - similarity**length) ** (num_perm // length)
+
+
+@dataclass
+class Dedup:
+    """Keeps one of the rows that repeat each other; a filter, so it needs no budget.
+
+    Rows are walked in file order, or best first, and a row is kept unless it repeats one kept before, exactly or
+    nearly. The selection is in file order. `removed_` says of each row that is left out what it repeats, or why it
+    cannot be read. "3 + 4" and "3 - 4" have the same words: of short sums the response tells them apart, if at all.
+
+    Args:
+        threshold: Jaccard similarity of the runs of five words from which on two rows are near copies, in (0, 1];
+            1 or none: only rows of the same words.
+        of: which part of a row is compared: all, prompt or response.
+        keep_best_by: score column; of rows that repeat each other the one highest there is kept, not the first.
+        num_perm: hashes of a sketch; more cost time and propose fewer pairs in vain.
+        seed: of the hashes.
+        tokens_column: column that a budget in tokens is spent in.
+    Raises: ValueError if the column is missing or no row can be read; ImportError without datasketch.
+    Reference: Lee et al. 2022, arXiv:2107.06499.
+    """
+
+    threshold: float | None = 0.8
+    of: Literal["all", "prompt", "response"] = "all"
+    keep_best_by: str | None = None
+    num_perm: int = 128
+    seed: int = 1
+    tokens_column: str = columns.NUM_TOKENS
+
+    needs_budget: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if self.threshold is not None and not 0 < self.threshold <= 1:
+            raise ValueError(
+                f"threshold is {self.threshold}; it must lie in (0, 1], or be none for exact copies only."
+            )
+        if self.num_perm < 1:
+            raise ValueError(f"num_perm is {self.num_perm}; a sketch has at least 1 hash, 128 are usual.")
+        self.removed_: dict[int, str] = {}
+
+    def __call__(
+        self, dataset: Any, k: int | None = None, fraction: float | None = None, tokens: int | None = None
+    ) -> Selection:
+        """Select the rows that repeat none; a budget, if there is one, takes the first of them."""
+        scores = np.zeros(len(dataset))
+        if self.keep_best_by is not None:
+            cure = "Name a score column in keep_best_by, or none to keep the first row."
+            scores = np.nan_to_num(columns.numeric_column(dataset, self.keep_best_by, cure), nan=-np.inf)
+        texts, unreadable = read_texts(dataset, self.of)
+        order = np.argsort(-scores, kind="stable")
+        order = order[[row not in unreadable for row in order.tolist()]]
+        first = first_of_each(texts, order)
+        near = {}
+        if self.threshold is not None and self.threshold < 1:
+            distinct = order[[first[row] == row for row in order.tolist()]]
+            near = near_copies(texts, distinct, self.threshold, self.num_perm, self.seed)
+
+        removed, repeats, exact = dict(unreadable), Counter(), 0
+        for row, same in first.items():
+            if same in near:  # also of a copy of a row that nearly repeats another
+                other, similarity = near[same]
+                removed[row] = f"nearly repeats row {other} (Jaccard {similarity:.2f})"
+                repeats[other] += 1
+            elif same != row:
+                removed[row] = f"repeats row {same} exactly"
+                repeats[same] += 1
+                exact += 1
+        self.removed_ = dict(sorted(removed.items()))
+        counts = {
+            "removed_exact": exact,
+            "removed_near": len(removed) - len(unreadable) - exact,
+            "unreadable": len(unreadable),
+        }
+        return keep(
+            dataset,
+            self,
+            {"k": k, "fraction": fraction, "tokens": tokens},
+            lambda row: f"kept for {repeats[row]} rows that repeat it" if repeats[row] else "repeats no other row",
+            counts,
+        )
+
+
+def read_texts(dataset: Any, of: str) -> tuple[list[str], dict[int, str]]:
+    """The compared part of each row, and for each row that has none the reason (its text is then empty)."""
+    if len(dataset) == 0:
+        raise ValueError("the dataset is empty; there is nothing to select from.")
+    layout(dataset.column_names)  # its error names all columns
+    read = dataset.with_format(None).select_columns([name for name in dataset.column_names if name in READ_COLUMNS])
+    texts, unreadable = [], {}
+    for start in range(0, len(dataset), 1000):
+        for row in conversations(read[start : start + 1000]):
+            try:
+                if isinstance(row, BadRow):
+                    raise row
+                texts.append(_part(row, of))
+            except BadRow as reason:
+                unreadable[len(texts)] = str(reason)
+                texts.append("")
+    if len(unreadable) == len(dataset):
+        raise ValueError(f'no row can be read; row 0: "{unreadable[0]}". Mend the rows, or choose another part in of.')
+    return texts, unreadable
+
+
+def _part(row: Conversation, of: str) -> str:
+    if of == "all":
+        return text_of(row)
+    turns = [message["content"] for message in row.messages if (message["role"] == "assistant") == (of == "response")]
+    if not turns:
+        raise BadRow(f"the row has no {of}")
+    return prompt_of(row) if of == "prompt" else " ".join(turns)
+
+
+def keep(dataset: Any, rule: Any, budget: dict[str, Any], reason: Any, counts: dict[str, Any]) -> Selection:
+    """A Selection of the rows that a filter has not put in `removed_`, in file order, cut to a budget if there is one.
+
+    Args:
+        rule: the filter, a dataclass; its settings go on record.
+        budget: k, fraction and tokens, at most one of them given.
+        reason: words of why a row is kept, by row number.
+    """
+    kept = np.array([row for row in range(len(dataset)) if row not in rule.removed_], dtype=np.int64)
+    if any(value is not None for value in budget.values()):
+        kept = Budget.of(dataset, **budget, tokens_column=rule.tokens_column).take(
+            kept, f"are kept by {type(rule).__name__}"
+        )
+    step = {"selector": type(rule).__name__, **asdict(rule), **budget, **counts}
+    return select(dataset, kept, lambda rank, row: reason(row), None, step)
