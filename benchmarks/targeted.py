@@ -72,9 +72,8 @@ def main() -> None:
     counted = time.perf_counter() - begin
 
     print(f"{len(pool)} rows, {len(queries)} queries")
-    print(
-        f"{encoded:.0f} s to encode the pool, {compared:.1f} s to encode the queries and compare, {counted:.0f} s TF-IDF\n"
-    )
+    print(f"seconds: {encoded:.0f} to encode the pool, {compared:.1f} to encode the queries and compare,", end=" ")
+    print(f"{counted:.0f} for TF-IDF\n")
     print("| query set | relevant | chance | RDS+ max: P@k, R | RDS+ mean | TF-IDF max | TF-IDF mean |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     start = 0
