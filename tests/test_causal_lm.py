@@ -115,11 +115,11 @@ def test_response_nll_is_the_cross_entropy_of_the_response(lm):
 
 
 def test_response_nll_in_blocks_of_logits_is_the_same(lm, monkeypatch):
-    from hf_select.inference import causal_lm
+    from hf_select.inference.loading import LoadedModel
 
     ids = sequences(2)
     whole = lm.response_nll(ids, [[(1, len(s))] for s in ids])
-    monkeypatch.setattr(causal_lm, "_LOGITS_BLOCK", 3 * 300)
+    monkeypatch.setattr(LoadedModel, "head_rows", lambda self: 3)
     for a, b in zip(whole, lm.response_nll(ids, [[(1, len(s))] for s in ids]), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 

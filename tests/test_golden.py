@@ -251,3 +251,77 @@ def test_superfiltering_ratios_and_order_are_the_references(golden, alpaca, case
     ordered = list(scored.select(chosen.indices)["row_id"])
     for ids in expected["selected"].values():
         assert ordered[: len(ids)] == ids
+
+
+@pytest.mark.parametrize("step", [10, 20])
+def test_less_gradients_and_cosines_are_the_references(golden, step):
+    import torch
+    from safetensors.torch import load_file
+
+    from hf_select.features.gradients import Adam, Cosines, Whole, adapter_layers, row_gradients
+
+    folder = golden / "less"
+    expected, own = np.load(folder / "gradients.npz"), np.load(folder / "derived_fp64.npz")
+    lm = CausalLM(str(golden / "model"), adapter=str(folder / f"checkpoint-{step}"))
+    names = [
+        p["name"].removeprefix("base_model.model.").removesuffix(".weight")
+        for p in read(folder / "influence.json")["parameter_order"]
+    ]
+    layers = adapter_layers(lm.load().model)
+    assert set(names) == set(layers)
+    saved = load_file(folder / f"checkpoint-{step}" / "adam_moments.safetensors")
+    moments = {
+        name: tuple(saved[f"base_model.model.{name}.weight.{kind}"] for kind in ("exp_avg", "exp_avg_sq"))
+        for name in names
+    }
+
+    def ragged(file):
+        stored = np.load(folder / file)
+        values = next(stored[k] for k in stored if k not in ("keys", "offsets"))
+        offsets = stored["offsets"]
+        return [values[a:b].tolist() for a, b in zip(offsets, offsets[1:], strict=False)]
+
+    pool, labels, queries = ragged("pool_token_ids.npz"), ragged("pool_labels.npz"), ragged("query_token_ids.npz")
+    spans = [[(t, t + 1) for t, label in enumerate(row) if label != -100] for row in labels]
+    there = [i for i, some in enumerate(spans) if some]
+    assert [expected["row_ids"][i] for i in range(96) if i not in there] == ["row-011-0034711a"]
+    marker = lm.load().tokenizer("<|assistant|>\n", add_special_tokens=False)["input_ids"]
+    query_spans = []
+    for ids in queries:  # one exchange each: all after the assistant's header
+        start = next(t for t in range(len(ids), 0, -1) if ids[t - len(marker) : t] == marker)
+        query_spans.append([(start, len(ids))])
+
+    def vectors(sequences, some, transform=None):
+        return torch.stack(row_gradients(lm, sequences, some, lambda rows: Whole(rows, names, transform)))
+
+    repo = Adam(moments, step, mode="repo")
+    plain = vectors([pool[i] for i in there], [spans[i] for i in there])
+    gamma = vectors([pool[i] for i in there], [spans[i] for i in there], repo)
+    asked = vectors(queries, query_spans)
+
+    def close(found, reference, limit):
+        np.testing.assert_allclose(np.asarray(found), reference, rtol=limit)
+
+    close(plain.norm(dim=1), expected[f"gradient_norm_{step}"][there], 1e-5)
+    close(gamma.norm(dim=1), expected[f"gamma_norm_{step}"][there], 1e-5)
+    close(asked.norm(dim=1), expected[f"query_gradient_norm_{step}"], 1e-5)
+    for found, name in (
+        (plain, "gradient_first_rows"),
+        (gamma, "gamma_first_rows"),
+        (asked, "query_gradient_first_rows"),
+    ):
+        reference = expected[f"{name}_{step}"]
+        assert np.abs(found[: len(reference)].numpy() - reference).max() <= 1e-5 * np.abs(reference).max()
+    sizes = [layers[name].weight.numel() for name in names]
+    split = dict(zip(names, asked.split(sizes, dim=1), strict=True))
+    for adam, reference in (
+        (repo, expected[f"cosine_gamma_query_{step}"]),
+        (Adam(moments, step), own[f"cosine_paper_form_query_{step}"]),
+    ):
+        found = row_gradients(
+            lm,
+            [pool[i] for i in there],
+            [spans[i] for i in there],
+            lambda rows, a=adam: Cosines(rows, split, asked.norm(dim=1), a),
+        )
+        np.testing.assert_allclose(np.stack(found), reference[there], atol=2e-6)

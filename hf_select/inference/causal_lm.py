@@ -31,12 +31,6 @@ from hf_select.inference.loading import LoadedModel
 # Sharing costs one pass over the prefix and copies of its cache: not worth it for less.
 _SHORTEST_SHARED_PREFIX = 8
 
-# Elements of one block of (N, V) logits, the largest temporary of a response NLL. On an accelerator 256 MiB of fp32;
-# on a CPU what its caches hold (twice as fast as logits of a whole batch), but rows enough for a matrix product.
-_LOGITS_BLOCK = 1 << 26
-_LOGITS_BLOCK_CPU = 1 << 20
-_FEWEST_ROWS_CPU = 256
-
 
 @dataclass
 class Usage:
@@ -137,13 +131,13 @@ class CausalLM:
         """
         prefix = _common_prefix(prompts)
         loaded = self.load()
-        with self._measuring(prompts):
+        with self.measuring(prompts):
             cache = self._prefix_cache(prompts[0][:prefix]) if prefix >= _SHORTEST_SHARED_PREFIX else None
             start = prefix if cache is not None else 0
             ends = [len(prompt) - start - 1 for prompt in prompts]
 
             def forward(indices: list[int]) -> np.ndarray:
-                input_ids = self._pad([prompts[i][start:] for i in indices])  # (B, T)
+                input_ids = self.pad([prompts[i][start:] for i in indices])  # (B, T)
                 last = torch.tensor([ends[i] for i in indices], device=input_ids.device)
                 with loaded.last_layer_at(last):
                     hidden = self._backbone(input_ids, _repeated(cache, len(indices)))  # (B, T, D)
@@ -170,12 +164,12 @@ class CausalLM:
             return [fail or np.stack(row) for fail, row in zip(failed, rows, strict=True)]  # type: ignore[arg-type]
 
         longest = max(map(len, suffixes))
-        tails = self._pad(suffixes)  # (J, S)
+        tails = self.pad(suffixes)  # (J, S)
         ends = torch.tensor([len(suffix) - 1 for suffix in suffixes], device=tails.device)  # (J,)
-        with self._measuring(pairs):
+        with self.measuring(pairs):
 
             def forward(indices: list[int]) -> np.ndarray:
-                input_ids = self._pad([contexts[i] for i in indices])  # (B, T)
+                input_ids = self.pad([contexts[i] for i in indices])  # (B, T)
                 lengths = torch.tensor([len(contexts[i]) for i in indices], device=input_ids.device)
                 cache = loaded.new_cache()
                 with loaded.last_layer_at(torch.zeros_like(lengths)):  # only its keys and values are wanted
@@ -213,21 +207,18 @@ class CausalLM:
         Returns: for each sequence one array over its response tokens in order.
         """
         loaded = self.load()
-        positions = [_predicted(spans) for spans in responses]
-        with self._measuring(sequences):
+        positions = [predicted(spans) for spans in responses]
+        with self.measuring(sequences):
 
             def forward(indices: list[int]) -> list[np.ndarray]:
                 counts = [len(positions[i]) for i in indices]
-                hidden = self._backbone(self._pad([sequences[i] for i in indices]))  # (B, T, D)
+                hidden = self._backbone(self.pad([sequences[i] for i in indices]))  # (B, T, D)
                 row = np.repeat(np.arange(len(indices)), counts)
                 before = np.concatenate([positions[i] for i in indices]) - 1
                 predicting = hidden[torch.from_numpy(row), torch.from_numpy(before)]  # (N, D)
                 ids = [np.asarray(sequences[i])[positions[i]] for i in indices]
                 target = torch.from_numpy(np.concatenate(ids)).to(hidden.device)
-                if hidden.device.type == "cpu":
-                    block = max(_FEWEST_ROWS_CPU, _LOGITS_BLOCK_CPU // loaded.vocab_size)
-                else:
-                    block = max(1, _LOGITS_BLOCK // loaded.vocab_size)
+                block = loaded.head_rows()
                 nll = torch.empty(len(target), dtype=torch.float32, device=hidden.device)
                 for part in range(0, len(target), block):
                     logits = loaded.logits(predicting[part : part + block])  # (block, V)
@@ -249,10 +240,10 @@ class CausalLM:
             layer: pool the output of this decoder layer, counted from 1, and stop the forward pass there.
         """
         loaded = self.load()
-        with self._measuring(sequences):
+        with self.measuring(sequences):
 
             def forward(indices: list[int]) -> np.ndarray:
-                input_ids = self._pad([sequences[i] for i in indices])  # (B, T)
+                input_ids = self.pad([sequences[i] for i in indices])  # (B, T)
                 pooling = torch.zeros(input_ids.shape, dtype=torch.float32)
                 for b, i in enumerate(indices):
                     pooling[b, : len(weights[i])] = torch.as_tensor(weights[i], dtype=torch.float32)
@@ -261,7 +252,7 @@ class CausalLM:
 
             return batching.run([len(s) for s in sequences], loaded.budget, forward)
 
-    def _pad(self, sequences: Sequence[list[int]]) -> Tensor:
+    def pad(self, sequences: Sequence[list[int]]) -> Tensor:
         """(B, T) ids, padded on the right; any id does for padding, since nothing real ever attends to it."""
         longest = max(map(len, sequences))
         ids = np.zeros((len(sequences), longest), dtype=np.int64)
@@ -285,11 +276,11 @@ class CausalLM:
         if not self.load().shares_cache:
             return None
         cache = self.load().new_cache()
-        self._backbone(self._pad([prefix]), cache)
+        self._backbone(self.pad([prefix]), cache)
         return cache
 
     @contextmanager
-    def _measuring(self, sequences: Sequence[list[int]]) -> Iterator[None]:
+    def measuring(self, sequences: Sequence[list[int]]) -> Iterator[None]:
         """The clock and eval mode around a measurement; the model's mode is put back after it."""
         model = self.load().model
         training = model.training
@@ -306,7 +297,7 @@ class CausalLM:
             self.usage.tokens += sum(map(len, sequences))
 
 
-def _predicted(spans: Sequence[tuple[int, int]]) -> np.ndarray:
+def predicted(spans: Sequence[tuple[int, int]]) -> np.ndarray:
     """Positions of the tokens in the spans that have a token before them."""
     return np.concatenate([np.arange(max(start, 1), end) for start, end in spans] or [np.empty(0, dtype=np.int64)])
 

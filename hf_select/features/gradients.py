@@ -1,0 +1,247 @@
+"""Gradients of each row's loss with respect to a LoRA adapter: the representation of LESS.
+
+Xia et al. 2024, "LESS: Selecting Influential Data for Targeted Instruction Tuning" (ICML 2024, arXiv:2402.04333). The
+loss of a row is the mean NLL of its response tokens. For a linear layer y = W x the gradient of row b is
+
+    dL_b / dW = sum_t (dL_b / dy_bt) x_bt^T
+
+so one batched backward pass that keeps, at each adapter layer, its input and the gradient at its output gives every
+row's own gradient: no pass a row, no gradient of the frozen weights. Layers are handed over one at a time as the
+backward pass reaches them, so the whole gradient of a batch need never exist.
+
+Left out so far: projection and storing.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hf_select.inference import batching
+from hf_select.inference.batching import OutOfMemory
+from hf_select.inference.causal_lm import CausalLM, predicted
+
+
+# B rows, T tokens, N predicted tokens, O outputs and I inputs of a layer, P parameters of the adapter, q queries
+
+
+class Reduce(Protocol):
+    """What becomes of the gradients of a batch, layer by layer."""
+
+    def add(self, layer: str, gradients: Tensor) -> None:
+        """Take in the gradients (B, O, I) of a layer's weight, fp32."""
+        ...
+
+    def results(self) -> list[Any]:
+        """One result a row."""
+        ...
+
+
+def adapter_layers(model: torch.nn.Module, adapter: str = "default") -> dict[str, torch.nn.Linear]:
+    """The linear layers of a LoRA adapter, by their names in the base model.
+
+    Raises: ValueError if there are none, or if the adapter has parts that are not linear layers.
+    """
+    layers: dict[str, torch.nn.Linear] = {}
+    for name, module in model.named_modules():
+        if not name.endswith((f".lora_A.{adapter}", f".lora_B.{adapter}")):
+            continue
+        if not isinstance(module, torch.nn.Linear):
+            raise ValueError(
+                f"adapter layer {name} is {type(module).__name__}; gradients are taken of LoRA on linear layers only."
+            )
+        layers[name] = module
+    other = [name for name, _ in model.named_parameters() if "lora_embedding" in name or "lora_magnitude" in name]
+    if other:
+        raise ValueError(f"the adapter has {other[0]}; gradients are taken of plain LoRA on linear layers only.")
+    if not layers:
+        raise ValueError(
+            f'the model has no LoRA adapter "{adapter}"; give one: CausalLM(model, adapter=...), or let the warm-up '
+            "train it."
+        )
+    return layers
+
+
+def row_gradients(
+    lm: CausalLM,
+    sequences: Sequence[list[int]],
+    responses: Sequence[Sequence[tuple[int, int]]],
+    reduce: Callable[[int], Reduce],
+    adapter: str = "default",
+) -> list["Any | OutOfMemory"]:
+    """What `reduce` makes of each row's gradient of its mean response NLL, in input order.
+
+    Args:
+        responses: token spans of the responses; every row must have a token in them that has one before it.
+        reduce: called with the number of rows of a batch; takes in their gradients and gives a result for each.
+    """
+    loaded = lm.load()
+    layers = adapter_layers(loaded.model, adapter)
+    positions = [predicted(spans) for spans in responses]
+    assert all(len(p) for p in positions), "a row without response tokens has no gradient"
+
+    def forward(indices: list[int]) -> list[Any]:
+        reducer = reduce(len(indices))
+        handles = [layer.register_forward_hook(_keep(name, reducer)) for name, layer in layers.items()]
+        embedding = loaded.model.get_input_embeddings()
+        # No parameter needs a gradient; the graph is there because the embedded tokens do.
+        handles.append(embedding.register_forward_hook(lambda module, args, output: output.requires_grad_(True)))
+        try:
+            with torch.enable_grad():
+                ids = lm.pad([sequences[i] for i in indices])  # (B, T)
+                hidden = loaded.backbone(input_ids=ids, use_cache=False).last_hidden_state  # (B, T, D)
+                _backward(loaded, hidden, [sequences[i] for i in indices], [positions[i] for i in indices])
+        finally:
+            for handle in handles:
+                handle.remove()
+        return reducer.results()
+
+    with lm.measuring(sequences), _ReadyForBackward(loaded.model):
+        return batching.run([len(s) for s in sequences], loaded.budget, forward)
+
+
+def _keep(name: str, reducer: Reduce) -> Callable[..., None]:
+    """A forward hook that waits for the gradient at the layer's output and multiplies it with the layer's input."""
+
+    def hook(module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
+        if not output.requires_grad:  # the first forward of a checkpointed block: it comes again with gradients
+            return
+        x = args[0].detach()  # (B, T, I)
+
+        def at_output(gradient: Tensor) -> None:  # (B, T, O)
+            exact = torch.promote_types(x.dtype, torch.float32)
+            reducer.add(name, torch.bmm(gradient.transpose(1, 2).to(exact), x.to(exact)))
+
+        output.register_hook(at_output)
+
+    return hook
+
+
+def _backward(loaded: Any, hidden: Tensor, sequences: list[list[int]], positions: list[np.ndarray]) -> None:
+    """Backward of sum_b mean_t NLL_bt. The head runs on the predicted positions in blocks, each with its own backward
+    pass down to the hidden states: logits of a batch never exist at once."""
+    counts = [len(p) for p in positions]
+    row = torch.from_numpy(np.repeat(np.arange(len(counts)), counts))
+    before = torch.from_numpy(np.concatenate(positions) - 1)
+    predicting = hidden[row, before]  # (N, D)
+    target = torch.from_numpy(np.concatenate([np.asarray(s)[p] for s, p in zip(sequences, positions, strict=True)]))
+    weight = torch.from_numpy(np.repeat(1 / np.array(counts), counts)).to(hidden.device)
+    upstream = torch.empty_like(predicting)
+    block = loaded.head_rows()
+    for start in range(0, len(target), block):
+        part = predicting[start : start + block].detach().requires_grad_(True)
+        logits = loaded.logits(part)  # (block, V)
+        y = target[start : start + block].to(logits.device)
+        nll = F.cross_entropy(logits, y, reduction="none")
+        (nll * weight[start : start + block].to(nll)).sum().backward()
+        assert part.grad is not None
+        upstream[start : start + block] = part.grad
+    predicting.backward(upstream)
+
+
+class _ReadyForBackward:
+    """Within the block no parameter collects a gradient, and blocks that are to be checkpointed are: a model in eval
+    mode would pass over it, one in training mode would drop out. All is put back."""
+
+    def __init__(self, model: torch.nn.Module):
+        self.needed = [p for p in model.parameters() if p.requires_grad]
+        self.checkpointed = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
+
+    def __enter__(self) -> None:
+        for parameter in self.needed:
+            parameter.requires_grad_(False)
+        for module in self.checkpointed:
+            module.training = True  # of the block alone: its dropouts stay off
+
+    def __exit__(self, *_: Any) -> None:
+        for parameter in self.needed:
+            parameter.requires_grad_(True)
+        for module in self.checkpointed:
+            module.training = False
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Adam
+
+
+@dataclass
+class Adam:
+    """The step that Adam would take with a row's gradient, from the moments of the warm-up's optimizer.
+
+    m' = b1 m + (1 - b1) g,  v' = b2 v + (1 - b2) g^2
+    paper: (m' / (1 - b1^t)) / (sqrt(v' / (1 - b2^t)) + eps), t = step + 1
+    repo:  m' / sqrt(v' + eps), as the authors' code has it: no bias correction, eps inside the root
+
+    Args:
+        moments: layer -> (m, v), both (O, I).
+        step: optimizer steps that the moments have seen.
+    """
+
+    moments: dict[str, tuple[Tensor, Tensor]]
+    step: int
+    mode: Literal["paper", "repo"] = "paper"
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+    def __call__(self, layer: str, gradients: Tensor) -> Tensor:
+        """Gamma (B, O, I) of gradients (B, O, I)."""
+        (b1, b2), (m, v) = self.betas, self.moments[layer]
+        first = b1 * m + (1 - b1) * gradients
+        second = b2 * v + (1 - b2) * gradients**2
+        if self.mode == "repo":
+            return first / torch.sqrt(second + self.eps)
+        t = self.step + 1
+        return first / (1 - b1**t) / (torch.sqrt(second / (1 - b2**t)) + self.eps)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# what becomes of gradients
+
+
+class Whole:
+    """Each row's whole gradient, a vector (P,) in the order of `layers`: for queries and for small adapters."""
+
+    def __init__(self, rows: int, layers: Sequence[str], transform: Callable[[str, Tensor], Tensor] | None = None):
+        self.layers, self.transform = list(layers), transform
+        self.parts: dict[str, Tensor] = {}
+
+    def add(self, layer: str, gradients: Tensor) -> None:
+        gradients = gradients if self.transform is None else self.transform(layer, gradients)
+        self.parts[layer] = gradients.flatten(1)
+
+    def results(self) -> list[Tensor]:
+        return list(torch.cat([self.parts[layer] for layer in self.layers], dim=1))
+
+
+class Cosines:
+    """Each row's cosine similarity to every query, with no more of a row's gradient in memory than one layer.
+
+    Args:
+        queries: layer -> (q, O * I) gradients of the queries.
+        norms: (q,) lengths of the queries' whole gradients.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        queries: dict[str, Tensor],
+        norms: Tensor,
+        transform: Callable[[str, Tensor], Tensor] | None = None,
+    ):
+        self.queries, self.norms, self.transform = queries, norms, transform
+        self.products = torch.zeros(rows, len(norms), dtype=norms.dtype, device=norms.device)
+        self.squares = torch.zeros(rows, dtype=norms.dtype, device=norms.device)
+
+    def add(self, layer: str, gradients: Tensor) -> None:
+        gradients = gradients if self.transform is None else self.transform(layer, gradients)
+        flat = gradients.flatten(1)  # (B, O * I)
+        self.products += flat @ self.queries[layer].T
+        self.squares += flat.square().sum(1)
+
+    def results(self) -> list[np.ndarray]:
+        cosines = self.products / (self.squares.sqrt()[:, None] * self.norms).clamp_min(1e-30)
+        return list(cosines.cpu().numpy())
