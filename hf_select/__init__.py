@@ -20,6 +20,7 @@ _HOME = {
     "FarthestFirst": "hf_select.selection.diversity",
     "IFD": "hf_select.scoring.ifd",
     "KMeansBuckets": "hf_select.selection.diversity",
+    "LESS": "hf_select.scoring.less",
     "Length": "hf_select.scoring.length",
     "Longest": "hf_select.selection.baselines",
     "Perplexity": "hf_select.scoring.perplexity",
@@ -41,6 +42,7 @@ __all__ = [
     "DEITA",
     "DSIR",
     "IFD",
+    "LESS",
     "TFIDF",
     "CausalLM",
     "Decontaminate",
@@ -73,6 +75,7 @@ if TYPE_CHECKING:
     from hf_select.scoring.embedding import Embedding
     from hf_select.scoring.ifd import IFD
     from hf_select.scoring.length import Length
+    from hf_select.scoring.less import LESS
     from hf_select.scoring.lexical import DSIR, TFIDF
     from hf_select.scoring.perplexity import Perplexity
     from hf_select.scoring.rds import RDSPlus

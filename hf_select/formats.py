@@ -54,6 +54,15 @@ FALLBACK_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '\n<|assistant|>\n' }}{% endif %}"
 )
 
+# LESS's (arXiv:2402.04333): the same, but every turn ends with a line break, which after a response is a token that is
+# learned.
+LESS_TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' }}"
+    "{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] | trim + (eos_token or '') + '\n' }}{% endgeneration %}"
+    "{% else %}{{ message['content'] | trim + '\n' }}{% endif %}{% endfor %}"
+)
+
 _GENERATION_MARK = re.compile(r"\{%-?\s*generation\b")
 
 
@@ -286,10 +295,10 @@ def encode_all(
     if responses and not tokenizer.is_fast:
         raise ValueError(f"{type(tokenizer).__name__} gives no character offsets; a fast tokenizer is needed.")
     found: list[Any] = []
-    special = []  # a model's own template writes its start token; raw text and the fallback leave it to the tokenizer
+    special = []  # a model's own template writes its start token; raw text and ours leave it to the tokenizer
     for row in rows:
         template = _template(row, tokenizer, chat_template)
-        special.append(row.text is not None or template == FALLBACK_TEMPLATE)
+        special.append(row.text is not None or template in (FALLBACK_TEMPLATE, LESS_TEMPLATE))
         try:
             found.append(_render_with_spans(row, tokenizer, template, responses))
         except BadRow as reason:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from adapters import train_adapter
 from contracts import check_scorer, check_selector
 from datasets import Dataset
 
@@ -10,6 +11,7 @@ from hf_select import (
     DEITA,
     DSIR,
     IFD,
+    LESS,
     TFIDF,
     Embedding,
     Length,
@@ -24,6 +26,12 @@ from hf_select import (
     WeightedRanks,
     demo,
 )
+
+
+def less(model: str, **settings) -> LESS:
+    rows = [{"prompt": f"Name {n} fruits.", "completion": "Figs."} for n in range(16)]
+    checkpoints = train_adapter(model, Path(model).parent / "contract_less", rows)
+    return LESS(model, checkpoints, **settings).fit(QUERIES)
 
 
 QUERIES = {
@@ -57,6 +65,8 @@ SCORERS = {
     "ifd_repo": lambda model: IFD(model, text_format="plain", mode="repo", max_length=256),
     "length": lambda model: Length(),
     "length_tokens": lambda model: Length(tokenizer=model, of="response"),
+    "less": lambda model: less(model),
+    "less_sgd": lambda model: less(model, form="sgd", text_format="tulu"),
     "perplexity": lambda model: Perplexity(model),
     "perplexity_response": lambda model: Perplexity(model, scope="response", text_format="tulu"),
     "rds": lambda model: rds(model),

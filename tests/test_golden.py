@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from hf_select import IFD, CausalLM, Perplexity, RDSPlus, RoundRobin, SelectIT, TopK
+from hf_select import IFD, LESS, CausalLM, Perplexity, RDSPlus, RoundRobin, SelectIT, TopK
 from hf_select.features.hidden_states import HiddenStates
-from hf_select.formats import FALLBACK_TEMPLATE, conversations, encode
+from hf_select.formats import FALLBACK_TEMPLATE, BadRow, conversations, encode
 from hf_select.scoring.rating import rating_probabilities, rating_token_ids
 
 
@@ -325,3 +325,44 @@ def test_less_gradients_and_cosines_are_the_references(golden, step):
             lambda rows, a=adam: Cosines(rows, split, asked.norm(dim=1), a),
         )
         np.testing.assert_allclose(np.stack(found), reference[there], atol=2e-6)
+
+
+@pytest.mark.parametrize("adam_mode", ["repo", "paper"])
+def test_less_scores_and_orders_are_the_references(golden, pool, adam_mode):
+    folder = golden / "less"
+    expected, own = read(folder / "influence.json"), np.load(folder / "derived_fp64.npz")
+    scorer = LESS(
+        str(golden / "model"),
+        [str(folder / f"checkpoint-{step}") for step in (10, 20)],
+        learning_rates=expected["checkpoint_weights"],
+        adam_mode=adam_mode,
+        text_format="tulu",
+        max_length=512,
+    )
+    queries = {}
+    for task in ("arithmetic", "code"):
+        lines = (golden / f"queries_{task}.jsonl").read_text(encoding="utf-8").split("\n")
+        rows = [json.loads(line) for line in lines if line]
+        queries[task] = Dataset.from_list([{k: row[k] for k in ("messages", "subtask")} for row in rows])
+    scorer.fit(queries, subtask_column="subtask")
+    ids = np.load(folder / "pool_token_ids.npz")
+    encoded = scorer._gradients.encode(conversations(pool[:]))
+    for i, item in enumerate(encoded):
+        if not isinstance(item, BadRow):
+            there = ids["ids"][ids["offsets"][i] : ids["offsets"][i + 1]].tolist()
+            assert item[0].input_ids == there, pool[i]["row_id"]
+    scored = pool.map(scorer, batched=True, load_from_cache_file=False)
+    unscored = [row["row_id"] for row in scored if row["score_less"] is None]
+    assert unscored == expected["rows_without_labels"]
+    for task in queries:
+        found = np.array(scored[f"score_less_{task}"], dtype=np.float64)
+        if adam_mode == "paper":
+            labelled = ~np.isnan(found)  # the reference scores the row without labels by momentum alone
+            np.testing.assert_allclose(found[labelled], own[f"score_paper_form_{task}"][labelled], atol=2e-6)
+            continue
+        there = [np.nan if x is None else x for x in (expected["score"][task][row_id] for row_id in pool["row_id"])]
+        np.testing.assert_allclose(found, there, atol=2e-6)
+        chosen = TopK(f"score_less_{task}")(scored, k=95).indices
+        places = {row_id: place for place, row_id in enumerate(expected["order"][task])}
+        swapped = [abs(places[pool[int(i)]["row_id"]] - place) for place, i in enumerate(chosen)]
+        assert max(swapped) <= 1, "rows within the limit of each other may swap, no more"

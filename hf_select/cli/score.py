@@ -11,7 +11,7 @@ class OverRows:
     """What every command that runs a scorer over a dataset is told.
 
     Args:
-        scorer: the method: deita, dsir, embedding, ifd, length, perplexity, rds, selectit or tfidf.
+        scorer: the method: deita, dsir, embedding, ifd, length, less, perplexity, rds, selectit or tfidf.
         dataset: a JSON, JSONL, CSV or Parquet file (also .gz), a saved dataset or a Hub id.
         output_dir: folder for what is made; the same command continues a killed run in it.
         split: split of a saved or Hub dataset.
@@ -56,11 +56,13 @@ class Score(OverRows):
         bad_rows: rows that are no conversation: error stops before anything is scored, null leaves them without a
             score.
         queries: rows of the target tasks, for scorers that have targets: TASK=FILE_OR_ID, several for several tasks.
+        subtask_column: column of the queries that names the part of its task that each belongs to.
         index: folder of hf-select index over the same rows, whose vectors are compared with the queries.
     """
 
     bad_rows: Literal["error", "null"] = "error"
     queries: dict[str, str] | None = None
+    subtask_column: str | None = None
     index: str | None = None
 
     example: ClassVar[str] = (
@@ -79,7 +81,12 @@ class Score(OverRows):
             raise ValueError(f"scorer {self.scorer} {needs}.")
         if targeted:
             queries = {task: read_dataset(source, self.split) for task, source in (self.queries or {}).items()}
-            scorer.fit(queries, **({"pool": self.rows()} if getattr(scorer, "needs_pool", False) else {}))
+            options = {"pool": self.rows()} if getattr(scorer, "needs_pool", False) else {}
+            if self.subtask_column is not None and not hasattr(scorer, "each_query_alone"):
+                raise ValueError(f"scorer {self.scorer} knows no sub-tasks; leave out --subtask-column.")
+            if self.subtask_column is not None:
+                options["subtask_column"] = self.subtask_column
+            scorer.fit(queries, **options)
         index = None
         if self.index is not None:
             from hf_select.features.store import PoolIndex

@@ -12,8 +12,11 @@ backward pass reaches them, so the whole gradient of a batch need never exist.
 Left out so far: projection and storing.
 """
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -21,9 +24,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hf_select.choices import check_choices
+from hf_select.formats import LESS_TEMPLATE, BadRow, Conversation, Encoded, cut, encode_all
 from hf_select.inference import batching
 from hf_select.inference.batching import OutOfMemory
 from hf_select.inference.causal_lm import CausalLM, predicted
+from hf_select.inference.loading import file_stamps
 
 
 # B rows, T tokens, N predicted tokens, O outputs and I inputs of a layer, P parameters of the adapter, q queries
@@ -245,3 +251,195 @@ class Cosines:
     def results(self) -> list[np.ndarray]:
         cosines = self.products / (self.squares.sqrt()[:, None] * self.norms).clamp_min(1e-30)
         return list(cosines.cpu().numpy())
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# checkpoints
+
+
+def read_adam(path: str, layers: dict[str, torch.nn.Linear], mode: Literal["paper", "repo"]) -> Adam:
+    """Adam's state in a checkpoint folder: optimizer.pt as Trainer writes it, or adam_moments.safetensors with
+    NAME.exp_avg and NAME.exp_avg_sq and the step in its metadata.
+
+    Args:
+        layers: the adapter's layers in the model's order, which is the order in which Trainer's optimizer counts them.
+    Raises: ValueError if there is no state, or if it belongs to another adapter.
+    """
+    folder = Path(path).expanduser()
+    named, numbered = folder / "adam_moments.safetensors", folder / "optimizer.pt"
+    if not named.exists() and not numbered.exists():
+        raise ValueError(
+            f'"{path}" has no optimizer state (optimizer.pt), which the Adam form of the gradients needs. Save whole '
+            "checkpoints (save_only_model=False), or score with form=sgd."
+        )
+    moments, step, settings = _named_moments(named) if named.exists() else _numbered_moments(numbered, layers)
+    for name, layer in layers.items():
+        if name not in moments or any(moment.shape != layer.weight.shape for moment in moments[name]):
+            raise ValueError(f'the optimizer state in "{path}" belongs to another adapter: it has no fit for {name}.')
+    return Adam({name: moments[name] for name in layers}, step, mode, **settings)
+
+
+Moments = dict[str, tuple[Tensor, Tensor]]
+
+
+def _named_moments(path: Path) -> tuple[Moments, int, dict[str, Any]]:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        step = int((file.metadata() or {})["step"])
+    names = [name.removesuffix(".exp_avg") for name in tensors if name.endswith(".exp_avg")]
+    moments = {
+        name.removeprefix("base_model.model.").removesuffix(".weight"): (
+            tensors[f"{name}.exp_avg"],
+            tensors[f"{name}.exp_avg_sq"],
+        )
+        for name in names
+    }
+    return moments, step, {}
+
+
+def _numbered_moments(path: Path, layers: dict[str, torch.nn.Linear]) -> tuple[Moments, int, dict[str, Any]]:
+    state = torch.load(path, map_location="cpu", weights_only=True)  # tensors and numbers, never code
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    entries = [state["state"].get(number, {}) for number in numbers]
+    if len(entries) != len(layers) or any("exp_avg_sq" not in entry for entry in entries):
+        raise ValueError(
+            f'"{path}" is not the state of Adam over this adapter: it counts {len(entries)} parameters, the adapter '
+            f"has {len(layers)}."
+        )
+    moments = {
+        name: (entry["exp_avg"].float(), entry["exp_avg_sq"].float())
+        for name, entry in zip(layers, entries, strict=True)
+    }
+    group = state["param_groups"][0]
+    return moments, int(entries[0]["step"]), {"betas": tuple(group["betas"]), "eps": float(group["eps"])}
+
+
+def mean_learning_rate(path: str) -> float | None:
+    """Mean learning rate of the steps that Trainer logged since the checkpoint before this one (None: not logged)."""
+    file = Path(path).expanduser() / "trainer_state.json"
+    if not file.exists():
+        return None
+    state = json.loads(file.read_text(encoding="utf-8"))
+    epoch = round(state["epoch"] or 0)
+    rates = [entry["learning_rate"] for entry in state["log_history"] if "learning_rate" in entry]
+    of_epoch = [
+        entry["learning_rate"]
+        for entry in state["log_history"]
+        if "learning_rate" in entry and epoch - 1 < entry.get("epoch", 0) <= epoch
+    ]
+    return float(np.mean(of_epoch or rates)) if rates else None
+
+
+@dataclass
+class AdapterGradients:
+    """Each row's gradient under one or several checkpoints of an adapter, compared with those of queries.
+
+    Args:
+        model: Hub id, path or CausalLM of the base model.
+        checkpoints: folders of the adapter, one an epoch.
+        form: of a row's gradient: adam (the step that Adam would take) or sgd (the gradient itself). Queries have the
+            gradient itself.
+        adam_mode: paper, or repo for the authors' code; see Adam.
+        text_format: chat is the model's own template; tulu the layout of the authors' code.
+        max_length: tokens kept of a row; a longer one is cut on the right.
+    """
+
+    model: Any
+    checkpoints: list[str]
+    form: Literal["adam", "sgd"] = "adam"
+    adam_mode: Literal["paper", "repo"] = "paper"
+    text_format: Literal["chat", "tulu"] = "chat"
+    max_length: int | None = 2048
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        self.lm = self.model if isinstance(self.model, CausalLM) else CausalLM(self.model)
+        if not self.checkpoints:
+            raise ValueError("checkpoints is empty; give at least one folder of a trained adapter.")
+        self._adams: list[Adam | None] = []
+        self._adapted: Any = None
+
+    def identity(self) -> dict[str, Any]:
+        """What the gradients depend on."""
+        stamps = [file_stamps(path) for path in self.checkpoints]
+        settings = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {**settings, "model": self.lm.identity(), "checkpoint_files": stamps}
+
+    def load(self, rank: int | None = None) -> None:
+        """The base model with every checkpoint's adapter on it, and their optimizer states."""
+        if self._adapted is not None:
+            return
+        from peft import PeftModel
+
+        loaded = self.lm.load(rank)
+        adapted: Any = None
+        for number, path in enumerate(self.checkpoints):
+            if not (Path(path).expanduser() / "adapter_config.json").exists():
+                raise ValueError(f'"{path}" is no adapter checkpoint: it has no adapter_config.json.')
+            try:
+                if adapted is None:
+                    adapted = PeftModel.from_pretrained(loaded.model, path, adapter_name=_adapter(number))
+                else:
+                    adapted.load_adapter(path, _adapter(number))
+            except (RuntimeError, ValueError) as error:
+                raise ValueError(f'adapter "{path}" does not fit the model: {str(error).splitlines()[0]}') from error
+        adapted.eval()
+        adams: list[Adam | None] = []
+        for number, path in enumerate(self.checkpoints):
+            layers = adapter_layers(loaded.model, _adapter(number))
+            by_name = {name.removesuffix(_adapter(number)) + "default": layer for name, layer in layers.items()}
+            adam = read_adam(path, by_name, self.adam_mode) if self.form == "adam" else None
+            if adam is not None:
+                device = loaded.device
+                adam.moments = {
+                    name.removesuffix("default") + _adapter(number): (m.to(device), v.to(device))
+                    for name, (m, v) in adam.moments.items()
+                }
+            adams.append(adam)
+        self._adams, self._adapted = adams, adapted
+
+    def encode(self, rows: list[Conversation]) -> list[tuple[Encoded, str] | BadRow]:
+        """Token ids with response spans and the note of a cut, or why a row has no gradient."""
+        loaded = self.lm.load()
+        template = LESS_TEMPLATE if self.text_format == "tulu" else None
+        found: list[tuple[Encoded, str] | BadRow] = []
+        for encoded in encode_all(rows, loaded.tokenizer, template):
+            try:
+                if isinstance(encoded, BadRow):
+                    raise encoded
+                kept, note = cut(encoded, self.max_length, loaded.max_length)
+                if len(predicted(kept.responses)) == 0:
+                    raise BadRow(f"no token of the response is left to learn{f' ({note})' if note else ''}")
+                found.append((kept, note))
+            except BadRow as reason:
+                found.append(reason)
+        return found
+
+    def whole(self, rows: list[Encoded], checkpoint: int) -> list[Any]:
+        """Plain gradients (P,) of rows, in the order of the adapter's layers: the queries' side."""
+        with self._active(checkpoint) as layers:
+            return self._measure(rows, checkpoint, lambda n: Whole(n, list(layers)))
+
+    def cosines(self, rows: list[Encoded], checkpoint: int, queries: Tensor) -> list[Any]:
+        """Cosine similarity of each row's gradient, in its form, to queries (q, P): one array (q,) a row."""
+        with self._active(checkpoint) as layers:
+            sizes = [layer.weight.numel() for layer in layers.values()]
+            parts = dict(zip(layers, queries.split(sizes, dim=1), strict=True))
+            norms = queries.norm(dim=1)
+            return self._measure(rows, checkpoint, lambda n: Cosines(n, parts, norms, self._adams[checkpoint]))
+
+    def _measure(self, rows: list[Encoded], checkpoint: int, reduce: Callable[[int], Reduce]) -> list[Any]:
+        ids, spans = [row.input_ids for row in rows], [row.responses for row in rows]
+        return row_gradients(self.lm, ids, spans, reduce, _adapter(checkpoint)) if rows else []
+
+    @contextmanager
+    def _active(self, checkpoint: int):
+        self.load()
+        self._adapted.set_adapter(_adapter(checkpoint))
+        yield adapter_layers(self.lm.load().model, _adapter(checkpoint))
+
+
+def _adapter(checkpoint: int) -> str:
+    return f"checkpoint_{checkpoint}"

@@ -6,6 +6,7 @@ SCORERS = {
     "embedding": "hf_select.scoring.embedding:Embedding",
     "ifd": "hf_select.scoring.ifd:IFD",
     "length": "hf_select.scoring.length:Length",
+    "less": "hf_select.scoring.less:LESS",
     "perplexity": "hf_select.scoring.perplexity:Perplexity",
     "rds": "hf_select.scoring.rds:RDSPlus",
     "selectit": "hf_select.scoring.selectit:SelectIT",

@@ -48,7 +48,9 @@ class TFIDF(Similarity):
         super().__post_init__()
         self.vectorizer_: Any = None
 
-    def fit(self, queries: Any, task_column: str | None = None, pool: Any = None) -> "TFIDF":
+    def fit(
+        self, queries: Any, task_column: str | None = None, subtask_column: str | None = None, pool: Any = None
+    ) -> "TFIDF":
         """Learn the words' weights from the pool and encode the queries.
 
         Args:
@@ -56,7 +58,7 @@ class TFIDF(Similarity):
         """
         vectorizer = _sklearn_text().TfidfVectorizer(analyzer=words, sublinear_tf=True, max_features=self.max_words)
         self.vectorizer_ = _fitted(vectorizer, _needed(pool, "TFIDF"))
-        super().fit(queries, task_column)
+        super().fit(queries, task_column, subtask_column)
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -70,13 +72,13 @@ class TFIDF(Similarity):
             for i, text in enumerate(texts)
         ]
 
-    def _unit_rows(self, vectors: list[Any]) -> Any:
+    def _stacked(self, vectors: list[Any]) -> Any:
         from scipy.sparse import vstack
 
         return vstack(vectors, format="csr", dtype=np.float32)  # of length 1 already
 
-    def _cosines(self, rows: Any) -> np.ndarray:
-        return (rows @ self.queries_.T).toarray()
+    def _cosines(self, vectors: list[Any]) -> np.ndarray:
+        return (self._stacked(vectors) @ self.queries_.T).toarray()
 
 
 @dataclass

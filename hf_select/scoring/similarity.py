@@ -3,7 +3,7 @@ n x queries."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from datasets import List, Value
@@ -15,11 +15,11 @@ from hf_select.scoring.overlap import QueryOverlap
 from hf_select.scoring.scorer import Scorer
 
 
-# n rows, q queries, t tasks, d dimensions
+# n rows, q queries, p parts of tasks, t tasks, d dimensions
 
 
 def max_by_task(similarities: np.ndarray, task_of_query: np.ndarray, num_tasks: int) -> np.ndarray:
-    """S[n, t] = max over the queries v of task t of S[n, v] (arXiv:2503.01807, section 3.1)."""
+    """S[n, t] = max over the queries (or parts) v of task t of S[n, v] (arXiv:2503.01807, section 3.1)."""
     out = np.full((len(similarities), num_tasks), -np.inf, dtype=similarities.dtype)
     for task in range(num_tasks):
         out[:, task] = similarities[:, task_of_query == task].max(axis=1)
@@ -76,25 +76,33 @@ class Similarity(Scorer):
     per_query: bool = field(default=False, kw_only=True)
     query_overlap: Literal["report", "null"] = field(default="report", kw_only=True)
 
+    each_query_alone: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.featurizer: Any = None  # rows -> vectors, set by the subclass: HiddenStates, SentenceEmbeddings
         self.queries_: Any = None  # (q, d), rows of length 1
         self.tasks_: list[str] = []
         self.task_of_query_: np.ndarray = np.empty(0, dtype=np.int64)  # (q,)
+        self.part_of_query_: np.ndarray = np.empty(0, dtype=np.int64)  # (q,)
+        self.task_of_part_: np.ndarray = np.empty(0, dtype=np.int64)  # (p,)
         self.overlap_: QueryOverlap | None = None
 
-    def fit(self, queries: Any, task_column: str | None = None) -> "Similarity":
+    def fit(self, queries: Any, task_column: str | None = None, subtask_column: str | None = None) -> "Similarity":
         """Encode the queries.
 
         Args:
             queries: a dataset of rows in any known layout, or a mapping from task to such a dataset.
             task_column: column of a single dataset that names each query's task.
+            subtask_column: column that names each query's part of its task: a row's similarity to a task is then the
+                largest over parts of the mean over their queries. Without it each query is a part of its own (LESS:
+                the whole task is one).
         Raises: ValueError for an empty set, a task without queries or a query that cannot be encoded.
         """
         named = by_task(queries, task_column)
-        vectors, tasks, texts = [], [], []
+        vectors, tasks, parts, texts = [], [], [], []
         for number, (task, rows) in enumerate(named.items()):
+            parts += [(number, part) for part in self._parts(rows, subtask_column, len(parts))]
             parsed = conversations(rows[:])
             for i, feature in enumerate(self._encoded(parsed, queries=True)):
                 if isinstance(feature, BadRow):
@@ -103,8 +111,11 @@ class Similarity(Scorer):
                 tasks.append(number)
             texts += [row for row in parsed if isinstance(row, Conversation)]
         self.tasks_ = list(named)
-        self.queries_ = self._unit_rows(vectors)
+        self.queries_ = self._stacked(vectors)
         self.task_of_query_ = np.array(tasks)
+        places = {part: place for place, part in enumerate(dict.fromkeys(parts))}
+        self.part_of_query_ = np.array([places[part] for part in parts])
+        self.task_of_part_ = np.array([number for number, _ in places])
         self.overlap_ = QueryOverlap(texts)
         return self
 
@@ -114,12 +125,12 @@ class Similarity(Scorer):
         if len(self.tasks_) > 1:
             added |= {self._task_column(task): Value("float32") for task in self.tasks_}
         if self.per_query:
-            length = -1 if self.queries_ is None else self.queries_.shape[0]
+            length = -1 if self.queries_ is None else len(self.task_of_query_)
             added[f"{self.name}_similarities"] = List(Value("float32"), length=length)
         return super().columns_out | added
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("queries_", "tasks_", "task_of_query_", "overlap_")
+        names = ("queries_", "tasks_", "task_of_query_", "part_of_query_", "task_of_part_", "overlap_")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in names}}
 
     def similarities(
@@ -137,14 +148,10 @@ class Similarity(Scorer):
             features = self._encoded(rows)
         else:
             features = [row if isinstance(row, BadRow) else f for row, f in zip(rows, stored, strict=True)]
-        similarity = np.full((len(features), self.queries_.shape[0]), np.nan, dtype=np.float32)
+        similarity = np.full((len(features), len(self.task_of_query_)), np.nan, dtype=np.float32)
         whole = [i for i, feature in enumerate(features) if isinstance(feature, Feature)]
         if whole:
-            vectors = self._unit_rows([feature.vector for feature in features if isinstance(feature, Feature)])
-            if vectors.shape[1] != self.queries_.shape[1]:
-                sizes = f"rows have {vectors.shape[1]} dimensions, queries {self.queries_.shape[1]}"
-                raise ValueError(f"{sizes}; encode both with one model.")
-            similarity[whole] = self._cosines(vectors)
+            similarity[whole] = self._cosines([feature.vector for feature in features if isinstance(feature, Feature)])
         return similarity, features
 
     def measure(self, rows: list[Conversation]) -> list[dict[str, Any] | BadRow]:
@@ -163,7 +170,7 @@ class Similarity(Scorer):
             raise ValueError(f"m is {m}; give at least 1." if m < 1 else "call fit(queries) first.")
         if index is not None:
             index.check(dataset, self.featurizer)
-        best, start = BestRows(self.queries_.shape[0], m), 0
+        best, start = BestRows(len(self.task_of_query_), m), 0
         for batch in dataset.iter(batch_size=batch_size):
             rows = conversations(batch)
             stored = None if index is None else index.read(range(start, start + len(rows)))
@@ -181,24 +188,39 @@ class Similarity(Scorer):
         if isinstance(feature, BadRow):
             return feature
         repeats = self.overlap_(row) if self.overlap_ is not None and self.query_overlap == "report" else ""
+        sizes = np.bincount(self.part_of_query_)
+        parts = np.bincount(self.part_of_query_, weights=similarity) / sizes  # (p,) means over their queries
         answer: dict[str, Any] = {
-            columns.score_column(self.name): float(similarity.max()),
+            columns.score_column(self.name): float(parts.max()),
             f"{self.name}_query": int(similarity.argmax()),
             columns.reason_column(self.name): "; ".join(note for note in (repeats, feature.note) if note),
         }
         if len(self.tasks_) > 1:
-            by_task = max_by_task(similarity[None], self.task_of_query_, len(self.tasks_))[0]
-            answer |= {self._task_column(task): float(s) for task, s in zip(self.tasks_, by_task, strict=True)}
+            tasks = max_by_task(parts[None], self.task_of_part_, len(self.tasks_))[0]
+            answer |= {self._task_column(task): float(s) for task, s in zip(self.tasks_, tasks, strict=True)}
         if self.per_query:
             answer[f"{self.name}_similarities"] = similarity.tolist()
         return answer
 
-    # How vectors are stacked and compared; words have sparse ones.
-    def _unit_rows(self, vectors: list[Any]) -> Any:
+    # How queries are kept and rows compared with them; words have sparse vectors, gradients are compared elsewhere.
+    def _stacked(self, vectors: list[Any]) -> Any:
         return unit(np.stack(vectors))
 
-    def _cosines(self, rows: Any) -> np.ndarray:
+    def _cosines(self, vectors: list[Any]) -> np.ndarray:
+        """(n, q) of the rows' vectors."""
+        rows = unit(np.stack(vectors))
+        if rows.shape[1] != self.queries_.shape[1]:
+            sizes = f"rows have {rows.shape[1]} dimensions, queries {self.queries_.shape[1]}"
+            raise ValueError(f"{sizes}; encode both with one model.")
         return rows @ self.queries_.T
+
+    def _parts(self, rows: Any, subtask_column: str | None, before: int) -> list[Any]:
+        """For each query of a task the part of the task that it belongs to."""
+        if subtask_column is None:
+            return [before + i if self.each_query_alone else 0 for i in range(len(rows))]
+        if subtask_column not in rows.column_names:
+            raise columns.missing_column(subtask_column, rows.column_names, "Name the column of the sub-tasks.")
+        return [str(part) for part in rows[subtask_column]]
 
     def _features(self, rows: list[Conversation], queries: bool) -> list[Feature | BadRow]:
         return self.featurizer(rows, queries)

@@ -1,0 +1,118 @@
+"""LESS on checkpoints that the stock Trainer wrote: what is read from them, how scores are put together, what is
+refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from adapters import train_adapter
+from datasets import Dataset
+
+from hf_select import LESS
+from hf_select.features.gradients import AdapterGradients, adapter_layers, mean_learning_rate
+from hf_select.formats import conversations
+
+
+@pytest.fixture(scope="module")
+def checkpoints(model_path, rows) -> list[str]:
+    return train_adapter(model_path, Path(model_path).parent / "less", rows)
+
+
+@pytest.fixture
+def queries(rows) -> dict[str, Dataset]:
+    return {"a": Dataset.from_list(rows[20:23]), "b": Dataset.from_list(rows[30:32])}
+
+
+def batch(rows: list[dict]) -> dict[str, list]:
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def test_trainers_moments_are_read_in_its_own_order(model_path, checkpoints):
+    """Trainer numbers its parameters; read by hand they must be the moments of the layer of that name."""
+    gradients = AdapterGradients(model_path, checkpoints)
+    gradients.load()
+    state = torch.load(Path(checkpoints[1]) / "optimizer.pt", weights_only=True)
+    layers = adapter_layers(gradients.lm.load().model, "checkpoint_1")
+    adam = gradients._adams[1]
+    assert adam is not None and adam.step == 10 and len(layers) == 2 * 3 * 2
+    for number, name in enumerate(layers):
+        assert torch.equal(adam.moments[name][0], state["state"][number]["exp_avg"])
+    # The first moment follows the last gradients: of the layer it belongs to, not of one of the same shape.
+    first, second = (adam.moments[f"model.layers.{i}.self_attn.q_proj.lora_A.checkpoint_1"][0] for i in (0, 1))
+    assert first.shape == second.shape and not torch.equal(first, second)
+
+
+def test_a_score_is_the_weighted_sum_over_checkpoints_of_mean_cosines(model_path, checkpoints, rows, queries):
+    scorer = LESS(model_path, checkpoints, learning_rates=[3.0, 1.0], per_query=True).fit(queries)
+    out = scorer(batch(rows[:6]))
+    gradients = AdapterGradients(model_path, checkpoints)
+    whole = [item[0] for item in gradients.encode(conversations(batch(rows[:6])))]
+    asked = [item[0] for some in queries.values() for item in gradients.encode(conversations(some[:]))]
+    similarity = np.zeros((6, 5))
+    for checkpoint, weight in ((0, 0.75), (1, 0.25)):
+        of_queries = torch.stack(gradients.whole(asked, checkpoint))
+        similarity += weight * np.stack(gradients.cosines(whole, checkpoint, of_queries))
+    there = [i for i in range(6) if out["score_less"][i] is not None]
+    assert len(there) >= 5
+    np.testing.assert_allclose(np.array([out["less_similarities"][i] for i in there]), similarity[there], atol=1e-6)
+    for i in there:
+        a, b = similarity[i, :3].mean(), similarity[i, 3:].mean()
+        assert out["score_less_a"][i] == pytest.approx(a, abs=1e-6)
+        assert out["score_less"][i] == pytest.approx(max(a, b), abs=1e-6)
+    assert np.ptp(similarity) > 0.02
+
+
+def test_subtasks_are_means_and_a_task_the_largest_of_them(model_path, checkpoints, rows):
+    asked = Dataset.from_list([{**row, "part": part} for row, part in zip(rows[20:23], "xyx", strict=True)])
+    scorer = LESS(model_path, checkpoints[:1], per_query=True).fit(asked, subtask_column="part")
+    out = scorer(batch(rows[:3]))
+    for score, (x, y, x2) in zip(out["score_less"], out["less_similarities"], strict=True):
+        assert score == pytest.approx(max((x + x2) / 2, y), abs=1e-6)
+    with pytest.raises(ValueError, match='"nothing" is missing'):
+        LESS(model_path, checkpoints[:1]).fit(asked, subtask_column="nothing")
+
+
+def test_learning_rates_come_from_the_log(model_path, checkpoints):
+    rates = [mean_learning_rate(path) for path in checkpoints]
+    assert rates[0] == pytest.approx(3e-2 * np.mean([1, 0.9, 0.8, 0.7, 0.6]), rel=1e-6)
+    assert rates[1] == pytest.approx(3e-2 * np.mean([0.5, 0.4, 0.3, 0.2, 0.1]), rel=1e-6)
+    np.testing.assert_allclose(LESS(model_path, checkpoints)._weights, np.array(rates) / sum(rates))
+
+
+def test_a_row_without_response_tokens_keeps_its_place(model_path, checkpoints, rows, queries):
+    scorer = LESS(model_path, checkpoints[:1], max_length=150).fit(queries)
+    long = {"prompt": "Say it. " * 100, "completion": "Yes."}
+    out = scorer(batch([rows[0], long, rows[1]]))
+    assert out["score_less"][1] is None and "no token of the response" in out["less_reason"][1]
+    alone = scorer(batch([rows[1]]))
+    assert out["score_less"][2] == pytest.approx(alone["score_less"][0], abs=1e-6)
+
+
+def test_checkpoints_that_cannot_be_used_are_refused(model_path, checkpoints, queries, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(checkpoints[0], bare)
+    (bare / "optimizer.pt").unlink()
+    with pytest.raises(ValueError, match="no optimizer state.*form=sgd"):
+        LESS(model_path, [str(bare)]).fit(queries)
+    assert LESS(model_path, [str(bare)], form="sgd").fit(queries).queries_ is not None
+    (bare / "trainer_state.json").unlink()
+    with pytest.raises(ValueError, match="give learning_rates"):
+        LESS(model_path, [str(bare), checkpoints[0]], form="sgd")
+    with pytest.raises(ValueError, match="1 learning_rates for 2"):
+        LESS(model_path, checkpoints, learning_rates=[1.0])
+    with pytest.raises(ValueError, match="no adapter checkpoint"):
+        LESS(model_path, [str(tmp_path)]).fit(queries)
+    with pytest.raises(ValueError, match="checkpoints is empty"):
+        LESS(model_path, [])
+    state = torch.load(Path(checkpoints[0]) / "optimizer.pt", weights_only=True)
+    state["param_groups"][0]["params"] = state["param_groups"][0]["params"][:-1]
+    torch.save(state, bare / "optimizer.pt")
+    with pytest.raises(ValueError, match="not the state of Adam over this adapter"):
+        LESS(model_path, [str(bare)]).fit(queries)
+    config = json.loads((bare / "adapter_config.json").read_text())
+    (bare / "adapter_config.json").write_text(json.dumps({**config, "r": 2}))
+    with pytest.raises(ValueError, match="does not fit the model"):
+        LESS(model_path, [str(bare)]).fit(queries)
