@@ -16,7 +16,7 @@ import numpy as np
 from datasets import Dataset
 from scipy.stats import rankdata
 
-from hf_select import IFD, Dedup, Length, Perplexity, SelectIT, score
+from hf_select import DEITA, IFD, Dedup, Length, Perplexity, SelectIT, score
 from hf_select.formats import conversations
 from hf_select.selection.combine import length_residual, percentile_ranks
 
@@ -61,15 +61,18 @@ def main() -> None:
     scorers = {
         "length": Length(),
         "perplexity": Perplexity(args.model, max_length=1024),
-        "perplexity_response": Perplexity(args.model, scope="response", max_length=1024),
         "ifd": IFD(args.model, max_length=1024),
-        "ifd_ppl": IFD(args.model, "ppl_ratio", max_length=1024),
-        "selectit": SelectIT(args.model, max_length=1024),
+        "selectit": SelectIT(args.model, level="token", max_length=1024),
+        "deita": DEITA(args.model, ratings=5, max_length=1024),
     }
     values = {}
     for name, scorer in scorers.items():
         scored = score(data, scorer, Path(args.scores) / name)
-        values[name] = np.array(scored[f"score_{scorer.name}"], dtype=np.float64)
+        for column in (f"score_{scorer.name}", "ifd_given_prompt", "ifd_alone"):
+            if column in scored.column_names:
+                values[column.removeprefix("score_")] = np.array(scored[column], dtype=np.float64)
+    values["perplexity_response"] = values["ifd_given_prompt"]
+    values["ifd_ppl"] = np.exp(values["ifd_given_prompt"] - values["ifd_alone"])
     lengths = values["length"]
 
     dedup = Dedup(of="prompt")
@@ -85,7 +88,8 @@ def main() -> None:
         "- ifd without length": length_residual(-values["ifd"], lengths),
         "+ ifd (the papers' end)": values["ifd"],
         "- ifd_ppl": -values["ifd_ppl"],
-        "+ selectit": values["selectit"],
+        "+ selectit (token level)": values["selectit"],
+        "+ deita (untrained rater)": values["deita"],
         "not a copy (dedup of prompts)": (~copies).astype(np.float64),
     }
     ranks = {name: percentile_ranks(np.where(np.isnan(v), -np.inf, v)) for name, v in signed.items()}

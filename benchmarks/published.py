@@ -14,7 +14,8 @@ import numpy as np
 from damage import auc, read
 from datasets import Dataset
 
-from hf_select import IFD, Length, Perplexity, TopK, score
+from hf_select import IFD, Length, score
+from hf_select.selection.top_k import rank
 
 
 def main() -> None:
@@ -26,28 +27,26 @@ def main() -> None:
     pool = read(args.pool)
     place = {row["id"]: i for i, row in enumerate(pool)}
     data = Dataset.from_list([{"prompt": row["prompt"], "completion": row["completion"]} for row in pool])
-    scorers = {
-        "length of response": Length(of="response"),
-        "ifd": IFD(args.model, max_length=1024),
-        "ifd_ppl": IFD(args.model, "ppl_ratio", max_length=1024),
-        "perplexity": Perplexity(args.model, max_length=1024),
+    lengths = score(data, Length(of="response"), Path(args.scores) / "length")["score_length"]
+    measured = score(data, IFD(args.model, max_length=1024), Path(args.scores) / "ifd")
+    given, alone = (np.array(measured[f"ifd_{part}"], dtype=np.float64) for part in ("given_prompt", "alone"))
+    scores = {
+        "length of response": np.array(lengths, dtype=np.float64),
+        "ifd": given / alone,
+        "ifd_ppl": np.exp(given - alone),
+        "perplexity of response": given,
     }
-    print("| selection | rows | chance |" + "".join(f" {name}: overlap, AUC |" for name in scorers))
-    print("| --- | --- | --- |" + " --- |" * len(scorers))
-    columns = {}
-    for name, scorer in scorers.items():
-        columns[name] = score(data, scorer, Path(args.scores) / name.replace(" ", "_"))
+    print("| selection | rows | chance |" + "".join(f" {name}: overlap, AUC |" for name in scores))
+    print("| --- | --- | --- |" + " --- |" * len(scores))
     for selection in read(args.selections):
         rows = np.array([place[row_id] for row_id in selection["alpaca_ids"] if row_id in place])
         inside = np.zeros(len(pool), dtype=bool)
         inside[rows] = True
         cells = []
-        for name, scorer in scorers.items():
-            column = f"score_{scorer.name}"
-            bound = {"at_most": 1.0} if scorer.name == "ifd" else {}
-            best = TopK(column, **bound)(columns[name], k=len(rows)).indices
-            values = np.array(columns[name][column], dtype=np.float64)
+        for name, values in scores.items():
             there = ~np.isnan(values)
+            eligible = np.where(there & (values <= 1), values, -np.inf) if name.startswith("ifd") else values
+            best = rank(np.where(np.isnan(eligible), -np.inf, eligible))[: len(rows)]
             cells.append(f"{inside[best].mean():.3f}, {auc(values[inside & there], values[~inside & there]):.3f}")
         print(f"| {selection['id']} | {len(rows)} | {len(rows) / len(pool):.3f} | {' | '.join(cells)} |")
 

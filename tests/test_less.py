@@ -10,10 +10,12 @@ import pytest
 import torch
 from adapters import train_adapter
 from datasets import Dataset
+from safetensors.torch import load_file
 
 from hf_select import LESS
 from hf_select.features.gradients import AdapterGradients, adapter_layers, mean_learning_rate
 from hf_select.formats import conversations
+from hf_select.training.warmup import WarmUp
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +118,44 @@ def test_checkpoints_that_cannot_be_used_are_refused(model_path, checkpoints, qu
     (bare / "adapter_config.json").write_text(json.dumps({**config, "r": 2}))
     with pytest.raises(ValueError, match="does not fit the model"):
         LESS(model_path, [str(bare)]).fit(queries)
+
+
+@pytest.fixture(scope="module")
+def warm_up(model_path, rows, tmp_path_factory) -> tuple[Path, list[str]]:
+    folder = tmp_path_factory.mktemp("warm_up") / "run"
+    settings = {"fraction": 0.5, "epochs": 2, "rows_per_step": 8, "rows_per_batch": 4, "learning_rate": 1e-2}
+    run = WarmUp(model_path, lora_r=4, lora_alpha=16, **settings)
+    return folder, run.run(Dataset.from_list(rows), folder)
+
+
+def test_the_warm_up_leaves_a_checkpoint_an_epoch_that_less_reads(model_path, warm_up, rows, queries):
+    folder, checkpoints = warm_up
+    assert [Path(path).parent for path in checkpoints] == [folder] * 2
+    scorer = LESS(model_path, [str(folder)]).fit(queries)
+    assert scorer.checkpoints == checkpoints
+    out = scorer(batch(rows[:4]))
+    assert sum(score is not None for score in out["score_less"]) >= 3
+    adams = scorer._gradients._adams
+    assert all(adam is not None and adam.step > 0 for adam in adams) and adams[1].step == 2 * adams[0].step
+    assert scorer._weights[0] > scorer._weights[1], "the rate falls"
+
+
+def test_a_warm_up_that_was_killed_goes_on(model_path, warm_up, rows, tmp_path):
+    folder, checkpoints = warm_up
+    shutil.copytree(folder, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / Path(checkpoints[1]).name)
+    first = tmp_path / "run" / Path(checkpoints[0]).name / "adapter_model.safetensors"
+    stamp = first.stat().st_mtime_ns
+    settings = {"fraction": 0.5, "epochs": 2, "rows_per_step": 8, "rows_per_batch": 4, "learning_rate": 1e-2}
+    again = WarmUp(model_path, lora_r=4, lora_alpha=16, **settings).run(Dataset.from_list(rows), tmp_path / "run")
+    assert [Path(path).name for path in again] == [Path(path).name for path in checkpoints]
+    assert first.stat().st_mtime_ns == stamp, "the first epoch was trained again"
+    ours, theirs = (load_file(Path(run[1]) / "adapter_model.safetensors") for run in (again, checkpoints))
+    for name, weight in ours.items():
+        torch.testing.assert_close(weight, theirs[name])
+
+
+def test_a_pool_without_responses_cannot_warm_up(model_path, tmp_path):
+    empty = Dataset.from_list([{"messages": [{"role": "user", "content": "Hello."}]}] * 4)
+    with pytest.raises(ValueError, match="none of the 4 rows drawn has a response"):
+        WarmUp(model_path, fraction=1.0).run(empty, tmp_path / "run")

@@ -16,6 +16,7 @@ _COMMANDS = {
     "score": "hf_select.cli.score:Score",
     "index": "hf_select.cli.index:Index",
     "select": "hf_select.cli.select:Select",
+    "warm-up": "hf_select.cli.warm_up:WarmUpCommand",
     "run": "hf_select.cli.recipe:Run",
     "demo-pool": "hf_select.cli.demo:DemoPool",
     "demo-table": "hf_select.cli.demo:DemoTable",

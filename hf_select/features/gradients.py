@@ -279,6 +279,26 @@ def read_adam(path: str, layers: dict[str, torch.nn.Linear], mode: Literal["pape
     return Adam({name: moments[name] for name in layers}, step, mode, **settings)
 
 
+def encode_responses(
+    lm: CausalLM, rows: list[Conversation], text_format: str, max_length: int | None
+) -> list[tuple[Encoded, str] | BadRow]:
+    """Token ids with response spans and the note of a cut, or why a row has nothing to learn from."""
+    loaded = lm.load()
+    template = LESS_TEMPLATE if text_format == "tulu" else None
+    found: list[tuple[Encoded, str] | BadRow] = []
+    for encoded in encode_all(rows, loaded.tokenizer, template):
+        try:
+            if isinstance(encoded, BadRow):
+                raise encoded
+            kept, note = cut(encoded, max_length, loaded.max_length)
+            if len(predicted(kept.responses)) == 0:
+                raise BadRow(f"no token of the response is left to learn{f' ({note})' if note else ''}")
+            found.append((kept, note))
+        except BadRow as reason:
+            found.append(reason)
+    return found
+
+
 Moments = dict[str, tuple[Tensor, Tensor]]
 
 
@@ -338,7 +358,7 @@ class AdapterGradients:
 
     Args:
         model: Hub id, path or CausalLM of the base model.
-        checkpoints: folders of the adapter, one an epoch.
+        checkpoints: folders of the adapter, one an epoch, or that of the run which holds them.
         form: of a row's gradient: adam (the step that Adam would take) or sgd (the gradient itself). Queries have the
             gradient itself.
         adam_mode: paper, or repo for the authors' code; see Adam.
@@ -356,6 +376,7 @@ class AdapterGradients:
     def __post_init__(self) -> None:
         check_choices(self)
         self.lm = self.model if isinstance(self.model, CausalLM) else CausalLM(self.model)
+        self.checkpoints = [path for given in self.checkpoints for path in _expanded(given)]
         if not self.checkpoints:
             raise ValueError("checkpoints is empty; give at least one folder of a trained adapter.")
         self._adams: list[Adam | None] = []
@@ -402,20 +423,7 @@ class AdapterGradients:
 
     def encode(self, rows: list[Conversation]) -> list[tuple[Encoded, str] | BadRow]:
         """Token ids with response spans and the note of a cut, or why a row has no gradient."""
-        loaded = self.lm.load()
-        template = LESS_TEMPLATE if self.text_format == "tulu" else None
-        found: list[tuple[Encoded, str] | BadRow] = []
-        for encoded in encode_all(rows, loaded.tokenizer, template):
-            try:
-                if isinstance(encoded, BadRow):
-                    raise encoded
-                kept, note = cut(encoded, self.max_length, loaded.max_length)
-                if len(predicted(kept.responses)) == 0:
-                    raise BadRow(f"no token of the response is left to learn{f' ({note})' if note else ''}")
-                found.append((kept, note))
-            except BadRow as reason:
-                found.append(reason)
-        return found
+        return encode_responses(self.lm, rows, self.text_format, self.max_length)
 
     def whole(self, rows: list[Encoded], checkpoint: int) -> list[Any]:
         """Plain gradients (P,) of rows, in the order of the adapter's layers: the queries' side."""
@@ -439,6 +447,15 @@ class AdapterGradients:
         self.load()
         self._adapted.set_adapter(_adapter(checkpoint))
         yield adapter_layers(self.lm.load().model, _adapter(checkpoint))
+
+
+def _expanded(path: str) -> list[str]:
+    """The checkpoints of a run in their order, or the folder itself."""
+    folder = Path(path).expanduser()
+    if (folder / "adapter_config.json").exists():
+        return [path]
+    inside = [p.parent for p in folder.glob("checkpoint-*/adapter_config.json")]
+    return [str(p) for p in sorted(inside, key=lambda p: int(p.name.rpartition("-")[2]))] or [path]
 
 
 def _adapter(checkpoint: int) -> str:

@@ -28,7 +28,8 @@ class LESS(Similarity):
 
     Args:
         model: Hub id, path or CausalLM of the base model that the adapter was trained on.
-        checkpoints: folders of the warm-up's adapter, one an epoch, with the state of their optimizer.
+        checkpoints: folders of the warm-up's adapter, one an epoch, with the state of their optimizer; or the folder
+            of the run that holds them.
         learning_rates: weight of each checkpoint; by default the mean rate of its epoch, as Trainer logged it.
         form: of a row's gradient: adam (the step that Adam would take, as published) or sgd (the gradient itself).
         adam_mode: paper, or repo for the authors' code (epsilon inside the root, no bias correction).
@@ -60,6 +61,7 @@ class LESS(Similarity):
         self._gradients = AdapterGradients(
             self.model, self.checkpoints, self.form, self.adam_mode, self.text_format, self.max_length
         )
+        self.checkpoints = self._gradients.checkpoints
         self._weights = self._checkpoint_weights()
 
     def load(self, rank: int | None = None) -> None:

@@ -1,0 +1,1 @@
+"""Training on selections. Only this room imports Trainer and TRL."""

@@ -1,0 +1,117 @@
+"""LESS's warm-up: a short LoRA run of the stock SFT trainer on a random share of the pool.
+
+Xia et al. 2024 (arXiv:2402.04333), section 3 and appendix: the checkpoints give the gradients' adapter and Adam's
+moments. The rows, templates and response tokens are those that LESS will measure.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from datasets import Dataset
+
+from hf_select.features.gradients import encode_responses
+from hf_select.formats import BadRow, Conversation, conversations
+from hf_select.inference.causal_lm import CausalLM
+from hf_select.selection.baselines import Random
+
+
+@dataclass
+class WarmUp:
+    """Settings of the run; the defaults are the paper's.
+
+    Args:
+        model: Hub id, path or CausalLM of the base model.
+        fraction: share of the pool that is trained on.
+        seed: of the share, the adapter and the order of rows.
+        epochs: passes over the share; one checkpoint each.
+        learning_rate: highest rate; linear warm-up over 3 % of the steps, then linear decay.
+        rows_per_step: rows of one optimizer step.
+        rows_per_batch: rows of one forward pass; the others of a step are accumulated.
+        lora_r: rank of the adapter.
+        lora_alpha: its scale, times the rank.
+        lora_dropout: its dropout.
+        target_modules: names of the layers that carry the adapter; by default those that PEFT knows for the model.
+        text_format: chat is the model's own template; tulu the layout of the authors' code.
+        max_length: tokens kept of a row; a longer one is cut on the right.
+    """
+
+    model: Any
+    fraction: float = 0.05
+    seed: int = 0
+    epochs: int = 4
+    learning_rate: float = 2e-5
+    rows_per_step: int = 128
+    rows_per_batch: int = 1
+    lora_r: int = 128
+    lora_alpha: int = 512
+    lora_dropout: float = 0.1
+    target_modules: list[str] | None = None
+    text_format: Literal["chat", "tulu"] = "chat"
+    max_length: int | None = 2048
+
+    def run(self, dataset: Dataset, output_dir: str | os.PathLike) -> list[str]:
+        """Train, or go on where a killed run stopped; returns the checkpoints, one an epoch.
+
+        Raises: ValueError if no row of the share has response tokens.
+        """
+        from peft import LoraConfig
+        from transformers.trainer_utils import get_last_checkpoint
+        from trl import SFTConfig, SFTTrainer
+
+        folder = Path(output_dir).expanduser()
+        # A fresh copy: training puts the adapter into the model that it is given.
+        lm = CausalLM(**self.model.settings()) if isinstance(self.model, CausalLM) else CausalLM(self.model)
+        loaded = lm.load()
+        share = dataset.select(sorted(Random(self.seed)(dataset, fraction=self.fraction).indices))
+        rows = [row for row in conversations(share[:]) if isinstance(row, Conversation)]
+        encoded = [e[0] for e in encode_responses(lm, rows, self.text_format, self.max_length) if _whole(e)]
+        if not encoded:
+            raise ValueError(f"none of the {len(share)} rows drawn has a response to train on.")
+        columns = {"input_ids": [e.input_ids for e in encoded], "labels": [_labels(e) for e in encoded]}
+        device = loaded.device.type
+        settings = SFTConfig(
+            output_dir=str(folder),
+            num_train_epochs=self.epochs,
+            per_device_train_batch_size=self.rows_per_batch,
+            gradient_accumulation_steps=max(1, self.rows_per_step // self.rows_per_batch),
+            learning_rate=self.learning_rate,
+            lr_scheduler_type="linear",
+            warmup_steps=0.03,
+            max_length=None,  # cut already
+            save_strategy="epoch",
+            logging_steps=1,
+            seed=self.seed,
+            bf16=str(loaded.model.dtype) == "torch.bfloat16",
+            use_cpu=device == "cpu",
+            report_to="none",
+        )
+        adapter = LoraConfig(
+            r=self.lora_r,
+            lora_alpha=self.lora_alpha,
+            lora_dropout=self.lora_dropout,
+            target_modules=self.target_modules,
+            task_type="CAUSAL_LM",
+        )
+        trainer = SFTTrainer(
+            loaded.model,
+            args=settings,
+            train_dataset=Dataset.from_dict(columns),
+            processing_class=loaded.tokenizer,
+            peft_config=adapter,
+        )
+        last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+        trainer.train(resume_from_checkpoint=last)
+        return [str(path) for path in sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))]
+
+
+def _whole(encoded: Any) -> bool:
+    return not isinstance(encoded, BadRow)
+
+
+def _labels(encoded: Any) -> list[int]:
+    labels = [-100] * len(encoded.input_ids)
+    for start, end in encoded.responses:
+        labels[start:end] = encoded.input_ids[start:end]
+    return labels
