@@ -55,9 +55,10 @@ def main() -> None:
     parser.add_argument("--limit", type=int)
     args = parser.parse_args()
 
-    pool, labels = read(args.pool)[: args.limit], read(args.labels)[: args.limit]
-    assert [row["id"] for row in pool] == [label["id"] for label in labels]
-    data = Dataset.from_list([{"prompt": row["prompt"], "completion": row["completion"]} for row in pool])
+    whole, key = read(args.pool), read(args.labels)
+    assert [row["id"] for row in whole] == [label["id"] for label in key]
+    pool, labels = whole[: args.limit], key[: args.limit]
+    data = _dataset(pool)
     scorers = {
         "length": Length(),
         "perplexity": Perplexity(args.model, max_length=1024),
@@ -76,8 +77,9 @@ def main() -> None:
     lengths = values["length"]
 
     dedup = Dedup(of="prompt")
-    dedup(data)
-    copies = np.array([row in dedup.removed_ for row in range(len(data))])
+    dedup(_dataset(whole))  # copies are looked for in the whole pool
+    removed = np.array([row in dedup.removed_ for row in range(len(whole))])
+    copies = removed[: len(pool)]
     ends = np.array([_ends_well(row.messages[-1]["content"]) for row in conversations(data[:])], dtype=np.float64)
     signed = {
         "+ length": lengths,
@@ -92,15 +94,23 @@ def main() -> None:
         "+ deita (untrained rater)": values["deita"],
         "not a copy (dedup of prompts)": (~copies).astype(np.float64),
     }
-    ranks = {name: percentile_ranks(np.where(np.isnan(v), -np.inf, v)) for name, v in signed.items()}
-    likelihood = (ranks["- ifd"] + ranks["- perplexity_response"]) / 2
-    signed["A: ranks of - ifd and - perplexity_response"] = likelihood
-    signed["B: A, copies last"] = likelihood - 2 * copies
-    signed["C: B, responses that do not end with punctuation after those that do"] = likelihood - 2 * copies + ends
+    parts = {"a": signed["- ifd"], "b": ends, "c": (~copies).astype(np.float64)}
+    ranks = [percentile_ranks(np.where(np.isnan(v), -np.inf, v)) for v in parts.values()]
+    signed["ends with punctuation"] = ends
+    signed["combined: equal ranks of - ifd, punctuation, not a copy"] = np.sum(ranks, axis=0)
 
     print(f"{len(data)} rows\n\n| score | {' | '.join(KINDS)} | all |\n|{' --- |' * (len(KINDS) + 2)}")
     for name, value in signed.items():
         print(f"| {name} | {' | '.join(f'{x:.3f}' for x in row_of(value, labels))} |")
+
+    place = {label["alpaca_id"]: i for i, label in enumerate(key) if label["label"] == "clean"}
+    pairs = [(i, place.get(label["detail"].get("duplicate_of"))) for i, label in enumerate(key)]
+    broken = [removed[i] != removed[j] for i, j in pairs if j is not None]
+    print(f"\nof {len(broken)} planted pairs dedup removes exactly one row in {np.mean(broken):.1%}")
+
+
+def _dataset(rows: list[dict]) -> Dataset:
+    return Dataset.from_list([{"prompt": row["prompt"], "completion": row["completion"]} for row in rows])
 
 
 def _ends_well(text: str) -> bool:

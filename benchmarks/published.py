@@ -22,9 +22,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("model", "pool", "selections", "scores"):
         parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--every", type=int, default=1, help="take every n-th row of the pool")
     args = parser.parse_args()
 
-    pool = read(args.pool)
+    pool = read(args.pool)[:: args.every]
     place = {row["id"]: i for i, row in enumerate(pool)}
     data = Dataset.from_list([{"prompt": row["prompt"], "completion": row["completion"]} for row in pool])
     lengths = score(data, Length(of="response"), Path(args.scores) / "length")["score_length"]

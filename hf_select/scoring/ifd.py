@@ -16,7 +16,7 @@ import numpy as np
 from datasets import List, Value
 
 from hf_select import columns
-from hf_select.formats import BadRow, Conversation, cut, encode_all, generation_prompt
+from hf_select.formats import BadRow, Conversation, Encoded, cut, encode_all, generation_prompt
 from hf_select.inference.batching import OutOfMemory
 from hf_select.scoring.perplexity import has_response
 from hf_select.scoring.scorer import LMScorer
@@ -145,7 +145,7 @@ class IFD(LMScorer):
                 if not any(has_response(row)):
                     raise BadRow("empty response")
                 said = [span for span, says in zip(encoded.responses, has_response(row), strict=True) if says]
-                encoded, note = cut(type(encoded)(encoded.input_ids, said), self.max_length, loaded.max_length)
+                encoded, note = cut(Encoded(encoded.input_ids, said), self.max_length, loaded.max_length)
                 start = encoded.input_ids[:1] if encoded.input_ids[0] == loaded.tokenizer.bos_token_id else []
                 passes.append(_same_tokens(encoded.input_ids, encoded.responses, start + header, note))
             except BadRow as reason:
@@ -153,18 +153,15 @@ class IFD(LMScorer):
         return passes
 
     def _text_passes(self, rows: list[Conversation]) -> list[Passes | BadRow]:
-        passes: list[Passes | BadRow] = []
+        found: list[Any] = []
         for row in rows:
             try:
-                prompt, lead, response = self._texts(row)
-                passes.append(
-                    self._repo_passes(prompt, lead, response)
-                    if self.mode == "repo"
-                    else self._paper_passes(prompt, lead, response)
-                )
+                found.append(self._texts(row))
             except BadRow as reason:
-                passes.append(reason)
-        return passes
+                found.append(reason)
+        whole = [texts for texts in found if not isinstance(texts, BadRow)]
+        made = iter(self._paper_passes(whole) if self.mode == "paper" else map(self._repo_passes, whole))
+        return [texts if isinstance(texts, BadRow) else next(made) for texts in found]
 
     def _texts(self, row: Conversation) -> tuple[str, str, str]:
         """(prompt, what stands before the lone response, response) of the row's first exchange."""
@@ -178,40 +175,47 @@ class IFD(LMScorer):
         template = ALPACA_PROMPT_INPUT if extra else ALPACA_PROMPT
         return template.format(instruction=instruction, input=extra), ALPACA_LEAD, response
 
-    def _paper_passes(self, prompt: str, lead: str, response: str) -> Passes:
+    def _paper_passes(self, texts: list[tuple[str, str, str]]) -> list[Passes | BadRow]:
+        if not texts:
+            return []
         loaded = self._lm.load()
-        encoding = loaded.tokenizer(prompt + response, return_offsets_mapping=True, verbose=False)
-        ids = encoding["input_ids"]
-        # A token belongs to the response if it starts there, as in the chat format; a start token has no characters.
-        first = next(
-            (t for t, (a, b) in enumerate(encoding["offset_mapping"]) if a >= len(prompt) and b > a), len(ids)
-        )
-        cut_ids = ids[: self.max_length]
-        if loaded.max_length is not None and len(cut_ids) > loaded.max_length:
-            raise BadRow(f"longer than the model's context of {loaded.max_length} tokens; lower max_length")
-        note = f"cut to {self.max_length} tokens" if len(cut_ids) < len(ids) else ""
-        return _same_tokens(cut_ids, [(first, len(cut_ids))], loaded.tokenizer(lead)["input_ids"], note)
+        lead = loaded.tokenizer(texts[0][1])["input_ids"]  # the same for all
+        whole = [prompt + response for prompt, _, response in texts]
+        encoding = loaded.tokenizer(whole, return_offsets_mapping=True, verbose=False)
+        passes: list[Passes | BadRow] = []
+        for (prompt, _, _), ids, offsets in zip(texts, encoding["input_ids"], encoding["offset_mapping"], strict=True):
+            # A token belongs to the response if it starts there, as in the chat format; a start token has no
+            # characters.
+            starts = (t for t, (a, b) in enumerate(offsets) if a >= len(prompt) and b > a)
+            encoded = Encoded(ids, [(next(starts, len(ids)), len(ids))])
+            try:
+                kept, note = cut(encoded, self.max_length, loaded.max_length)
+                passes.append(_same_tokens(kept.input_ids, kept.responses, lead, note))
+            except BadRow as reason:
+                passes.append(reason)
+        return passes
 
-    def _repo_passes(self, prompt: str, lead: str, response: str) -> Passes:
+    def _repo_passes(self, texts: tuple[str, str, str]) -> Passes | BadRow:
         """The two texts tokenised apart; the lone response is cut so that both are thought to keep as much of it."""
+        prompt, lead, response = texts
         assert self.max_length is not None
         tokenizer = self._lm.load().tokenizer
         prompt_length = len(tokenizer(prompt, verbose=False)["input_ids"])
         if prompt_length >= self.max_length:
-            raise BadRow(f"the prompt alone reaches {self.max_length} tokens")
+            return BadRow(f"the prompt alone reaches {self.max_length} tokens")
         given = tokenizer(prompt + response, verbose=False)["input_ids"]
         room = self.max_length - prompt_length + _REPO_LEAD[self.text_format]
         alone = tokenizer(lead + response, verbose=False)["input_ids"][:room]
         if self.text_format == "alpaca":
             start = len(tokenizer(lead)["input_ids"])
             if prompt_length + len(alone) - start > self.max_length:
-                raise BadRow("too long: without a start token the script drops what it would otherwise cut")
+                return BadRow("too long: without a start token the script drops what it would otherwise cut")
         else:
             start = 1  # a language-modelling loss: all but the first token
         note = f"cut to {self.max_length} tokens" if len(given) > self.max_length else ""
         given = given[: self.max_length]
         if len(alone) <= start or len(given) <= prompt_length:
-            raise BadRow("no token of the response is left to predict")
+            return BadRow("no token of the response is left to predict")
         return Passes(given, [(prompt_length, len(given))], [alone], [(start, len(alone))], note)
 
 

@@ -58,7 +58,7 @@ class WarmUp:
         """
         from peft import LoraConfig
         from transformers.trainer_utils import get_last_checkpoint
-        from trl import SFTConfig, SFTTrainer
+        from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
 
         folder = Path(output_dir).expanduser()
         # A fresh copy: training puts the adapter into the model that it is given.
@@ -66,7 +66,8 @@ class WarmUp:
         loaded = lm.load()
         share = dataset.select(sorted(Random(self.seed)(dataset, fraction=self.fraction).indices))
         rows = [row for row in conversations(share[:]) if isinstance(row, Conversation)]
-        encoded = [e[0] for e in encode_responses(lm, rows, self.text_format, self.max_length) if _whole(e)]
+        found = encode_responses(lm, rows, self.text_format, self.max_length)
+        encoded = [item[0] for item in found if not isinstance(item, BadRow)]
         if not encoded:
             raise ValueError(f"none of the {len(share)} rows drawn has a response to train on.")
         columns = {"input_ids": [e.input_ids for e in encoded], "labels": [_labels(e) for e in encoded]}
@@ -80,6 +81,8 @@ class WarmUp:
             lr_scheduler_type="linear",
             warmup_steps=0.03,
             max_length=None,  # cut already
+            gradient_checkpointing=False,  # TRL's own default, under a name that transformers takes back
+            activation_checkpointing=True,
             save_strategy="epoch",
             logging_steps=1,
             seed=self.seed,
@@ -104,10 +107,6 @@ class WarmUp:
         last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
         trainer.train(resume_from_checkpoint=last)
         return [str(path) for path in sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))]
-
-
-def _whole(encoded: Any) -> bool:
-    return not isinstance(encoded, BadRow)
 
 
 def _labels(encoded: Any) -> list[int]:
