@@ -65,6 +65,7 @@ def test_a_score_is_the_weighted_sum_over_checkpoints_of_mean_cosines(model_path
         assert out["score_less_a"][i] == pytest.approx(a, abs=1e-6)
         assert out["score_less"][i] == pytest.approx(max(a, b), abs=1e-6)
     assert np.ptp(similarity) > 0.02
+    assert scorer.usage()["flops"] > 0 and scorer.usage()["processed_tokens"] >= scorer.usage()["tokens"]
 
 
 def test_subtasks_are_means_and_a_task_the_largest_of_them(model_path, checkpoints, rows):

@@ -101,6 +101,10 @@ def row_gradients(
                 ids = lm.pad([sequences[i] for i in indices])  # (B, T)
                 hidden = loaded.backbone(input_ids=ids, use_cache=False).last_hidden_state  # (B, T, D)
                 _backward(loaded, hidden, [sequences[i] for i in indices], [positions[i] for i in indices])
+            # Forward, and the backward pass of activations alone: no gradient of a frozen weight is formed.
+            lm.usage.processed_tokens += ids.numel()
+            lm.usage.flops += 4.0 * loaded.backbone_parameters * ids.numel()
+            lm.usage.flops += 4.0 * loaded.head_parameters * sum(len(positions[i]) for i in indices)
         finally:
             for handle in handles:
                 handle.remove()
