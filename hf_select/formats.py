@@ -324,6 +324,8 @@ def cut(encoded: Encoded, max_length: int | None, context: int | None) -> tuple[
 
     Raises: BadRow if what is left is longer than the model's context.
     """
+    if max_length is not None and max_length < 1:
+        raise ValueError(f"max_length is {max_length}; it must be at least 1.")
     ids = encoded.input_ids[:max_length]
     if context is not None and len(ids) > context:
         raise BadRow(f"longer than the model's context of {context} tokens; lower max_length")

@@ -44,6 +44,7 @@ def check_scorer(make: Any, rows: list[dict[str, Any]], tolerance: float = 1e-5)
     assert Hasher.hash(scorer) == hash_before, "the hash changed by scoring: the datasets cache would never hit"
     assert Hasher.hash(make()) == hash_before, "two scorers of the same settings hash differently"
     again = pickle.loads(pickle.dumps(scorer))
+    assert Hasher.hash(again) == hash_before, "the hash changed by pickling: a run could not be continued"
     assert again.settings().keys() == scorer.settings().keys()
     _same(whole[score], again(batch)[score], tolerance, "after pickling")
 

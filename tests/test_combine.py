@@ -45,6 +45,11 @@ def test_top_k_without_length_keeps_the_plain_score_and_says_both():
         assert selection.indices.tolist() == [1] and "without its length" in selection.reasons[0]
         assert selection.apply(data)["s"] == [scores[1]]
         assert selection.scores is not None and selection.scores[0] == pytest.approx(0.8, abs=0.2)
+    gone = Dataset.from_dict({"s": scores, "n": [1, None, 100, 1000, 10000]})
+    partly = TopK("s", length="strata", length_column="n")(gone, k=4)
+    assert "of 4 scored rows" in partly.reasons[0] and partly.chain[0]["without_length"] == 1
+    with pytest.raises(ValueError, match="no lengths"):
+        TopK("s", length="residual", length_column="n")(Dataset.from_dict({"s": [1.0, 2], "n": [-2, 5]}), k=1)
     with pytest.raises(ValueError, match="no text to count"):
         TopK("s", length="strata")(data.select_columns(["s"]), k=1)
 

@@ -63,7 +63,7 @@ def test_long_rows_lose_the_end_of_their_response_or_have_no_score(lm):
     cut = DEITA(lm, max_length=90)(long)
     assert cut["score_deita"][0] is not None and "cut to fit 90" in cut["deita_reason"][0]
     assert DEITA(lm, max_length=None)(long)["deita_reason"][0].startswith("longer than the model's context of 512")
-    assert "instruction alone" in DEITA(lm, max_length=20)(long)["deita_reason"][0]
+    assert "stands around the" in DEITA(lm, max_length=20)(long)["deita_reason"][0]
 
 
 def test_prompts_come_as_text_or_from_a_file_and_must_have_their_places(lm, tmp_path):
@@ -79,3 +79,10 @@ def test_prompts_come_as_text_or_from_a_file_and_must_have_their_places(lm, tmp_
         DEITA(lm, quality_prompt="Rate {instruction}:\n")
     with pytest.raises(ValueError, match="between 2 and 9"):
         DEITA(lm, ratings=10)
+
+
+def test_plain_text_has_no_pairs_and_a_prompt_ends_with_its_question(lm):
+    out = DEITA(lm)({"text": ["hello there"]})
+    assert out["score_deita"] == [None] and out["deita_reason"] == ["no user turn"]
+    with pytest.raises(ValueError, match="must end with what asks"):
+        DEITA(lm, quality_prompt="Rate {instruction}\nand {response}")

@@ -160,3 +160,48 @@ def test_a_pool_without_responses_cannot_warm_up(model_path, tmp_path):
     empty = Dataset.from_list([{"messages": [{"role": "user", "content": "Hello."}]}] * 4)
     with pytest.raises(ValueError, match="none of the 4 rows drawn has a response"):
         WarmUp(model_path, fraction=1.0).run(empty, tmp_path / "run")
+
+
+def test_scoring_leaves_a_model_that_others_use_as_it_was(model_path, checkpoints, rows, queries):
+    from hf_select import CausalLM, Perplexity
+
+    lm = CausalLM(model_path)
+    before = Perplexity(lm)(batch(rows[:4]))["score_perplexity"]
+    LESS(lm, checkpoints[:1]).fit(queries)(batch(rows[:4]))
+    assert Perplexity(lm)(batch(rows[:4]))["score_perplexity"] == before
+    loaded = lm.load()
+    with pytest.raises(ValueError, match="loaded model would be changed"):
+        LESS(CausalLM(loaded.model, tokenizer=loaded.tokenizer), checkpoints)
+
+
+def test_a_run_folder_with_its_final_model_is_still_its_checkpoints(model_path, checkpoints, tmp_path):
+    run = tmp_path / "run"
+    for path in checkpoints:
+        shutil.copytree(path, run / Path(path).name)
+    for file in Path(checkpoints[1]).glob("adapter_*"):
+        shutil.copy(file, run)
+    (run / "checkpoint-best").mkdir()
+    assert [Path(path).name for path in LESS(model_path, [str(run)]).checkpoints] == [
+        Path(path).name for path in checkpoints
+    ]
+
+
+def test_a_checkpoint_at_rate_0_counts_nothing(model_path, checkpoints):
+    np.testing.assert_array_equal(LESS(model_path, checkpoints, learning_rates=[0.0, 1e-3])._weights, [0, 1])
+    for bad in ([0.0, 0.0], [-1.0, 2.0], [float("nan"), 1.0]):
+        with pytest.raises(ValueError, match="learning_rates are"):
+            LESS(model_path, checkpoints, learning_rates=bad)
+
+
+def test_a_warm_up_of_other_rows_or_settings_is_refused(model_path, warm_up, rows, tmp_path):
+    folder, _ = warm_up
+    settings = {"epochs": 2, "rows_per_step": 8, "rows_per_batch": 4, "learning_rate": 1e-2, "lora_r": 4}
+    with pytest.raises(ValueError, match="fraction 0.5 there, 0.4 here"):
+        WarmUp(model_path, fraction=0.4, lora_alpha=16, **settings).run(Dataset.from_list(rows), folder)
+    with pytest.raises(ValueError, match="pool .* there"):
+        WarmUp(model_path, fraction=0.5, lora_alpha=16, **settings).run(Dataset.from_list(rows[:-1]), folder)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ValueError, match="holds other files"):
+        WarmUp(model_path, fraction=0.5).run(Dataset.from_list(rows), tmp_path)
+    with pytest.raises(ValueError, match="text_format"):
+        WarmUp(model_path, text_format="tulo")

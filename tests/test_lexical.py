@@ -78,3 +78,13 @@ def test_sample_draws_by_weight():
     assert Sample("w", temperature=1e-6)(data, k=3).indices.tolist() == [0, 1, 2]
     with pytest.raises(ValueError, match="above 0"):
         Sample("w", temperature=0)
+
+
+def test_an_unreadable_query_is_refused_not_dropped():
+    queries = Dataset.from_dict({"prompt": ["a b", None], "completion": ["c", "d"]})
+    with pytest.raises(ValueError, match="query 1 .*prompt is null"):
+        DSIR().fit(queries, pool=POOL)
+    with pytest.raises(ValueError, match="query 0 .*no word"):
+        DSIR().fit(rows("?!"), pool=POOL)
+    with pytest.raises(ValueError, match="no conversation in columns"):
+        TFIDF().fit(rows("a"), pool=Dataset.from_dict({"foo": ["a"]}))

@@ -140,6 +140,11 @@ def test_both_passes_see_the_same_response_tokens_also_when_cut(lm, text_format)
         ),
         (lambda lm: IFD(lm, text_format="alpaca"), {"messages": [{"role": "user", "content": "x"}]}, "no user turn"),
         (lambda lm: IFD(lm), {"text": "Figs, plums."}, "plain text has no prompt"),
+        (
+            lambda lm: IFD(lm, text_format="plain", mode="repo", max_length=2048),
+            chat("Name them.", "a " * 600),
+            "context of 512",
+        ),
         (lambda lm: Perplexity(lm, scope="response"), chat("Name three fruits.", ""), "empty response"),
         (lambda lm: Perplexity(lm, max_length=1), chat("Name three fruits.", "Figs."), "no token of the row"),
         (lambda lm: Perplexity(lm, scope="response", max_length=4), chat("Name them.", "Figs."), "of the response is"),
@@ -169,3 +174,16 @@ def test_rows_above_1_keep_their_score_and_are_left_out_on_request():
     with pytest.raises(ValueError, match=r"only 3 can be ranked by score_ifd within \[-inf, 1\]"):
         TopK("score_ifd", at_most=1.0)(data, k=4)
     assert TopK("score_ifd", at_least=0.9, which="worst")(data, k=3).indices.tolist() == [0, 4, 1]
+
+
+def test_lengths_below_1_are_refused(lm):
+    row = chat("Name three fruits.", "Figs.")
+    for scorer in (lambda: Perplexity(lm, max_length=-5), lambda: IFD(lm, max_length=0)):
+        with pytest.raises(ValueError, match="at least 1"):
+            score(scorer(), row)
+
+
+def test_an_empty_turn_counts_in_neither_score(lm):
+    row = chat("Name three fruits.", "Figs, plums and pears.", "Thanks.", " ")
+    response = score(Perplexity(lm, scope="response"), row)["score_perplexity"][0]
+    assert score(IFD(lm), row)["ifd_given_prompt"][0] == pytest.approx(response, rel=1e-5)

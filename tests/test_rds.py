@@ -209,3 +209,8 @@ def test_embeddings_are_those_of_the_sentence_encoder(model_path, rows, tmp_path
     np.testing.assert_allclose(scorer(data[:])["embedding_similarities"], alone @ asked.T, atol=1e-5)
     long = scorer({"prompt": ["x"], "completion": ["word " * 400]})
     assert long["embedding_reason"] == ["cut to 256 tokens"]
+
+
+def test_a_query_that_is_cut_is_said(model_path, caplog):
+    RDSPlus(model_path, max_length=5).fit(Dataset.from_list([{"prompt": "Name three fruits.", "completion": "Figs."}]))
+    assert "1 of 1 queries carry a note (1 x cut to 5 tokens)" in caplog.text

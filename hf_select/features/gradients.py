@@ -311,8 +311,10 @@ def _named_moments(path: Path) -> tuple[Moments, int, dict[str, Any]]:
 
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        step = int((file.metadata() or {})["step"])
+        step = (file.metadata() or {}).get("step")
     names = [name.removesuffix(".exp_avg") for name in tensors if name.endswith(".exp_avg")]
+    if step is None or any(f"{name}.exp_avg_sq" not in tensors for name in names):
+        raise ValueError(f'"{path}" lacks the step in its metadata or an .exp_avg_sq beside an .exp_avg.')
     moments = {
         name.removeprefix("base_model.model.").removesuffix(".weight"): (
             tensors[f"{name}.exp_avg"],
@@ -320,7 +322,7 @@ def _named_moments(path: Path) -> tuple[Moments, int, dict[str, Any]]:
         )
         for name in names
     }
-    return moments, step, {}
+    return moments, int(step), {}
 
 
 def _numbered_moments(path: Path, layers: dict[str, torch.nn.Linear]) -> tuple[Moments, int, dict[str, Any]]:
@@ -341,19 +343,18 @@ def _numbered_moments(path: Path, layers: dict[str, torch.nn.Linear]) -> tuple[M
 
 
 def mean_learning_rate(path: str) -> float | None:
-    """Mean learning rate of the steps that Trainer logged since the checkpoint before this one (None: not logged)."""
-    file = Path(path).expanduser() / "trainer_state.json"
+    """Mean learning rate that Trainer logged for the steps from the checkpoint before this one to this one (None: not
+    logged)."""
+    folder = Path(path).expanduser()
+    file = folder / "trainer_state.json"
     if not file.exists():
         return None
     state = json.loads(file.read_text(encoding="utf-8"))
-    epoch = round(state["epoch"] or 0)
-    rates = [entry["learning_rate"] for entry in state["log_history"] if "learning_rate" in entry]
-    of_epoch = [
-        entry["learning_rate"]
-        for entry in state["log_history"]
-        if "learning_rate" in entry and epoch - 1 < entry.get("epoch", 0) <= epoch
-    ]
-    return float(np.mean(of_epoch or rates)) if rates else None
+    steps = [int(p.name[11:]) for p in folder.parent.glob("checkpoint-*") if p.name[11:].isdigit()]
+    before = max((step for step in steps if step < state["global_step"]), default=0)
+    logged = [entry for entry in state["log_history"] if "learning_rate" in entry]
+    rates = [entry["learning_rate"] for entry in logged if before < entry["step"] <= state["global_step"]]
+    return float(np.mean(rates)) if rates else None
 
 
 @dataclass
@@ -379,7 +380,8 @@ class AdapterGradients:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        self.lm = self.model if isinstance(self.model, CausalLM) else CausalLM(self.model)
+        # A copy of its own: the adapters are put into the model.
+        self.lm = self.model.fresh() if isinstance(self.model, CausalLM) else CausalLM(self.model)
         self.checkpoints = [path for given in self.checkpoints for path in _expanded(given)]
         if not self.checkpoints:
             raise ValueError("checkpoints is empty; give at least one folder of a trained adapter.")
@@ -456,10 +458,8 @@ class AdapterGradients:
 def _expanded(path: str) -> list[str]:
     """The checkpoints of a run in their order, or the folder itself."""
     folder = Path(path).expanduser()
-    if (folder / "adapter_config.json").exists():
-        return [path]
-    inside = [p.parent for p in folder.glob("checkpoint-*/adapter_config.json")]
-    return [str(p) for p in sorted(inside, key=lambda p: int(p.name.rpartition("-")[2]))] or [path]
+    inside = [p.parent for p in folder.glob("checkpoint-*/adapter_config.json") if p.parent.name[11:].isdigit()]
+    return [str(p) for p in sorted(inside, key=lambda p: int(p.name[11:]))] or [str(folder)]
 
 
 def _adapter(checkpoint: int) -> str:

@@ -93,6 +93,15 @@ class CausalLM:
         self.__dict__.update({key: value for key, value in state.items() if key != "files"})
         self.usage, self._loaded = Usage(), None
 
+    def fresh(self) -> "CausalLM":
+        """The same model loaded anew, for whoever will change it.
+
+        Raises: ValueError for a model that was given loaded: there is only the one.
+        """
+        if not isinstance(self.model, str):
+            raise ValueError("the loaded model would be changed; give its path or Hub id in place of it.")
+        return CausalLM(**self.settings())
+
     def settings(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "usage"}
 

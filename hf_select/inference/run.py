@@ -79,7 +79,7 @@ def score(
 def read_scored(output_dir: str | os.PathLike) -> Dataset:
     """The scored rows of a finished run."""
     folder = Path(output_dir).expanduser()
-    parts = sorted((folder / "scored").glob("part-*.parquet"))
+    parts = sorted((folder / "scored").glob("part-*.parquet"), key=lambda part: int(part.stem[5:]))
     if not parts:
         raise ValueError(f'no scores in "{folder}"; make them with hf-select score --output-dir {folder} ...')
     if not (folder / "summary.json").exists():

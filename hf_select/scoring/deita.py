@@ -114,8 +114,10 @@ class DEITA(Scorer):
         pairs = [user_pairs(row) for row in rows]
         flat = [pair for some in pairs for pair in some]
         complexity_prompt, quality_prompt = self._prompts
-        complexities = iter(self._rate(self._complexity, [_around(complexity_prompt, x) for x, _ in flat]))
-        qualities = iter(self._rate(self._quality, [_around(quality_prompt, x, y) for x, y in flat]))
+        complexities = iter(
+            self._rate(self._complexity, [_around(complexity_prompt, x) for x, _ in flat], "instruction")
+        )
+        qualities = iter(self._rate(self._quality, [_around(quality_prompt, x, y) for x, y in flat], "response"))
         return [self._answer([(next(complexities), next(qualities)) for _ in some]) for some in pairs]
 
     def _answer(self, rated: list[tuple[Any, Any]]) -> dict[str, Any] | BadRow:
@@ -134,7 +136,7 @@ class DEITA(Scorer):
             "deita_quality": quality,
         }
 
-    def _rate(self, model: CausalLM, texts: list[RatingText]) -> list[tuple[float, str] | BadRow]:
+    def _rate(self, model: CausalLM, texts: list[RatingText], body: str) -> list[tuple[float, str] | BadRow]:
         """(expected rating, what was cut) of each text, or why there is none."""
         if not texts:
             return []
@@ -145,7 +147,7 @@ class DEITA(Scorer):
         for i, sequence in enumerate(sequences):
             if limit is not None and len(sequence) > limit:
                 allowed = self.max_length is not None
-                sequences[i], found[i] = cut_body(model, texts[i], sequence, limit, limit, allowed)
+                sequences[i], found[i] = cut_body(model, texts[i], sequence, limit, limit, allowed, body)
         fits = [i for i, note in enumerate(found) if not isinstance(note, BadRow)]
         rating_ids = rating_token_ids(model, texts[0].whole, self.ratings)
         for i, logits in zip(fits, model.next_token_logits([sequences[i] for i in fits], rating_ids), strict=True):
@@ -160,7 +162,7 @@ class DEITA(Scorer):
 
 def user_pairs(row: Conversation) -> list[tuple[str, str]]:
     """(user turn, reply) for every user turn; a turn without a reply has an empty one."""
-    after = [*row.messages[1:], {"role": "", "content": ""}]
+    after = [*row.messages, {"role": "", "content": ""}][1:]
     return [
         (user["content"], reply["content"] if reply["role"] == "assistant" else "")
         for user, reply in zip(row.messages, after, strict=True)
@@ -185,6 +187,8 @@ def _prompt(given: str, setting: str, places: list[str]) -> str:
         if not path.is_file():
             raise ValueError(f'{setting} is "{given}": no such file, and no text with {" and ".join(places)}.')
         text = path.read_text(encoding="utf-8")
+    if text.endswith(places[-1]):
+        raise ValueError(f"{setting} ends with {places[-1]}; it must end with what asks for the rating.")
     wrong = [place for place in places if text.count(place) != 1]
     if wrong:
         raise ValueError(f"{setting} must hold {' and '.join(places)} once each; look at {' and '.join(wrong)}.")

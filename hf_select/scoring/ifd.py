@@ -18,7 +18,7 @@ from datasets import List, Value
 from hf_select import columns
 from hf_select.formats import BadRow, Conversation, Encoded, cut, encode_all, generation_prompt
 from hf_select.inference.batching import OutOfMemory
-from hf_select.scoring.perplexity import has_response
+from hf_select.scoring.perplexity import has_response, said
 from hf_select.scoring.scorer import LMScorer
 
 
@@ -86,6 +86,8 @@ class IFD(LMScorer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.max_length is not None and self.max_length < 1:
+            raise ValueError(f"max_length is {self.max_length}; it must be at least 1.")
         if self.mode == "repo" and (self.text_format == "chat" or self.max_length is None):
             raise ValueError(
                 "mode repo is that of the authors' scripts: give text_format alpaca or plain and a max_length."
@@ -123,7 +125,7 @@ class IFD(LMScorer):
             columns.reason_column(self.name): passes.note,
             "ifd_given_prompt": _mean(given),
             "ifd_alone": _mean(np.concatenate(alone)),
-            "ifd_turns": turns,
+            "ifd_turns": [turn if math.isfinite(turn) else None for turn in turns],
         }
 
     def _ratio(self, given: np.ndarray, alone: np.ndarray) -> float:
@@ -144,8 +146,7 @@ class IFD(LMScorer):
                     raise BadRow("plain text has no prompt")
                 if not any(has_response(row)):
                     raise BadRow("empty response")
-                said = [span for span, says in zip(encoded.responses, has_response(row), strict=True) if says]
-                encoded, note = cut(Encoded(encoded.input_ids, said), self.max_length, loaded.max_length)
+                encoded, note = cut(said(row, encoded), self.max_length, loaded.max_length)
                 start = encoded.input_ids[:1] if encoded.input_ids[0] == loaded.tokenizer.bos_token_id else []
                 passes.append(_same_tokens(encoded.input_ids, encoded.responses, start + header, note))
             except BadRow as reason:
@@ -216,6 +217,9 @@ class IFD(LMScorer):
         given = given[: self.max_length]
         if len(alone) <= start or len(given) <= prompt_length:
             return BadRow("no token of the response is left to predict")
+        context = self._lm.load().max_length
+        if context is not None and max(len(given), len(alone)) > context:
+            return BadRow(f"longer than the model's context of {context} tokens; lower max_length")
         return Passes(given, [(prompt_length, len(given))], [alone], [(start, len(alone))], note)
 
 

@@ -87,8 +87,8 @@ class LESS(Similarity):
                 "the checkpoints do not say their learning rates (trainer_state.json); give learning_rates."
             )
         weights = np.array(rates, dtype=np.float64)
-        if (weights <= 0).any():
-            raise ValueError(f"learning_rates are {list(rates)}; each must be above 0.")
+        if not np.isfinite(weights).all() or (weights < 0).any() or weights.sum() == 0:
+            raise ValueError(f"learning_rates are {list(rates)}; give numbers of at least 0, not all of them 0.")
         return weights / weights.sum()
 
     # A query's vector is its gradients under every checkpoint; a row's the cosines with them.

@@ -15,7 +15,7 @@ import numpy as np
 
 from hf_select import columns
 from hf_select.features import Feature
-from hf_select.formats import BadRow, Conversation, conversations
+from hf_select.formats import BadRow, Conversation, conversations, layout
 from hf_select.scoring.scorer import Scorer
 from hf_select.scoring.similarity import Similarity, by_task
 from hf_select.words import text_of, words
@@ -46,7 +46,9 @@ class TFIDF(Similarity):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.vectorizer_: Any = None
+        self.words_: list[str] = []
+        self.idf_: np.ndarray | None = None  # (V,)
+        self._vectorizer: Any = None
 
     def fit(
         self, queries: Any, task_column: str | None = None, subtask_column: str | None = None, pool: Any = None
@@ -57,16 +59,23 @@ class TFIDF(Similarity):
             pool: the dataset that will be scored, or any sample of it.
         """
         vectorizer = _sklearn_text().TfidfVectorizer(analyzer=words, sublinear_tf=True, max_features=self.max_words)
-        self.vectorizer_ = _fitted(vectorizer, _needed(pool, "TFIDF"))
+        _fitted(vectorizer, _needed(pool, "TFIDF"))
+        self.words_, self.idf_ = vectorizer.get_feature_names_out().tolist(), vectorizer.idf_
+        self._vectorizer = None
         super().fit(queries, task_column, subtask_column)
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "vectorizer_": self.vectorizer_}
+        return {**super().__getstate__(), "words_": self.words_, "idf_": self.idf_}
 
     def _features(self, rows: list[Conversation], queries: bool) -> list[Feature | BadRow]:
         texts = [text_of(row) for row in rows]
-        matrix = self.vectorizer_.transform(texts) if texts else []  # (n, V)
+        if self._vectorizer is None:
+            self._vectorizer = _sklearn_text().TfidfVectorizer(
+                analyzer=words, sublinear_tf=True, vocabulary={word: i for i, word in enumerate(self.words_)}
+            )
+            self._vectorizer.idf_ = self.idf_
+        matrix = self._vectorizer.transform(texts) if texts else []  # (n, V)
         return [
             Feature(matrix[i]) if words(text) else BadRow("no word in the row")  # pyright: ignore[reportArgumentType]
             for i, text in enumerate(texts)
@@ -121,8 +130,13 @@ class DSIR(Scorer):
 
         Args: as TFIDF.fit.
         """
-        raw = self._log_p(_texts(_needed(pool, "DSIR")))
         tasks = by_task(queries, task_column)
+        for task, rows in tasks.items():
+            for i, row in enumerate(conversations(rows[:])):
+                reason = row if isinstance(row, BadRow) else "" if words(text_of(row)) else "no word in the row"
+                if reason:
+                    raise ValueError(f'query {i} of task "{task}" cannot be used: {reason}. Mend or remove it.')
+        raw = self._log_p(_texts(_needed(pool, "DSIR")))
         self.log_ratio_ = np.stack([self._log_p(_texts(rows)) - raw for rows in tasks.values()])
         self.tasks_ = list(tasks)
         return self
@@ -195,8 +209,9 @@ def _texts(dataset: Any, batch_size: int = 1000) -> Iterator[list[str]]:
         yield [text_of(row) for row in conversations(batch) if isinstance(row, Conversation)]
 
 
-def _fitted(vectorizer: Any, pool: Any) -> Any:
+def _fitted(vectorizer: Any, pool: Any) -> None:
+    layout(pool.column_names)  # what is wrong with the columns is said as such
     try:
-        return vectorizer.fit(text for texts in _texts(pool) for text in texts)
+        vectorizer.fit(text for texts in _texts(pool) for text in texts)
     except ValueError as error:
         raise ValueError(f"the pool has no words to learn from ({error}).") from None

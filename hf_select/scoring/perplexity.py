@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from hf_select import columns
-from hf_select.formats import FALLBACK_TEMPLATE, BadRow, Conversation, cut, encode_all
+from hf_select.formats import FALLBACK_TEMPLATE, BadRow, Conversation, Encoded, cut, encode_all
 from hf_select.inference.batching import OutOfMemory
 from hf_select.scoring.scorer import LMScorer
 
@@ -51,8 +51,10 @@ class Perplexity(LMScorer):
             try:
                 if isinstance(encoded, BadRow):
                     raise encoded
-                if self.scope == "response" and not any(has_response(row)):
-                    raise BadRow("empty response")
+                if self.scope == "response":
+                    if not any(has_response(row)):
+                        raise BadRow("empty response")
+                    encoded = said(row, encoded)
                 encoded, note = cut(encoded, self.max_length, loaded.max_length)
                 ids = encoded.input_ids
                 spans = [(0, len(ids))] if self.scope == "full" else encoded.responses
@@ -76,6 +78,15 @@ def has_response(row: Conversation) -> list[bool]:
         return [bool(row.text.strip())]
     turns = [message for message in row.messages if message["role"] == "assistant"]
     return [bool(turn["content"].strip() or turn.get("tool_calls")) for turn in turns]
+
+
+def said(row: Conversation, encoded: Encoded) -> Encoded:
+    """The row with the spans of those responses that say something. (A template may mark other spans than one a turn:
+    those are kept.)"""
+    if len(encoded.responses) != len(has_response(row)):
+        return encoded
+    spans = [span for span, says in zip(encoded.responses, has_response(row), strict=True) if says]
+    return Encoded(encoded.input_ids, spans)
 
 
 def mean_nll(nll: np.ndarray | OutOfMemory, note: str = "") -> tuple[float, str] | BadRow:

@@ -103,13 +103,13 @@ class Scorer(ABC):
         check_choices(self)
         self._warned: set[str] = set()
 
-    def _warn(self, what: str, reasons: Counter[str], total: int) -> None:
+    def _warn(self, what: str, reasons: Counter[str], total: int, of: str = "rows of this batch") -> None:
         """One line when a reason is met first; the column has every row's."""
         fresh = {reason: count for reason, count in reasons.items() if reason not in self._warned}
         self._warned.update(fresh)
         if fresh:
             listed = "; ".join(f"{count} x {reason}" for reason, count in Counter(fresh).most_common(3))
-            logger.warning("%s: %d of %d rows of this batch %s (%s).", self.name, reasons.total(), total, what, listed)
+            logger.warning("%s: %d of %d %s %s (%s).", self.name, reasons.total(), total, of, what, listed)
 
 
 @dataclass

@@ -238,7 +238,7 @@ class SelectIT(Scorer):
             for i, sequence in enumerate(sequences):
                 if room is not None and len(sequence) > room and not isinstance(notes[i], BadRow):
                     sequences[i], notes[i] = cut_body(
-                        model, column[i], sequence, room, limit, self.max_length is not None
+                        model, column[i], sequence, room, limit, self.max_length is not None, "response"
                     )
         fits = [i for i, note in enumerate(notes) if not isinstance(note, BadRow)]
         ids = [[sequences[i] for i in fits] for sequences in ids]

@@ -1,6 +1,7 @@
 """Cosine similarity of rows to queries, written once for every featurizer: by task, and by query without keeping
 n x queries."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -101,6 +102,7 @@ class Similarity(Scorer):
         """
         named = by_task(queries, task_column)
         vectors, tasks, parts, texts = [], [], [], []
+        notes: Counter[str] = Counter()
         for number, (task, rows) in enumerate(named.items()):
             parts += [(number, part) for part in self._parts(rows, subtask_column, len(parts))]
             parsed = conversations(rows[:])
@@ -109,7 +111,10 @@ class Similarity(Scorer):
                     raise ValueError(f'query {i} of task "{task}" cannot be used: {feature}. Mend or remove it.')
                 vectors.append(feature.vector)
                 tasks.append(number)
+                notes[feature.note] += 1
             texts += [row for row in parsed if isinstance(row, Conversation)]
+        del notes[""]
+        self._warn("carry a note", notes, len(vectors), "queries")
         self.tasks_ = list(named)
         self.queries_ = self._stacked(vectors)
         self.task_of_query_ = np.array(tasks)

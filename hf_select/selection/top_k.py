@@ -71,6 +71,7 @@ class TopK:
         if self.length != "ignore":
             debias = length_residual if self.length == "residual" else length_strata
             keys = debias(kept, self._lengths(dataset))
+        ranked = int((~np.isnan(keys)).sum())
         order = rank(keys, self.which)
         within = f" within [{low:g}, {high:g}]" if (low, high) != (-np.inf, np.inf) else ""
         taken = budget.take(order, f"can be ranked by {self.column}{within}")
@@ -82,7 +83,7 @@ class TopK:
                 "residual": f" ({keys[row]:.4g} without its length)",
                 "strata": f" (rank {keys[row]:.4g} among its length)",
             }[self.length]
-            return f"{self.column} {scores[row]:.6g}{by}, {place} {rank + 1} of {scored} scored rows"
+            return f"{self.column} {scores[row]:.6g}{by}, {place} {rank + 1} of {ranked} scored rows"
 
         return select(
             dataset,
@@ -96,13 +97,17 @@ class TopK:
                 "fraction": fraction,
                 "tokens": tokens,
                 "scored": scored,
+                "without_length": scored - ranked,
                 "out_of_bounds": int((~np.isnan(scores)).sum()) - scored,
             },
         )
 
     def _lengths(self, dataset: Any) -> np.ndarray:
         if self.length_column is not None:
-            return columns.numeric_column(dataset, self.length_column, "Name a column of lengths, or none.")
+            named = columns.numeric_column(dataset, self.length_column, "Name a column of lengths, or none.")
+            if (named < 0).any():
+                raise ValueError(f'column "{self.length_column}" holds negative numbers, which are no lengths.')
+            return named
         lengths = []
         readable = [name for name in dataset.column_names if name in READ_COLUMNS]
         for batch in dataset.select_columns(readable).iter(batch_size=1000) if readable else []:

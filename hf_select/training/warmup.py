@@ -4,17 +4,26 @@ Xia et al. 2024 (arXiv:2402.04333), section 3 and appendix: the checkpoints give
 moments. The rows, templates and response tokens are those that LESS will measure.
 """
 
+import json
+import logging
 import os
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from datasets import Dataset
 
+from hf_select.choices import check_choices
 from hf_select.features.gradients import encode_responses
+from hf_select.files import write_json
 from hf_select.formats import BadRow, Conversation, conversations
 from hf_select.inference.causal_lm import CausalLM
+from hf_select.inference.chunks import differences, pool_fingerprint, readable
 from hf_select.selection.baselines import Random
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -51,23 +60,33 @@ class WarmUp:
     text_format: Literal["chat", "tulu"] = "chat"
     max_length: int | None = 2048
 
+    def __post_init__(self) -> None:
+        check_choices(self)
+
     def run(self, dataset: Dataset, output_dir: str | os.PathLike) -> list[str]:
         """Train, or go on where a killed run stopped; returns the checkpoints, one an epoch.
 
-        Raises: ValueError if no row of the share has response tokens.
+        Raises: ValueError if no row of the share has response tokens, or if the folder holds a run of other rows or
+            settings.
         """
         from peft import LoraConfig
         from transformers.trainer_utils import get_last_checkpoint
         from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
 
         folder = Path(output_dir).expanduser()
-        # A fresh copy: training puts the adapter into the model that it is given.
-        lm = CausalLM(**self.model.settings()) if isinstance(self.model, CausalLM) else CausalLM(self.model)
+        # A copy of its own: training puts the adapter into the model that it is given.
+        lm = self.model.fresh() if isinstance(self.model, CausalLM) else CausalLM(self.model)
+        self._refuse_other(dataset, lm, folder)
         loaded = lm.load()
         share = dataset.select(sorted(Random(self.seed)(dataset, fraction=self.fraction).indices))
-        rows = [row for row in conversations(share[:]) if isinstance(row, Conversation)]
+        parsed = conversations(share[:])
+        rows = [row for row in parsed if isinstance(row, Conversation)]
         found = encode_responses(lm, rows, self.text_format, self.max_length)
         encoded = [item[0] for item in found if not isinstance(item, BadRow)]
+        _say(Counter(str(item) for item in (*parsed, *found) if isinstance(item, BadRow)), "are left out", len(share))
+        _say(
+            Counter(item[1] for item in found if not isinstance(item, BadRow) and item[1]), "are shortened", len(share)
+        )
         if not encoded:
             raise ValueError(f"none of the {len(share)} rows drawn has a response to train on.")
         columns = {"input_ids": [e.input_ids for e in encoded], "labels": [_labels(e) for e in encoded]}
@@ -106,7 +125,39 @@ class WarmUp:
         )
         last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
         trainer.train(resume_from_checkpoint=last)
+        if _steps_an_epoch(trainer) < 2:
+            logger.warning(
+                "warm-up: one step an epoch is hardly a warm-up; raise fraction, or lower rows_per_step (%d).",
+                self.rows_per_step,
+            )
         return [str(path) for path in sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))]
+
+    def _refuse_other(self, dataset: Dataset, lm: CausalLM, folder: Path) -> None:
+        """Write down whose run this is, or hold an existing one to it."""
+        settings = {f.name: getattr(self, f.name) for f in fields(self)}
+        here = {**settings, "model": lm.identity(), "pool": pool_fingerprint(readable(dataset))}
+        here = json.loads(json.dumps(here, default=str))
+        path = folder / "warm_up.json"
+        if path.exists():
+            there = json.loads(path.read_text(encoding="utf-8"))
+            if there != here:
+                what = "; ".join(differences(there, here)) or "model files changed"
+                raise ValueError(f'"{folder}" holds a warm-up of another run ({what}). Choose another output folder.')
+        elif folder.is_dir() and any(folder.iterdir()):
+            raise ValueError(f'output folder "{folder}" holds other files; give a new or empty one.')
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(path, here)
+
+
+def _steps_an_epoch(trainer: Any) -> float:
+    return trainer.state.max_steps / max(1, trainer.args.num_train_epochs)
+
+
+def _say(reasons: Counter[str], what: str, total: int) -> None:
+    if reasons:
+        listed = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
+        logger.warning("warm-up: %d of the %d rows drawn %s (%s).", reasons.total(), total, what, listed)
 
 
 def _labels(encoded: Any) -> list[int]:
