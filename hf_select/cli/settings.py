@@ -75,7 +75,7 @@ def add_flags(parser: argparse.ArgumentParser, cls: type, title: str, skip: Iter
         if get_origin(kind) is list:
             options |= {"nargs": "+", "type": get_args(kind)[0]}
         elif get_origin(kind) is dict:
-            options |= {"nargs": "+", "type": _pair, "action": _Pairs, "metavar": "OLD=NEW"}
+            options |= {"nargs": "+", "type": _pair, "action": _Pairs, "metavar": "NAME=VALUE"}
         elif get_origin(kind) is Literal:
             options |= {"choices": get_args(kind)}
             options.pop("metavar")
@@ -135,7 +135,7 @@ def _without_none(hint: Any) -> Any:
 def _pair(text: str) -> tuple[str, str]:
     old, found, new = text.partition("=")
     if not (found and old and new):
-        raise argparse.ArgumentTypeError(f'"{text}" is not of the form old=new')
+        raise argparse.ArgumentTypeError(f'"{text}" is not of the form name=value')
     return old, new
 
 
