@@ -8,13 +8,12 @@ sign in front of a score says which end is taken for good; it was chosen by hand
 """
 
 import argparse
-import gzip
-import json
 from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
 from scipy.stats import rankdata
+from targeted import read
 
 from hf_select import DEITA, IFD, Dedup, Length, Perplexity, SelectIT, score
 from hf_select.formats import conversations
@@ -22,11 +21,6 @@ from hf_select.selection.combine import length_residual, percentile_ranks
 
 
 KINDS = ("duplicate_instruction", "off_by_one", "shuffled_response", "truncated_response", "wrong_language_or_garbage")
-
-
-def read(path: str) -> list[dict]:
-    with gzip.open(path, "rt", encoding="utf-8", newline="\n") as file:
-        return [json.loads(line) for line in file]
 
 
 def auc(good: np.ndarray, bad: np.ndarray) -> float:

@@ -11,8 +11,9 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from damage import auc, read
+from damage import auc
 from datasets import Dataset
+from targeted import read
 
 from hf_select import IFD, Length, score
 from hf_select.selection.top_k import rank

@@ -37,6 +37,11 @@ def missing_column(column: str, present: Iterable[str], cure: str) -> ValueError
     return ValueError(f'column "{column}" is missing; the dataset has {present}.{hint} {cure}')
 
 
+def score_values(dataset: Any, column: str) -> np.ndarray:
+    """A score column as float64 (n,), NaN where a row has no score."""
+    return numeric_column(dataset, column, "Add it first: dataset.map(scorer, batched=True), or hf-select score.")
+
+
 def numeric_column(dataset: Any, column: str, cure: str) -> np.ndarray:
     """A number column as float64 of shape (n,), with NaN for null (and for a stored NaN: both mean "no score")."""
     if column not in dataset.column_names:

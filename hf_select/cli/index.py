@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from hf_select.cli.score import OverRows, build_scorer
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Index(OverRows):
     """Encode every row once and keep the vectors: any queries can then be compared with them at no further cost.
 

@@ -6,28 +6,42 @@ from typing import Any, ClassVar, Literal
 from hf_select.cli.settings import build, check_names, settable, suggest
 
 
-@dataclass
-class OverRows:
-    """What every command that runs a scorer over a dataset is told.
+@dataclass(kw_only=True)
+class Rows:
+    """What every command that reads rows and writes a folder is told.
 
     Args:
-        scorer: the method: deita, dsir, embedding, ifd, length, less, perplexity, rds, selectit or tfidf.
         dataset: a JSON, JSONL, CSV or Parquet file (also .gz), a saved dataset or a Hub id.
         output_dir: folder for what is made; the same command continues a killed run in it.
         split: split of a saved or Hub dataset.
         rename: columns to rename first, e.g. question=prompt answer=completion.
         limit: only the first rows.
-        chunk_rows: rows that are processed and written together.
     """
 
-    scorer: str
     dataset: str
     output_dir: str
     split: str = "train"
     rename: dict[str, str] | None = None
     limit: int | None = None
-    chunk_rows: int = 1000
     settings: dict[str, Any] = field(default_factory=dict)
+
+    def rows(self) -> Any:
+        from hf_select.cli.data import read_dataset
+
+        return read_dataset(self.dataset, self.split, self.rename, self.limit)
+
+
+@dataclass(kw_only=True)
+class OverRows(Rows):
+    """What every command that runs a scorer over a dataset is told.
+
+    Args:
+        scorer: the method: deita, dsir, embedding, ifd, length, less, perplexity, rds, selectit or tfidf.
+        chunk_rows: rows that are processed and written together.
+    """
+
+    scorer: str
+    chunk_rows: int = 1000
 
     @staticmethod
     def parts(values: dict[str, Any]) -> list[type]:
@@ -42,13 +56,8 @@ class OverRows:
 
         return [scorer, CausalLM]
 
-    def rows(self) -> Any:
-        from hf_select.cli.data import read_dataset
 
-        return read_dataset(self.dataset, self.split, self.rename, self.limit)
-
-
-@dataclass
+@dataclass(kw_only=True)
 class Score(OverRows):
     """Score every row of a dataset by one method; a killed run goes on where it stopped.
 
@@ -121,18 +130,21 @@ def scorer_class(name: str) -> type:
 
 
 def build_scorer(name: str, settings: dict[str, Any]) -> Any:
-    """The scorer from its flat settings; those of CausalLM go to each of its models."""
-    cls = scorer_class(name)
-    parts = Score.parts({"scorer": name})
-    check_names(settings, parts, f"scorer {name}")
-    own = {f.name for f in settable(cls)}
+    """The scorer from its flat settings."""
+    return build_parts(Score.parts({"scorer": name}), settings, f"scorer {name}")
+
+
+def build_parts(parts: list[type], settings: dict[str, Any], where: str) -> Any:
+    """The first of the classes from flat settings; those of the second, if there is one, go to each of its models."""
+    check_names(settings, parts, where)
+    own = {f.name for f in settable(parts[0])}
     mine = {key: value for key, value in settings.items() if key in own}
     if len(parts) == 2:
         shared = {key: value for key, value in settings.items() if key not in own}
         for setting in [key for key in mine if key == "model" or key.endswith("_model")]:
             models = mine[setting] if isinstance(mine[setting], list) else [mine[setting]]
-            mine[setting] = [build(parts[1], {"model": model, **shared}, f"scorer {name}") for model in models]
-    return build(cls, mine, f"scorer {name}")
+            mine[setting] = [build(parts[1], {"model": model, **shared}, where) for model in models]
+    return build(parts[0], mine, where)
 
 
 def _summary(output_dir: str, name: str) -> tuple[list[str], list[list[str]]]:

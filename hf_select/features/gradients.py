@@ -191,7 +191,7 @@ class Adam:
         step: optimizer steps that the moments have seen.
     """
 
-    moments: dict[str, tuple[Tensor, Tensor]]
+    moments: dict[str, tuple[Tensor, ...]]
     step: int
     mode: Literal["paper", "repo"] = "paper"
     betas: tuple[float, float] = (0.9, 0.999)
@@ -261,6 +261,9 @@ class Cosines:
 # checkpoints
 
 
+Moments = dict[str, tuple[Tensor, ...]]  # layer -> (m, v), both (O, I)
+
+
 def read_adam(path: str, layers: dict[str, torch.nn.Linear], mode: Literal["paper", "repo"]) -> Adam:
     """Adam's state in a checkpoint folder: optimizer.pt as Trainer writes it, or adam_moments.safetensors with
     NAME.exp_avg and NAME.exp_avg_sq and the step in its metadata.
@@ -276,56 +279,38 @@ def read_adam(path: str, layers: dict[str, torch.nn.Linear], mode: Literal["pape
             f'"{path}" has no optimizer state (optimizer.pt), which the Adam form of the gradients needs. Save whole '
             "checkpoints (save_only_model=False), or score with form=sgd."
         )
-    moments, step, settings = _named_moments(named) if named.exists() else _numbered_moments(numbered, layers)
+    moments, step, settings = (_named_moments if named.exists() else _numbered_moments)(folder, layers)
     for name, layer in layers.items():
         if name not in moments or any(moment.shape != layer.weight.shape for moment in moments[name]):
             raise ValueError(f'the optimizer state in "{path}" belongs to another adapter: it has no fit for {name}.')
-    return Adam({name: moments[name] for name in layers}, step, mode, **settings)
+    on_device = {name: tuple(moment.to(layers[name].weight.device) for moment in moments[name]) for name in layers}
+    return Adam(on_device, step, mode, **settings)
 
 
-def encode_responses(
-    lm: CausalLM, rows: list[Conversation], text_format: str, max_length: int | None
-) -> list[tuple[Encoded, str] | BadRow]:
-    """Token ids with response spans and the note of a cut, or why a row has nothing to learn from."""
-    loaded = lm.load()
-    template = LESS_TEMPLATE if text_format == "tulu" else None
-    found: list[tuple[Encoded, str] | BadRow] = []
-    for encoded in encode_all(rows, loaded.tokenizer, template):
-        try:
-            if isinstance(encoded, BadRow):
-                raise encoded
-            kept, note = cut(encoded, max_length, loaded.max_length)
-            if len(predicted(kept.responses)) == 0:
-                raise BadRow(f"no token of the response is left to learn{f' ({note})' if note else ''}")
-            found.append((kept, note))
-        except BadRow as reason:
-            found.append(reason)
-    return found
-
-
-Moments = dict[str, tuple[Tensor, Tensor]]
-
-
-def _named_moments(path: Path) -> tuple[Moments, int, dict[str, Any]]:
+def _named_moments(folder: Path, layers: dict[str, torch.nn.Linear]) -> tuple[Moments, int, dict[str, Any]]:
     from safetensors import safe_open
+    from safetensors.torch import load_file
 
+    path = folder / "adam_moments.safetensors"
+    tensors = load_file(path)
     with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         step = (file.metadata() or {}).get("step")
     names = [name.removesuffix(".exp_avg") for name in tensors if name.endswith(".exp_avg")]
     if step is None or any(f"{name}.exp_avg_sq" not in tensors for name in names):
         raise ValueError(f'"{path}" lacks the step in its metadata or an .exp_avg_sq beside an .exp_avg.')
-    moments = {
-        name.removeprefix("base_model.model.").removesuffix(".weight"): (
-            tensors[f"{name}.exp_avg"],
-            tensors[f"{name}.exp_avg_sq"],
-        )
-        for name in names
-    }
+    # The file names parameters with the adapter they had in training; here they may have another.
+    stored = {_without_adapter(name.removeprefix("base_model.model.").removesuffix(".weight")): name for name in names}
+    found = {name: stored[_without_adapter(name)] for name in layers if _without_adapter(name) in stored}
+    moments = {layer: (tensors[f"{name}.exp_avg"], tensors[f"{name}.exp_avg_sq"]) for layer, name in found.items()}
     return moments, int(step), {}
 
 
-def _numbered_moments(path: Path, layers: dict[str, torch.nn.Linear]) -> tuple[Moments, int, dict[str, Any]]:
+def _without_adapter(layer: str) -> str:
+    return layer.rpartition(".")[0]
+
+
+def _numbered_moments(folder: Path, layers: dict[str, torch.nn.Linear]) -> tuple[Moments, int, dict[str, Any]]:
+    path = folder / "optimizer.pt"
     state = torch.load(path, map_location="cpu", weights_only=True)  # tensors and numbers, never code
     numbers = [number for group in state["param_groups"] for number in group["params"]]
     entries = [state["state"].get(number, {}) for number in numbers]
@@ -357,6 +342,26 @@ def mean_learning_rate(path: str) -> float | None:
     return float(np.mean(rates)) if rates else None
 
 
+def encode_responses(
+    lm: CausalLM, rows: list[Conversation], text_format: str, max_length: int | None
+) -> list[tuple[Encoded, str] | BadRow]:
+    """Token ids with response spans and the note of a cut, or why a row has nothing to learn from."""
+    loaded = lm.load()
+    template = LESS_TEMPLATE if text_format == "tulu" else None
+    found: list[tuple[Encoded, str] | BadRow] = []
+    for encoded in encode_all(rows, loaded.tokenizer, template):
+        try:
+            if isinstance(encoded, BadRow):
+                raise encoded
+            kept, note = cut(encoded, max_length, loaded.max_length)
+            if len(predicted(kept.responses)) == 0:
+                raise BadRow(f"no token of the response is left to learn{f' ({note})' if note else ''}")
+            found.append((kept, note))
+        except BadRow as reason:
+            found.append(reason)
+    return found
+
+
 @dataclass
 class AdapterGradients:
     """Each row's gradient under one or several checkpoints of an adapter, compared with those of queries.
@@ -385,7 +390,7 @@ class AdapterGradients:
         self.checkpoints = [path for given in self.checkpoints for path in _expanded(given)]
         if not self.checkpoints:
             raise ValueError("checkpoints is empty; give at least one folder of a trained adapter.")
-        self._adams: list[Adam | None] = []
+        self._adams: list[Adam | None] = [None] * len(self.checkpoints)
         self._adapted: Any = None
 
     def identity(self) -> dict[str, Any]:
@@ -413,19 +418,12 @@ class AdapterGradients:
             except (RuntimeError, ValueError) as error:
                 raise ValueError(f'adapter "{path}" does not fit the model: {str(error).splitlines()[0]}') from error
         adapted.eval()
-        adams: list[Adam | None] = []
-        for number, path in enumerate(self.checkpoints):
-            layers = adapter_layers(loaded.model, _adapter(number))
-            by_name = {name.removesuffix(_adapter(number)) + "default": layer for name, layer in layers.items()}
-            adam = read_adam(path, by_name, self.adam_mode) if self.form == "adam" else None
-            if adam is not None:
-                device = loaded.device
-                adam.moments = {
-                    name.removesuffix("default") + _adapter(number): (m.to(device), v.to(device))
-                    for name, (m, v) in adam.moments.items()
-                }
-            adams.append(adam)
-        self._adams, self._adapted = adams, adapted
+        layers = [adapter_layers(loaded.model, _adapter(number)) for number in range(len(self.checkpoints))]
+        if self.form == "adam":
+            self._adams = [
+                read_adam(path, some, self.adam_mode) for path, some in zip(self.checkpoints, layers, strict=True)
+            ]
+        self._adapted = adapted
 
     def encode(self, rows: list[Conversation]) -> list[tuple[Encoded, str] | BadRow]:
         """Token ids with response spans and the note of a cut, or why a row has no gradient."""

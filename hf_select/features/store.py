@@ -32,10 +32,13 @@ from hf_select.inference.chunks import ChunkedJob, differences, identity_of, poo
 
 StoredType = Literal["float16", "float32"]
 
-PROBE = (
-    [("user", "How many legs do three spiders have?"), ("assistant", "Three spiders have 3 * 8 = 24 legs.")],
-    [("user", "Hello!"), ("assistant", "Hi."), ("user", "Ein Wort, bitte."), ("assistant", "Gern: Brot.")],
-)
+PROBE = [
+    Conversation([{"role": role, "content": content} for role, content in turns])
+    for turns in (
+        [("user", "How many legs do three spiders have?"), ("assistant", "Three spiders have 3 * 8 = 24 legs.")],
+        [("user", "Hello!"), ("assistant", "Hi."), ("user", "Ein Wort, bitte."), ("assistant", "Gern: Brot.")],
+    )
+]
 
 # Relative distance of a probe's vectors that other kernels and machines explain; another template moves them by 0.08.
 _SAME_VECTOR = {"float32": 1e-3}
@@ -155,27 +158,19 @@ class PoolIndex:
 
     def read(self, rows: range) -> list[Feature | BadRow]:
         """A Feature for each of these rows, or the BadRow that says why it has none."""
-        found: list[Feature | BadRow] = []
-        for start, table in self._tables(rows):
-            vectors = _vectors(table)
-            there = table["vector"].is_valid().to_pylist()
-            notes = table["reason"].to_pylist()
-            self._refuse_damaged(vectors, there, start)
-            found += [
-                Feature(vector, note) if valid else BadRow(note)
-                for vector, valid, note in zip(vectors, there, notes, strict=True)
-            ]
-        return found
+        return [
+            Feature(vector, note) if valid else BadRow(note)
+            for vectors, there, table in self._blocks(rows)
+            for vector, valid, note in zip(vectors, there, table["reason"].to_pylist(), strict=True)
+        ]
 
     def to_numpy(self, rows: range | None = None) -> np.ndarray:
         """Unit vectors (n, d) float32 of these rows (default all), NaN for a row that has none."""
-        blocks = []
-        for start, table in self._tables(range(len(self)) if rows is None else rows):
-            vectors, there = _vectors(table), table["vector"].is_valid().to_pylist()
-            self._refuse_damaged(vectors, there, start)
-            vectors[~np.array(there, dtype=bool)] = np.nan
-            blocks.append(vectors)
-        return np.concatenate(blocks) if blocks else np.empty((0, self.dimensions), dtype=np.float32)
+        found = [np.empty((0, self.dimensions), dtype=np.float32)]
+        for vectors, there, _ in self._blocks(range(len(self)) if rows is None else rows):
+            vectors[~there] = np.nan
+            found.append(vectors)
+        return np.concatenate(found)
 
     def row_ids(self) -> list[Any]:
         return [row_id for _, table in self._tables(range(len(self))) for row_id in table[columns.ROW_ID].to_pylist()]
@@ -196,14 +191,19 @@ class PoolIndex:
             yield start, table.slice(start - part * size, stop - start)
             start = stop
 
-    def _refuse_damaged(self, vectors: np.ndarray, there: list[bool], start: int) -> None:
-        bad = np.flatnonzero(np.array(there, dtype=bool) & ~np.isfinite(vectors).all(axis=1))
-        if len(bad):
-            part = self.folder / "vectors" / f"part-{(start + bad[0]) // self.manifest['chunk_rows']:05d}.arrow"
-            raise ValueError(
-                f'the stored vector of row {start + bad[0]} is not finite: "{part}" is damaged. Delete that file and '
-                "run the same hf-select index command again; only it is made anew."
-            )
+    def _blocks(self, rows: range) -> Iterator[tuple[np.ndarray, np.ndarray, pa.Table]]:
+        """(vectors (n, d), which rows have one (n,), their table) of each part that holds some of the rows."""
+        for start, table in self._tables(rows):
+            vectors = _vectors(table)
+            there = np.array(table["vector"].is_valid().to_pylist(), dtype=bool)
+            bad = np.flatnonzero(there & ~np.isfinite(vectors).all(axis=1))
+            if len(bad):
+                part = self.folder / "vectors" / f"part-{(start + bad[0]) // self.manifest['chunk_rows']:05d}.arrow"
+                raise ValueError(
+                    f'the stored vector of row {start + bad[0]} is not finite: "{part}" is damaged. Delete that file '
+                    "and run the same hf-select index command again; only it is made anew."
+                )
+            yield vectors, there, table
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -267,13 +267,9 @@ def _usage(featurizer: Any) -> dict[str, float]:
     return vars(lm.usage).copy() if lm is not None else {}
 
 
-def _conversation(turns: list[tuple[str, str]]) -> Conversation:
-    return Conversation([{"role": role, "content": content} for role, content in turns])
-
-
 def _probe(featurizer: Any) -> dict[str, Any]:
     """What runs, and the unit vectors of the probe texts (or why one has none)."""
-    features = featurizer([_conversation(turns) for turns in PROBE])
+    features = featurizer(PROBE)
     vectors = [str(f) if isinstance(f, BadRow) else unit(f.vector).astype(float).tolist() for f in features]
     return {**featurizer.details(), "vectors": vectors}
 

@@ -63,6 +63,7 @@ class LESS(Similarity):
         )
         self.checkpoints = self._gradients.checkpoints
         self._weights = self._checkpoint_weights()
+        self._asked: list[torch.Tensor] | None = None  # the queries' gradients where the model is
 
     def load(self, rank: int | None = None) -> None:
         self._gradients.load(rank)
@@ -100,13 +101,16 @@ class LESS(Similarity):
             if queries:
                 parts.append(self._gradients.whole(whole, checkpoint))
             else:
-                asked = torch.as_tensor(self.queries_[checkpoint], device=self._gradients.lm.load().device)
-                parts.append(self._gradients.cosines(whole, checkpoint, asked))
+                if self._asked is None:
+                    device = self._gradients.lm.load().device
+                    self._asked = [torch.as_tensor(gradients, device=device) for gradients in self.queries_]
+                parts.append(self._gradients.cosines(whole, checkpoint, self._asked[checkpoint]))
         measured = iter(zip(*parts, strict=True))
         return [item if isinstance(item, BadRow) else _feature(next(measured), item[1]) for item in encoded]
 
     def _stacked(self, vectors: list[Any]) -> Any:
         """(checkpoints, q, P) float32."""
+        self._asked = None
         return np.stack([torch.stack(of_one).float().cpu().numpy() for of_one in zip(*vectors, strict=True)])
 
     def _cosines(self, vectors: list[Any]) -> np.ndarray:

@@ -27,6 +27,13 @@ def max_by_task(similarities: np.ndarray, task_of_query: np.ndarray, num_tasks: 
     return out
 
 
+def mean_by_part(similarities: np.ndarray, part_of_query: np.ndarray) -> np.ndarray:
+    """P[n, p] = mean over the queries v of part p of S[n, v], float64. Parts are numbered from 0; each has a query."""
+    order = np.argsort(part_of_query, kind="stable")
+    sizes = np.bincount(part_of_query)
+    return np.add.reduceat(similarities[:, order], np.cumsum(sizes) - sizes, axis=1, dtype=np.float64) / sizes
+
+
 @dataclass
 class BestRows:
     """The m rows most similar to each query, over a stream of blocks: memory q x m, whatever the number of rows.
@@ -186,22 +193,23 @@ class Similarity(Scorer):
 
     def _answers(self, rows: list[Any], stored: list[Feature | BadRow] | None = None) -> list[dict[str, Any] | BadRow]:
         similarity, features = self.similarities(rows, stored)
-        return [self._answer(*row) for row in zip(rows, features, similarity, strict=True)]
+        parts = mean_by_part(similarity, self.part_of_query_)
+        tasks = max_by_task(parts, self.task_of_part_, len(self.tasks_))
+        return [self._answer(*row) for row in zip(rows, features, similarity, tasks, strict=True)]
 
-    def _answer(self, row: Conversation, feature: Feature | BadRow, similarity: np.ndarray) -> dict[str, Any] | BadRow:
-        """Columns of one row from its similarities (q,)."""
+    def _answer(
+        self, row: Conversation, feature: Feature | BadRow, similarity: np.ndarray, tasks: np.ndarray
+    ) -> dict[str, Any] | BadRow:
+        """Columns of one row from its similarities to queries (q,) and to tasks (t,)."""
         if isinstance(feature, BadRow):
             return feature
         repeats = self.overlap_(row) if self.overlap_ is not None and self.query_overlap == "report" else ""
-        sizes = np.bincount(self.part_of_query_)
-        parts = np.bincount(self.part_of_query_, weights=similarity) / sizes  # (p,) means over their queries
         answer: dict[str, Any] = {
-            columns.score_column(self.name): float(parts.max()),
+            columns.score_column(self.name): float(tasks.max()),
             f"{self.name}_query": int(similarity.argmax()),
             columns.reason_column(self.name): "; ".join(note for note in (repeats, feature.note) if note),
         }
         if len(self.tasks_) > 1:
-            tasks = max_by_task(parts[None], self.task_of_part_, len(self.tasks_))[0]
             answer |= {self._task_column(task): float(s) for task, s in zip(self.tasks_, tasks, strict=True)}
         if self.per_query:
             answer[f"{self.name}_similarities"] = similarity.tolist()

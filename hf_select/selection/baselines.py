@@ -12,6 +12,22 @@ from hf_select.selection.selection import Selection, select
 from hf_select.selection.top_k import TopK, rank
 
 
+def in_turn(labels: np.ndarray, turns: np.ndarray) -> np.ndarray:
+    """Places of a sequence rearranged so that groups take turns: within a group the order stays, and a group that is
+    used up is passed over.
+
+    Args:
+        labels: group of each place, int (m,).
+        turns: turn of each group in a round, (number of groups,).
+    """
+    sizes = np.bincount(labels)
+    # The round of a place: how many of its group stand before it.
+    grouped = np.argsort(labels, kind="stable")
+    rounds = np.empty(len(labels), dtype=np.int64)
+    rounds[grouped] = np.arange(len(labels)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return np.lexsort((turns[labels], rounds))
+
+
 def random_order(num_rows: int, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
     """All row numbers in random order; with `groups` (a label a row) in turn from each group, shuffled within it.
 
@@ -20,14 +36,9 @@ def random_order(num_rows: int, seed: int, groups: np.ndarray | None = None) -> 
     order = np.random.default_rng(seed).permutation(num_rows)
     if groups is None:
         return order
-    labels, first, member = np.unique(groups[order], return_index=True, return_inverse=True)
+    _, first, member = np.unique(groups[order], return_index=True, return_inverse=True)
     turn_of = np.argsort(np.argsort(first))  # the group met first in the shuffled order goes first
-    # Round in which each row would be taken: how many of its group stand before it.
-    grouped = np.argsort(member, kind="stable")
-    starts = np.concatenate([[0], np.cumsum(np.bincount(member))[:-1]])
-    rounds = np.empty(num_rows, dtype=np.int64)
-    rounds[grouped] = np.arange(num_rows) - np.repeat(starts, np.bincount(member))
-    return order[np.lexsort((turn_of[member], rounds))]
+    return order[in_turn(member, turn_of)]
 
 
 @dataclass
@@ -107,7 +118,7 @@ class Sample:
         self, dataset: Any, k: int | None = None, fraction: float | None = None, tokens: int | None = None
     ) -> Selection:
         """Select k rows, a fraction of the rows, or as many as `tokens` pay for."""
-        scores = columns.numeric_column(dataset, self.column, "Add it first: hf-select score.")
+        scores = columns.score_values(dataset, self.column)
         budget = Budget.of(dataset, k, fraction, tokens, self.tokens_column)
         keys = scores / self.temperature + np.random.default_rng(self.seed).gumbel(size=len(scores))
         taken = budget.take(rank(keys), f"have a {self.column}")

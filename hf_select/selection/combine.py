@@ -87,8 +87,7 @@ class WeightedRanks:
     ) -> Selection:
         """Select k rows, a fraction of the rows, or as many as `tokens` pay for."""
         budget = Budget.of(dataset, k, fraction, tokens, self.tokens_column)
-        cure = "Add it first: dataset.map(scorer, batched=True), or hf-select score."
-        ranks = {column: percentile_ranks(columns.numeric_column(dataset, column, cure)) for column in self.weights}
+        ranks = {column: percentile_ranks(columns.score_values(dataset, column)) for column in self.weights}
         combined = self._combined(ranks)
         scored = np.flatnonzero(~np.isnan(combined))
         order = scored[np.argsort(-combined[scored], kind="stable")]

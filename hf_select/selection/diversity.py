@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hf_select import columns
+from hf_select.selection.baselines import in_turn
 from hf_select.selection.budget import Budget
 from hf_select.selection.selection import Selection, select
 from hf_select.selection.top_k import rank
@@ -213,14 +214,9 @@ def take_turns(order: np.ndarray, clusters: np.ndarray) -> np.ndarray:
         order: row numbers (m,).
         clusters: label of each row of the dataset, int (n,).
     """
-    label = clusters[order]
-    sizes = np.bincount(label)
-    turn = np.argsort(np.argsort(-sizes, kind="stable"))
-    # The round of a row: how many of its cluster stand before it.
-    grouped = np.argsort(label, kind="stable")
-    rounds = np.empty(len(order), dtype=np.int64)
-    rounds[grouped] = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return order[np.lexsort((turn[label], rounds))]
+    labels = clusters[order]
+    turns = np.argsort(np.argsort(-np.bincount(labels), kind="stable"))
+    return order[in_turn(labels, turns)]
 
 
 @dataclass
@@ -250,7 +246,7 @@ class FarthestFirst:
         units = _vectors(dataset, self.vectors)
         first = None
         if self.column is not None:
-            scores = _scores(dataset, self.column)
+            scores = columns.score_values(dataset, self.column)
             ranked = rank(np.where(_has_vector(units), scores, np.nan))
             if len(ranked) == 0:
                 raise ValueError(f"no row has both a vector and {self.column}; choose another column, or none.")
@@ -338,7 +334,7 @@ class ScoreThenThreshold:
     ) -> Selection:
         """Select k rows, a fraction of the rows, or as many as `tokens` pay for."""
         budget = Budget.of(dataset, k, fraction, tokens, self.tokens_column)
-        scores = _scores(dataset, self.column)
+        scores = columns.score_values(dataset, self.column)
         units = _vectors(dataset, self.vectors)
         ranked = rank(np.where(_has_vector(units), scores, np.nan))
         kept = ((row,) for row in threshold_filter(units, ranked, self.threshold))
@@ -394,7 +390,7 @@ class KMeansBuckets:
         clusters = np.zeros(len(dataset), dtype=np.int64)
         clusters[present] = labels
         if self.column is not None:
-            scores = np.where(_has_vector(units), _scores(dataset, self.column), np.nan)
+            scores = np.where(_has_vector(units), columns.score_values(dataset, self.column), np.nan)
         else:
             scores = np.full(len(dataset), np.nan)
             scores[present] = np.einsum("nd,nd->n", units[present], centres[labels])
@@ -475,12 +471,6 @@ def _present(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if len(rows) == 0:
         raise ValueError(f"none of {len(vectors)} rows has a vector; there is nothing to choose from.")
     return rows, vectors if len(rows) == len(vectors) else vectors[rows]
-
-
-def _scores(dataset: Any, column: str) -> np.ndarray:
-    return columns.numeric_column(
-        dataset, column, "Add it first: dataset.map(scorer, batched=True), or hf-select score."
-    )
 
 
 def _paid(budget: Budget, picks: Iterator[tuple]) -> Iterator[tuple]:

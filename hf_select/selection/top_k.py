@@ -58,8 +58,7 @@ class TopK:
         self, dataset: Any, k: int | None = None, fraction: float | None = None, tokens: int | None = None
     ) -> Selection:
         """Select k rows, a fraction of the rows, or as many as `tokens` pay for."""
-        cure = "Add it first: dataset.map(scorer, batched=True), or hf-select score."
-        scores = columns.numeric_column(dataset, self.column, cure)
+        scores = columns.score_values(dataset, self.column)
         budget = Budget.of(dataset, k, fraction, tokens, self.tokens_column)
         low, high = (
             -np.inf if self.at_least is None else self.at_least,
