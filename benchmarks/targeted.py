@@ -2,9 +2,10 @@
 
     python benchmarks/targeted.py --model PATH_OR_ID --pool POOL.jsonl.gz --labels LABELS.jsonl.gz --queries Q.jsonl.gz
 
-Each query set is a task; rows are ranked by their similarity to its nearest query (max) and by the mean over its
-queries. A row counts as a hit if its source or task is among the query's `relevant_strict`. P@k with k = min(500,
-relevant), R-precision with k = relevant. TF-IDF stands beside it: what does not beat that adds nothing.
+With --warm-up FOLDER, LESS on the checkpoints of `hf-select warm-up` there. Each query set is a task; rows are ranked
+by their similarity to its nearest query (max) and by the mean over its queries. A row counts as a hit if its source or
+task is among the query's `relevant_strict`. P@k with k = min(500, relevant), R-precision with k = relevant. TF-IDF
+stands beside it: what does not beat that adds nothing.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import time
 import numpy as np
 from datasets import Dataset
 
-from hf_select import TFIDF, PoolIndex, RDSPlus
+from hf_select import LESS, TFIDF, PoolIndex, RDSPlus
 from hf_select.formats import conversations
 
 
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--pooling", default="weighted_mean")
     parser.add_argument("--layer", type=int)
     parser.add_argument("--max-length", type=int, default=512)
+    parser.add_argument("--warm-up")
     args = parser.parse_args()
 
     pool, labels, queries = read(args.pool), read(args.labels), read(args.queries)
@@ -51,31 +53,17 @@ def main() -> None:
         return Dataset.from_list([{"prompt": row["prompt"], "completion": row["completion"]} for row in rows])
 
     rows, targets = dataset(pool), {name: dataset(some) for name, some in sets.items()}
-    scorer = RDSPlus(
-        args.model,
-        pooling=args.pooling,
-        text_format=args.text_format,
-        layer=args.layer,
-        max_length=args.max_length,
-        per_query=True,
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        begin = time.perf_counter()
-        index = PoolIndex.build(rows, scorer.featurizer, folder, chunk_rows=2000)
-        encoded = time.perf_counter() - begin
-        begin = time.perf_counter()
-        rds = index.to_numpy() @ scorer.fit(targets).queries_.T  # (n, q)
-        compared = time.perf_counter() - begin
-    begin = time.perf_counter()
-    words = TFIDF(per_query=True).fit(targets, pool=rows)
-    lexical = np.concatenate([words.similarities(conversations(batch))[0] for batch in rows.iter(batch_size=2000)])
-    counted = time.perf_counter() - begin
-
     print(f"{len(pool)} rows, {len(queries)} queries")
-    print(f"seconds: {encoded:.0f} to encode the pool, {compared:.1f} to encode the queries and compare,", end=" ")
-    print(f"{counted:.0f} for TF-IDF\n")
-    print("| query set | relevant | chance | RDS+ max: P@k, R | RDS+ mean | TF-IDF max | TF-IDF mean |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    found = {}
+    for name, method in (("RDS+", rds), ("LESS", less), ("TF-IDF", tfidf)):
+        if name != "LESS" or args.warm_up:
+            begin = time.perf_counter()
+            found[name] = method(args, rows, targets)  # (n, q)
+            print(f"{name}: {time.perf_counter() - begin:.0f} s", flush=True)
+
+    titles = [f"{name} {pooled}: P@k, R" for name in found for pooled in ("max", "mean")]
+    print(f"\n| query set | relevant | chance | {' | '.join(titles)} |")
+    print(f"| --- | --- | --- |{' --- |' * len(titles)}")
     start = 0
     for name, some in sets.items():
         field, wanted = next(iter(some[0]["relevant_strict"].items()))
@@ -84,10 +72,32 @@ def main() -> None:
         start += len(some)
         cells = [
             precision(pooled(matrix[:, block], axis=1), hit)
-            for matrix in (rds, lexical)
+            for matrix in found.values()
             for pooled in (np.max, np.mean)
         ]
         print(f"| {name} | {hit.sum()} | {hit.mean():.3f} | {' | '.join(cells)} |")
+
+
+def rds(args: argparse.Namespace, rows: Dataset, targets: dict[str, Dataset]) -> np.ndarray:
+    settings = {name: getattr(args, name) for name in ("pooling", "text_format", "layer", "max_length")}
+    scorer = RDSPlus(args.model, **settings, per_query=True)
+    with tempfile.TemporaryDirectory() as folder:
+        index = PoolIndex.build(rows, scorer.featurizer, folder, chunk_rows=2000)
+        return index.to_numpy() @ scorer.fit(targets).queries_.T
+
+
+def less(args: argparse.Namespace, rows: Dataset, targets: dict[str, Dataset]) -> np.ndarray:
+    scorer = LESS(args.model, [args.warm_up], text_format=args.text_format, max_length=args.max_length, per_query=True)
+    similar = by_batch(scorer.fit(targets), rows)
+    return np.nan_to_num(similar, nan=-2.0)  # rows without response tokens come last
+
+
+def tfidf(args: argparse.Namespace, rows: Dataset, targets: dict[str, Dataset]) -> np.ndarray:
+    return by_batch(TFIDF(per_query=True).fit(targets, pool=rows), rows)
+
+
+def by_batch(scorer: LESS | TFIDF, rows: Dataset) -> np.ndarray:
+    return np.concatenate([scorer.similarities(conversations(batch))[0] for batch in rows.iter(batch_size=2000)])
 
 
 if __name__ == "__main__":

@@ -258,7 +258,8 @@ def test_less_gradients_and_cosines_are_the_references(golden, step):
     import torch
     from safetensors.torch import load_file
 
-    from hf_select.features.gradients import Adam, Cosines, Whole, adapter_layers, row_gradients
+    from hf_select.features.adam import Adam
+    from hf_select.features.gradients import Cosines, Whole, adapter_layers, row_gradients
 
     folder = golden / "less"
     expected, own = np.load(folder / "gradients.npz"), np.load(folder / "derived_fp64.npz")

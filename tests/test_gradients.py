@@ -9,7 +9,8 @@ import transformers as hf
 
 from hf_select import CausalLM
 from hf_select.demo import train_tokenizer
-from hf_select.features.gradients import Adam, Cosines, Whole, adapter_layers, row_gradients
+from hf_select.features.adam import Adam
+from hf_select.features.gradients import Cosines, Whole, adapter_layers, row_gradients
 
 
 SMALL = {
@@ -140,7 +141,7 @@ def test_cosines_layer_by_layer_are_those_of_the_whole_vectors():
     }
     adam = Adam(moments, step=3)
     queries = whole(lm, SEQUENCES[:2], SPANS[:2])
-    expected = torch.nn.functional.cosine_similarity(whole(lm, transform=adam)[:, None], queries[None], dim=-1)
+    expected = torch.nn.functional.cosine_similarity(whole(lm, adam=adam)[:, None], queries[None], dim=-1)
     sizes = [layer.weight.numel() for layer in layers.values()]
     split = dict(zip(layers, queries.split(sizes, dim=1), strict=True))
     found = row_gradients(lm, SEQUENCES, SPANS, lambda rows: Cosines(rows, split, queries.norm(dim=1), adam))

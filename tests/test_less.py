@@ -6,15 +6,19 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from adapters import train_adapter
 from datasets import Dataset
 from safetensors.torch import load_file
 
-from hf_select import LESS
-from hf_select.features.gradients import AdapterGradients, adapter_layers, mean_learning_rate
-from hf_select.formats import conversations
+from hf_select import LESS, PoolIndex, score
+from hf_select.features import Feature
+from hf_select.features import gradients as gradients_module
+from hf_select.features.adam import mean_learning_rate
+from hf_select.features.gradients import AdapterGradients, adapter_layers
+from hf_select.formats import BadRow, conversations
 from hf_select.training.warmup import WarmUp
 
 
@@ -72,8 +76,8 @@ def test_subtasks_are_means_and_a_task_the_largest_of_them(model_path, checkpoin
     asked = Dataset.from_list([{**row, "part": part} for row, part in zip(rows[20:23], "xyx", strict=True)])
     scorer = LESS(model_path, checkpoints[:1], per_query=True).fit(asked, subtask_column="part")
     out = scorer(batch(rows[:3]))
-    for score, (x, y, x2) in zip(out["score_less"], out["less_similarities"], strict=True):
-        assert score == pytest.approx(max((x + x2) / 2, y), abs=1e-6)
+    for value, (x, y, x2) in zip(out["score_less"], out["less_similarities"], strict=True):
+        assert value == pytest.approx(max((x + x2) / 2, y), abs=1e-6)
     with pytest.raises(ValueError, match='"nothing" is missing'):
         LESS(model_path, checkpoints[:1]).fit(asked, subtask_column="nothing")
 
@@ -205,3 +209,98 @@ def test_a_warm_up_of_other_rows_or_settings_is_refused(model_path, warm_up, row
         WarmUp(model_path, fraction=0.5).run(Dataset.from_list(rows), tmp_path)
     with pytest.raises(ValueError, match="text_format"):
         WarmUp(model_path, text_format="tulo")
+
+
+@pytest.mark.parametrize("form", ["adam", "sgd"])
+@pytest.mark.parametrize("projection", ["dense", "factored"])
+def test_projected_scores_are_near_the_whole_ones(model_path, checkpoints, rows, queries, projection, form):
+    exact = LESS(model_path, checkpoints, form=form, per_query=True).fit(queries)(batch(rows))
+    settings = {"projection": projection, "dimensions": 1024, "form": form, "per_query": True}
+    found = LESS(model_path, checkpoints, **settings).fit(queries)(batch(rows))
+    there = [i for i, score in enumerate(exact["score_less"]) if score is not None]
+    assert [i for i, score in enumerate(found["score_less"]) if score is not None] == there
+    a, b = (np.array([out["less_similarities"][i] for i in there]) for out in (exact, found))
+    assert 0 < np.sqrt(((a - b) ** 2).mean()) < 1.5 / np.sqrt(1024)
+
+
+def test_an_index_of_projected_gradients_gives_their_scores(model_path, checkpoints, rows, queries, tmp_path):
+    pool = Dataset.from_list(rows)
+    settings = {"projection": "factored", "dimensions": 1001, "per_query": True}
+    direct = LESS(model_path, checkpoints, **settings).fit(queries)(batch(rows))
+    there = [i for i, score in enumerate(direct["score_less"]) if score is not None]
+    expected = np.array([direct["less_similarities"][i] for i in there])
+    bytes_a_row = {"float32": 4, "float16": 2, "int8": 1, "1bit": 1 / 8}
+    for stored_dtype, limit in {"float32": 1e-6, "float16": 2e-4, "int8": 2e-3, "1bit": 0.2}.items():
+        scorer = LESS(model_path, checkpoints, **settings).fit(queries)
+        folder = tmp_path / stored_dtype
+        index = PoolIndex.build(pool, scorer.featurizer, folder, stored_dtype=stored_dtype, chunk_rows=25)
+        out = score(pool, scorer, tmp_path / f"scores_{stored_dtype}", index=index)
+        assert [i for i, value in enumerate(out["score_less"]) if value is not None] == there
+        found = np.array([out["less_similarities"][i] for i in there])
+        np.testing.assert_allclose(found, expected, atol=limit, rtol=0)
+        assert stored_dtype != "1bit" or np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.9
+        width = pa.ipc.open_stream(str(folder / "vectors" / "part-00000.arrow")).schema.field("vector").type
+        assert width.list_size * width.value_type.bit_width / 8 == np.ceil(2 * 1001 * bytes_a_row[stored_dtype])
+    np.testing.assert_allclose(np.linalg.norm(index.to_numpy()[there], axis=1), 1, atol=1e-6)
+
+    moved = [shutil.copytree(path, tmp_path / "moved" / Path(path).name) for path in checkpoints]
+    index.check(pool, LESS(model_path, [str(path) for path in moved], **settings).featurizer)
+    with pytest.raises(ValueError, match="another model"):
+        index.check(pool, LESS(model_path, checkpoints[:1] * 2, **settings).featurizer)
+    with pytest.raises(ValueError, match="seed 0 there, 1 here"):
+        index.check(pool, LESS(model_path, checkpoints, seed=1, **settings).featurizer)
+
+
+def test_a_zero_vector_has_no_signs_to_store(rows, tmp_path):
+    class Zeros:
+        def __call__(self, rows, queries=False):
+            return [Feature(np.zeros(5, dtype=np.float32) + (n > 0)) for n in range(len(rows))]
+
+        def identity(self):
+            return {}
+
+        def details(self):
+            return {"dimensions": 5, "model": "zeros", "dtype": "float32"}
+
+        def load(self):
+            pass
+
+    index = PoolIndex.build(Dataset.from_list(rows[:3]), Zeros(), tmp_path / "i", stored_dtype="1bit")
+    first, second = index.read(range(2))
+    assert isinstance(first, BadRow) and "zero" in str(first)
+    np.testing.assert_allclose(second.vector, np.full(5, 5**-0.5))
+
+
+def test_gradients_that_do_not_fit_in_memory_are_refused_before_they_are_taken(
+    model_path, checkpoints, queries, monkeypatch
+):
+    monkeypatch.setattr(gradients_module, "free_memory", lambda device: 30_000)
+    with pytest.raises(ValueError, match=r"gradients of 3 queries take .* GiB .*projection=factored"):
+        LESS(model_path, checkpoints).fit(queries)
+    with pytest.raises(ValueError, match=r"gradients of 3 rows take .* lower dimensions"):
+        LESS(model_path, checkpoints, projection="dense", dimensions=5000).fit(queries)
+    with pytest.raises(ValueError, match="the adapter has .* weights"):
+        LESS(model_path, checkpoints, projection="dense", dimensions=10**6).fit(queries)
+
+
+def test_deepspeeds_pieces_are_refused_with_the_cure(model_path, checkpoints, queries, tmp_path):
+    from accelerate.utils.deepspeed import HfDeepSpeedConfig
+    from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+
+    config = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}})
+    set_hf_deepspeed_config(config)
+    try:
+        with pytest.raises(ValueError, match=r"ZeRO-3 cuts it into pieces.*quantization=4bit"):
+            LESS(model_path, checkpoints).fit(queries)
+    finally:
+        unset_hf_deepspeed_config()
+    folder = tmp_path / "checkpoint-5"
+    shutil.copytree(checkpoints[0], folder)
+    (folder / "optimizer.pt").unlink()
+    (folder / "global_step5").mkdir()
+    with pytest.raises(ValueError, match="in files of DeepSpeed.*form=sgd"):
+        LESS(model_path, [str(folder)]).fit(queries)
+
+
+def test_a_folder_may_be_given_alone(model_path, checkpoints, queries):
+    assert LESS(model_path, str(Path(checkpoints[0]).parent)).checkpoints == checkpoints

@@ -146,7 +146,7 @@ def test_what_is_damaged_or_unfinished_is_said(pool, model_path, tmp_path):
         score(pool, RDSPlus(model_path).fit(QUERIES), tmp_path / "o", index=index, bad_rows="null")
     assert not (tmp_path / "o").exists()
     write(np.ones((7, 3), dtype=np.float32))
-    with pytest.raises(ValueError, match="3 dimensions, the index"):
+    with pytest.raises(ValueError, match="vectors of 3 numbers, the index of"):
         index.read(range(8, 9))
     part.write_bytes(sound)
     (tmp_path / "i" / "index.json").unlink()

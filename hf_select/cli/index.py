@@ -11,10 +11,11 @@ class Index(OverRows):
     """Encode every row once and keep the vectors: any queries can then be compared with them at no further cost.
 
     Args:
-        stored_dtype: of the numbers on disk: float16 takes 2 bytes a dimension and moves similarities by about 1e-4.
+        stored_dtype: of the numbers on disk: float16 takes 2 bytes a dimension and moves similarities by about 1e-4;
+            int8 and 1bit are for the projected gradients of less.
     """
 
-    stored_dtype: Literal["float16", "float32"] = "float16"
+    stored_dtype: Literal["float32", "float16", "int8", "1bit"] = "float16"
 
     example: ClassVar[str] = (
         "hf-select index --scorer rds --model Qwen/Qwen2.5-0.5B --dataset tatsu-lab/alpaca --output-dir index"
@@ -26,7 +27,9 @@ class Index(OverRows):
 
         scorer = build_scorer(self.scorer, self.settings)
         if getattr(scorer, "featurizer", None) is None:
-            raise ValueError(f"scorer {self.scorer} compares no vectors; an index is for rds and embedding.")
+            raise ValueError(
+                f"scorer {self.scorer} compares no vectors; an index is for rds, embedding and less with a projection."
+            )
         index = PoolIndex.build(
             self.rows(),
             scorer.featurizer,

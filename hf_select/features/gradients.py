@@ -8,16 +8,13 @@ loss of a row is the mean NLL of its response tokens. For a linear layer y = W x
 so one batched backward pass that keeps, at each adapter layer, its input and the gradient at its output gives every
 row's own gradient: no pass a row, no gradient of the frozen weights. Layers are handed over one at a time as the
 backward pass reaches them, so the whole gradient of a batch need never exist.
-
-Left out so far: projection and storing.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -25,21 +22,29 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_select.choices import check_choices
+from hf_select.features import Feature, unit
+from hf_select.features.adam import Adam, read_adam
+from hf_select.features.projection import Dense, Factored, Projection
 from hf_select.formats import LESS_TEMPLATE, BadRow, Conversation, Encoded, cut, encode_all
 from hf_select.inference import batching
 from hf_select.inference.batching import OutOfMemory
 from hf_select.inference.causal_lm import CausalLM, predicted
-from hf_select.inference.loading import file_stamps
+from hf_select.inference.loading import file_stamps, free_memory
 
 
 # B rows, T tokens, N predicted tokens, O outputs and I inputs of a layer, P parameters of the adapter, q queries
 
 
+# What a layer's gradients of some rows may take in memory while they are looked at.
+_GRADIENT_BYTES = 2**26
+
+
 class Reduce(Protocol):
     """What becomes of the gradients of a batch, layer by layer."""
 
-    def add(self, layer: str, gradients: Tensor) -> None:
-        """Take in the gradients (B, O, I) of a layer's weight, fp32."""
+    def add(self, layer: str, rows: slice, x: Tensor, y: Tensor) -> None:
+        """Take in the two factors of a layer's gradients for some rows of the batch: its inputs x (B, T, I) and the
+        gradients at its outputs y (B, T, O), fp32; the gradients are sum_t y_t x_t^T (B, O, I)."""
         ...
 
     def results(self) -> list[Any]:
@@ -124,7 +129,10 @@ def _keep(name: str, reducer: Reduce) -> Callable[..., None]:
 
         def at_output(gradient: Tensor) -> None:  # (B, T, O)
             exact = torch.promote_types(x.dtype, torch.float32)
-            reducer.add(name, torch.bmm(gradient.transpose(1, 2).to(exact), x.to(exact)))
+            rows = max(1, _GRADIENT_BYTES // (gradient.shape[2] * x.shape[2] * exact.itemsize))
+            for start in range(0, len(x), rows):
+                some = slice(start, start + rows)
+                reducer.add(name, some, x[some].to(exact), gradient[some].to(exact))
 
         output.register_hook(at_output)
 
@@ -175,171 +183,79 @@ class _ReadyForBackward:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Adam
-
-
-@dataclass
-class Adam:
-    """The step that Adam would take with a row's gradient, from the moments of the warm-up's optimizer.
-
-    m' = b1 m + (1 - b1) g,  v' = b2 v + (1 - b2) g^2
-    paper: (m' / (1 - b1^t)) / (sqrt(v' / (1 - b2^t)) + eps), t = step + 1
-    repo:  m' / sqrt(v' + eps), as the authors' code has it: no bias correction, eps inside the root
-
-    Args:
-        moments: layer -> (m, v), both (O, I).
-        step: optimizer steps that the moments have seen.
-    """
-
-    moments: dict[str, tuple[Tensor, ...]]
-    step: int
-    mode: Literal["paper", "repo"] = "paper"
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-
-    def __call__(self, layer: str, gradients: Tensor) -> Tensor:
-        """Gamma (B, O, I) of gradients (B, O, I)."""
-        (b1, b2), (m, v) = self.betas, self.moments[layer]
-        first = b1 * m + (1 - b1) * gradients
-        second = b2 * v + (1 - b2) * gradients**2
-        if self.mode == "repo":
-            return first / torch.sqrt(second + self.eps)
-        t = self.step + 1
-        return first / (1 - b1**t) / (torch.sqrt(second / (1 - b2**t)) + self.eps)
-
-
-# --------------------------------------------------------------------------------------------------------------------
 # what becomes of gradients
+
+
+def of_factors(x: Tensor, y: Tensor) -> Tensor:
+    """Gradients (B, O, I) = sum_t y_t x_t^T of the inputs x (B, T, I) and the gradients at the outputs y (B, T, O)."""
+    return torch.bmm(y.transpose(1, 2), x)
+
+
+def stepped(adam: Adam | None, layer: str, x: Tensor, y: Tensor) -> Tensor:
+    """Those gradients, or the steps that Adam would take with them."""
+    return of_factors(x, y) if adam is None else adam(layer, of_factors(x, y))
 
 
 class Whole:
     """Each row's whole gradient, a vector (P,) in the order of `layers`: for queries and for small adapters."""
 
-    def __init__(self, rows: int, layers: Sequence[str], transform: Callable[[str, Tensor], Tensor] | None = None):
-        self.layers, self.transform = list(layers), transform
-        self.parts: dict[str, Tensor] = {}
+    def __init__(self, rows: int, layers: Sequence[str], adam: Adam | None = None):
+        self.layers, self.adam = list(layers), adam
+        self.parts: dict[str, list[Tensor]] = {}
 
-    def add(self, layer: str, gradients: Tensor) -> None:
-        gradients = gradients if self.transform is None else self.transform(layer, gradients)
-        self.parts[layer] = gradients.flatten(1)
+    def add(self, layer: str, rows: slice, x: Tensor, y: Tensor) -> None:
+        gradients = stepped(self.adam, layer, x, y)
+        self.parts.setdefault(layer, []).append(gradients.flatten(1))
 
     def results(self) -> list[Tensor]:
-        return list(torch.cat([self.parts[layer] for layer in self.layers], dim=1))
+        return list(torch.cat([torch.cat(self.parts[layer]) for layer in self.layers], dim=1))
 
 
 class Cosines:
     """Each row's cosine similarity to every query, with no more of a row's gradient in memory than one layer.
 
     Args:
-        queries: layer -> (q, O * I) gradients of the queries.
+        queries: layer -> (q, O * I) gradients of the queries, where the layer is.
         norms: (q,) lengths of the queries' whole gradients.
     """
 
-    def __init__(
-        self,
-        rows: int,
-        queries: dict[str, Tensor],
-        norms: Tensor,
-        transform: Callable[[str, Tensor], Tensor] | None = None,
-    ):
-        self.queries, self.norms, self.transform = queries, norms, transform
+    def __init__(self, rows: int, queries: dict[str, Tensor], norms: Tensor, adam: Adam | None = None):
+        self.queries, self.norms, self.adam = queries, norms, adam
         self.products = torch.zeros(rows, len(norms), dtype=norms.dtype, device=norms.device)
         self.squares = torch.zeros(rows, dtype=norms.dtype, device=norms.device)
 
-    def add(self, layer: str, gradients: Tensor) -> None:
-        gradients = gradients if self.transform is None else self.transform(layer, gradients)
+    def add(self, layer: str, rows: slice, x: Tensor, y: Tensor) -> None:
+        gradients = stepped(self.adam, layer, x, y)
         flat = gradients.flatten(1)  # (B, O * I)
-        self.products += flat @ self.queries[layer].T
-        self.squares += flat.square().sum(1)
+        self.products[rows] += (flat @ self.queries[layer].T).to(self.norms.device)
+        self.squares[rows] += flat.square().sum(1).to(self.norms.device)
 
     def results(self) -> list[np.ndarray]:
         cosines = self.products / (self.squares.sqrt()[:, None] * self.norms).clamp_min(1e-30)
         return list(cosines.cpu().numpy())
 
 
+class Projected:
+    """Each row's projected gradient, a vector (d,)."""
+
+    def __init__(self, rows: int, projection: Projection, adam: Adam | None = None):
+        self.rows, self.projection, self.adam = rows, projection, adam
+        self.sums: dict[torch.device, Tensor] = {}  # a model may span devices
+
+    def add(self, layer: str, rows: slice, x: Tensor, y: Tensor) -> None:
+        if x.device not in self.sums:
+            self.sums[x.device] = x.new_zeros(self.rows, self.projection.dimensions)
+        out, name = self.sums[x.device][rows], layer.rpartition(".")[0]
+        if self.adam is None:
+            self.projection.add_factors(out, name, x, y)
+        else:
+            self.projection.add_gradients(out, name, self.adam(layer, of_factors(x, y)))
+
+    def results(self) -> list[np.ndarray]:
+        return list(torch.stack([part.cpu() for part in self.sums.values()]).sum(0).numpy())
+
+
 # --------------------------------------------------------------------------------------------------------------------
-# checkpoints
-
-
-Moments = dict[str, tuple[Tensor, ...]]  # layer -> (m, v), both (O, I)
-
-
-def read_adam(path: str, layers: dict[str, torch.nn.Linear], mode: Literal["paper", "repo"]) -> Adam:
-    """Adam's state in a checkpoint folder: optimizer.pt as Trainer writes it, or adam_moments.safetensors with
-    NAME.exp_avg and NAME.exp_avg_sq and the step in its metadata.
-
-    Args:
-        layers: the adapter's layers in the model's order, which is the order in which Trainer's optimizer counts them.
-    Raises: ValueError if there is no state, or if it belongs to another adapter.
-    """
-    folder = Path(path).expanduser()
-    named, numbered = folder / "adam_moments.safetensors", folder / "optimizer.pt"
-    if not named.exists() and not numbered.exists():
-        raise ValueError(
-            f'"{path}" has no optimizer state (optimizer.pt), which the Adam form of the gradients needs. Save whole '
-            "checkpoints (save_only_model=False), or score with form=sgd."
-        )
-    moments, step, settings = (_named_moments if named.exists() else _numbered_moments)(folder, layers)
-    for name, layer in layers.items():
-        if name not in moments or any(moment.shape != layer.weight.shape for moment in moments[name]):
-            raise ValueError(f'the optimizer state in "{path}" belongs to another adapter: it has no fit for {name}.')
-    on_device = {name: tuple(moment.to(layers[name].weight.device) for moment in moments[name]) for name in layers}
-    return Adam(on_device, step, mode, **settings)
-
-
-def _named_moments(folder: Path, layers: dict[str, torch.nn.Linear]) -> tuple[Moments, int, dict[str, Any]]:
-    from safetensors import safe_open
-    from safetensors.torch import load_file
-
-    path = folder / "adam_moments.safetensors"
-    tensors = load_file(path)
-    with safe_open(path, "pt") as file:
-        step = (file.metadata() or {}).get("step")
-    names = [name.removesuffix(".exp_avg") for name in tensors if name.endswith(".exp_avg")]
-    if step is None or any(f"{name}.exp_avg_sq" not in tensors for name in names):
-        raise ValueError(f'"{path}" lacks the step in its metadata or an .exp_avg_sq beside an .exp_avg.')
-    # The file names parameters with the adapter they had in training; here they may have another.
-    stored = {_without_adapter(name.removeprefix("base_model.model.").removesuffix(".weight")): name for name in names}
-    found = {name: stored[_without_adapter(name)] for name in layers if _without_adapter(name) in stored}
-    moments = {layer: (tensors[f"{name}.exp_avg"], tensors[f"{name}.exp_avg_sq"]) for layer, name in found.items()}
-    return moments, int(step), {}
-
-
-def _without_adapter(layer: str) -> str:
-    return layer.rpartition(".")[0]
-
-
-def _numbered_moments(folder: Path, layers: dict[str, torch.nn.Linear]) -> tuple[Moments, int, dict[str, Any]]:
-    path = folder / "optimizer.pt"
-    state = torch.load(path, map_location="cpu", weights_only=True)  # tensors and numbers, never code
-    numbers = [number for group in state["param_groups"] for number in group["params"]]
-    entries = [state["state"].get(number, {}) for number in numbers]
-    if len(entries) != len(layers) or any("exp_avg_sq" not in entry for entry in entries):
-        raise ValueError(
-            f'"{path}" is not the state of Adam over this adapter: it counts {len(entries)} parameters, the adapter '
-            f"has {len(layers)}."
-        )
-    moments = {
-        name: (entry["exp_avg"].float(), entry["exp_avg_sq"].float())
-        for name, entry in zip(layers, entries, strict=True)
-    }
-    group = state["param_groups"][0]
-    return moments, int(entries[0]["step"]), {"betas": tuple(group["betas"]), "eps": float(group["eps"])}
-
-
-def mean_learning_rate(path: str) -> float | None:
-    """Mean learning rate that Trainer logged for the steps from the checkpoint before this one to this one (None: not
-    logged)."""
-    folder = Path(path).expanduser()
-    file = folder / "trainer_state.json"
-    if not file.exists():
-        return None
-    state = json.loads(file.read_text(encoding="utf-8"))
-    steps = [int(p.name[11:]) for p in folder.parent.glob("checkpoint-*") if p.name[11:].isdigit()]
-    before = max((step for step in steps if step < state["global_step"]), default=0)
-    logged = [entry for entry in state["log_history"] if "learning_rate" in entry]
-    rates = [entry["learning_rate"] for entry in logged if before < entry["step"] <= state["global_step"]]
-    return float(np.mean(rates)) if rates else None
 
 
 def encode_responses(
@@ -364,7 +280,8 @@ def encode_responses(
 
 @dataclass
 class AdapterGradients:
-    """Each row's gradient under one or several checkpoints of an adapter, compared with those of queries.
+    """Each row's gradient under one or several checkpoints of an adapter: compared whole with those of queries, or,
+    with a projection, a featurizer that gives the projected gradients of all checkpoints, each of length 1, in a row.
 
     Args:
         model: Hub id, path or CausalLM of the base model.
@@ -374,6 +291,9 @@ class AdapterGradients:
         adam_mode: paper, or repo for the authors' code; see Adam.
         text_format: chat is the model's own template; tulu the layout of the authors' code.
         max_length: tokens kept of a row; a longer one is cut on the right.
+        projection: none, dense or factored; see features/projection.py.
+        dimensions: numbers that a projected gradient keeps for each checkpoint.
+        seed: of the projection.
     """
 
     model: Any
@@ -382,16 +302,21 @@ class AdapterGradients:
     adam_mode: Literal["paper", "repo"] = "paper"
     text_format: Literal["chat", "tulu"] = "chat"
     max_length: int | None = 2048
+    projection: Literal["none", "dense", "factored"] = "none"
+    dimensions: int = 8192
+    seed: int = 0
 
     def __post_init__(self) -> None:
         check_choices(self)
         # A copy of its own: the adapters are put into the model.
         self.lm = self.model.fresh() if isinstance(self.model, CausalLM) else CausalLM(self.model)
-        self.checkpoints = [path for given in self.checkpoints for path in _expanded(given)]
+        given = [self.checkpoints] if isinstance(self.checkpoints, str) else self.checkpoints
+        self.checkpoints = [path for one in given for path in _expanded(one)]
         if not self.checkpoints:
             raise ValueError("checkpoints is empty; give at least one folder of a trained adapter.")
         self._adams: list[Adam | None] = [None] * len(self.checkpoints)
         self._adapted: Any = None
+        self._projection: Projection | None = None
 
     def identity(self) -> dict[str, Any]:
         """What the gradients depend on."""
@@ -399,12 +324,26 @@ class AdapterGradients:
         settings = {f.name: getattr(self, f.name) for f in fields(self)}
         return {**settings, "model": self.lm.identity(), "checkpoint_files": stamps}
 
+    def details(self) -> dict[str, Any]:
+        """What exactly runs: the commit of the weights, their type, a hash of the template."""
+        return {
+            **self.lm.details(LESS_TEMPLATE if self.text_format == "tulu" else None),
+            "dimensions": self.dimensions * len(self.checkpoints),
+        }
+
     def load(self, rank: int | None = None) -> None:
         """The base model with every checkpoint's adapter on it, and their optimizer states."""
         if self._adapted is not None:
             return
         from peft import PeftModel
+        from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
+        if is_deepspeed_zero3_enabled():
+            raise ValueError(
+                "gradients of single rows need the whole model in each process, and DeepSpeed ZeRO-3 cuts it into "
+                "pieces. Score without ZeRO-3: one process a device, the base model in 4bit (quantization=4bit) or "
+                "over several devices (device_map=auto) if it is large."
+            )
         loaded = self.lm.load(rank)
         adapted: Any = None
         for number, path in enumerate(self.checkpoints):
@@ -423,34 +362,87 @@ class AdapterGradients:
             self._adams = [
                 read_adam(path, some, self.adam_mode) for path, some in zip(self.checkpoints, layers, strict=True)
             ]
+        if self.projection != "none":
+            # One projection for all checkpoints, whose layers bear different adapters' names.
+            shapes = {name.rpartition(".")[0]: tuple(layer.weight.shape) for name, layer in layers[0].items()}
+            kind = Dense if self.projection == "dense" else Factored
+            self._projection = kind(cast(Any, shapes), self.dimensions, self.seed)
         self._adapted = adapted
+
+    def __call__(self, rows: list[Conversation], queries: bool = False) -> list[Feature | BadRow]:
+        """Projected gradients (checkpoints * d,) of rows in their form, or of queries."""
+        self.load()
+        self._refuse_beyond_memory(len(rows), self.dimensions, "rows", "lower dimensions")
+        projected = self.features(rows, lambda some, checkpoint: self._projected(some, checkpoint, queries))
+        return [
+            f if isinstance(f, BadRow) else Feature(unit(np.stack(cast(Any, f.vector))).ravel(), f.note)
+            for f in projected
+        ]
 
     def encode(self, rows: list[Conversation]) -> list[tuple[Encoded, str] | BadRow]:
         """Token ids with response spans and the note of a cut, or why a row has no gradient."""
         return encode_responses(self.lm, rows, self.text_format, self.max_length)
 
+    def features(
+        self, rows: list[Conversation], of: Callable[[list[Encoded], int], list[Any]]
+    ) -> list[Feature | BadRow]:
+        """What `of` (rows, checkpoint) makes of each row under every checkpoint, or why it can be made nothing of."""
+        self.load()
+        encoded = self.encode(rows)
+        whole = [item[0] for item in encoded if not isinstance(item, BadRow)]
+        measured = zip(*(of(whole, checkpoint) for checkpoint in range(len(self.checkpoints))), strict=True)
+        return [item if isinstance(item, BadRow) else _feature(next(measured), item[1]) for item in encoded]
+
     def whole(self, rows: list[Encoded], checkpoint: int) -> list[Any]:
         """Plain gradients (P,) of rows, in the order of the adapter's layers: the queries' side."""
         with self._active(checkpoint) as layers:
+            size = sum(layer.weight.numel() for layer in layers.values())
+            self._refuse_beyond_memory(len(rows), size, "queries", "project them (projection=factored), or give fewer")
             return self._measure(rows, checkpoint, lambda n: Whole(n, list(layers)))
 
     def cosines(self, rows: list[Encoded], checkpoint: int, queries: Tensor) -> list[Any]:
         """Cosine similarity of each row's gradient, in its form, to queries (q, P): one array (q,) a row."""
         with self._active(checkpoint) as layers:
             sizes = [layer.weight.numel() for layer in layers.values()]
-            parts = dict(zip(layers, queries.split(sizes, dim=1), strict=True))
+            split = zip(layers.items(), queries.split(sizes, dim=1), strict=True)
+            parts = {name: part.to(layer.weight.device) for (name, layer), part in split}
             norms = queries.norm(dim=1)
             return self._measure(rows, checkpoint, lambda n: Cosines(n, parts, norms, self._adams[checkpoint]))
+
+    def _projected(self, rows: list[Encoded], checkpoint: int, queries: bool) -> list[Any]:
+        if self._projection is None:
+            raise ValueError(
+                "projection is none; whole gradients are no vectors to keep. Set it to factored or dense."
+            )
+        with self._active(checkpoint):
+            adam, projection = None if queries else self._adams[checkpoint], self._projection
+            return self._measure(rows, checkpoint, lambda n: Projected(n, projection, adam))
 
     def _measure(self, rows: list[Encoded], checkpoint: int, reduce: Callable[[int], Reduce]) -> list[Any]:
         ids, spans = [row.input_ids for row in rows], [row.responses for row in rows]
         return row_gradients(self.lm, ids, spans, reduce, _adapter(checkpoint)) if rows else []
+
+    def _refuse_beyond_memory(self, rows: int, numbers: int, what: str, cure: str) -> None:
+        needed, free = 4 * rows * numbers * len(self.checkpoints), free_memory(self.lm.load().device)
+        if needed > free:
+            raise ValueError(
+                f"the gradients of {rows:,} {what} take {needed / 2**30:,.1f} GiB ({numbers:,} numbers of 4 bytes and "
+                f"{len(self.checkpoints)} checkpoints each) and {free / 2**30:,.1f} GiB are free; {cure}."
+            )
 
     @contextmanager
     def _active(self, checkpoint: int):
         self.load()
         self._adapted.set_adapter(_adapter(checkpoint))
         yield adapter_layers(self.lm.load().model, _adapter(checkpoint))
+
+
+def _feature(parts: tuple[Any, ...], note: str) -> Feature | BadRow:
+    if any(isinstance(part, OutOfMemory) for part in parts):
+        return BadRow("out of memory on this row alone; lower max_length")
+    if not all(torch.as_tensor(part).isfinite().all() for part in parts):
+        return BadRow("the gradient is not finite")
+    return Feature(parts, note)  # type: ignore[arg-type]
 
 
 def _expanded(path: str) -> list[str]:

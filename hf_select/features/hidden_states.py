@@ -5,7 +5,6 @@ position-weighted mean of the final hidden states (after the final norm), which 
 token there.
 """
 
-import hashlib
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -64,12 +63,8 @@ class HiddenStates:
     def details(self) -> dict[str, Any]:
         """What exactly runs: the commit of the weights, their type, a hash of the template."""
         loaded = self.lm.load()
-        template = loaded.tokenizer.chat_template if self.text_format == "chat" else None
         return {
-            "model": self.lm.name,
-            "commit": getattr(loaded.model.config, "_commit_hash", None),
-            "dtype": str(loaded.model.dtype).removeprefix("torch."),
-            "template_sha256": hashlib.sha256(str(template or FALLBACK_TEMPLATE).encode()).hexdigest(),
+            **self.lm.details(FALLBACK_TEMPLATE if self.text_format == "tulu" else None),
             "dimensions": loaded.model.config.get_text_config().hidden_size,
         }
 

@@ -2,9 +2,13 @@
 
 folder/
   manifest.json              rows, settings and model that it is made of; resuming with others is refused
-  vectors/part-00000.arrow   row_id, vector (fixed-size list, unit length), reason; memory-mapped, `datasets` reads it
+  vectors/part-00000.arrow   row_id, vector (fixed-size list), reason; memory-mapped, `datasets` reads it
   vectors/probe.json         what exactly ran, and the vectors of two texts of our own under it
   index.json                 dimensions, counts, cost; written at the end
+
+Vectors are stored at length 1 as float32 or float16; as int8, each number in steps of 1/127 of the row's largest; or
+as 1bit, the numbers' signs (eight a byte, the first highest). Cosine similarity needs no more than a direction, and
+every vector that is read has length 1.
 
 The probe is how an index is held to a model on another machine, where paths and file times say nothing: the same
 model, template and pooling give the same vectors.
@@ -30,7 +34,7 @@ from hf_select.formats import BadRow, Conversation, conversations
 from hf_select.inference.chunks import ChunkedJob, differences, identity_of, pool_fingerprint, readable
 
 
-StoredType = Literal["float16", "float32"]
+StoredType = Literal["float32", "float16", "int8", "1bit"]
 
 PROBE = [
     Conversation([{"role": role, "content": content} for role, content in turns])
@@ -45,15 +49,14 @@ _SAME_VECTOR = {"float32": 1e-3}
 _SAME_VECTOR_HALF_PRECISION = 0.03
 
 # Settings that tell where a model lies; whether it is the same one is the probe's question.
-_PLACES = ("model", "tokenizer", "files", "dtype")
+_PLACES = ("model", "tokenizer", "files", "dtype", "checkpoints", "checkpoint_files")
 
 
 @dataclass
 class PoolIndex:
     """Unit vectors of every row of a pool, on disk. Make one with `build`, read one with `open`.
 
-    A row without a vector keeps its place, with the reason. Vectors are stored at length 1, which cosine similarity
-    does not see: hidden states of an earlier layer can exceed the range of float16.
+    A row without a vector keeps its place, with the reason.
     """
 
     folder: Path
@@ -75,7 +78,8 @@ class PoolIndex:
 
         Args:
             featurizer: HiddenStates, SentenceEmbeddings, or the `featurizer` of a scorer.
-            stored_dtype: of the numbers on disk. float16 takes 2 bytes a dimension and moves cosines by about 1e-4.
+            stored_dtype: of the numbers on disk. float16 takes 2 bytes a dimension and moves cosines by about 1e-4;
+                int8 (1 byte) and 1bit (an eighth) are for projected gradients: many dimensions of like size.
             chunk_rows: rows that are encoded and written together.
             source: where the rows came from, for the manifest.
         Raises: ValueError if the folder holds an index of other rows, another model or other settings.
@@ -125,6 +129,14 @@ class PoolIndex:
     @property
     def dimensions(self) -> int:
         return self.summary["dimensions"]
+
+    @property
+    def _stored_dtype(self) -> str:
+        return self.manifest["made_by"]["settings"]["stored_dtype"]
+
+    @property
+    def _stored_width(self) -> int:
+        return -(-self.dimensions // 8) if self._stored_dtype == "1bit" else self.dimensions
 
     def check(self, dataset: Dataset | None = None, featurizer: Any = None) -> None:
         """Hold the index to a pool and to what queries will be encoded by.
@@ -185,16 +197,16 @@ class PoolIndex:
             if not path.exists():
                 raise ValueError(f'"{path}" is gone; run the same hf-select index command again to make it anew.')
             table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
-            width = table.schema.field("vector").type.list_size
-            if width != self.dimensions:
-                raise ValueError(f'"{path}" holds vectors of {width} dimensions, the index {self.dimensions}.')
+            width, expected = table.schema.field("vector").type.list_size, self._stored_width
+            if width != expected:
+                raise ValueError(f'"{path}" holds vectors of {width} numbers, the index of {expected}.')
             yield start, table.slice(start - part * size, stop - start)
             start = stop
 
     def _blocks(self, rows: range) -> Iterator[tuple[np.ndarray, np.ndarray, pa.Table]]:
         """(vectors (n, d), which rows have one (n,), their table) of each part that holds some of the rows."""
         for start, table in self._tables(rows):
-            vectors = _vectors(table)
+            vectors = _restored(_stored(table), self._stored_dtype, self.dimensions)
             there = np.array(table["vector"].is_valid().to_pylist(), dtype=bool)
             bad = np.flatnonzero(there & ~np.isfinite(vectors).all(axis=1))
             if len(bad):
@@ -214,15 +226,20 @@ def _write_part(path: Path, batch: dict[str, list[Any]], ids: list[Any], featuri
     parsed = conversations(batch)
     encoded = iter(featurizer([row for row in parsed if isinstance(row, Conversation)]))
     features = [next(encoded) if isinstance(row, Conversation) else row for row in parsed]
+    if dtype == "1bit":
+        features = [f if isinstance(f, BadRow) or f.vector.any() else BadRow("its vector is zero") for f in features]
     there = np.array([isinstance(feature, Feature) for feature in features])
     size = featurizer.details()["dimensions"]
-    values = np.zeros((len(features), size), dtype=dtype)
+    vectors = np.zeros((len(features), size), dtype=np.float32)
     if there.any():
-        values[there] = unit(np.stack([f.vector for f in features if isinstance(f, Feature)])).astype(dtype)
+        vectors[there] = unit(np.stack([f.vector for f in features if isinstance(f, Feature)]))
+    values = _shortened(vectors, dtype)
     table = pa.table(
         {
             columns.ROW_ID: ids,
-            "vector": pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), size, mask=pa.array(~there)),
+            "vector": pa.FixedSizeListArray.from_arrays(
+                pa.array(values.ravel()), values.shape[1], mask=pa.array(~there)
+            ),
             "reason": [f.note if isinstance(f, Feature) else str(f) for f in features],
         }
     )
@@ -233,30 +250,47 @@ def _write_part(path: Path, batch: dict[str, list[Any]], ids: list[Any], featuri
         writer.write_table(table)
 
 
-def _vectors(table: pa.Table) -> np.ndarray:
-    """(n, d) float32 of a table's vectors; rows without one are zeros."""
+def _shortened(vectors: np.ndarray, dtype: str) -> np.ndarray:
+    """Unit vectors (n, d) as they are stored, (n, d) or, as bits, (n, d / 8)."""
+    if dtype == "1bit":
+        return np.packbits(vectors >= 0, axis=1)
+    if dtype == "int8":
+        largest = np.abs(vectors).max(axis=1, keepdims=True)
+        return np.rint(vectors * (127 / np.where(largest == 0, 1, largest))).astype(np.int8)
+    return vectors.astype(dtype)
+
+
+def _restored(stored: np.ndarray, dtype: str, dimensions: int) -> np.ndarray:
+    """(n, d) float32 of length 1."""
+    if dtype == "1bit":
+        return unit(2.0 * np.unpackbits(stored, axis=1, count=dimensions) - 1)
+    return unit(stored)
+
+
+def _stored(table: pa.Table) -> np.ndarray:
+    """(n, numbers a row) of a table's vectors as they are on disk; rows without one are zeros."""
     column = cast(Any, table["vector"].combine_chunks())
     size = column.type.list_size
     flat = column.values.to_numpy(zero_copy_only=False)[column.offset * size : (column.offset + len(column)) * size]
-    return flat.reshape(-1, size).astype(np.float32)
+    return flat.reshape(-1, size)
 
 
 def _finish(job: ChunkedJob, featurizer: Any) -> None:
     cost: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
-    with_vector, sizes = 0, set()
+    with_vector = 0
     for chunk in range(len(job.starts)):
         table = pa.ipc.open_stream(pa.memory_map(str(job.part(chunk)))).read_all()
         cost.update(json.loads((table.schema.metadata or {})[b"hf_select_cost"]))
         valid = table["vector"].is_valid().to_pylist()
         with_vector += sum(valid)
         reasons.update(reason for reason, there in zip(table["reason"].to_pylist(), valid, strict=True) if not there)
-        sizes.add(table.schema.field("vector").type.list_size)
+    probe = json.loads((job.folder / "vectors" / "probe.json").read_text(encoding="utf-8"))
     summary = {
         "rows": len(job.dataset),
         "with_vector": with_vector,
         "reasons": dict(reasons.most_common()),
-        "dimensions": sizes.pop(),
+        "dimensions": probe["dimensions"],
         "cost": dict(cost),
     }
     write_json(job.folder / "index.json", summary)

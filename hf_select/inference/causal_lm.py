@@ -9,6 +9,7 @@ Left out: encoder-decoder models, prompt-tuning adapters, padding-free (varlen) 
 """
 
 import copy
+import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_select.choices import check_choices
+from hf_select.formats import FALLBACK_TEMPLATE
 from hf_select.inference import batching, loading
 from hf_select.inference.batching import OutOfMemory
 from hf_select.inference.loading import LoadedModel
@@ -109,6 +111,17 @@ class CausalLM:
         """What measurements depend on: not where and in which batches they run."""
         where = ("device", "device_map", "tokens_per_batch", "attn_implementation")
         return {name: value for name, value in self.__getstate__().items() if name not in where}
+
+    def details(self, template: str | None) -> dict[str, Any]:
+        """What exactly runs: the commit of the weights, their type, a hash of the template (None: the model's own)."""
+        loaded = self.load()
+        template = template or loaded.tokenizer.chat_template or FALLBACK_TEMPLATE
+        return {
+            "model": self.name,
+            "commit": getattr(loaded.model.config, "_commit_hash", None),
+            "dtype": str(loaded.model.dtype).removeprefix("torch."),
+            "template_sha256": hashlib.sha256(str(template).encode()).hexdigest(),
+        }
 
     def load(self, rank: int | None = None) -> LoadedModel:
         """The loaded model; `rank` (of a `map` worker) picks its accelerator."""

@@ -189,6 +189,15 @@ def file_stamps(source: Any) -> list[tuple[str, int, int]]:
     return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be taken on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil
+
+    return psutil.virtual_memory().available
+
+
 def _from_pretrained(spec: "CausalLM", rank: int | None) -> Any:
     from transformers import AutoModelForCausalLM
 
