@@ -161,3 +161,33 @@ def test_adapters_that_cannot_be_measured_are_refused():
         adapter_layers(model)
     with pytest.raises(ValueError, match="plain LoRA"):
         adapter_layers(get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], use_dora=True)))
+
+
+@pytest.mark.parametrize("quantization", ["4bit", "8bit"])
+def test_a_quantised_base_model_has_gradients_too(quantization, tmp_path):
+    functional = pytest.importorskip("bitsandbytes.functional")
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 128}  # bitsandbytes takes blocks of 64
+    model = hf.LlamaForCausalLM(hf.LlamaConfig(**{**SMALL, **sizes}, initializer_range=0.3))
+    model.save_pretrained(tmp_path)
+    train_tokenizer(["a b c"] * 3, vocab_size=280).save_pretrained(tmp_path)
+    config = LoraConfig(r=3, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
+
+    settings = {"adapter": str(tmp_path / "adapter"), "dtype": "float32"}
+    lm = CausalLM(str(tmp_path), quantization=quantization, **settings)
+    found = whole(lm)
+    assert "bit" in type(lm.load().model.model.layers[0].self_attn.q_proj.base_layer).__name__
+    alone = torch.cat([whole(lm, SEQUENCES[i : i + 1], SPANS[i : i + 1]) for i in range(len(SEQUENCES))])
+    cosine = torch.nn.functional.cosine_similarity
+    assert cosine(found, alone).min() > (0.9999 if quantization == "4bit" else 0.99)  # 8bit rounds by the batch
+    rounded = CausalLM(str(tmp_path), **settings)  # the same model with the rounded weights in fp32
+    modules = dict(lm.load().model.named_modules())
+    lm.load().model.state_dict()  # unpacked
+    for name, module in rounded.load().model.named_modules():
+        quantised = modules[name]
+        if "Linear4bit" in type(quantised).__name__ and not hasattr(module, "base_layer"):
+            module.weight.data = functional.dequantize_4bit(quantised.weight.data, quantised.weight.quant_state)
+    assert cosine(found, whole(rounded)).min() > (0.9999 if quantization == "4bit" else 0.8)

@@ -278,7 +278,7 @@ def test_gradients_that_do_not_fit_in_memory_are_refused_before_they_are_taken(
     with pytest.raises(ValueError, match=r"gradients of 3 queries take .* GiB .*projection=factored"):
         LESS(model_path, checkpoints).fit(queries)
     with pytest.raises(ValueError, match=r"gradients of 3 rows take .* lower dimensions"):
-        LESS(model_path, checkpoints, projection="dense", dimensions=5000).fit(queries)
+        LESS(model_path, checkpoints, projection="dense", dimensions=1600).fit(queries)
     with pytest.raises(ValueError, match="the adapter has .* weights"):
         LESS(model_path, checkpoints, projection="dense", dimensions=10**6).fit(queries)
 

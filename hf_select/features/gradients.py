@@ -166,6 +166,10 @@ class _ReadyForBackward:
     mode would pass over it, one in training mode would drop out. All is put back."""
 
     def __init__(self, model: torch.nn.Module):
+        if getattr(model, "is_loaded_in_4bit", False):
+            # On a CPU bitsandbytes packs weights anew in a pass that needs no gradients, and what is packed has none;
+            # reading the state unpacks it (seen in 0.50).
+            model.state_dict()
         self.needed = [p for p in model.parameters() if p.requires_grad]
         self.checkpointed = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
 

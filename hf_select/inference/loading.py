@@ -275,7 +275,9 @@ def _probe(loaded: LoadedModel, name: str) -> None:
     loaded.model.eval()
     hidden = loaded.backbone(input_ids=ids, use_cache=False).last_hidden_state  # (1, 8, D)
     changed = loaded.backbone(input_ids=other, use_cache=False).last_hidden_state
-    if not _near(changed[:, :-1], hidden[:, :-1], limit=1e-4):  # the same arithmetic on the same shapes
+    # The same arithmetic on the same shapes, but 8bit rounds each batch by its largest numbers.
+    limit = 5e-2 if getattr(loaded.model, "is_loaded_in_8bit", False) else 1e-4
+    if not _near(changed[:, :-1], hidden[:, :-1], limit):
         raise _not_causal(name, "its tokens attend to later ones")
     own = loaded.model(input_ids=ids, use_cache=False).logits[0, -1]
     if not _near(loaded.logits(hidden[:, -1])[0], own):
