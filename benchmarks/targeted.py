@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--layer", type=int)
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--warm-up")
+    parser.add_argument("--methods", nargs="+", default=["RDS+", "LESS", "TF-IDF"])
     args = parser.parse_args()
 
     pool, labels, queries = read(args.pool), read(args.labels), read(args.queries)
@@ -56,7 +57,7 @@ def main() -> None:
     print(f"{len(pool)} rows, {len(queries)} queries")
     found = {}
     for name, method in (("RDS+", rds), ("LESS", less), ("TF-IDF", tfidf)):
-        if name != "LESS" or args.warm_up:
+        if name in args.methods and (name != "LESS" or args.warm_up):
             begin = time.perf_counter()
             found[name] = method(args, rows, targets)  # (n, q)
             print(f"{name}: {time.perf_counter() - begin:.0f} s", flush=True)
