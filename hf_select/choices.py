@@ -8,8 +8,12 @@ def check_choices(settings: Any) -> None:
     """Raise for the first field of type Literal[...] (or Literal[...] | None) whose value is none of the choices."""
     hints = get_type_hints(type(settings))
     for field in fields(settings):
-        kinds = [hints[field.name], *get_args(hints[field.name])]
-        choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
-        value = getattr(settings, field.name)
-        if choices and value not in choices and not (value is None and type(None) in kinds):
-            raise ValueError(f'{field.name} is "{value}"; it can be {", ".join(map(str, choices))}.')
+        check_choice(field.name, getattr(settings, field.name), hints[field.name])
+
+
+def check_choice(name: str, value: Any, kind: Any) -> None:
+    """Raise if the type is Literal[...] (or Literal[...] | None) and the value none of its choices."""
+    kinds = [kind, *get_args(kind)]
+    choices = [choice for some in kinds if get_origin(some) is Literal for choice in get_args(some)]
+    if choices and value not in choices and not (value is None and type(None) in kinds):
+        raise ValueError(f'{name} is "{value}"; it can be {", ".join(map(str, choices))}.')

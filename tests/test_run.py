@@ -14,7 +14,7 @@ import pytest
 from datasets import Dataset, load_dataset
 
 from hf_select import CausalLM, Length, SelectIT, score
-from hf_select.inference.chunks import pool_fingerprint
+from hf_select.inference.pool import pool_fingerprint
 
 
 def dataset_of(rows):
@@ -32,6 +32,7 @@ def test_scores_equal_those_of_map_and_stand_alone_too(rows, model_path, tmp_pat
     summary = json.loads((tmp_path / "o" / "summary.json").read_text())
     assert summary["rows"] == summary["scored"] == len(rows) and summary["cost"]["flops"] > 0
     assert sorted(p.name for p in (tmp_path / "o").iterdir()) == [
+        "done",
         "manifest.json",
         "scored",
         "scores.parquet",

@@ -121,7 +121,7 @@ def test_building_goes_on_after_a_kill_and_refuses_other_settings(pool, model_pa
         build(pool, model_path, tmp_path / "i", "float16")
     with pytest.raises(ValueError, match="other rows"):
         build(pool.select(range(5)), model_path, tmp_path / "i")
-    with pytest.raises(ValueError, match="float16, float32"):
+    with pytest.raises(ValueError, match="can be float32, float16, int8, 1bit"):
         build(pool, model_path, tmp_path / "j", "int3")
     assert not (tmp_path / "j").exists()
 

@@ -1,5 +1,6 @@
 """hf-select index"""
 
+import os
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -37,7 +38,10 @@ class Index(OverRows):
             stored_dtype=self.stored_dtype,
             chunk_rows=self.chunk_rows,
             source=self.dataset,
+            when_running=self.when_running,
         )
+        if int(os.environ.get("RANK", 0)) > 0:  # one of the processes says how it went
+            return
         summary = index.summary
         rows = [
             ["rows", f"{len(index):,}"],

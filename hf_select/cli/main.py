@@ -16,6 +16,7 @@ _COMMANDS = {
     "score": "hf_select.cli.score:Score",
     "index": "hf_select.cli.index:Index",
     "select": "hf_select.cli.select:Select",
+    "status": "hf_select.cli.status:Status",
     "warm-up": "hf_select.cli.warm_up:WarmUpCommand",
     "run": "hf_select.cli.recipe:Run",
     "demo-pool": "hf_select.cli.demo:DemoPool",
@@ -83,6 +84,8 @@ def _parse(argv: list[str]) -> tuple[str, dict[str, Any]]:
         top.add_argument("command", choices=listed, help="hf-select COMMAND --help says more")
         top.epilog = "Start here: hf-select run quickstart   (offline, on a CPU, two minutes)"
         top.parse_args(argv or ["--help"])
+    if len(argv) > 1 and argv[0] in ("score", "index") and argv[1] == "--status":
+        argv = ["status", "--folder", *argv[2:]]
     name, *rest = argv
     if name not in COMMANDS:
         raise suggest("command", name, [known for known in COMMANDS if not known.startswith("demo-")])

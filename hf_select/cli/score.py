@@ -1,5 +1,6 @@
 """hf-select score"""
 
+import os
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -38,10 +39,12 @@ class OverRows(Rows):
     Args:
         scorer: the method: deita, dsir, embedding, ifd, length, less, perplexity, rds, selectit or tfidf.
         chunk_rows: rows that are processed and written together.
+        when_running: what to do if another job is at work in output_dir: refuse, or join it.
     """
 
     scorer: str
     chunk_rows: int = 1000
+    when_running: Literal["refuse", "join"] = "refuse"
 
     @staticmethod
     def parts(values: dict[str, Any]) -> list[type]:
@@ -59,7 +62,8 @@ class OverRows(Rows):
 
 @dataclass(kw_only=True)
 class Score(OverRows):
-    """Score every row of a dataset by one method; a killed run goes on where it stopped.
+    """Score every row of a dataset by one method; a killed run goes on where it stopped. Under accelerate launch the
+    processes share the work. hf-select score --status DIR says what a running or dead job has done.
 
     Args:
         bad_rows: rows that are no conversation: error stops before anything is scored, null leaves them without a
@@ -67,12 +71,14 @@ class Score(OverRows):
         queries: rows of the target tasks, for scorers that have targets: TASK=FILE_OR_ID, several for several tasks.
         subtask_column: column of the queries that names the part of its task that each belongs to.
         index: folder of hf-select index over the same rows, whose vectors are compared with the queries.
+        stream: read the rows while they are scored, in constant memory and without downloading them first.
     """
 
     bad_rows: Literal["error", "null"] = "error"
     queries: dict[str, str] | None = None
     subtask_column: str | None = None
     index: str | None = None
+    stream: bool = False
 
     example: ClassVar[str] = (
         "hf-select score --scorer selectit --model Qwen/Qwen2.5-0.5B --dataset tatsu-lab/alpaca --output-dir scores"
@@ -102,14 +108,17 @@ class Score(OverRows):
 
             index = PoolIndex.open(self.index)
         scored = score(
-            self.rows(),
+            read_dataset(self.dataset, self.split, self.rename, self.limit, stream=self.stream),
             scorer,
             self.output_dir,
             chunk_rows=self.chunk_rows,
             bad_rows=self.bad_rows,
             source=self.dataset,
             index=index,
+            when_running=self.when_running,
         )
+        if int(os.environ.get("RANK", 0)) > 0:  # one of the processes says how it went
+            return
         print_table(*_summary(self.output_dir, scorer.name))
         print(f"{len(scored)} rows with their scores: {self.output_dir}/scored; the scores alone: scores.parquet")
         print(

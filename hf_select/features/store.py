@@ -16,22 +16,23 @@ model, template and pooling give the same vectors.
 
 import json
 import os
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
 from hf_select import columns
+from hf_select.choices import check_choice
 from hf_select.features import Feature, unit
 from hf_select.files import write_json
 from hf_select.formats import BadRow, Conversation, conversations
-from hf_select.inference.chunks import ChunkedJob, differences, identity_of, pool_fingerprint, readable
+from hf_select.inference.chunks import ChunkedJob, WhenRunning, differences, identity_of
+from hf_select.inference.pool import Pool, pool_fingerprint, readable
 
 
 StoredType = Literal["float32", "float16", "int8", "1bit"]
@@ -73,8 +74,10 @@ class PoolIndex:
         stored_dtype: StoredType = "float16",
         chunk_rows: int = 1000,
         source: str | None = None,
+        when_running: WhenRunning = "refuse",
     ) -> "PoolIndex":
-        """Encode every row and keep the vectors; a killed build goes on where it stopped.
+        """Encode every row and keep the vectors; a killed build goes on where it stopped. Several processes share the
+        work, as in `score`.
 
         Args:
             featurizer: HiddenStates, SentenceEmbeddings, or the `featurizer` of a scorer.
@@ -82,16 +85,14 @@ class PoolIndex:
                 int8 (1 byte) and 1bit (an eighth) are for projected gradients: many dimensions of like size.
             chunk_rows: rows that are encoded and written together.
             source: where the rows came from, for the manifest.
+            when_running: what to do if another job is at work in the folder: refuse, or join it.
         Raises: ValueError if the folder holds an index of other rows, another model or other settings.
         """
-        if stored_dtype not in get_args(StoredType):
-            raise ValueError(f'stored_dtype is "{stored_dtype}"; it can be {", ".join(get_args(StoredType))}.')
+        check_choice("stored_dtype", stored_dtype, StoredType)
         state = {**featurizer.identity(), "stored_dtype": stored_dtype}
         identity = identity_of(type(featurizer).__name__, state, state)
-        job = ChunkedJob(
-            readable(dataset), Path(folder).expanduser(), chunk_rows, identity, "vectors", ".arrow", "an index"
-        )
-        ids = dataset[columns.ROW_ID] if columns.ROW_ID in dataset.column_names else range(len(dataset))
+        pool = Pool(dataset, chunk_rows, compared=readable(dataset).column_names)
+        job = ChunkedJob(pool, Path(folder).expanduser(), identity, "vectors", ".arrow", "an index", "index.json")
         probe = job.folder / "vectors" / "probe.json"
 
         def load() -> None:
@@ -102,12 +103,11 @@ class PoolIndex:
             else:
                 write_json(probe, here)
 
-        def write(path: Path, rows: range) -> None:
-            _write_part(path, job.dataset[rows.start : rows.stop], [ids[i] for i in rows], featurizer, stored_dtype)
+        def write(path: Path, first_row: int, rows: Dataset) -> dict[str, float]:
+            return _write_part(path, rows, featurizer, stored_dtype)
 
-        job.open(source)
-        job.run(write, load, "index")
-        _finish(job, featurizer)
+        job.open(source, when_running)
+        job.run(write, load, lambda: _finish(job), "index")
         return cls.open(folder)
 
     @classmethod
@@ -221,9 +221,8 @@ class PoolIndex:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _write_part(path: Path, batch: dict[str, list[Any]], ids: list[Any], featurizer: Any, dtype: str) -> None:
-    begin, usage = time.perf_counter(), _usage(featurizer)
-    parsed = conversations(batch)
+def _write_part(path: Path, rows: Dataset, featurizer: Any, dtype: str) -> dict[str, float]:
+    usage, parsed = _usage(featurizer), conversations(readable(rows)[:])
     encoded = iter(featurizer([row for row in parsed if isinstance(row, Conversation)]))
     features = [next(encoded) if isinstance(row, Conversation) else row for row in parsed]
     if dtype == "1bit":
@@ -236,18 +235,16 @@ def _write_part(path: Path, batch: dict[str, list[Any]], ids: list[Any], featuri
     values = _shortened(vectors, dtype)
     table = pa.table(
         {
-            columns.ROW_ID: ids,
+            columns.ROW_ID: rows[columns.ROW_ID][:],
             "vector": pa.FixedSizeListArray.from_arrays(
                 pa.array(values.ravel()), values.shape[1], mask=pa.array(~there)
             ),
             "reason": [f.note if isinstance(f, Feature) else str(f) for f in features],
         }
     )
-    cost = {name: value - usage.get(name, 0) for name, value in _usage(featurizer).items()}
-    cost["seconds"] = time.perf_counter() - begin
-    table = table.replace_schema_metadata({"hf_select_cost": json.dumps(cost)})
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
         writer.write_table(table)
+    return {name: value - usage.get(name, 0) for name, value in _usage(featurizer).items()}
 
 
 def _shortened(vectors: np.ndarray, dtype: str) -> np.ndarray:
@@ -275,25 +272,23 @@ def _stored(table: pa.Table) -> np.ndarray:
     return flat.reshape(-1, size)
 
 
-def _finish(job: ChunkedJob, featurizer: Any) -> None:
-    cost: Counter[str] = Counter()
-    reasons: Counter[str] = Counter()
-    with_vector = 0
-    for chunk in range(len(job.starts)):
+def _finish(job: ChunkedJob) -> None:
+    cost, reasons, with_vector, rows = Counter(), Counter(), 0, 0
+    for chunk in range(job.pool.num_chunks):
+        cost.update(cast(Any, job.record(chunk))["cost"])
         table = pa.ipc.open_stream(pa.memory_map(str(job.part(chunk)))).read_all()
-        cost.update(json.loads((table.schema.metadata or {})[b"hf_select_cost"]))
         valid = table["vector"].is_valid().to_pylist()
-        with_vector += sum(valid)
+        with_vector, rows = with_vector + sum(valid), rows + len(valid)
         reasons.update(reason for reason, there in zip(table["reason"].to_pylist(), valid, strict=True) if not there)
     probe = json.loads((job.folder / "vectors" / "probe.json").read_text(encoding="utf-8"))
     summary = {
-        "rows": len(job.dataset),
+        "rows": rows,
         "with_vector": with_vector,
         "reasons": dict(reasons.most_common()),
         "dimensions": probe["dimensions"],
         "cost": dict(cost),
     }
-    write_json(job.folder / "index.json", summary)
+    write_json(job.folder / job.summary, summary)
 
 
 def _usage(featurizer: Any) -> dict[str, float]:

@@ -1,127 +1,262 @@
-"""A long job over the rows of a dataset: chunks that are written whole or not at all and never made twice.
+"""A long job over the rows of a dataset, by any number of processes: chunks that are written whole or not at all and
+never made twice.
 
 folder/
-  manifest.json          what is made from which rows; a run with other rows or settings is refused
-  PARTS/part-00000.*     what was made of a chunk of rows
+  manifest.json             what is made from which rows; a run with other rows or settings is refused
+  PARTS/part-00000.*        what was made of a chunk of rows
+  done/part-00000.json      by whom, at what cost, and a checksum that tells a damaged part; written after it
+  failed/part-00000.json    why the last attempt at a chunk failed; gone once it is made
+  running/                  while processes work: a lock for each chunk in hand and for each process, with its name
 
-Left out so far: several processes and streaming input.
+Processes do not talk to each other. Each takes the next chunk that is neither done nor locked; the kernel drops the
+locks of a process that dies, so its chunk is anybody's again. Nothing depends on the locks but time: two processes
+that make the same chunk write the same part.
 """
 
+import errno
 import json
+import os
 import shutil
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
-import pyarrow as pa
 import xxhash
 from datasets import Dataset
 from datasets.fingerprint import Hasher
-from tqdm.auto import tqdm
+from filelock import FileLock, Timeout
 
 from hf_select.files import write_json, written_whole
-from hf_select.formats import READ_COLUMNS
 from hf_select.inference import batching
+from hf_select.inference.pool import Pool, pool_fingerprint
+from hf_select.inference.progress import Progress
+
+
+WhenRunning = Literal["refuse", "join"]
 
 
 @dataclass
 class ChunkedJob:
-    """One run: how many rows, in what chunks, by what, into which folder.
+    """One job: which rows, in what chunks, by what, into which folder.
 
     Args:
         identity: what the parts depend on besides the rows: `name`, `settings` in words, a `hash` of everything.
         parts: folder of the parts within `folder`.
         suffix: file name ending of a part.
         what: what the folder holds, for messages: "scores", "an index".
+        summary: file within `folder` that is written when all chunks are done.
     """
 
-    dataset: Dataset
+    pool: Pool
     folder: Path
-    chunk_rows: int
     identity: dict[str, Any]
     parts: str
     suffix: str
     what: str
+    summary: str
     made: list[Path] = field(default_factory=list, init=False)
-
-    def __post_init__(self) -> None:
-        if len(self.dataset) == 0:
-            raise ValueError("the dataset is empty; there is nothing to do.")
-        if self.chunk_rows < 1:
-            raise ValueError(f"chunk_rows is {self.chunk_rows}; it must be at least 1.")
-        self.starts = range(0, len(self.dataset), self.chunk_rows)
+    _compared: set[int] = field(default_factory=set, init=False, repr=False)
 
     def part(self, chunk: int) -> Path:
         return self.folder / self.parts / f"part-{chunk:05d}{self.suffix}"
 
-    def rows(self, chunk: int) -> range:
-        return range(self.starts[chunk], min(self.starts[chunk] + self.chunk_rows, len(self.dataset)))
+    def record(self, chunk: int) -> dict[str, Any] | None:
+        """What is known of a finished chunk."""
+        return read_json(self._done(chunk))
 
-    def open(self, source: str | None = None) -> None:
-        """Make the folder, or hold an existing one to this pool and these settings."""
+    def open(self, source: str | None = None, when_running: WhenRunning = "refuse") -> None:
+        """Make the folder, or hold an existing one to this pool and these settings.
+
+        Raises: ValueError if it holds something else, or if another job is at work in it and is not to be joined.
+        """
         manifest = {
-            "pool": {"source": source, "rows": len(self.dataset), "fingerprint": pool_fingerprint(self.dataset)},
+            "pool": {"source": source, "rows": self.pool.rows, "fingerprint": self.pool.fingerprint()},
             "made_by": self.identity,
-            "chunk_rows": self.chunk_rows,
+            "chunk_rows": self.pool.chunk_rows,
             "versions": _versions(),
         }
         path = self.folder / "manifest.json"
-        if path.exists():
-            self._refuse_other(json.loads(path.read_text(encoding="utf-8")), manifest)
-            for left in (self.folder / self.parts).glob("*.tmp"):  # of a killed run
-                left.unlink()
-            return
         self.made = [p for p in (self.folder, *self.folder.parents) if not p.exists()]
-        if self.folder.is_dir() and any(p.is_file() or p.name != self.parts for p in self.folder.rglob("*")):
-            raise ValueError(f'output folder "{self.folder}" holds other files; give a new or empty one.')
+        there = path.exists()
+        ours = {self.parts, "running", "done", "failed"}
+        if not there and self.folder.is_dir():
+            # A moment ago another process of this job may have been here; a kill may have been before the manifest.
+            known = (*ours, "manifest.json")
+            if any(not path.name.startswith(known) for path in self.folder.iterdir()):
+                raise ValueError(f'output folder "{self.folder}" holds other files; give a new or empty one.')
         try:
-            (self.folder / self.parts).mkdir(parents=True, exist_ok=True)
-            write_json(path, manifest)
+            for name in ours:
+                (self.folder / name).mkdir(parents=True, exist_ok=True)
+            with FileLock(self.folder / "running" / "manifest.lock"):
+                if path.exists():
+                    self._refuse_other(json.loads(path.read_text(encoding="utf-8")), manifest)
+                else:
+                    write_json(path, manifest)
+            if when_running == "refuse":
+                self._refuse_running()
+        except ValueError:
+            self._tidy()
+            raise
         except OSError as error:
             self._leave_nothing_empty()
             raise ValueError(
                 f'cannot write to output folder "{self.folder}": {error.strerror}. Choose another.'
             ) from None
+        self._drop_damaged()
 
-    def run(self, write: Callable[[Path, range], None], load: Callable[[], Any], description: str) -> None:
-        """`write(path, rows)` for every chunk that is not there yet; `load` is called before the first of them."""
+    def run(
+        self,
+        write: Callable[[Path, int, Dataset], dict[str, float]],
+        load: Callable[[], Any],
+        finish: Callable[[], None],
+        description: str,
+    ) -> None:
+        """Make every chunk that is not there yet, alone or beside other processes, and return when all are there.
+
+        Args:
+            write: (path, first row, rows) makes a part and says its cost.
+            load: called before the first chunk that this process makes.
+            finish: writes the summary, in one of the processes, when all chunks are done.
+        """
         try:
-            self._run(write, load, description)
+            with _Worker(self.folder / "running") as worker:
+                self._run(worker, write, load, description)
+                with FileLock(self.folder / "running" / "finish.lock"):
+                    if not (self.folder / self.summary).exists():
+                        finish()
+        except OSError as error:
+            self._leave_nothing_empty()
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            kept = len(list((self.folder / "done").glob("part-*.json")))
+            raise ValueError(
+                f'no space is left for "{self.folder}"; its {kept} finished chunks are kept. Make space and run the '
+                "same command again."
+            ) from None
         except BaseException:
             self._leave_nothing_empty()
             raise
+        finally:
+            self._tidy()
 
-    def _run(self, write: Callable[[Path, range], None], load: Callable[[], Any], description: str) -> None:
-        missing = [chunk for chunk in range(len(self.starts)) if not self.part(chunk).exists()]
-        left = sum(len(self.rows(chunk)) for chunk in missing)
-        if missing:
-            load()  # before the bar: a model that cannot be loaded is no progress of zero rows
-        tokens, begin = 0, time.perf_counter()
-        with tqdm(total=len(self.dataset), initial=len(self.dataset) - left, unit="row", desc=description) as bar:
+    def _run(self, worker: "_Worker", write: Any, load: Callable[[], Any], description: str) -> None:
+        loaded = False
+        with Progress(self.folder / "done", self.pool.rows, description, worker.name, worker.leads) as progress:
+            while True:
+                with batching.on_batch(progress.count):
+                    for chunk, first_row, rows in self.pool.chunks(self._take, self._hold):
+                        with self._in_hand(chunk, worker):
+                            if not loaded:
+                                load()
+                                loaded = True
+                            self._make(chunk, first_row, rows, worker, write)
+                        progress.look()
+                missing = [chunk for chunk in range(self.pool.num_chunks) if not self._is_done(chunk)]
+                if not missing:
+                    return
+                # Others have them in hand. Wait, and take over what a process that died has left.
+                while not any(self._is_free(chunk) for chunk in missing):
+                    time.sleep(0.1)
+                    progress.look()
+                    missing = [chunk for chunk in missing if not self._is_done(chunk)]
+                    if not missing:
+                        return
 
-            def count(batch_tokens: int) -> None:
-                nonlocal tokens
-                tokens += batch_tokens
-                bar.set_postfix_str(f"{tokens / (time.perf_counter() - begin):,.0f} tokens/s")
+    # A chunk's life: free, in hand (locked), done.
 
-            with batching.on_batch(count):
-                for chunk in missing:
-                    with written_whole(self.part(chunk)) as temporary:
-                        write(temporary, self.rows(chunk))
-                    bar.update(len(self.rows(chunk)))
+    def _done(self, chunk: int) -> Path:
+        return self.folder / "done" / f"part-{chunk:05d}.json"
 
-    def _leave_nothing_empty(self) -> None:
-        """Take back the folders that this run made, if it failed before it had anything to show."""
-        if any((self.folder / self.parts).glob("part-*")):
+    def _is_done(self, chunk: int) -> bool:
+        return self._done(chunk).exists()
+
+    def _lock(self, chunk: int) -> FileLock:
+        return FileLock(self.folder / "running" / f"part-{chunk:05d}.lock")
+
+    def _take(self, chunk: int) -> bool:
+        """Lock a chunk that is neither done nor in hand."""
+        if self._is_done(chunk):
+            return False
+        lock = self._lock(chunk)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return False
+        if self._is_done(chunk):  # between the first look and the lock
+            lock.release()
+            return False
+        self._held = lock
+        return True
+
+    def _is_free(self, chunk: int) -> bool:
+        lock = self._lock(chunk)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return False
+        lock.release()
+        return True
+
+    @contextmanager
+    def _in_hand(self, chunk: int, worker: "_Worker") -> Iterator[None]:
+        failed = self.folder / "failed" / f"part-{chunk:05d}.json"
+        try:
+            yield
+            failed.unlink(missing_ok=True)
+        except Exception as error:
+            with suppress(OSError):  # the disk may be full, or the folder gone
+                write_json(failed, {"by": worker.name, "when": _now(), "why": f"{type(error).__name__}: {error}"})
+            raise
+        finally:
+            self._held.release()
+
+    def _make(self, chunk: int, first_row: int, rows: Dataset, worker: "_Worker", write: Any) -> None:
+        begin = time.perf_counter()
+        (self.folder / self.summary).unlink(missing_ok=True)
+        for left in self.part(chunk).parent.glob(f"{self.part(chunk).name}.*.tmp"):  # of a process that was killed
+            left.unlink(missing_ok=True)
+        with written_whole(self.part(chunk)) as temporary:
+            cost = write(temporary, first_row, rows)
+            size, checksum = temporary.stat().st_size, _checksum(temporary)
+        record = {
+            "first_row": first_row,
+            "rows": len(rows),
+            "by": worker.name,
+            "finished": _now(),
+            "cost": {**cost, "seconds": time.perf_counter() - begin},
+            "bytes": size,
+            "xxh3": checksum,
+            "read_xxh3": None if self.pool.rows is not None else pool_fingerprint(rows),
+        }
+        write_json(self._done(chunk), record)
+
+    def _drop_damaged(self) -> None:
+        """Parts that are not what was written are made anew."""
+        for path in sorted((self.folder / "done").glob("part-*.json")):
+            record, part = read_json(path), self.folder / self.parts / f"{path.stem}{self.suffix}"
+            sound = record is not None and part.exists() and part.stat().st_size == record["bytes"]
+            if not (sound and _checksum(part) == cast(Any, record)["xxh3"]):
+                (self.folder / self.summary).unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
+
+    # What must not be mixed.
+
+    def _hold(self, chunk: int, rows: Dataset) -> None:
+        """A stream cannot be compared before it is read: hold each finished chunk to its rows as they come."""
+        record = None if chunk in self._compared else self.record(chunk)
+        if record is None:
             return
-        shutil.rmtree(self.folder / self.parts, ignore_errors=True)
-        (self.folder / "manifest.json").unlink(missing_ok=True) if self.folder.is_dir() else None
-        for path in self.made:
-            if path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
+        self._compared.add(chunk)
+        if record["read_xxh3"] != pool_fingerprint(rows):
+            raise ValueError(
+                f'"{self.folder}" holds {self.what} of other rows: those from row {record["first_row"]:,} on differ. '
+                "Choose another output folder."
+            )
 
     def _refuse_other(self, there: dict[str, Any], here: dict[str, Any]) -> None:
         mine, made_by = here["made_by"], there["made_by"]
@@ -141,6 +276,96 @@ class ChunkedJob:
                 "Choose another output folder."
             )
 
+    def _refuse_running(self) -> None:
+        others = [worker for worker in live_workers(self.folder) if worker["job"] != _job()]
+        if others:
+            names = ", ".join(worker["name"] for worker in others[:3])
+            raise ValueError(
+                f'{len(others)} process{"es are" if len(others) > 1 else " is"} at work in "{self.folder}" ({names}). '
+                "Wait, or help along with when_running=join (--when-running join)."
+            )
+
+    def _tidy(self) -> None:
+        """The last to leave takes the locks away."""
+        if not list(live_workers(self.folder)):
+            shutil.rmtree(self.folder / "running", ignore_errors=True)
+        with suppress(OSError):
+            (self.folder / "failed").rmdir()  # if it is empty
+
+    def _leave_nothing_empty(self) -> None:
+        """Take back the folders that this run made, if it failed before anybody had anything to show."""
+        if any((self.folder / "done").glob("part-*")) or list(live_workers(self.folder)):
+            return
+        for name in (self.parts, "running", "done", "failed"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        (self.folder / "manifest.json").unlink(missing_ok=True) if self.folder.is_dir() else None
+        for path in self.made:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+
+
+class _Worker:
+    """This process, seen by others for as long as it lives: a lock, and its name beside it."""
+
+    def __init__(self, running: Path):
+        rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+        self.leads = rank == 0
+        self.name = f"{socket.gethostname()}, process {os.getpid()}"
+        self.card = running / f"worker-{socket.gethostname()}-{os.getpid()}.json"
+        self.says = {"name": self.name, "job": _job(), "rank": rank, "of": world, "started": _now()}
+
+    def __enter__(self) -> "_Worker":
+        self.card.parent.mkdir(exist_ok=True)
+        self.lock = FileLock(self.card.with_suffix(".lock"))
+        self.lock.acquire()
+        write_json(self.card, self.says)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        with suppress(OSError):
+            self.card.unlink(missing_ok=True)
+        self.lock.release()
+
+
+def live_workers(folder: Path) -> Iterator[dict[str, Any]]:
+    """What the processes that are at work in a folder say of themselves."""
+    for card in sorted((folder / "running").glob("worker-*.json")):
+        lock = FileLock(card.with_suffix(".lock"))
+        try:
+            lock.acquire(timeout=0)
+            lock.release()
+        except Timeout:
+            if (says := read_json(card)) is not None:
+                yield says
+
+
+def _job() -> str:
+    """The same for all processes of one launch."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        names = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID")
+        return " ".join(os.environ.get(name, "") for name in names)
+    return f"{socket.gethostname()} {os.getpid()}"
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """What the file says, or None if it is not there (any more)."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+def _checksum(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
 
 def identity_of(name: str, state: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """What results depend on, as a hash of the state and, for people, in the words of the settings."""
@@ -154,29 +379,6 @@ def differences(there: Any, here: Any, name: str = "") -> list[str]:
         keys = [key for key in here if key != "files"]
         return [text for key in keys for text in differences(there.get(key), here[key], f"{name}.{key}".strip("."))]
     return [f"{name} {there} there, {here} here"] if there != here else []
-
-
-def readable(dataset: Dataset) -> Dataset:
-    """The columns that a conversation is read from, or all of them if there are none such (for the error that
-    names them)."""
-    wanted = [name for name in dataset.column_names if name in READ_COLUMNS]
-    return dataset.select_columns(wanted) if wanted else dataset
-
-
-def pool_fingerprint(dataset: Dataset) -> str:
-    """Hash of all rows and column types: the same for the same content, whatever file or process it came from."""
-    digest = xxhash.xxh3_128()
-    digest.update(str(sorted((name, str(kind)) for name, kind in dataset.features.items())).encode())
-    for start in range(0, len(dataset), 4096):
-        rows = range(start, min(start + 4096, len(dataset)))
-        table = cast(pa.Table, dataset.with_format("arrow").select(rows)[:])
-        # `take` copies into fresh buffers: those of a slice hold bytes of its neighbours.
-        table = table.select(sorted(table.column_names)).take(pa.array(range(len(rows)))).combine_chunks()
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, table.replace_schema_metadata(None).schema) as writer:
-            writer.write_table(table.replace_schema_metadata(None))
-        digest.update(sink.getvalue())
-    return digest.hexdigest()
 
 
 def _versions() -> dict[str, str]:

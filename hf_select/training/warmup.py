@@ -19,7 +19,8 @@ from hf_select.features.gradients import encode_responses
 from hf_select.files import write_json
 from hf_select.formats import BadRow, Conversation, conversations
 from hf_select.inference.causal_lm import CausalLM
-from hf_select.inference.chunks import differences, pool_fingerprint, readable
+from hf_select.inference.chunks import differences
+from hf_select.inference.pool import pool_fingerprint, readable
 from hf_select.selection.baselines import Random
 
 

@@ -1,0 +1,324 @@
+"""A scoring job by several processes: shared out without talking, safe from kill -9, full disks and damaged parts."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, IterableDataset, load_dataset
+
+from hf_select import Length, Perplexity, PoolIndex, score
+from hf_select.cli.main import main
+from hf_select.cli.status import job_status
+from hf_select.features.hidden_states import HiddenStates
+from hf_select.inference import chunks
+from hf_select.inference.run import read_scored
+
+
+# Scores lengths, slowly, and says each chunk that it begins in a file of its own.
+WORKER = """
+import json, os, sys, time
+from datasets import Dataset, load_dataset
+from hf_select import Length, score
+
+class Slow(Length):
+    def measure(self, rows):
+        with open(sys.argv[3], "a") as log:
+            log.write(f"{rows[0].messages[0]['content']}\\n")
+        time.sleep(float(sys.argv[4]))
+        return super().measure(rows)
+
+stream = len(sys.argv) > 5 and sys.argv[5] == "stream"
+rows = load_dataset("json", data_files=sys.argv[1], split="train", streaming=stream)
+score(rows, Slow(), sys.argv[2], chunk_rows=10, when_running=os.environ.get("WHEN", "refuse"))
+"""
+
+
+@pytest.fixture
+def job(tmp_path):
+    """A pool of 300 rows in a file and a way to start processes on it."""
+    rows = [{"prompt": f"row {i}", "completion": "word " * (i % 17)} for i in range(300)]
+    (tmp_path / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "worker.py").write_text(textwrap.dedent(WORKER))
+    (tmp_path / "log").touch()
+
+    class Job:
+        folder, log, pool = tmp_path / "o", tmp_path / "log", Dataset.from_list(rows)
+        expected = Length()({"prompt": [r["prompt"] for r in rows], "completion": [r["completion"] for r in rows]})
+
+        def start(self, rank=0, world=1, seconds=0.02, stream=False, **env):
+            words = [str(tmp_path / "pool.jsonl"), str(self.folder), str(self.log), str(seconds)]
+            launch = {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "here", "MASTER_PORT": "1"}
+            return subprocess.Popen(
+                [sys.executable, str(tmp_path / "worker.py"), *words, "stream" if stream else ""],
+                env={**os.environ, **launch, **env},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+
+        def begun(self):
+            return self.log.read_text().splitlines()
+
+        def check(self):
+            scored = read_scored(self.folder)
+            assert scored["score_length"] == self.expected["score_length"]
+            assert scored["row_id"] == list(range(300)) and scored["prompt"] == self.pool["prompt"]
+            assert not list(self.folder.rglob("*.tmp")) and not (self.folder / "running").exists()
+            assert len(list((self.folder / "scored").iterdir())) == 30
+
+    return Job()
+
+
+def wait(*processes) -> list[str]:
+    return [process.communicate(timeout=120)[1] for process in processes]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_processes_share_the_chunks_and_make_each_once(job, stream):
+    processes = [job.start(rank, 3, stream=stream) for rank in range(3)]
+    said = wait(*processes)
+    assert [process.returncode for process in processes] == [0, 0, 0], said
+    job.check()
+    assert len(job.begun()) == len(set(job.begun())) == 30
+    by = [json.loads(path.read_text())["by"] for path in (job.folder / "done").iterdir()]
+    assert len(set(by)) > 1, "one process did everything"
+    assert job_status(job.folder)["finished"]
+    assert "row/s" in said[0] and "row/s" not in said[1], "one bar, of the process that leads"
+    again = job.start(stream=stream)
+    wait(again)
+    assert again.returncode == 0 and len(job.begun()) == 30, "a finished chunk was scored again"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stream", [False, True])
+def test_kill_9_at_random_moments_loses_only_the_chunks_in_hand(job, stream):
+    dice, killed, finished = random.Random(0), 0, {}
+    for _ in range(int(os.environ.get("HF_SELECT_KILLS", "4"))):
+        processes = [job.start(rank, 2, seconds=0.3, stream=stream) for rank in range(2)]
+        begin = len(job.begun())
+        patience = time.time() + 60
+        while len(job.begun()) == begin and time.time() < patience and processes[0].poll() is None:
+            time.sleep(0.01)
+        time.sleep(dice.uniform(0, 0.5))
+        for process in dice.choice([processes, processes[:1], processes[1:]]):
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+                killed += 1
+        time.sleep(0.1)
+        for process in processes:  # what was left alive is stopped, too, or a round would finish the job
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+                killed += 1
+            process.wait()
+        for path in (job.folder / "scored").glob("part-*.parquet"):
+            if (job.folder / "done" / f"{path.stem}.json").exists():
+                assert finished.setdefault(path.name, path.stat().st_mtime_ns) == path.stat().st_mtime_ns
+    assert killed >= 4 and finished
+    left = [job.start(rank, 3, stream=stream) for rank in range(3)]
+    said = wait(*left)
+    assert [process.returncode for process in left] == [0, 0, 0], said
+    job.check()
+    for name, stamp in finished.items():
+        assert (job.folder / "scored" / name).stat().st_mtime_ns == stamp, "a finished part was made again"
+    assert len(job.begun()) <= 30 + killed
+
+
+def test_a_process_that_dies_leaves_its_chunk_to_the_others(job):
+    slow, quick = job.start(0, 2, seconds=600), job.start(1, 2, seconds=0.02)
+    while len(job.begun()) < 2:
+        time.sleep(0.05)
+    deadline = time.time() + 60
+    while len(list((job.folder / "done").glob("*"))) < 29 and time.time() < deadline:
+        time.sleep(0.05)
+    assert quick.poll() is None, "it must wait for the chunk that is in hand"
+    status = job_status(job.folder)
+    assert status["chunks"] == 29 and [w["live"] for w in status["workers"].values()] == [True, True]
+    slow.send_signal(signal.SIGKILL)
+    slow.wait()
+    wait(quick)
+    assert quick.returncode == 0
+    job.check()
+
+
+def test_a_second_job_is_refused_or_joins(job):
+    first = job.start(seconds=0.3)
+    while not job.begun():
+        time.sleep(0.05)
+    with pytest.raises(ValueError, match="1 process is at work in .*when_running=join"):
+        score(job.pool, Length(), job.folder, chunk_rows=10)
+    assert first.poll() is None and (job.folder / "running").exists(), "the refused job took the locks away"
+    second = job.start(seconds=0.01, WHEN="join")
+    said = wait(first, second)
+    assert (first.returncode, second.returncode) == (0, 0), said
+    job.check()
+    assert len(job.begun()) == 30
+
+
+@pytest.mark.parametrize("harm", ["cut", "changed", "gone"])
+def test_a_damaged_part_is_found_and_made_again(job, harm):
+    score(job.pool, Length(), job.folder, chunk_rows=10)
+    part = job.folder / "scored" / "part-00007.parquet"
+    sound = part.read_bytes()
+    others = {p: p.stat().st_mtime_ns for p in part.parent.iterdir() if p != part}
+    if harm == "gone":
+        part.unlink()
+    else:
+        part.write_bytes(sound[:-100] if harm == "cut" else sound[:200] + b"\x00\x01" + sound[202:])
+    score(job.pool, Length(), job.folder, chunk_rows=10)
+    assert part.read_bytes() == sound and others == {p: p.stat().st_mtime_ns for p in others}
+    job.check()
+
+
+def test_a_row_that_stops_the_scorer_is_remembered_until_it_is_cured(job, monkeypatch, capsys):
+    def fail(self, rows):
+        if rows[0].messages[0]["content"] == "row 40":
+            raise RuntimeError("the model broke")
+        return measure(self, rows)
+
+    measure = Length.measure
+    monkeypatch.setattr(Length, "measure", fail)
+    with pytest.raises(RuntimeError, match="the model broke"):
+        score(job.pool, Length(), job.folder, chunk_rows=10)
+    assert main(["score", "--status", str(job.folder)]) == 0
+    said = capsys.readouterr().out
+    assert "stopped: run the same command" in said and "40 of 300" in said and "the model broke" in said
+    assert "part-00004 failed" in said and not (job.folder / "running").exists()
+    monkeypatch.setattr(Length, "measure", measure)
+    score(job.pool, Length(), job.folder, chunk_rows=10)
+    job.check()
+    assert not (job.folder / "failed").exists()
+    assert main(["score", "--status", str(job.folder)]) == 0
+    assert "finished" in capsys.readouterr().out
+    assert main(["score", "--status", str(job.log.parent)]) == 2
+    assert "is not the folder of hf-select score or index" in capsys.readouterr().err
+
+
+def test_a_full_disk_stops_with_one_line_and_goes_on_after_space_is_made(job):
+    disk = job.folder.parent / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a small disk can only be mounted by root")
+    try:
+        (disk / "ballast").write_bytes(b"x" * 350_000)
+        job.folder = disk / "o"
+        process = job.start(seconds=0)
+        (said,) = wait(process)
+        assert process.returncode == 1 and "No space" not in said.splitlines()[-1]
+        assert "no space is left for" in said.splitlines()[-1] and "run the same command again" in said
+        kept = len(list((job.folder / "done").glob("*")))
+        assert 0 < kept < 30 and not list(job.folder.rglob("*.tmp"))
+        (disk / "ballast").unlink()
+        before = len(job.begun())
+        again = job.start(seconds=0)
+        wait(again)
+        assert again.returncode == 0 and len(job.begun()) - before == 30 - kept
+        job.check()
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# streams
+
+
+def test_a_stream_gives_the_columns_of_the_dataset(rows, model_path, tmp_path):
+    data = Dataset.from_list(rows)
+    whole = score(data, Perplexity(model_path), tmp_path / "a", chunk_rows=7)
+    streamed = score(data.to_iterable_dataset(num_shards=3), Perplexity(model_path), tmp_path / "b", chunk_rows=7)
+    assert streamed.column_names == whole.column_names
+    assert streamed["score_perplexity"] == whole["score_perplexity"] and streamed["row_id"] == whole["row_id"]
+    unnamed = IterableDataset.from_generator(lambda: iter(rows))  # knows no types before it is read
+    assert unnamed.features is None
+    again = score(unnamed, Perplexity(model_path), tmp_path / "c", chunk_rows=7)
+    assert again["score_perplexity"] == whole["score_perplexity"]
+
+
+def test_a_stream_of_other_rows_is_refused_at_the_first_that_differs(rows, tmp_path):
+    def stream(changed=None):
+        return Dataset.from_list(
+            [{**row, "completion": "other"} if i == changed else row for i, row in enumerate(rows)]
+        ).to_iterable_dataset()
+
+    score(stream(), Length(), tmp_path / "o", chunk_rows=7)
+    with pytest.raises(ValueError, match="of other rows: those from row 14 on differ"):
+        score(stream(changed=17), Length(), tmp_path / "o", chunk_rows=7)
+    with pytest.raises(ValueError, match="other rows"):
+        score(Dataset.from_list(rows), Length(), tmp_path / "o", chunk_rows=7)
+
+
+def test_bad_streams_are_refused(rows, tmp_path, model_path):
+    empty = IterableDataset.from_generator(lambda: iter([]))
+    with pytest.raises(ValueError, match="dataset is empty"):
+        score(empty, Length(), tmp_path / "o")
+    broken = Dataset.from_list([*rows[:9], {"prompt": None, "completion": "x"}]).to_iterable_dataset()
+    with pytest.raises(ValueError, match="row 9: prompt is null"):
+        score(broken, Length(), tmp_path / "o", chunk_rows=4)
+    kept = score(broken, Length(), tmp_path / "o", chunk_rows=4, bad_rows="null")
+    assert kept["score_length"][9] is None and len(kept) == 10
+    changing = IterableDataset.from_generator(lambda: iter([{"prompt": "a", "completion": "b"}, {"text": "c"}]))
+    with pytest.raises(ValueError, match="the rows from 1 on have other columns"):
+        score(changing, Length(), tmp_path / "p", chunk_rows=1)
+    with pytest.raises(ValueError, match="takes a Dataset or an IterableDataset"):
+        score(rows, Length(), tmp_path / "q")
+    with pytest.raises(ValueError, match='when_running is "wait"'):
+        score(Dataset.from_list(rows), Length(), tmp_path / "q", when_running="wait")
+
+
+def test_the_command_line_streams(job, capsys):
+    job.folder.parent.joinpath("x").mkdir()
+    command = ["score", "--scorer", "length", "--dataset", str(job.folder.parent / "pool.jsonl"), "--stream"]
+    assert main([*command, "--output-dir", str(job.folder), "--chunk-rows", "10"]) == 0
+    job.check()
+    assert main([*command, "--output-dir", str(job.folder.parent / "few"), "--limit", "25", "--chunk-rows", "10"]) == 0
+    assert len(read_scored(job.folder.parent / "few")) == 25
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# launchers
+
+
+@pytest.mark.slow
+def test_accelerate_launch_shares_the_work_and_the_result_is_that_of_map(rows, model_path, tmp_path, monkeypatch):
+    data = Dataset.from_list(rows * 40)
+    data.to_parquet(tmp_path / "pool.parquet")
+    words = ["--scorer", "perplexity", "--model", model_path, "--dataset", str(tmp_path / "pool.parquet")]
+    words += ["--output-dir", str(tmp_path / "o"), "--chunk-rows", "10"]
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "hf_select.cli.main", "score", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    found = subprocess.run([sys.executable, *launch], env=environment, capture_output=True, text=True, timeout=240)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.count("rows with their scores") == 1, "every process speaks"
+    by = {json.loads(path.read_text())["by"] for path in (tmp_path / "o" / "done").iterdir()}
+    assert len(by) == 2
+    code = (
+        "from datasets import load_dataset; from hf_select import Perplexity; "
+        f"data = load_dataset('parquet', data_files={str(tmp_path / 'pool.parquet')!r}, split='train'); "
+        f"data = data.map(Perplexity({model_path!r}), batched=True, batch_size=10); "
+        f"data.to_parquet({str(tmp_path / 'm.parquet')!r})"
+    )
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True)
+    mapped = load_dataset("parquet", data_files=str(tmp_path / "m.parquet"), split="train")
+    assert read_scored(tmp_path / "o")["score_perplexity"] == mapped["score_perplexity"]
+
+
+def test_an_index_is_built_by_several_processes_too(rows, model_path, tmp_path, monkeypatch):
+    """One process makes every second chunk, as if another had the rest; then the other comes."""
+    pool = Dataset.from_list(rows)
+    whole = PoolIndex.build(pool, HiddenStates(model_path), tmp_path / "whole", chunk_rows=7)
+    shutil.copytree(tmp_path / "whole", tmp_path / "half")
+    for number in (1, 3, 5):
+        (tmp_path / "half" / "vectors" / f"part-0000{number}.arrow").unlink()
+    (tmp_path / "half" / "index.json").unlink()
+    index = PoolIndex.build(pool, HiddenStates(model_path), tmp_path / "half", chunk_rows=7)
+    assert (index.to_numpy() == whole.to_numpy()).all() and index.row_ids() == whole.row_ids()
+    record = chunks.read_json(Path(tmp_path / "half" / "done" / "part-00001.json"))
+    assert record is not None and record["rows"] == 7 and record["cost"]["seconds"] > 0
