@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -287,13 +289,15 @@ def test_the_command_line_streams(job, capsys):
 
 @pytest.mark.slow
 def test_accelerate_launch_shares_the_work_and_the_result_is_that_of_map(rows, model_path, tmp_path, monkeypatch):
-    data = Dataset.from_list(rows * 40)
+    data = Dataset.from_list(rows * 25)
     data.to_parquet(tmp_path / "pool.parquet")
     words = ["--scorer", "perplexity", "--model", model_path, "--dataset", str(tmp_path / "pool.parquet")]
     words += ["--output-dir", str(tmp_path / "o"), "--chunk-rows", "10"]
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "hf_select.cli.main", "score", *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # On a CPU `--cpu --num_processes 2` would be one process, silently.
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    launch += ["-m", "hf_select.cli.main", "score", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     found = subprocess.run([sys.executable, *launch], env=environment, capture_output=True, text=True, timeout=240)
     assert found.returncode == 0, found.stderr
     assert found.stdout.count("rows with their scores") == 1, "every process speaks"
@@ -322,3 +326,79 @@ def test_an_index_is_built_by_several_processes_too(rows, model_path, tmp_path, 
     assert (index.to_numpy() == whole.to_numpy()).all() and index.row_ids() == whole.row_ids()
     record = chunks.read_json(Path(tmp_path / "half" / "done" / "part-00001.json"))
     assert record is not None and record["rows"] == 7 and record["cost"]["seconds"] > 0
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# models that come late or not at all
+
+
+def test_a_hub_that_stumbles_is_asked_again(model_path, tmp_path):
+    """Every file is refused once (503) before it is given; the job goes on by itself."""
+    refused: set[str] = set()
+
+    class Hub(BaseHTTPRequestHandler):
+        def answer(self, body: bool) -> None:
+            key = f"{self.command} {self.path}"
+            name = self.path.split("?")[0].rpartition("/resolve/main/")[2]
+            path = Path(model_path) / name if "/resolve/main/" in self.path else None
+            if key not in refused:
+                refused.add(key)
+                self.send_response(503)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+            elif path is None or not path.is_file():
+                self.send_response(404)
+                self.send_header("X-Error-Code", "EntryNotFound")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+            else:
+                data = path.read_bytes()
+                self.send_response(200)
+                for header, value in (("ETag", f'"{name}"'), ("X-Repo-Commit", "a" * 40)):
+                    self.send_header(header, value)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                if body:
+                    self.wfile.write(data)
+
+        def do_GET(self):
+            self.answer(body=True)
+
+        def do_HEAD(self):
+            self.answer(body=False)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    code = (
+        "from datasets import Dataset; from hf_select import Perplexity, score; "
+        "data = Dataset.from_dict({'prompt': ['Name a fruit.'], 'completion': ['A fig.']}); "
+        f"print(list(score(data, Perplexity('org/tiny'), {str(tmp_path / 'o')!r})['score_perplexity']))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    environment |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "home")}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=200)
+    server.shutdown()
+    assert found.returncode == 0, found.stderr
+    assert any("model.safetensors" in key for key in refused)
+    here = score(
+        Dataset.from_dict({"prompt": ["Name a fruit."], "completion": ["A fig."]}),
+        Perplexity(model_path),
+        tmp_path / "h",
+    )
+    assert json.loads(found.stdout.splitlines()[-1]) == pytest.approx(here["score_perplexity"], rel=1e-6)
+
+
+def test_a_model_file_that_cannot_be_read_stops_with_its_name(model_path, rows, tmp_path, capsys):
+    shutil.copytree(model_path, tmp_path / "m")
+    weights = tmp_path / "m" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    Dataset.from_list(rows).to_json(tmp_path / "pool.jsonl")
+    command = ["score", "--scorer", "perplexity", "--model", str(tmp_path / "m")]
+    command += ["--dataset", str(tmp_path / "pool.jsonl"), "--output-dir", str(tmp_path / "o")]
+    assert main(command) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("hf-select: error:") and str(tmp_path / "m") in said and "cannot be read" in said
+    assert not (tmp_path / "o").exists()

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -164,17 +165,46 @@ def load(spec: "CausalLM", rank: int | None) -> LoadedModel:
         torch.set_num_threads(1)
     tokenizer = spec.tokenizer or spec.model
     if isinstance(tokenizer, str):
-        tokenizer = AutoTokenizer.from_pretrained(
-            _checked(tokenizer), revision=spec.revision, trust_remote_code=spec.trust_remote_code
-        )
-    model = _from_pretrained(spec, rank) if isinstance(spec.model, str) else spec.model
+        options = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
+        source = _checked(tokenizer)
+        tokenizer = patiently(lambda: AutoTokenizer.from_pretrained(source, **options), source)
+    model = patiently(lambda: _from_pretrained(spec, rank), spec.model) if isinstance(spec.model, str) else spec.model
     if spec.adapter is not None:
-        model = _with_adapter(model, spec.adapter)
+        model = patiently(lambda: _with_adapter(model, str(spec.adapter)), spec.adapter)
     if hasattr(model, "get_base_model"):  # a PeftModel: its layers sit inside the base model already
         model = model.get_base_model()
     loaded = LoadedModel(model, tokenizer, spec.tokens_per_batch)
     _probe(loaded, spec.name)
     return loaded
+
+
+def patiently(load: Callable[[], Any], what: str) -> Any:
+    """Ask again, a little later each time, when the Hub or the network stumbles. huggingface_hub does so for what it
+    asks about files, but not while it fetches them (seen in 2.4)."""
+    for wait in (1, 4, 16):
+        try:
+            return load()
+        except Exception as error:
+            if not _passes(error):
+                raise
+            logger.warning("%s: %s; asking again in %d s.", what, str(error).splitlines()[0], wait)
+            time.sleep(wait)
+    return load()
+
+
+def _passes(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, is of a kind that may be gone in a while."""
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    while error is not None:
+        if isinstance(error, OfflineModeIsEnabled):
+            return False
+        if isinstance(error, HfHubHTTPError):
+            return error.response.status_code in (408, 429, 500, 502, 503, 504)
+        if isinstance(error, (ConnectionError, TimeoutError)) or type(error).__name__ in ("ConnectError", "ReadError"):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def file_stamps(source: Any) -> list[tuple[str, int, int]]:
@@ -199,6 +229,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def _from_pretrained(spec: "CausalLM", rank: int | None) -> Any:
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     source = _checked(spec.model)
@@ -223,6 +254,11 @@ def _from_pretrained(spec: "CausalLM", rank: int | None) -> Any:
         if "Unrecognized configuration class" not in str(error):
             raise
         raise _not_causal(spec.model, "transformers knows no causal LM of this type") from None
+    except SafetensorError as error:
+        raise ValueError(
+            f'the weights of "{spec.model}" cannot be read ({str(error).splitlines()[0]}): a file is damaged or was '
+            "not copied whole. Fetch it again."
+        ) from error
     if info["missing_keys"]:  # transformers only warns and fills them with random numbers
         raise _not_causal(spec.model, f"its files lack {sorted(info['missing_keys'])[:2]}")
     return model.eval()
