@@ -1,0 +1,33 @@
+#!/bin/bash
+# Score a pool on several nodes of a Slurm cluster: one process a device, all on one shared output folder.
+#
+#   sbatch slurm_score.sh
+#
+# The processes share the chunks through the folder alone, so no port and no rendezvous is needed: srun starts them, and
+# each takes the next free chunk. Requeue or submit it again after a time limit, with any number of nodes: it goes on.
+# While it runs: hf-select score --status $OUTPUT
+#
+#SBATCH --job-name=hf-select
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=8
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --output=%x-%j.log
+
+set -euo pipefail
+OUTPUT=${OUTPUT:-$SLURM_SUBMIT_DIR/scores}
+export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1}  # download model and data once on the login node: hf download ...
+export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK
+
+# What accelerate launch would set, from what Slurm knows.
+srun bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS \
+    MASTER_ADDR=slurm MASTER_PORT=$SLURM_JOB_ID \
+    hf-select score --scorer rds --model Qwen/Qwen2.5-1.5B --dataset allenai/tulu-v2-sft-mixture \
+    --queries math=math.jsonl --output-dir '"$OUTPUT"
+
+# The same with accelerate, one launcher a node:
+#   srun --ntasks-per-node=1 bash -c 'accelerate launch --multi_gpu --num_machines $SLURM_NNODES \
+#       --num_processes $((SLURM_NNODES * 8)) --machine_rank $SLURM_NODEID --main_process_ip $HEAD --main_process_port 29500 \
+#       -m hf_select.cli.main score ...'
