@@ -340,14 +340,6 @@ class AdapterGradients:
         if self._adapted is not None:
             return
         from peft import PeftModel
-        from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-
-        if is_deepspeed_zero3_enabled():
-            raise ValueError(
-                "gradients of single rows need the whole model in each process, and DeepSpeed ZeRO-3 cuts it into "
-                "pieces. Score without ZeRO-3: one process a device, the base model in 4bit (quantization=4bit) or "
-                "over several devices (device_map=auto) if it is large."
-            )
         loaded = self.lm.load(rank)
         adapted: Any = None
         for number, path in enumerate(self.checkpoints):

@@ -231,7 +231,14 @@ def free_memory(device: torch.device) -> int:
 def _from_pretrained(spec: "CausalLM", rank: int | None) -> Any:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
+    if is_deepspeed_zero3_enabled():  # from_pretrained would give each process a piece
+        raise ValueError(
+            "a DeepSpeed ZeRO-3 configuration is active, which cuts every model that is loaded into pieces; measuring "
+            "needs it whole in each process. Score without ZeRO-3: one process a device, or for a large model "
+            "device_map=auto (one process over several devices) or quantization=4bit."
+        )
     source = _checked(spec.model)
     loader: Any = AutoModelForCausalLM
     options: dict[str, Any] = {
