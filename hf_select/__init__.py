@@ -13,6 +13,7 @@ _HOME = {
     "CausalLM": "hf_select.inference.causal_lm",
     "DEITA": "hf_select.scoring.deita",
     "DSIR": "hf_select.scoring.lexical",
+    "DataSelectionCallback": "hf_select.training.callback",
     "Decontaminate": "hf_select.selection.decontaminate",
     "Dedup": "hf_select.selection.dedup",
     "Embedding": "hf_select.scoring.embedding",
@@ -45,6 +46,7 @@ __all__ = [
     "LESS",
     "TFIDF",
     "CausalLM",
+    "DataSelectionCallback",
     "Decontaminate",
     "Dedup",
     "Embedding",
@@ -88,6 +90,7 @@ if TYPE_CHECKING:
     from hf_select.selection.round_robin import RoundRobin
     from hf_select.selection.selection import Selection
     from hf_select.selection.top_k import TopK
+    from hf_select.training.callback import DataSelectionCallback
 
 
 def __getattr__(name: str):

@@ -340,6 +340,7 @@ class AdapterGradients:
         if self._adapted is not None:
             return
         from peft import PeftModel
+
         loaded = self.lm.load(rank)
         adapted: Any = None
         for number, path in enumerate(self.checkpoints):

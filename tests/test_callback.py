@@ -1,0 +1,351 @@
+"""Selection inside the stock Trainer: rows trained are rows selected, and nothing else of the training changes."""
+
+import inspect
+import json
+import math
+import random
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import transformers as hf
+from datasets import Dataset
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+
+from hf_select import CausalLM, DataSelectionCallback, Perplexity, TopK
+from hf_select.training import _compat, online_scores
+
+
+ROWS, STEP = 48, 8
+
+
+def pool() -> Dataset:
+    """Rows that are told apart by their first token; half of them are one token again and again."""
+    dice = random.Random(0)
+    rows = []
+    for i in range(ROWS):
+        length = 6 + i % 7
+        body = [60 + i % 3] * length if i % 2 else [dice.randrange(60, 120) for _ in range(length)]
+        labels = [-100, -100, *body[1:]]
+        rows.append({"input_ids": [i, *body], "labels": labels, "source": "even" if i % 2 == 0 else "odd", "old": -i})
+    return Dataset.from_list(rows)
+
+
+class Collator:
+    """Pads, and notes which rows it was given while training."""
+
+    def __init__(self):
+        self.seen: list[list[int]] = []
+
+    def __call__(self, rows):
+        self.seen.append([row["input_ids"][0] for row in rows])
+        width = max(len(row["input_ids"]) for row in rows)
+        return {
+            "input_ids": torch.tensor([row["input_ids"] + [0] * (width - len(row["input_ids"])) for row in rows]),
+            "attention_mask": torch.tensor(
+                [[1] * len(row["input_ids"]) + [0] * (width - len(row["input_ids"])) for row in rows]
+            ),
+            "labels": torch.tensor([row["labels"] + [-100] * (width - len(row["labels"])) for row in rows]),
+        }
+
+
+def make(folder, callback=None, dataset=None, **settings):
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=128,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            attention_dropout=0.1,
+        )
+    )
+    settings = {"num_train_epochs": 3, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2} | settings
+    args = TrainingArguments(
+        str(folder),
+        learning_rate=1e-2,
+        logging_steps=1,
+        save_strategy="no" if "save_steps" not in settings else "steps",
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        **settings,
+    )
+    collator = Collator()
+    trainer = Trainer(model, args, train_dataset=pool() if dataset is None else dataset, data_collator=collator)
+    if callback is not None:
+        trainer.add_callback(callback(trainer))
+    return trainer, collator
+
+
+def select(score=online_scores.loss, **settings):
+    return lambda trainer: DataSelectionCallback(trainer, score, **({"rows": 16} | settings))
+
+
+def losses(trainer):
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def rounds(trainer):
+    files = sorted((Path(trainer.args.output_dir) / "data_selection").glob("round-*.parquet"))
+    return [pq.read_table(file).to_pydict() for file in files]
+
+
+def trained(collator, size=4):
+    """Rows of the batches of training (those of scoring are larger or come first)."""
+    return collator.seen
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch):
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+
+
+def chosen(table) -> list[int]:
+    places = [(place, row) for place, row in zip(table["place"], table["row"], strict=True) if place is not None]
+    return [row for _, row in sorted(places)]
+
+
+def separate(trainer, collator):
+    """Batches of training apart from those of scoring, which a second collator sees."""
+    scoring = Collator()
+    by_function = DataSelectionCallback._by_function
+
+    def apart(self, rows):
+        own, trainer.data_collator = trainer.data_collator, scoring
+        try:
+            return by_function(self, rows)
+        finally:
+            trainer.data_collator = own
+
+    return apart
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_rows_trained_are_the_rows_selected(tmp_path, monkeypatch, accumulation):
+    trainer, collator = make(tmp_path, select(), gradient_accumulation_steps=accumulation)
+    monkeypatch.setattr(DataSelectionCallback, "_by_function", separate(trainer, collator))
+    trainer.train()
+    tables = rounds(trainer)
+    assert len(tables) == 3 and trainer.state.global_step == 3 * 16 // (4 * accumulation)
+    trained_rows = [row for batch in collator.seen for row in batch]
+    for number, table in enumerate(tables):
+        of_round = trained_rows[16 * number : 16 * (number + 1)]
+        assert sorted(of_round) == sorted(chosen(table))
+        best = np.argsort(-np.array(table["score"]), kind="stable")[:16]
+        assert set(chosen(table)) == {table["row"][i] for i in best}
+    assert sorted(chosen(tables[0])) != sorted(chosen(tables[2])), "the model learns, the choice must move"
+    assert math.isclose(
+        trainer.state.log_history[-2]["learning_rate"] if "learning_rate" in trainer.state.log_history[-2] else 0,
+        0,
+        abs_tol=1e-2,
+    )
+
+
+def test_selecting_everything_leaves_the_losses_bit_identical(tmp_path):
+    plain, seen = make(tmp_path / "plain")
+    plain.train()
+    watched, seen_too = make(tmp_path / "watched", select(rows=ROWS))
+    watched.train()
+    assert losses(watched) == losses(plain)
+    assert len(losses(plain)) == 18 and all(
+        torch.equal(a, b) for a, b in zip(plain.model.parameters(), watched.model.parameters(), strict=True)
+    )
+    odd, _ = make(tmp_path / "odd", dataset=pool().select(range(45)))
+    odd.train()
+    odd_watched, _ = make(tmp_path / "odd_watched", select(rows=None, fraction=1), dataset=pool().select(range(45)))
+    odd_watched.train()
+    assert losses(odd) == losses(odd_watched)
+
+
+@pytest.mark.parametrize("stop", [2, 3, 4, 5])
+@pytest.mark.parametrize("settings", [{}, {"random_share": 0.25, "keep": (1.0, 0.4)}, {"consume_once": True}])
+def test_a_run_that_was_stopped_trains_the_same_rows_as_one_that_was_not(tmp_path, stop, settings):
+    """Two steps a round: stops in the middle of a round and at its end."""
+    whole, seen = make(tmp_path / "whole", select(**settings), save_steps=1)
+    whole.train()
+    first, seen_first = make(tmp_path / "parts", select(**settings), save_steps=1)
+
+    class Stop(hf.TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == stop
+
+    first.add_callback(Stop())
+    first.train()
+    second, seen_second = make(tmp_path / "parts", select(**settings), save_steps=1)
+    second.train(resume_from_checkpoint=str(tmp_path / "parts" / f"checkpoint-{stop}"))
+    assert losses(second) == losses(whole)
+    assert rounds(second) == rounds(whole)
+    for a, b in zip(whole.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_learnability_remembers_over_a_stop(tmp_path):
+    def callback(trainer):
+        return DataSelectionCallback(trainer, online_scores.LossChange(), rows=16, warmup=1)
+
+    whole, _ = make(tmp_path / "whole", callback, save_steps=1)
+    whole.train()
+    tables = rounds(whole)
+    assert np.isnan(tables[0]["score"]).all() and np.isfinite(tables[1]["score"]).all()
+    again, _ = make(tmp_path / "again", callback, save_steps=1)
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
+    assert losses(again) == losses(whole) and rounds(again)[-1] == tables[2]
+
+
+def test_steps_schedules_and_orders(tmp_path):
+    trainer, seen = make(tmp_path / "steps", select(rows=None, every=3, order="easy_to_hard"), num_train_epochs=2)
+    trainer.train()
+    assert trainer.state.global_step == 6
+    for table in rounds(trainer):
+        by_row = dict(zip(table["row"], table["score"], strict=True))
+        ranked = [by_row[row] for row in chosen(table)]
+        assert len(ranked) == 24 and ranked == sorted(ranked)
+    assert chosen(rounds(trainer)[1]) == [row for batch in seen.seen[-6:] for row in batch]
+
+    trainer, _ = make(tmp_path / "ramp", select(keep=(1.0, 0.5), warmup=1), num_train_epochs=4)
+    trainer.train()
+    log = [entry for entry in trainer.state.log_history if "selection/round" in entry]
+    assert [entry["selection/candidates"] for entry in log] == [0, math.ceil(16 / (1 - 0.5 / 3)), 24, 32]
+    assert log[0]["selection/random_rows"] == 16 and log[1]["selection/random_rows"] == 0
+
+    trainer, _ = make(tmp_path / "once", select(consume_once=True, random_share=0.5, source_column="source"))
+    trainer.train()
+    sets = [set(chosen(table)) for table in rounds(trainer)]
+    assert set.union(*sets) == set(range(ROWS)) and not sets[0] & sets[1]
+    log = [entry for entry in trainer.state.log_history if "selection/round" in entry]
+    assert all(entry["selection/rows/even"] + entry["selection/rows/odd"] == 16 for entry in log)
+    assert log[1]["selection/overlap"] == 0 and log[0]["selection/flops"] > 0
+
+
+def test_scorers_columns_and_selectors(tmp_path, model_path, rows):
+    trainer, _ = make(tmp_path / "column", select("old", selector=TopK("score", which="worst")))
+    trainer.train()
+    assert set(chosen(rounds(trainer)[0])) == set(range(32, 48))
+
+    tokenizer = hf.AutoTokenizer.from_pretrained(model_path)
+    model = hf.AutoModelForCausalLM.from_pretrained(model_path)
+    whole = [row for row in rows if row["completion"]][:32]
+    texts = [f"{row['prompt']} {row['completion']}" for row in whole]
+    encoded = [tokenizer(text)["input_ids"][:40] for text in texts]
+    data = Dataset.from_list([{**r, "input_ids": e, "labels": e} for r, e in zip(whole, encoded, strict=True)])
+    args = TrainingArguments(
+        str(tmp_path / "scorer"), per_device_train_batch_size=4, num_train_epochs=2, report_to="none", use_cpu=True,
+        learning_rate=1e-2, disable_tqdm=True,
+    )  # fmt: skip
+    trainer = Trainer(model, args, train_dataset=data, data_collator=Collator())
+    trainer.add_callback(
+        DataSelectionCallback(trainer, Perplexity(CausalLM(model, tokenizer=tokenizer)), fraction=0.25)
+    )
+    trainer.train()
+    first, second = rounds(trainer)
+    before = Perplexity(model_path)({name: [row[name] for row in whole] for name in ("prompt", "completion")})
+    np.testing.assert_allclose(first["score_perplexity"], before["score_perplexity"], rtol=1e-4)
+    assert not np.allclose(first["score_perplexity"], second["score_perplexity"], rtol=0.01), "not the current model"
+    assert model.training
+
+
+def test_an_own_function_is_asked_in_eval_mode_without_gradients(tmp_path):
+    seen = []
+
+    def score(model, batch):
+        seen.append((model.training, torch.is_grad_enabled()))
+        torch.rand(3), np.random.rand(), random.random()  # noqa: NPY002
+        return batch["input_ids"][:, 0].float()
+
+    plain, _ = make(tmp_path / "plain")
+    plain.train()
+    trainer, _ = make(tmp_path / "own", select(score, rows=ROWS))
+    trainer.train()
+    assert set(seen) == {(False, False)} and losses(trainer) == losses(plain)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rows": 20}, "no whole number of optimizer steps of 8 rows.*give 16 or 24"),
+        ({"rows": 4}, "give 8"),
+        ({"rows": 60}, "give all 48|give 48"),
+        ({"rows": None}, "either rows or fraction"),
+        ({"fraction": 0.5}, "either rows or fraction"),
+        ({"rows": None, "fraction": 0.1}, "a round of 0 rows"),
+        ({"every": 2}, "leave out rows"),
+        ({"rows": None, "every": 7}, "lower every to 6"),
+        ({"rows": None, "every": "step"}, "number of steps"),
+        ({"max_candidates": 8}, "max_candidates is 8"),
+        ({"keep": 1.5}, "keep is 1.5"),
+        ({"random_share": 1.0}, "random_share"),
+        ({"order": "sorted"}, 'order is "sorted"'),
+        ({"source_column": "nothing"}, '"nothing" is missing'),
+        ({"score": "nothing"}, '"nothing" is missing'),
+        ({"score": online_scores.LossChange()}, "warmup of at least 1"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_with_the_cure(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        make(tmp_path, select(**settings))
+
+
+def test_runs_that_cannot_work_are_refused_with_the_cure(tmp_path):
+    with pytest.raises(ValueError, match="IterableDataset; rows can be picked from a datasets.Dataset"):
+        make(tmp_path, select(), dataset=pool().to_iterable_dataset(), max_steps=3)
+    with pytest.raises(ValueError, match="train_sampling_strategy"):
+        make(tmp_path, select(), train_sampling_strategy="group_by_length")
+    with pytest.raises(ValueError, match="auto_find_batch_size=True cannot work"):
+        make(tmp_path, select(), auto_find_batch_size=True)
+    trainer, _ = make(tmp_path, select())
+    with pytest.raises(ValueError, match="has a DataSelectionCallback already"):
+        DataSelectionCallback(trainer, online_scores.loss, rows=16)
+    trainer, _ = make(tmp_path / "nan", select(lambda model, batch: batch["input_ids"][:, 0] * math.nan))
+    with pytest.raises(ValueError, match="16 rows are to be selected and only 0 of 48"):
+        trainer.train()
+    trainer, _ = make(tmp_path / "few", select(selector=lambda data, k: TopK("score")(data, k=k - 1)))
+    with pytest.raises(ValueError, match="gave 15 rows, and a round needs 16"):
+        trainer.train()
+    trainer, _ = make(tmp_path / "shape", select(lambda model, batch: torch.zeros(1)))
+    with pytest.raises(ValueError, match=r"shape \(1,\) for 8 rows"):
+        trainer.train()
+    plain, _ = make(tmp_path / "plain", save_steps=2)
+    plain.train()
+    trainer, _ = make(tmp_path / "late", select())
+    with pytest.raises(ValueError, match="written without DataSelectionCallback"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "plain" / "checkpoint-2"))
+    chosen_before, _ = make(tmp_path / "before", select(), save_steps=2)
+    chosen_before.train()
+    trainer, _ = make(tmp_path / "other", select(rows=24))
+    with pytest.raises(ValueError, match="selected 16 of 48 rows a round, this run selects 24"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "before" / "checkpoint-2"))
+
+
+def test_evaluation_alone_selects_nothing(tmp_path):
+    trainer, _ = make(tmp_path, select())
+    trainer.evaluate(pool().select(range(8)))
+    assert not (tmp_path / "data_selection").exists()
+
+
+def test_nan_scores_are_never_selected(tmp_path):
+    def score(model, batch):
+        first = batch["input_ids"][:, 0].float()
+        return torch.where(first % 2 == 0, torch.nan, first)
+
+    trainer, _ = make(tmp_path, select(score))
+    trainer.train()
+    assert all(row % 2 for table in rounds(trainer) for row in chosen(table))
+    log = next(entry for entry in trainer.state.log_history if "selection/round" in entry)
+    assert log["selection/unscored"] == 24
+
+
+def test_the_private_names_are_those_that_were_seen():
+    assert list(inspect.signature(Trainer._get_train_sampler).parameters) == ["self", "train_dataset"]
+    assert list(inspect.signature(Trainer._remove_unused_columns).parameters)[:3] == ["self", "dataset", "description"]
+    from trl import DPOTrainer, GRPOTrainer, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
+
+    own = {
+        cls: cls._get_train_sampler is not Trainer._get_train_sampler for cls in (SFTTrainer, DPOTrainer, GRPOTrainer)
+    }
+    assert list(own.values()) == [False, False, True]
+    assert not _compat.own_sampler(object.__new__(Trainer))
+    json.dumps(DataSelectionCallback.__doc__)
