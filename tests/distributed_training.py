@@ -1,0 +1,79 @@
+"""What test_distributed.py launches: one training run with selection, whose processes write down what they saw."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from test_callback import Collator, pool
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+
+from hf_select import DataSelectionCallback
+from hf_select.training import online_scores
+
+
+def main(kind: str, folder: str, resume: str = "") -> None:
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=128, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+    )
+    if kind == "fsdp2":
+        from transformers.distributed import DistributedConfig
+
+        model.save_pretrained(Path(folder) / f"model-{os.environ['RANK']}")
+        model = LlamaForCausalLM.from_pretrained(
+            Path(folder) / f"model-{os.environ['RANK']}", distributed_config=DistributedConfig(fsdp_size=2)
+        )
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    args = TrainingArguments(
+        str(Path(folder) / "run"),
+        num_train_epochs=3,
+        per_device_train_batch_size=4,
+        per_device_eval_batch_size=4,
+        gradient_accumulation_steps=4 // world,
+        learning_rate=1e-2,
+        max_grad_norm=0.0,
+        logging_steps=1,
+        save_strategy="no" if kind == "fsdp2" else "steps",
+        save_steps=1,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    collator, scoring = Collator(), Collator()
+    trainer = Trainer(model, args, train_dataset=pool(), data_collator=collator)
+    callback = DataSelectionCallback(trainer, online_scores.loss, rows=32)
+    measure = callback._by_function
+
+    def apart(rows):
+        trainer.data_collator = scoring
+        try:
+            return measure(rows)
+        finally:
+            trainer.data_collator = collator
+
+    callback._by_function = apart
+    trainer.add_callback(callback)
+    trainer.train(resume_from_checkpoint=resume or None)
+    parameters = list(trainer.model.parameters())
+    report = {
+        "world": trainer.accelerator.num_processes,
+        "distributed": trainer.accelerator.distributed_type.value,
+        "zero_stage": getattr(trainer.accelerator.state.deepspeed_plugin, "zero_stage", None),
+        "in_pieces": all(p.numel() == 0 and hasattr(p, "ds_numel") for p in parameters)
+        or all(type(p).__name__ == "DTensor" for p in parameters),
+        "steps": trainer.state.global_step,
+        "seen": collator.seen,
+        "scored": sum(map(len, scoring.seen)),
+        "selected": callback.sampler.selected.tolist(),
+        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+    }
+    (Path(folder) / f"rank-{trainer.args.process_index}.json").write_text(json.dumps(report))
+    if torch.distributed.is_initialized():  # gloo's threads, left alone, abort one exit in four
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

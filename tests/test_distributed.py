@@ -1,0 +1,94 @@
+"""Two real processes on a CPU: one selection made from all scores, rows trained are rows selected, exact resume."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+
+SCRIPT = Path(__file__).with_name("distributed_training.py")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def launch(kind: str, folder: Path, resume: str = "") -> list[dict]:
+    folder.mkdir(exist_ok=True)
+    words = [str(SCRIPT), kind, str(folder), *([resume] if resume else [])]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if kind == "alone":
+        command = [sys.executable, *words]
+    elif kind == "fsdp2":
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *words]
+    else:
+        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1"]
+        launcher += ["--dynamo_backend", "no", "--main_process_port", "0"]
+        if kind == "ddp":
+            environment["ACCELERATE_USE_CPU"] = "true"
+            command = [*launcher, "--multi_gpu", "--mixed_precision", "no", *words]
+        else:
+            config = folder / "deepspeed.json"
+            zero = {"stage": int(kind[-1]), "stage3_param_persistence_threshold": 0}
+            auto = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+            settings = {"zero_optimization": zero, "gradient_clipping": "auto", **dict.fromkeys(auto, "auto")}
+            config.write_text(json.dumps(settings))
+            command = [*launcher, "--use_deepspeed", "--deepspeed_config_file", str(config), *words]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+    assert found.returncode == 0, found.stderr[-3000:]
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("rank-*.json"))]
+
+
+def chosen(folder: Path) -> list[set[int]]:
+    tables = [pq.read_table(path).to_pydict() for path in sorted(folder.glob("run/data_selection/round-*.parquet"))]
+    return [{row for row, place in zip(t["row"], t["place"], strict=True) if place is not None} for t in tables]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("alone")
+    launch("alone", folder)
+    return folder
+
+
+EXPECTED = {
+    "ddp": {"distributed": "MULTI_CPU", "zero_stage": None, "in_pieces": False},
+    "zero2": {"distributed": "DEEPSPEED", "zero_stage": 2, "in_pieces": False},
+    "zero3": {"distributed": "DEEPSPEED", "zero_stage": 3, "in_pieces": True},
+    "fsdp2": {"in_pieces": True},
+}
+
+
+@pytest.mark.parametrize("kind", EXPECTED)
+def test_all_processes_train_on_one_selection(kind, alone, tmp_path):
+    if kind.startswith("zero"):
+        pytest.importorskip("deepspeed")
+    ranks = launch(kind, tmp_path / kind)
+    assert len(ranks) == 2 and all(rank["world"] == 2 for rank in ranks)
+    assert all(rank[name] == value for rank in ranks for name, value in EXPECTED[kind].items()), ranks[0]
+    assert ranks[0]["selected"] == ranks[1]["selected"] and ranks[0]["steps"] == 6
+    assert [rank["scored"] for rank in ranks] == [72, 72], "each process scores its half of 48 rows, three times"
+    seen = [[row for batch in rank["seen"] for row in batch] for rank in ranks]
+    sets = chosen(tmp_path / kind)
+    assert len(sets) == 3
+    for number, of_round in enumerate(sets):
+        halves = [rows[16 * number : 16 * (number + 1)] for rows in seen]
+        assert sorted(halves[0] + halves[1]) == sorted(of_round)
+    assert sets == chosen(alone), "two processes choose otherwise than one"
+
+
+@pytest.mark.parametrize("kind", ["ddp", "zero2", "zero3"])
+@pytest.mark.parametrize("stop", [3, 4])
+def test_a_run_that_was_stopped_goes_on_with_its_rows(kind, stop, tmp_path):
+    if kind.startswith("zero"):
+        pytest.importorskip("deepspeed")
+    whole = launch(kind, tmp_path / kind)
+    sets = chosen(tmp_path / kind)
+    again = launch(kind, tmp_path / kind, str(tmp_path / kind / "run" / f"checkpoint-{stop}"))
+    assert chosen(tmp_path / kind) == sets
+    for before, after in zip(whole, again, strict=True):
+        assert after["selected"] == before["selected"]
+        left = len(before["seen"]) * (6 - stop) // 6
+        assert after["seen"][-left:] == before["seen"][-left:]
+        assert after["losses"] == pytest.approx(before["losses"], rel=1e-5)
