@@ -348,7 +348,8 @@ def test_sft_trainer_takes_it_and_packing_is_refused(tmp_path, model_path, rows)
     def sft(**settings):
         args = SFTConfig(
             str(tmp_path / "sft"), per_device_train_batch_size=4, num_train_epochs=2, report_to="none", use_cpu=True,
-            bf16=False, max_length=64, disable_tqdm=True, **settings,
+            bf16=False, max_length=64, disable_tqdm=True, gradient_checkpointing=False, activation_checkpointing=True,
+            **settings,
         )  # fmt: skip
         return SFTTrainer(model_path, args=args, train_dataset=data)
 
