@@ -30,6 +30,14 @@ def written_whole(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def read_json(path: Path) -> dict[str, Any] | None:
+    """What the file says, or None if it is not there (any more)."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
 def write_json(path: Path, value: Any) -> None:
     """Written whole or not at all."""
     with written_whole(path) as temporary:

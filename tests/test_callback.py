@@ -378,3 +378,15 @@ def test_the_recipe_runs_as_it_stands(tmp_path, model_path, rows):
     assert "selection/score_q50" in found.stdout
     assert (tmp_path / "o" / "model.safetensors").exists()
     assert len(list((tmp_path / "o" / "data_selection").iterdir())) == 2
+
+
+def test_loss_is_the_models_own_loss_of_each_row_alone(tmp_path):
+    trainer, collator = make(tmp_path)
+    model = trainer.model.eval()
+    rows = [pool()[i] for i in (0, 5, 11)]
+    with torch.no_grad():
+        found = online_scores.loss(model, collator(rows))
+        alone = torch.stack([model(**collator([row])).loss for row in rows])
+    torch.testing.assert_close(found, alone, rtol=1e-5, atol=1e-6)
+    unlabelled = collator([{**rows[0], "labels": [-100] * len(rows[0]["labels"])}])
+    assert online_scores.loss(model, unlabelled).isnan().all()

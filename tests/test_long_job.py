@@ -20,7 +20,7 @@ from hf_select import Length, Perplexity, PoolIndex, score
 from hf_select.cli.main import main
 from hf_select.cli.status import job_status
 from hf_select.features.hidden_states import HiddenStates
-from hf_select.inference import chunks
+from hf_select.files import read_json
 from hf_select.inference.run import read_scored
 
 
@@ -324,7 +324,7 @@ def test_an_index_is_built_by_several_processes_too(rows, model_path, tmp_path, 
     (tmp_path / "half" / "index.json").unlink()
     index = PoolIndex.build(pool, HiddenStates(model_path), tmp_path / "half", chunk_rows=7)
     assert (index.to_numpy() == whole.to_numpy()).all() and index.row_ids() == whole.row_ids()
-    record = chunks.read_json(Path(tmp_path / "half" / "done" / "part-00001.json"))
+    record = read_json(Path(tmp_path / "half" / "done" / "part-00001.json"))
     assert record is not None and record["rows"] == 7 and record["cost"]["seconds"] > 0
 
 

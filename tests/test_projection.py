@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from hf_select.features import projection
-from hf_select.features.gradients import of_factors
-from hf_select.features.projection import Dense, Factored
+from hf_select.features.projection import Dense, Factored, of_factors
 
 
 SHAPES = {f"layer{n}.{side}": ((8, 48) if side == "A" else (48, 8)) for n in range(12) for side in "AB"}

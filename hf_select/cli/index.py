@@ -1,6 +1,5 @@
 """hf-select index"""
 
-import os
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -25,6 +24,7 @@ class Index(OverRows):
     def run(self) -> None:
         from hf_select.cli.table import print_table
         from hf_select.features.store import PoolIndex
+        from hf_select.inference.chunks import leads
 
         scorer = build_scorer(self.scorer, self.settings)
         if getattr(scorer, "featurizer", None) is None:
@@ -40,7 +40,7 @@ class Index(OverRows):
             source=self.dataset,
             when_running=self.when_running,
         )
-        if int(os.environ.get("RANK", 0)) > 0:  # one of the processes says how it went
+        if not leads():  # one of the processes says how it went
             return
         summary = index.summary
         rows = [

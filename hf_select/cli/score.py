@@ -1,6 +1,5 @@
 """hf-select score"""
 
-import os
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -87,6 +86,7 @@ class Score(OverRows):
     def run(self) -> None:
         from hf_select.cli.data import read_dataset
         from hf_select.cli.table import print_table
+        from hf_select.inference.chunks import leads
         from hf_select.inference.run import score
 
         scorer = build_scorer(self.scorer, self.settings)
@@ -117,7 +117,7 @@ class Score(OverRows):
             index=index,
             when_running=self.when_running,
         )
-        if int(os.environ.get("RANK", 0)) > 0:  # one of the processes says how it went
+        if not leads():  # one of the processes says how it went
             return
         print_table(*_summary(self.output_dir, scorer.name))
         print(f"{len(scored)} rows with their scores: {self.output_dir}/scored; the scores alone: scores.parquet")

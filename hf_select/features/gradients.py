@@ -24,7 +24,7 @@ from torch import Tensor
 from hf_select.choices import check_choices
 from hf_select.features import Feature, unit
 from hf_select.features.adam import Adam, read_adam
-from hf_select.features.projection import Dense, Factored, Projection
+from hf_select.features.projection import Dense, Factored, Projection, of_factors
 from hf_select.formats import LESS_TEMPLATE, BadRow, Conversation, Encoded, cut, encode_all
 from hf_select.inference import batching
 from hf_select.inference.batching import OutOfMemory
@@ -190,13 +190,8 @@ class _ReadyForBackward:
 # what becomes of gradients
 
 
-def of_factors(x: Tensor, y: Tensor) -> Tensor:
-    """Gradients (B, O, I) = sum_t y_t x_t^T of the inputs x (B, T, I) and the gradients at the outputs y (B, T, O)."""
-    return torch.bmm(y.transpose(1, 2), x)
-
-
 def stepped(adam: Adam | None, layer: str, x: Tensor, y: Tensor) -> Tensor:
-    """Those gradients, or the steps that Adam would take with them."""
+    """The gradients (B, O, I) of a layer from their factors, or the steps that Adam would take with them."""
     return of_factors(x, y) if adam is None else adam(layer, of_factors(x, y))
 
 

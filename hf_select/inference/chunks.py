@@ -31,7 +31,7 @@ from datasets import Dataset
 from datasets.fingerprint import Hasher
 from filelock import FileLock, Timeout
 
-from hf_select.files import write_json, written_whole
+from hf_select.files import read_json, write_json, written_whole
 from hf_select.inference import batching
 from hf_select.inference.pool import Pool, pool_fingerprint
 from hf_select.inference.progress import Progress
@@ -82,9 +82,8 @@ class ChunkedJob:
         }
         path = self.folder / "manifest.json"
         self.made = [p for p in (self.folder, *self.folder.parents) if not p.exists()]
-        there = path.exists()
         ours = {self.parts, "running", "done", "failed"}
-        if not there and self.folder.is_dir():
+        if not path.exists() and self.folder.is_dir():
             # A moment ago another process of this job may have been here; a kill may have been before the manifest.
             known = (*ours, "manifest.json")
             if any(not path.name.startswith(known) for path in self.folder.iterdir()):
@@ -146,7 +145,7 @@ class ChunkedJob:
 
     def _run(self, worker: "_Worker", write: Any, load: Callable[[], Any], description: str) -> None:
         loaded = False
-        with Progress(self.folder / "done", self.pool.rows, description, worker.name, worker.leads) as progress:
+        with Progress(self.folder / "done", self.pool.rows, description, worker.name, leads()) as progress:
             while True:
                 with batching.on_batch(progress.count):
                     for chunk, first_row, rows in self.pool.chunks(self._take, self._hold):
@@ -183,9 +182,7 @@ class ChunkedJob:
         if self._is_done(chunk):
             return False
         lock = self._lock(chunk)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
+        if not _acquired(lock):
             return False
         if self._is_done(chunk):  # between the first look and the lock
             lock.release()
@@ -194,13 +191,7 @@ class ChunkedJob:
         return True
 
     def _is_free(self, chunk: int) -> bool:
-        lock = self._lock(chunk)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            return False
-        lock.release()
-        return True
+        return not _is_held(self._lock(chunk))
 
     @contextmanager
     def _in_hand(self, chunk: int, worker: "_Worker") -> Iterator[None]:
@@ -294,7 +285,7 @@ class ChunkedJob:
 
     def _leave_nothing_empty(self) -> None:
         """Take back the folders that this run made, if it failed before anybody had anything to show."""
-        if any((self.folder / "done").glob("part-*")) or list(live_workers(self.folder)):
+        if any((self.folder / self.parts).glob("part-*")) or list(live_workers(self.folder)):
             return
         for name in (self.parts, "running", "done", "failed"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
@@ -308,11 +299,9 @@ class _Worker:
     """This process, seen by others for as long as it lives: a lock, and its name beside it."""
 
     def __init__(self, running: Path):
-        rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
-        self.leads = rank == 0
         self.name = f"{socket.gethostname()}, process {os.getpid()}"
         self.card = running / f"worker-{socket.gethostname()}-{os.getpid()}.json"
-        self.says = {"name": self.name, "job": _job(), "rank": rank, "of": world, "started": _now()}
+        self.says = {"name": self.name, "job": _job(), "started": _now()}
 
     def __enter__(self) -> "_Worker":
         self.card.parent.mkdir(exist_ok=True)
@@ -330,13 +319,28 @@ class _Worker:
 def live_workers(folder: Path) -> Iterator[dict[str, Any]]:
     """What the processes that are at work in a folder say of themselves."""
     for card in sorted((folder / "running").glob("worker-*.json")):
-        lock = FileLock(card.with_suffix(".lock"))
-        try:
-            lock.acquire(timeout=0)
-            lock.release()
-        except Timeout:
-            if (says := read_json(card)) is not None:
-                yield says
+        if _is_held(FileLock(card.with_suffix(".lock"))) and (says := read_json(card)) is not None:
+            yield says
+
+
+def leads() -> bool:
+    """Whether this process speaks for the others of its launch."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def _acquired(lock: FileLock) -> bool:
+    try:
+        lock.acquire(timeout=0)
+        return True
+    except Timeout:
+        return False
+
+
+def _is_held(lock: FileLock) -> bool:
+    """Whether a process that lives holds it."""
+    free = _acquired(lock)
+    lock.release()
+    return not free
 
 
 def _job() -> str:
@@ -345,14 +349,6 @@ def _job() -> str:
         names = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID")
         return " ".join(os.environ.get(name, "") for name in names)
     return f"{socket.gethostname()} {os.getpid()}"
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """What the file says, or None if it is not there (any more)."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
 
 
 def _checksum(path: Path) -> str:

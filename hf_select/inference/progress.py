@@ -1,11 +1,12 @@
 """One bar for a job of several processes, from the records that each leaves of its chunks."""
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
+
+from hf_select.files import read_json
 
 
 class Progress:
@@ -53,4 +54,4 @@ class Progress:
             return []
         new = [path for path in self.done.glob("part-*.json") if path.name not in self.known]
         self.known.update(path.name for path in new)
-        return [json.loads(path.read_text(encoding="utf-8")) for path in new]
+        return [record for path in new if (record := read_json(path)) is not None]

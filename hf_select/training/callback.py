@@ -12,7 +12,6 @@ issue 25925.)
 Left out: iterable datasets, packing, trainers with samplers of their own (GRPO, RLOO).
 """
 
-import logging
 import math
 import random
 import time
@@ -40,8 +39,6 @@ from hf_select.selection.top_k import TopK
 from hf_select.training import _compat
 
 
-logger = logging.getLogger(__name__)
-
 Order = Literal["random", "easy_to_hard", "hard_to_easy"]
 
 
@@ -49,8 +46,8 @@ class SelectionSampler(Sampler[int]):
     """The selected rows, always the same number of them. In random order it draws as the stock sampler does: with all
     rows selected the order is the stock one."""
 
-    def __init__(self, selected: np.ndarray, seed: int):
-        self.selected, self.seed, self.epoch, self.shuffled = selected, seed, 0, True
+    def __init__(self, selected: np.ndarray, seed: int, shuffled: bool):
+        self.selected, self.seed, self.epoch, self.shuffled = selected, seed, 0, shuffled
 
     def __len__(self) -> int:
         return len(self.selected)
@@ -124,8 +121,7 @@ class DataSelectionCallback(TrainerCallback, ExportableState):
         self._check_settings()
         self.round = -1
         self.consumed = np.zeros(len(self.dataset), dtype=bool)
-        self.sampler = SelectionSampler(np.arange(self.budget), data_seed)
-        self.sampler.shuffled = order == "random"
+        self.sampler = SelectionSampler(np.arange(self.budget), data_seed, shuffled=order == "random")
         self._restored = False
         _compat.use_sampler(trainer, self.sampler)
 
@@ -147,10 +143,9 @@ class DataSelectionCallback(TrainerCallback, ExportableState):
         done = state.epoch or 0.0
         epoch = math.floor(done + 1e-6)
         self.sampler.epoch = epoch
-        if self._restored and done - epoch > 1e-6:  # in the middle of a round, which goes on with its own rows
-            self._restored = False
+        restored, self._restored = self._restored, False
+        if restored and done - epoch > 1e-6:  # in the middle of a round, which goes on with its own rows
             return
-        self._restored = False
         rounds = max(1, math.ceil(state.max_steps * self.step_rows / self.budget))
         log = self._select(epoch, rounds)
         state.log_history.append({**log, "epoch": done, "step": state.global_step})
