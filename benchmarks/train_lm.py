@@ -32,13 +32,15 @@ def read(path: Path) -> Iterator[dict]:
         yield from map(json.loads, file)
 
 
-def documents(data: Path) -> list[dict]:
+def documents(data: Path, leave_out: str | None = None) -> list[dict]:
     """Rows of all pools and a quarter of the texts' parts, shuffled; ids of published selections are no text."""
     pools = sorted(path for path in (data / "pools").glob("*.jsonl.gz") if "published" not in path.name)
     texts = sorted(path for path in (data / "text").glob("*.jsonl.gz") if "_test" not in path.name)
     rng = random.Random(0)
     found = []
     for path in pools + texts:
+        if leave_out is not None and leave_out in path.name:
+            continue
         for row in read(path):
             if "prompt_after" in row or ("text" in row and rng.random() > 0.25):
                 continue
@@ -76,11 +78,12 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--vocab", type=int, default=8192)
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
+    parser.add_argument("--leave-out", help="files of the data whose name has this in it")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
-    rows = documents(args.data)
+    rows = documents(args.data, args.leave_out)
     tokenizer = train_tokenizer([plain(row) for row in rows[:40_000]], vocab_size=args.vocab)
     tokenizer.chat_template = FALLBACK_TEMPLATE
     packed = blocks(rows, tokenizer, args.steps * args.batch * BLOCK)

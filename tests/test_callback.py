@@ -5,6 +5,7 @@ import math
 import random
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,23 @@ import transformers as hf
 from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
-from hf_select import CausalLM, DataSelectionCallback, Perplexity, TopK
+from hf_select import IFD, CausalLM, DataSelectionCallback, Perplexity, RDSPlus, SelectIT, TopK
+from hf_select.features.gradients import GhostProducts
 from hf_select.training import _compat, online_scores
 
 
-ROWS, STEP = 48, 8
+ROWS = 48
+
+TRL = {
+    "per_device_train_batch_size": 4,
+    "num_train_epochs": 2,
+    "report_to": "none",
+    "use_cpu": True,
+    "bf16": False,
+    "disable_tqdm": True,
+    "gradient_checkpointing": False,
+    "activation_checkpointing": True,
+}
 
 
 def pool() -> Dataset:
@@ -346,11 +359,7 @@ def test_sft_trainer_takes_it_and_packing_is_refused(tmp_path, model_path, rows)
     data = Dataset.from_list([row for row in rows if row["completion"]][:32])
 
     def sft(**settings):
-        args = SFTConfig(
-            str(tmp_path / "sft"), per_device_train_batch_size=4, num_train_epochs=2, report_to="none", use_cpu=True,
-            bf16=False, max_length=64, disable_tqdm=True, gradient_checkpointing=False, activation_checkpointing=True,
-            **settings,
-        )  # fmt: skip
+        args = SFTConfig(str(tmp_path / "sft"), max_length=64, **TRL, **settings)
         return SFTTrainer(model_path, args=args, train_dataset=data)
 
     trainer = sft(padding_free=False)
@@ -363,6 +372,31 @@ def test_sft_trainer_takes_it_and_packing_is_refused(tmp_path, model_path, rows)
     with pytest.raises(ValueError, match="packing puts several rows into one sequence.*packing=False"):
         trainer = sft(packing=True)
         DataSelectionCallback(trainer, online_scores.loss, rows=8)
+
+
+def test_lora_and_sequences_without_padding(tmp_path, model_path, rows):
+    """Gradients are those of the adapter, and rows that stand in one sequence are measured one by one."""
+    from peft import LoraConfig
+    from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
+
+    data = Dataset.from_list([row for row in rows if row["completion"]][:16])
+    tables = []
+    for padding_free in (False, True):
+        args = SFTConfig(str(tmp_path / str(padding_free)), max_length=None, padding_free=padding_free, **TRL)
+        trainer = SFTTrainer(
+            model_path, args=args, train_dataset=data, eval_dataset=data.select(range(4)),
+            peft_config=LoraConfig(r=2, init_lora_weights=False, target_modules=["q_proj", "v_proj"]),
+        )  # fmt: skip
+        torch.manual_seed(0)
+        for name, parameter in trainer.model.named_parameters():
+            if "lora" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+        score = online_scores.GradientSimilarity(trainer.eval_dataset)
+        trainer.add_callback(DataSelectionCallback(trainer, score, rows=8))
+        trainer.train()
+        assert all("lora" in name for name, _ in score._layers(trainer.model))
+        tables.append(rounds(trainer)[0])
+    np.testing.assert_allclose(tables[0]["score"], tables[1]["score"], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -390,3 +424,124 @@ def test_loss_is_the_models_own_loss_of_each_row_alone(tmp_path):
     torch.testing.assert_close(found, alone, rtol=1e-5, atol=1e-6)
     unlabelled = collator([{**rows[0], "labels": [-100] * len(rows[0]["labels"])}])
     assert online_scores.loss(model, unlabelled).isnan().all()
+
+
+def gradient_of(model, rows, names):
+    """autograd's own gradient of the rows' mean loss."""
+    model.zero_grad()
+    torch.stack([model(**Collator()([row])).loss for row in rows]).mean().backward()
+    found = torch.cat([p.grad.flatten() for name, p in model.named_parameters() if name in names])
+    model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("layers", [None, ["down_proj", "q_proj"]])
+@pytest.mark.parametrize("cosine", [True, False])
+def test_gradient_similarity_is_that_of_autograds_gradients(tmp_path, layers, cosine):
+    trainer, collator = make(tmp_path)
+    model = trainer.model.eval()
+    data = pool()
+    queries, rows = data.select([1, 6]), [data[i] for i in (0, 5, 10, 11)]
+    score = online_scores.GradientSimilarity(queries, cosine=cosine, layers=layers)
+    score.begin(model, [collator([queries[0], queries[1]])])
+    found = score(model, collator(rows))
+    names = {f"{name}.weight" for name, _ in score._layers(model)}
+    assert len(names) == (14 if layers is None else 4)
+    direction = gradient_of(model, list(queries), names)
+    for row, value in zip(rows, found, strict=True):
+        gradient = gradient_of(model, [row], names)
+        wanted = gradient @ direction
+        wanted = wanted / gradient.norm() / direction.norm() if cosine else wanted
+        torch.testing.assert_close(value, wanted, rtol=1e-4, atol=1e-6)
+    assert all(p.grad is None for p in model.parameters())
+    unlabelled = {**rows[0], "labels": [-100] * len(rows[0]["labels"])}
+    assert score(model, collator([unlabelled, rows[1]])).isnan().tolist() == [True, False]
+    with pytest.raises(ValueError, match="no linear layer's name ends with none"):
+        online_scores.GradientSimilarity(queries, layers=["none"]).begin(model, [collator(rows)])
+
+
+def test_gradient_similarity_finds_the_queries_kind_with_the_model_of_each_round(tmp_path):
+    queries = pool().select(range(1, 17, 2))
+
+    def callback(trainer):
+        return DataSelectionCallback(trainer, online_scores.GradientSimilarity(queries), rows=16)
+
+    trainer, _ = make(tmp_path, callback)
+    trainer.train()
+    tables = rounds(trainer)
+    for table in tables:
+        assert sum(row % 2 for row in chosen(table)) >= 14  # rows of one token, as the queries are
+    by_row = [dict(zip(table["row"], table["score"], strict=True)) for table in tables]
+    assert by_row[0] != by_row[1]
+
+
+@pytest.mark.parametrize("sizes", [(4, 6, 6, 6), (32, 6, 3, 2)])  # gradients formed and not
+def test_ghost_products_are_those_of_the_gradients(sizes):
+    rows, tokens, inputs, outputs = sizes[0], sizes[1], 8 * sizes[2], 8 * sizes[3]
+    torch.manual_seed(0)
+    x, y = torch.randn(rows, tokens, inputs), torch.randn(rows, tokens, outputs)
+    direction = torch.randn(outputs, inputs)
+    ghost = GhostProducts(rows, {"layer": direction})
+    ghost.add("layer", slice(0, 2), x[:2], y[:2])
+    ghost.add("layer", slice(2, None), x[2:], y[2:])
+    gradients = torch.einsum("bto,bti->boi", y, x)
+    products, squares = map(torch.tensor, zip(*ghost.results(), strict=True))
+    torch.testing.assert_close(products, (gradients * direction).sum((1, 2)), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(squares, gradients.square().sum((1, 2)), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["ifd", "selectit", "rds"])
+def test_scorers_measure_the_model_as_it_is_in_each_round(tmp_path, model_path, rows, method):
+    """The second round's scores are those of the model as it was saved before it."""
+    from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
+
+    data = Dataset.from_list([row for row in rows if row["completion"]][:16])
+
+    def scorer(model):
+        made = {"ifd": IFD, "rds": RDSPlus, "selectit": partial(SelectIT, level="token")}[method](model)
+        return made.fit(data.select(range(3))) if method == "rds" else made
+
+    settings = TRL | {"save_strategy": "epoch", "learning_rate": 1e-2}
+    args = SFTConfig(str(tmp_path / "sft"), max_length=64, **settings)
+    trainer = SFTTrainer(model_path, args=args, train_dataset=data)
+    online = scorer(CausalLM(trainer.model, tokenizer=trainer.processing_class))
+    trainer.add_callback(DataSelectionCallback(trainer, online, rows=8))
+    trainer.train()
+    first, second = rounds(trainer)
+    saved = scorer(str(tmp_path / "sft" / "checkpoint-2"))
+    expected = saved(trainer.train_dataset[:])[f"score_{method}"]
+    np.testing.assert_allclose(second[f"score_{method}"], expected, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(first[f"score_{method}"], second[f"score_{method}"], rtol=1e-3)
+
+
+def test_dpo_trainer_takes_it(tmp_path, model_path):
+    from trl import DPOConfig, DPOTrainer  # pyright: ignore[reportPrivateImportUsage]
+
+    pairs = [{"prompt": f"Say {i}.", "chosen": f" {i}" * (1 + i % 3), "rejected": " no"} for i in range(16)]
+    args = DPOConfig(str(tmp_path / "dpo"), **TRL | {"activation_checkpointing": False})
+    trainer = DPOTrainer(model_path, args=args, train_dataset=Dataset.from_list(pairs))
+
+    def margin(model, batch):  # pairs stand one below the other: chosen, then rejected
+        labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "labels": labels}
+        chosen_loss, rejected_loss = online_scores.loss(model, inputs).chunk(2)
+        return rejected_loss - chosen_loss
+
+    trainer.add_callback(DataSelectionCallback(trainer, margin, TopK("score", which="worst"), rows=8))
+    trainer.train()
+    assert trainer.state.global_step == 4
+    for table in rounds(trainer):
+        lowest = np.argsort(table["score"], kind="stable")[:8]
+        assert set(chosen(table)) == {table["row"][i] for i in lowest}
+    with pytest.raises(ValueError, match='completion_mask.* and no "labels"; give the callback a function'):
+        trainer = DPOTrainer(model_path, args=args, train_dataset=Dataset.from_list(pairs))
+        trainer.add_callback(DataSelectionCallback(trainer, online_scores.loss, rows=8))
+        trainer.train()
+
+
+def test_a_run_without_a_second_round_says_so(tmp_path, caplog):
+    trainer, _ = make(tmp_path / "short", select(rows=None, every=6, warmup=1), max_steps=4)
+    trainer.train()
+    assert "a round is 6 steps and the run has 4: rows are selected once" in caplog.text
+    assert "every row is drawn at random and none is selected" in caplog.text
+    assert trainer.state.global_step == 4

@@ -97,7 +97,7 @@ def row_gradients(
 
     def forward(indices: list[int]) -> list[Any]:
         reducer = reduce(len(indices))
-        handles = [layer.register_forward_hook(_keep(name, reducer)) for name, layer in layers.items()]
+        handles = [layer.register_forward_hook(factors_to(reducer, name)) for name, layer in layers.items()]
         embedding = loaded.model.get_input_embeddings()
         # No parameter needs a gradient; the graph is there because the embedded tokens do.
         handles.append(embedding.register_forward_hook(lambda module, args, output: output.requires_grad_(True)))
@@ -119,8 +119,8 @@ def row_gradients(
         return batching.run([len(s) for s in sequences], loaded.budget, forward)
 
 
-def _keep(name: str, reducer: Reduce) -> Callable[..., None]:
-    """A forward hook that waits for the gradient at the layer's output and multiplies it with the layer's input."""
+def factors_to(reducer: Reduce, name: str) -> Callable[..., None]:
+    """A forward hook that waits for the gradient at the layer's output and hands it over with the layer's input."""
 
     def hook(module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
         if not output.requires_grad:  # the first forward of a checkpointed block: it comes again with gradients
@@ -232,6 +232,51 @@ class Cosines:
     def results(self) -> list[np.ndarray]:
         cosines = self.products / (self.squares.sqrt()[:, None] * self.norms).clamp_min(1e-30)
         return list(cosines.cpu().numpy())
+
+
+class Sum:
+    """The sum of the rows' gradients, layer -> (O, I): no row's own gradient is formed."""
+
+    def __init__(self) -> None:
+        self.layers: dict[str, Tensor] = {}
+
+    def add(self, layer: str, rows: slice, x: Tensor, y: Tensor) -> None:
+        gradient = y.flatten(0, 1).T @ x.flatten(0, 1)
+        self.layers[layer] = self.layers[layer] + gradient if layer in self.layers else gradient
+
+    def results(self) -> list[Any]:
+        return []
+
+
+class GhostProducts:
+    """Each row's inner product with one gradient G and the square of its own length, from the factors alone:
+
+        <sum_t y_t x_t^T, G> = sum_t y_t . (G x_t)        |sum_t y_t x_t^T|^2 = sum_ts (y_t . y_s) (x_t . x_s)
+
+    Where a layer is so small for the length of the rows that its gradients cost less than the sums over pairs of
+    tokens (O I < T (O + I); every LoRA layer), they are formed after all.
+
+    Args:
+        direction: layer -> (O, I) part of G, where the layer is.
+    """
+
+    def __init__(self, rows: int, direction: dict[str, Tensor]):
+        self.direction = direction
+        self.products, self.squares = torch.zeros(rows), torch.zeros(rows)
+
+    def add(self, layer: str, rows: slice, x: Tensor, y: Tensor) -> None:
+        direction = self.direction[layer]
+        if direction.numel() < x.shape[1] * (x.shape[2] + y.shape[2]):
+            gradients = of_factors(x, y)
+            products, squares = (gradients * direction).sum((1, 2)), gradients.square().sum((1, 2))
+        else:
+            products = ((x @ direction.T) * y).sum((1, 2))
+            squares = ((x @ x.mT) * (y @ y.mT)).sum((1, 2))
+        self.products[rows] += products.cpu()
+        self.squares[rows] += squares.cpu()
+
+    def results(self) -> list[tuple[float, float]]:
+        return list(zip(self.products.tolist(), self.squares.tolist(), strict=True))
 
 
 class Projected:

@@ -95,6 +95,7 @@ class Similarity(Scorer):
         self.part_of_query_: np.ndarray = np.empty(0, dtype=np.int64)  # (q,)
         self.task_of_part_: np.ndarray = np.empty(0, dtype=np.int64)  # (p,)
         self.overlap_: QueryOverlap | None = None
+        self._fitted_to: tuple[Any, str | None, str | None] | None = None
 
     def fit(self, queries: Any, task_column: str | None = None, subtask_column: str | None = None) -> "Similarity":
         """Encode the queries.
@@ -129,7 +130,13 @@ class Similarity(Scorer):
         self.part_of_query_ = np.array([places[part] for part in parts])
         self.task_of_part_ = np.array([number for number, _ in places])
         self.overlap_ = QueryOverlap(texts)
+        self._fitted_to = queries, task_column, subtask_column
         return self
+
+    def refit(self) -> None:
+        """Encode the same queries once more: the vectors of a model in training are soon not its own."""
+        if self._fitted_to is not None:
+            self.fit(*self._fitted_to)
 
     @property
     def columns_out(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ issue 25925.)
 Left out: iterable datasets, packing, trainers with samplers of their own (GRPO, RLOO).
 """
 
+import logging
 import math
 import random
 import time
@@ -23,10 +24,12 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from accelerate.utils import gather_object, send_to_device
-from datasets import Dataset
+from datasets import Dataset, List
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Sampler
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
@@ -38,6 +41,8 @@ from hf_select.scoring.scorer import Scorer
 from hf_select.selection.top_k import TopK
 from hf_select.training import _compat
 
+
+logger = logging.getLogger(__name__)
 
 Order = Literal["random", "easy_to_hard", "hard_to_easy"]
 
@@ -66,8 +71,8 @@ class DataSelectionCallback(TrainerCallback, ExportableState):
     Args:
         trainer: Trainer, SFTTrainer, DPOTrainer or a subclass, before `train()`.
         score: a function (model, batch) -> (B,) of `training.online_scores` or your own; a scorer such as
-            IFD(CausalLM(trainer.model, tokenizer)), which reads the conversation columns of the dataset; or the name
-            of a score column.
+            IFD(CausalLM(trainer.model, tokenizer=tokenizer)), of this model or another, which reads the conversation
+            columns of the dataset (queries are encoded anew in each round); or the name of a score column.
         selector: takes a dataset with the column `score` (or the scorer's own columns) and k; by default the highest.
         every: "epoch": a round is `rows` or `fraction` of the dataset. N: a round is N optimizer steps. To Trainer a
             round is an epoch either way, so num_train_epochs counts rounds.
@@ -86,6 +91,7 @@ class DataSelectionCallback(TrainerCallback, ExportableState):
         rows per source; output_dir/data_selection/round-*.parquet has each round's candidates and what was chosen.
     Raises: ValueError for what cannot work, with the cure: packing, iterable data, a budget that is no whole number of
         steps, a checkpoint that was written without the callback.
+    Warns: when the run ends within the first round, or within the warm-up.
     """
 
     def __init__(
@@ -138,6 +144,19 @@ class DataSelectionCallback(TrainerCallback, ExportableState):
                 )
             self._restore(saved["attributes"])
         state.stateful_callbacks[name] = self.state()
+        rounds = state.max_steps * self.step_rows / self.budget
+        if rounds < 1:
+            logger.warning(
+                "a round is %d steps and the run has %d: rows are selected once, and not all of them are trained on.",
+                self.budget // self.step_rows,
+                state.max_steps,
+            )
+        if rounds <= self.warmup:
+            logger.warning(
+                "warmup is %d rounds and the run has %.4g: every row is drawn at random and none is selected.",
+                self.warmup,
+                rounds,
+            )
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         done = state.epoch or 0.0
@@ -212,7 +231,7 @@ class DataSelectionCallback(TrainerCallback, ExportableState):
                 log[f"selection/{name}_q{int(100 * q)}"] = float(np.quantile(known, q)) if len(known) else math.nan
             log[f"selection/{name}_selected_mean"] = float(of_chosen.mean()) if len(of_chosen) else math.nan
         if self.source_column is not None:
-            for source, count in Counter(self.dataset[self.source_column][i] for i in chosen.tolist()).items():
+            for source, count in Counter(self.dataset.select(chosen.tolist())[self.source_column]).items():
                 log[f"selection/rows/{source}"] = count
         return log
 
@@ -280,31 +299,49 @@ class DataSelectionCallback(TrainerCallback, ExportableState):
         return scores, sum(flops for _, _, flops in gathered)
 
     def _by_function(self, rows: np.ndarray) -> tuple[dict[str, np.ndarray], float]:
-        args, accelerator = self.trainer.args, self.trainer.accelerator
-        inputs = _compat.model_inputs(self.trainer, self.dataset)
-        size = 1 if getattr(args, "padding_free", False) else args.per_device_eval_batch_size
+        score: Any = self.score
+        inputs = _compat.model_inputs(self.trainer, self.dataset).select(rows.tolist())
+        order = np.argsort(-_lengths(inputs), kind="stable")  # neighbours of one length waste no padding
+        scores, tokens = np.empty(len(rows)), 0
+        with torch.no_grad():
+            if hasattr(score, "begin"):
+                queries = _compat.model_inputs(self.trainer, score.queries)
+                score.begin(self.trainer.model_wrapped, self._batches(queries, np.arange(len(queries))))
+            start = 0
+            for batch in self._batches(inputs, order):
+                values = torch.as_tensor(score(self.trainer.model_wrapped, batch)).float().cpu()
+                there = order[start : start + self._scored_together]
+                if values.shape != there.shape:
+                    raise ValueError(
+                        f"the score function gave numbers of shape {tuple(values.shape)} for {len(there)} rows."
+                    )
+                scores[there] = values.double()
+                start += len(there)
+                tokens += sum(value.numel() for name, value in batch.items() if name.endswith("input_ids"))
+        parameters = sum(_full_size(p) for p in self.trainer.model.parameters())
+        return {"score": scores}, getattr(score, "forward_passes", 1.0) * 2.0 * parameters * tokens
+
+    @property
+    def _scored_together(self) -> int:
+        args = self.trainer.args
+        return 1 if getattr(args, "padding_free", False) else args.per_device_eval_batch_size
+
+    def _batches(self, inputs: Dataset, order: np.ndarray) -> Iterator[Any]:
+        """The rows in this order as the trainer's collator makes them into batches, within its autocast."""
         loader = DataLoader(
-            inputs.select(rows.tolist()),  # pyright: ignore[reportArgumentType]
-            batch_size=size,
+            inputs,  # pyright: ignore[reportArgumentType]
+            batch_size=self._scored_together,
+            sampler=order.tolist(),
             collate_fn=self.trainer.data_collator,
         )
-        values, tokens = [], 0
-        with torch.no_grad():
-            for batch in loader:
-                batch = send_to_device(batch, accelerator.device)
-                with self.trainer.compute_loss_context_manager():
-                    values.append(torch.as_tensor(self.score(self.trainer.model_wrapped, batch)).float().cpu())  # type: ignore[operator]
-                there = min(size, len(rows) - sum(map(len, values[:-1])))
-                if values[-1].shape != (there,):
-                    raise ValueError(
-                        f"the score function gave numbers of shape {tuple(values[-1].shape)} for {there} rows."
-                    )
-                tokens += sum(v.numel() for name, v in batch.items() if name.endswith("input_ids"))
-        parameters = sum(_full_size(p) for p in self.trainer.model.parameters())
-        return {"score": torch.cat(values).double().numpy()}, 2.0 * parameters * tokens
+        for batch in loader:
+            with self.trainer.compute_loss_context_manager():
+                yield send_to_device(batch, self.trainer.accelerator.device)
 
     def _by_scorer(self, rows: np.ndarray) -> tuple[dict[str, np.ndarray], float]:
         scorer: Any = self.score
+        if hasattr(scorer, "refit"):
+            scorer.refit()
         before = scorer.usage().get("flops", 0.0)
         wanted = [name for name in scorer.columns_out if name.startswith("score_")]
         found: dict[str, list[float]] = {name: [] for name in wanted}
@@ -357,10 +394,11 @@ class DataSelectionCallback(TrainerCallback, ExportableState):
                 f'train_sampling_strategy="{args.train_sampling_strategy}" would be replaced by the selection; leave '
                 "it out, or choose the order of a round with order=."
             )
-        if isinstance(self.score, Scorer) and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
+        if (isinstance(self.score, Scorer) or getattr(self.score, "whole_model", False)) and _in_pieces(trainer):
             raise ValueError(
-                "a scorer reads the model's layers directly, which under DeepSpeed and FSDP may be in pieces; give a "
-                "function (model, batch) -> scores such as training.online_scores.loss, or a score column."
+                f"{type(self.score).__name__} reads the model's layers directly, and under ZeRO-3 and FSDP they are "
+                "in pieces; give a function (model, batch) -> scores such as training.online_scores.loss, a score "
+                "column, or train with ZeRO-2."
             )
 
     def _budget(self, every: Any, rows: int | None, fraction: float | None) -> int:
@@ -413,6 +451,26 @@ class DataSelectionCallback(TrainerCallback, ExportableState):
         for name in (self.source_column, self.score if isinstance(self.score, str) else None):
             if name is not None and name not in self.dataset.column_names:
                 raise columns.missing_column(name, self.dataset.column_names, "Name a column of the training data.")
+
+
+def _in_pieces(trainer: Any) -> bool:
+    """Whether no process holds, or will hold, a whole parameter."""
+    plugin = trainer.accelerator.state.deepspeed_plugin
+    return (
+        (plugin is not None and plugin.zero_stage == 3)
+        or trainer.is_fsdp_enabled
+        or any(isinstance(p, DTensor) for p in trainer.model.parameters())
+    )
+
+
+def _lengths(inputs: Dataset) -> np.ndarray:
+    """Tokens of each row, the longest of its lists; zeros where rows hold no lists."""
+    lists = [name for name, feature in inputs.features.items() if isinstance(feature, List)]
+    lengths = [np.zeros(0, dtype=np.int64)]
+    for batch in inputs.with_format("arrow").iter(1000):
+        counts = [pc.list_value_length(batch[name]).to_numpy() for name in lists]  # pyright: ignore
+        lengths.append(np.max([np.zeros(len(batch), dtype=np.int64), *counts], axis=0))
+    return np.concatenate(lengths)
 
 
 def _full_size(parameter: Any) -> int:

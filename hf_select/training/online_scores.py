@@ -1,16 +1,23 @@
 """Scores of rows under the model as it is now, from the batches that training itself would see.
 
-Any function (model, batch) -> (B,) is such a score; `batch` is what the trainer's collator makes of B rows.
+Any function (model, batch) -> (B,) is such a score; `batch` is what the trainer's collator makes of B rows. An object
+that is called the same way may have more, all of it optional: begin(model, batches of its `queries`) is called before
+the rows of a round are scored, after(rows, values) makes scores of the values of all rows, state() and restore(state)
+go through checkpoints.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate.utils import extract_model_from_parallel
+from datasets import Dataset
 from torch import Tensor
+
+from hf_select.features.gradients import GhostProducts, Reduce, Sum, factors_to
 
 
 # B rows, T tokens, V vocabulary
@@ -18,6 +25,11 @@ from torch import Tensor
 
 def loss(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
     """Mean negative log-likelihood in nats of each row's labels, (B,) fp32; NaN for a row without a label."""
+    if "labels" not in batch:
+        raise ValueError(
+            f'the collator makes {", ".join(batch)} and no "labels"; give the callback a function of your own that '
+            "reads such a batch, or a score column."
+        )
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     logits = model(**inputs).logits  # (B, T, V)
     found = []
@@ -57,3 +69,90 @@ class LossChange:
 
     def restore(self, state: dict[str, Any]) -> None:
         self.last = dict(zip(state["rows"], state["losses"], strict=True))
+
+
+@dataclass
+class GradientSimilarity:
+    """How far a step on the row would lower the loss of the queries, under the model as it is now.
+
+        score(row) = <g(row), G> / (|g(row)| |G|),    G = mean over the queries of g(query)
+
+    g is the gradient of the mean NLL with respect to the weights of linear layers; the inner product alone (cosine
+    False) is, to first order, what one SGD step on the row takes off the queries' mean loss for each unit of the
+    learning rate. Products are taken from the layers' inputs and output gradients ("ghost" inner products): one
+    forward and backward pass, and one gradient in memory, that of the queries. Every process measures all queries, so
+    that all have the same G.
+
+    Args:
+        queries: rows prepared as the trainer prepared its own, `trainer.eval_dataset` for example.
+        cosine: whether products are divided by the lengths; long gradients (short and hard rows) win otherwise.
+        layers: ends of the names of layers, such as ["down_proj"]; by default all trainable linear layers but the
+            output head, of a LoRA model those of the adapter. G takes as much memory as their weights in fp32.
+    Raises: ValueError for layers that are not there, for a query without labels.
+    Relations: LESS asks the same once, of a warm-up's checkpoints, in the metric of Adam.
+    Reference: Wang et al. 2024, "Greats: Online Selection of High-Quality Data for LLM Training in Every Iteration"
+        (NeurIPS 2024); there within each batch, here over the candidates of a round.
+    """
+
+    queries: Dataset
+    cosine: bool = True
+    layers: Sequence[str] | None = None
+
+    whole_model: ClassVar[bool] = True  # reads layers directly
+    forward_passes: ClassVar[float] = 3.0  # what a row costs: forward, the backward of activations, ghost products
+
+    _direction: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _length: float = field(default=0.0, init=False, repr=False)
+
+    def begin(self, model: Any, batches: Iterable[Mapping[str, Tensor]]) -> None:
+        """Take the gradient of the queries' mean loss, before the rows of a round are scored."""
+        total = Sum()
+        for batch in batches:
+            if not self._backward(model, batch, total).isfinite().all():
+                raise ValueError("a query has no label, or no finite loss; mend or remove it.")
+        self._direction = {name: part / len(self.queries) for name, part in total.layers.items()}
+        self._length = sum(part.square().sum().item() for part in self._direction.values()) ** 0.5
+
+    def __call__(self, model: Any, batch: Mapping[str, Tensor]) -> Tensor:
+        ghost = GhostProducts(len(batch["labels"]), self._direction)
+        finite = self._backward(model, batch, ghost).isfinite().cpu()
+        scores = ghost.products
+        if self.cosine:
+            scores = scores / (ghost.squares.clamp_min(0).sqrt() * self._length).clamp_min(1e-30)
+        return scores.where(finite, torch.nan)
+
+    def _backward(self, model: Any, batch: Mapping[str, Tensor], reducer: Reduce) -> Tensor:
+        """The rows' losses; their gradients go into the reducer. No parameter's own gradient is formed or touched."""
+        model = extract_model_from_parallel(model)
+        embedded: list[Tensor] = []
+
+        def keep(module: Any, args: Any, output: Tensor) -> None:
+            embedded.append(output if output.requires_grad else output.requires_grad_(True))
+
+        handles = [model.get_input_embeddings().register_forward_hook(keep)]
+        handles += [layer.register_forward_hook(factors_to(reducer, name)) for name, layer in self._layers(model)]
+        try:
+            with torch.enable_grad():
+                losses = loss(model, batch)
+                torch.autograd.grad(losses.sum(), embedded[0])
+        finally:
+            for handle in handles:
+                handle.remove()
+        return losses.detach()
+
+    def _layers(self, model: torch.nn.Module) -> list[tuple[str, torch.nn.Linear]]:
+        head = model.get_output_embeddings()  # type: ignore[operator]
+        found = [
+            (name, module)
+            for name, module in model.named_modules()
+            if isinstance(module, torch.nn.Linear)
+            and module is not head
+            and (module.weight.requires_grad if self.layers is None else name.endswith(tuple(self.layers)))
+        ]
+        if not found:
+            raise ValueError(
+                "the model has no trainable linear layer."
+                if self.layers is None
+                else f"no linear layer's name ends with {' or '.join(self.layers)}; see model.named_modules()."
+            )
+        return found
