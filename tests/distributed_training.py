@@ -13,7 +13,7 @@ from hf_select import DataSelectionCallback
 from hf_select.training import online_scores
 
 
-def main(kind: str, folder: str, resume: str = "") -> None:
+def main(kind: str, folder: str, score: str, resume: str = "") -> None:
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(vocab_size=128, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
@@ -43,7 +43,11 @@ def main(kind: str, folder: str, resume: str = "") -> None:
     )
     collator, scoring = Collator(), Collator()
     trainer = Trainer(model, args, train_dataset=pool(), data_collator=collator)
-    callback = DataSelectionCallback(trainer, online_scores.loss, rows=32)
+    scores = {
+        "loss": online_scores.loss,
+        "gradients": online_scores.GradientSimilarity(pool().select(range(1, 12, 2))),
+    }
+    callback = DataSelectionCallback(trainer, scores[score], rows=32)
     measure = callback._by_function
 
     def apart(rows):

@@ -14,9 +14,9 @@ SCRIPT = Path(__file__).with_name("distributed_training.py")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def launch(kind: str, folder: Path, resume: str = "") -> list[dict]:
+def start(kind: str, folder: Path, score: str = "loss", resume: str = "") -> subprocess.CompletedProcess:
     folder.mkdir(exist_ok=True)
-    words = [str(SCRIPT), kind, str(folder), *([resume] if resume else [])]
+    words = [str(SCRIPT), kind, str(folder), score, *([resume] if resume else [])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if kind == "alone":
         command = [sys.executable, *words]
@@ -35,7 +35,11 @@ def launch(kind: str, folder: Path, resume: str = "") -> list[dict]:
             settings = {"zero_optimization": zero, "gradient_clipping": "auto", **dict.fromkeys(auto, "auto")}
             config.write_text(json.dumps(settings))
             command = [*launcher, "--use_deepspeed", "--deepspeed_config_file", str(config), *words]
-    found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+
+
+def launch(kind: str, folder: Path, score: str = "loss", resume: str = "") -> list[dict]:
+    found = start(kind, folder, score, resume)
     assert found.returncode == 0, found.stderr[-3000:]
     return [json.loads(path.read_text()) for path in sorted(folder.glob("rank-*.json"))]
 
@@ -78,6 +82,17 @@ def test_all_processes_train_on_one_selection(kind, alone, tmp_path):
     assert sets == chosen(alone), "two processes choose otherwise than one"
 
 
+def test_gradients_are_measured_where_the_model_is_whole(tmp_path):
+    pytest.importorskip("deepspeed")
+    launch("alone", tmp_path / "alone", "gradients")
+    for kind in ("ddp", "zero2"):
+        ranks = launch(kind, tmp_path / kind, "gradients")
+        assert all(rank["distributed"] == EXPECTED[kind]["distributed"] and rank["steps"] == 6 for rank in ranks)
+        assert chosen(tmp_path / kind) == chosen(tmp_path / "alone")
+    refused = start("zero3", tmp_path / "zero3", "gradients")
+    assert refused.returncode != 0 and "GradientSimilarity reads the model's layers directly" in refused.stderr
+
+
 @pytest.mark.parametrize("kind", ["ddp", "zero2", "zero3"])
 @pytest.mark.parametrize("stop", [3, 4])
 def test_a_run_that_was_stopped_goes_on_with_its_rows(kind, stop, tmp_path):
@@ -85,7 +100,7 @@ def test_a_run_that_was_stopped_goes_on_with_its_rows(kind, stop, tmp_path):
         pytest.importorskip("deepspeed")
     whole = launch(kind, tmp_path / kind)
     sets = chosen(tmp_path / kind)
-    again = launch(kind, tmp_path / kind, str(tmp_path / kind / "run" / f"checkpoint-{stop}"))
+    again = launch(kind, tmp_path / kind, resume=str(tmp_path / kind / "run" / f"checkpoint-{stop}"))
     assert chosen(tmp_path / kind) == sets
     for before, after in zip(whole, again, strict=True):
         assert after["selected"] == before["selected"]
