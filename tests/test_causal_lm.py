@@ -149,6 +149,21 @@ def test_a_uniform_model_costs_log_v_nats_a_token(tokenizer):
     np.testing.assert_allclose(nll, np.log(300), rtol=1e-6)
 
 
+def test_a_model_that_is_partly_on_disk_measures_the_same(model_path):
+    """device_map puts what finds no room elsewhere; here the embedding, a layer and the head."""
+    layers = {"model.layers.0": "cpu", "model.layers.1": "disk", "model.norm": "cpu", "model.rotary_emb": "cpu"}
+    spread = CausalLM(model_path, device_map={"model.embed_tokens": "disk", "lm_head": "disk", **layers})
+    whole = CausalLM(model_path)
+    prompts, words = [[5, 6, 7, 8], [9, 10]], [11, 12]
+    np.testing.assert_allclose(
+        spread.next_token_logits(prompts, words), whole.next_token_logits(prompts, words), atol=1e-5
+    )
+    spans = [[(1, 4)], [(1, 2)]]
+    for found, wanted in zip(spread.response_nll(prompts, spans), whole.response_nll(prompts, spans), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert any(p.is_meta for p in spread.load().model.parameters())
+
+
 def test_half_precision_logits_are_accumulated_in_fp32(llama, model_path):
     """A bf16 head rounds logits near 20 to steps of 0.125."""
     half = CausalLM(model_path, dtype="bfloat16")

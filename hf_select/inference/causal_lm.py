@@ -57,7 +57,7 @@ class CausalLM:
         adapter: Hub id or path of a PEFT adapter that is put on the model.
         dtype: as in `from_pretrained`: auto, float32, bfloat16 or float16.
         device: torch device; by default the accelerator of this process, else cpu.
-        device_map: as in `from_pretrained`, for a model that spans devices.
+        device_map: as in `from_pretrained`, for a model that spans devices, memory and disk: auto, or part by part.
         attn_implementation: as in `from_pretrained`: sdpa, eager, flash_attention_2, ...
         quantization: 4bit or 8bit, through bitsandbytes (extra `quantization`).
         tokens_per_batch: tokens, padding included, of one forward pass; halved when memory runs out. By default 32768
@@ -72,7 +72,7 @@ class CausalLM:
     adapter: str | None = None
     dtype: str = "auto"
     device: str | None = None
-    device_map: str | None = None
+    device_map: str | dict[str, Any] | None = None
     attn_implementation: str | None = None
     quantization: Literal["4bit", "8bit"] | None = None
     tokens_per_batch: int | None = None

@@ -40,7 +40,9 @@ class LoadedModel:
         self.head = model.get_output_embeddings()
         self.config = model.config.get_text_config()
         embedding = model.get_input_embeddings().weight
-        self.device = embedding.device
+        # Of a model that is partly offloaded, the device that its parts are brought to.
+        spread = [device for device in getattr(model, "hf_device_map", {}).values() if device not in ("cpu", "disk")]
+        self.device = torch.device(spread[0] if spread else "cpu") if embedding.is_meta else embedding.device
         self.budget = TokenBudget(tokens_per_batch or self._tokens_per_batch())
         self.vocab_size = self.config.vocab_size
         self.num_layers: int = self.config.num_hidden_layers
@@ -77,11 +79,11 @@ class LoadedModel:
         """fp32 logits (N, V) of hidden states (N, D), or (N, K) of the named tokens alone. Differentiable where the
         states are."""
         with torch.inference_mode(not hidden.requires_grad):
-            if token_ids is not None and type(self.head) is torch.nn.Linear:
+            if token_ids is not None and type(self.head) is torch.nn.Linear and not self.head.weight.is_meta:
                 index = torch.as_tensor(token_ids, device=self.head.weight.device)
                 bias = None if self.head.bias is None else self.head.bias[index].float()
                 out = F.linear(hidden.to(index.device).float(), self.head.weight[index].float(), bias)
-            else:  # a quantised or adapted head is used as it is
+            else:  # a quantised, adapted or offloaded head is used as it is
                 out = self.head(hidden)
                 out = out.to(torch.promote_types(out.dtype, torch.float32))
                 out = out if token_ids is None else out[..., list(token_ids)]
