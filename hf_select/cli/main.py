@@ -17,6 +17,7 @@ _COMMANDS = {
     "index": "hf_select.cli.index:Index",
     "select": "hf_select.cli.select:Select",
     "status": "hf_select.cli.status:Status",
+    "train": "hf_select.cli.train:Train",
     "warm-up": "hf_select.cli.warm_up:WarmUpCommand",
     "run": "hf_select.cli.recipe:Run",
     "demo-pool": "hf_select.cli.demo:DemoPool",
@@ -86,6 +87,8 @@ def _parse(argv: list[str]) -> tuple[str, dict[str, Any]]:
         top.parse_args(argv or ["--help"])
     if len(argv) > 1 and argv[0] in ("score", "index") and argv[1] == "--status":
         argv = ["status", "--folder", *argv[2:]]
+    if argv[0] == "train" and len(argv) > 1 and not argv[1].startswith("-"):
+        argv = ["train", "--method", *argv[1:]]
     name, *rest = argv
     if name not in COMMANDS:
         raise suggest("command", name, [known for known in COMMANDS if not known.startswith("demo-")])
@@ -124,10 +127,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _peek(argv: list[str]) -> dict[str, Any]:
-    """The scorer or selector that is asked for: which flags there are depends on it."""
+    """The scorer, selector or training method that is asked for: which flags there are depends on it."""
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     peek.add_argument("--scorer")
     peek.add_argument("--selector")
+    peek.add_argument("--method")
     return vars(peek.parse_known_args(argv)[0])
 
 

@@ -4,7 +4,6 @@ Xia et al. 2024 (arXiv:2402.04333), section 3 and appendix: the checkpoints give
 moments. The rows, templates and response tokens are those that LESS will measure.
 """
 
-import json
 import logging
 import os
 from collections import Counter
@@ -16,12 +15,10 @@ from datasets import Dataset
 
 from hf_select.choices import check_choices
 from hf_select.features.gradients import encode_responses
-from hf_select.files import write_json
 from hf_select.formats import BadRow, Conversation, conversations
 from hf_select.inference.causal_lm import CausalLM
-from hf_select.inference.chunks import differences
-from hf_select.inference.pool import pool_fingerprint, readable
 from hf_select.selection.baselines import Random
+from hf_select.training.resuming import hold_to
 
 
 logger = logging.getLogger(__name__)
@@ -77,7 +74,8 @@ class WarmUp:
         folder = Path(output_dir).expanduser()
         # A copy of its own: training puts the adapter into the model that it is given.
         lm = self.model.fresh() if isinstance(self.model, CausalLM) else CausalLM(self.model)
-        self._refuse_other(dataset, lm, folder)
+        settings = {f.name: getattr(self, f.name) for f in fields(self)}
+        hold_to(folder / "warm_up.json", {**settings, "model": lm.identity()}, dataset, "warm-up")
         loaded = lm.load()
         share = dataset.select(sorted(Random(self.seed)(dataset, fraction=self.fraction).indices))
         parsed = conversations(share[:])
@@ -92,7 +90,7 @@ class WarmUp:
             raise ValueError(f"none of the {len(share)} rows drawn has a response to train on.")
         columns = {"input_ids": [e.input_ids for e in encoded], "labels": [_labels(e) for e in encoded]}
         device = loaded.device.type
-        settings = SFTConfig(
+        config = SFTConfig(
             output_dir=str(folder),
             num_train_epochs=self.epochs,
             per_device_train_batch_size=self.rows_per_batch,
@@ -119,7 +117,7 @@ class WarmUp:
         )
         trainer = SFTTrainer(
             loaded.model,
-            args=settings,
+            args=config,
             train_dataset=Dataset.from_dict(columns),
             processing_class=loaded.tokenizer,
             peft_config=adapter,
@@ -132,23 +130,6 @@ class WarmUp:
                 self.rows_per_step,
             )
         return [str(path) for path in sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))]
-
-    def _refuse_other(self, dataset: Dataset, lm: CausalLM, folder: Path) -> None:
-        """Write down whose run this is, or hold an existing one to it."""
-        settings = {f.name: getattr(self, f.name) for f in fields(self)}
-        here = {**settings, "model": lm.identity(), "pool": pool_fingerprint(readable(dataset))}
-        here = json.loads(json.dumps(here, default=str))
-        path = folder / "warm_up.json"
-        if path.exists():
-            there = json.loads(path.read_text(encoding="utf-8"))
-            if there != here:
-                what = "; ".join(differences(there, here)) or "model files changed"
-                raise ValueError(f'"{folder}" holds a warm-up of another run ({what}). Choose another output folder.')
-        elif folder.is_dir() and any(folder.iterdir()):
-            raise ValueError(f'output folder "{folder}" holds other files; give a new or empty one.')
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(path, here)
 
 
 def _steps_an_epoch(trainer: Any) -> float:

@@ -1,0 +1,202 @@
+"""hf-select train"""
+
+from dataclasses import dataclass, field, fields
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from hf_select.cli.score import Rows, build_parts, scorer_class
+from hf_select.cli.settings import settable, suggest
+
+
+# method -> its configuration and its trainer
+METHODS = {
+    "sft": ("trl:SFTConfig", "trl:SFTTrainer"),
+}
+
+ONLINE_SCORES = ("loss", "perplexity", "loss_change", "gradients")
+
+
+@dataclass(kw_only=True)
+class OnlineSelection:
+    """Selection by the model in training; see DataSelectionCallback.
+
+    Args:
+        score: loss, perplexity, loss_change, gradients (with queries), a scorer such as ifd, selectit or rds (with
+            queries), or a score column of the dataset; by default every row is trained on.
+        queries: rows of the target task, for gradients and scorers with targets; a file, a saved dataset or a Hub id.
+        which: rows that are taken: best (highest score), middle or worst.
+        every: a round is so many optimizer steps, in place of rows or fraction.
+        round_rows: rows of a round.
+        fraction: of the dataset in a round.
+        keep: share of the candidates that is kept; two for a ramp over the run.
+        max_candidates: at most so many random candidates are scored in a round.
+        warmup_rounds: rounds of random rows before the first selection.
+        consume_once: a row that was trained on is no candidate again until too few are left.
+        random_share: share of a round that is drawn at random.
+        order: of the rows of a round: random, easy_to_hard or hard_to_easy.
+        source_column: column whose values are counted among the selected rows.
+    """
+
+    score: str | None = None
+    queries: str | None = None
+    which: Literal["best", "middle", "worst"] = "best"
+    every: int | None = None
+    round_rows: int | None = None
+    fraction: float | None = None
+    keep: list[float] | None = None
+    max_candidates: int | None = None
+    warmup_rounds: int = 0
+    consume_once: bool = False
+    random_share: float = 0.0
+    order: Literal["random", "easy_to_hard", "hard_to_easy"] = "random"
+    source_column: str | None = None
+
+    def callback(self, trainer: Any) -> Any:
+        """The callback of these settings; the trainer has the queries, prepared, as its evaluation set "queries"."""
+        from hf_select.selection.top_k import TopK
+        from hf_select.training.callback import DataSelectionCallback
+
+        if self.keep is not None and len(self.keep) > 2:
+            raise ValueError(f"keep is {self.keep}; give one share, or the first and the last of a ramp.")
+        return DataSelectionCallback(
+            trainer,
+            self._score(trainer),
+            TopK("score", which=self.which),
+            every="epoch" if self.every is None else self.every,
+            rows=self.round_rows,
+            fraction=self.fraction,
+            keep=self.keep[0] if self.keep and len(self.keep) == 1 else tuple(self.keep) if self.keep else None,  # type: ignore[arg-type]
+            max_candidates=self.max_candidates,
+            warmup=self.warmup_rounds,
+            consume_once=self.consume_once,
+            random_share=self.random_share,
+            order=self.order,
+            source_column=self.source_column,
+        )
+
+    def _score(self, trainer: Any) -> Any:
+        from hf_select.inference.causal_lm import CausalLM
+        from hf_select.scoring import SCORERS
+        from hf_select.training import online_scores
+
+        queries = trainer.eval_dataset["queries"] if self.queries is not None else None
+        if self.score in trainer.train_dataset.column_names:
+            return self.score
+        if self.score in ("loss", "perplexity"):
+            return getattr(online_scores, self.score)
+        if self.score == "loss_change":
+            return online_scores.LossChange()
+        if self.score == "gradients":
+            if queries is None:
+                raise ValueError("score gradients needs --queries: rows of the target task.")
+            return online_scores.GradientSimilarity(queries)
+        if self.score not in SCORERS:
+            known = (*ONLINE_SCORES, *SCORERS, *trainer.train_dataset.column_names)
+            raise suggest("score", str(self.score), known)
+        scorer = scorer_class(self.score)
+        if "model" not in {f.name for f in settable(scorer)}:
+            raise ValueError(f"scorer {self.score} runs no model; score the dataset before and name the column.")
+        made = scorer(CausalLM(trainer.model, tokenizer=trainer.processing_class))  # type: ignore[call-arg]
+        if hasattr(made, "fit"):
+            if queries is None:
+                raise ValueError(f"scorer {self.score} needs --queries: rows of the target task.")
+            made.fit(queries)
+        return made
+
+
+@dataclass(kw_only=True)
+class Train(Rows):
+    """Train a model by a trainer of TRL or of this package; the same command continues a killed run. Under accelerate
+    launch all processes train together.
+
+    Args:
+        method: sft: supervised, on all rows or on those that the model selects while it trains.
+        model: Hub id or path of the causal LM.
+        args: settings of the method's configuration (sft: TRL's SFTConfig), e.g. learning_rate=1e-5 max_steps=100.
+        lora: train a LoRA adapter with these settings of PEFT's LoraConfig, e.g. r=16 lora_alpha=32.
+        eval_dataset: rows to measure the loss on; a file, a saved dataset or a Hub id.
+    """
+
+    method: str
+    model: str
+    args: dict[str, Any] = field(default_factory=dict)
+    lora: dict[str, Any] | None = None
+    eval_dataset: str | None = None
+
+    example: ClassVar[str] = (
+        "hf-select train sft --model Qwen/Qwen2.5-0.5B --dataset subset.parquet --output-dir sft "
+        "--args learning_rate=2e-5 num_train_epochs=2"
+    )
+
+    @staticmethod
+    def parts(values: dict[str, Any]) -> list[type]:
+        """Classes whose settings this command takes besides its own."""
+        return [OnlineSelection] if values.get("method") == "sft" else []
+
+    def run(self) -> None:
+        from transformers.trainer_utils import get_last_checkpoint
+
+        from hf_select.cli.data import read_dataset
+        from hf_select.training.resuming import hold_to
+
+        if self.method not in METHODS:
+            raise suggest("method", self.method, METHODS)
+        config, trainer_class = (_imported(home) for home in METHODS[self.method])
+        selection = build_parts(self.parts({"method": self.method}), self.settings, "train") if self.settings else None
+        folder = Path(self.output_dir).expanduser()
+        rows = self.rows()
+        evaluation = {} if self.eval_dataset is None else {"eval": read_dataset(self.eval_dataset, self.split)}
+        if selection is not None and selection.queries is not None:
+            evaluation["queries"] = read_dataset(selection.queries, self.split)
+        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("output_dir", "rename")}
+        args = configured(config, {"output_dir": str(folder), **self.args})
+        last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+        hold_to(folder / "train.json", settings, rows, "training")
+        trainer = trainer_class(
+            self.model,
+            args=args,
+            train_dataset=rows,
+            eval_dataset=evaluation or None,
+            peft_config=None if self.lora is None else _lora(self.lora),
+        )
+        if selection is not None and selection.score is not None:
+            trainer.add_callback(selection.callback(trainer))
+        trainer.train(resume_from_checkpoint=last)
+        trainer.save_model()
+        if trainer.is_world_process_zero():
+            print(f"{trainer.state.global_step} steps; the model is in {self.output_dir}")
+
+
+def configured(config: type, values: dict[str, Any]) -> Any:
+    """The configuration of a trainer from plain values, with names checked and types as its own flags have them."""
+    from transformers import HfArgumentParser
+
+    known = {f.name for f in fields(config)}
+    words = []
+    for name, value in values.items():
+        if name not in known:
+            raise suggest("setting", name, known, of=config.__name__)
+        words += [f"--{name}", *([str(v) for v in value] if isinstance(value, list) else [str(value)])]
+    try:
+        (made,) = HfArgumentParser(config, exit_on_error=False).parse_args_into_dataclasses(words)  # type: ignore[arg-type]
+    except SystemExit:
+        raise ValueError(f"the settings {values} do not fit {config.__name__}; see the line above.") from None
+    return made
+
+
+def _imported(home: str) -> Any:
+    module, _, name = home.partition(":")
+    return getattr(import_module(module), name)
+
+
+def _lora(values: dict[str, Any]) -> Any:
+    import yaml
+    from peft import LoraConfig
+
+    known = {f.name for f in fields(LoraConfig)}
+    for name in values:
+        if name not in known:
+            raise suggest("setting", name, known, of="LoraConfig")
+    read = {name: yaml.safe_load(value) if isinstance(value, str) else value for name, value in values.items()}
+    return LoraConfig(task_type="CAUSAL_LM", **read)
