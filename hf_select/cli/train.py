@@ -1,5 +1,7 @@
 """hf-select train"""
 
+import argparse
+import json
 from dataclasses import dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
@@ -173,15 +175,20 @@ def configured(config: type, values: dict[str, Any]) -> Any:
     from transformers import HfArgumentParser
 
     known = {f.name for f in fields(config)}
+    checkpointing = {"gradient_checkpointing", "activation_checkpointing"}
+    if checkpointing <= known and not checkpointing & values.keys():
+        # TRL's own default, under the name that transformers does not take back (TRL 1.16, transformers 5.23).
+        values = {**values, "gradient_checkpointing": False, "activation_checkpointing": True}
     words = []
     for name, value in values.items():
         if name not in known:
             raise suggest("setting", name, known, of=config.__name__)
-        words += [f"--{name}", *([str(v) for v in value] if isinstance(value, list) else [str(value)])]
+        several = value if isinstance(value, list) else [value]
+        words += [f"--{name}", *(json.dumps(v) if isinstance(v, dict) else str(v) for v in several)]
     try:
         (made,) = HfArgumentParser(config, exit_on_error=False).parse_args_into_dataclasses(words)  # type: ignore[arg-type]
-    except SystemExit:
-        raise ValueError(f"the settings {values} do not fit {config.__name__}; see the line above.") from None
+    except argparse.ArgumentError as error:
+        raise ValueError(f"{config.__name__}: {error}") from None
     return made
 
 

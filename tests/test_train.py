@@ -1,0 +1,121 @@
+"""hf-select train: TRL's trainers from a command or a recipe, with selection while training."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset
+
+from hf_select.cli.main import main
+from hf_select.cli.train import configured
+
+
+QUIET = "use_cpu=true bf16=false report_to=none max_length=64 per_device_train_batch_size=4 disable_tqdm=true".split()
+
+
+@pytest.fixture
+def data(tmp_path, rows) -> str:
+    whole = [row for row in rows if row["completion"]][:16]
+    Dataset.from_list([{**row, "mark": i % 5} for i, row in enumerate(whole)]).to_json(tmp_path / "rows.jsonl")
+    return str(tmp_path / "rows.jsonl")
+
+
+def train(data, model_path, folder, *words) -> int:
+    command = ["train", "sft", "--model", model_path, "--dataset", data, "--output-dir", str(folder)]
+    given = list(words)
+    args = given[given.index("--args") + 1 :] if "--args" in given else []
+    before = given[: given.index("--args")] if "--args" in given else given
+    return main([*command, *before, "--args", *QUIET, *args])
+
+
+def steps(folder) -> int:
+    state = max(Path(folder).glob("checkpoint-*/trainer_state.json"), key=lambda p: int(p.parent.name[11:]))
+    return json.loads(state.read_text())["global_step"]
+
+
+def rounds(folder) -> list[dict]:
+    return [pq.read_table(path).to_pydict() for path in sorted(Path(folder).glob("data_selection/round-*.parquet"))]
+
+
+@pytest.mark.parametrize("score", ["mark", "loss", "gradients", "rds"])
+def test_sft_with_and_without_selection(data, model_path, tmp_path, capsys, score):
+    select = ["--score", score, "--round-rows", "8"]
+    select += ["--queries", data] if score in ("gradients", "rds") else []
+    assert train(data, model_path, tmp_path / "o", *select, "--args", "num_train_epochs=2") == 0
+    assert steps(tmp_path / "o") == 4 and len(rounds(tmp_path / "o")) == 2
+    assert "4 steps; the model is in" in capsys.readouterr().out
+    for table in rounds(tmp_path / "o"):
+        best = sorted(range(16), key=lambda i: -table["score"][i])[:8]
+        taken = [place is not None for place in table["place"]]
+        assert min(s for s, t in zip(table["score"], taken, strict=True) if t) >= table["score"][best[-1]]
+
+
+def test_plain_sft_of_an_adapter(data, model_path, tmp_path):
+    lora = ["--lora", "r=2", "target_modules=[q_proj, v_proj]"]
+    assert train(data, model_path, tmp_path / "o", *lora, "--args", "max_steps=3", "learning_rate=1e-3") == 0
+    assert steps(tmp_path / "o") == 3 and (tmp_path / "o" / "adapter_model.safetensors").exists()
+    assert not (tmp_path / "o" / "data_selection").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--score", "los", "--round-rows", "8"], 'unknown score "los". Did you mean loss'),
+        (["--score", "rds", "--round-rows", "8"], "scorer rds needs --queries"),
+        (["--score", "gradients", "--round-rows", "8"], "score gradients needs --queries"),
+        (["--score", "length", "--round-rows", "8"], "scorer length runs no model; score the dataset before"),
+        (["--score", "loss", "--round-rows", "7"], "a round of 7 rows is no whole number of optimizer steps"),
+        (["--args", "learning_rat=1"], 'unknown setting "learning_rat" of SFTConfig. Did you mean learning_rate'),
+        (["--args", "max_steps=many"], "SFTConfig: argument --max_steps/--max-steps: invalid int value: 'many'"),
+        (["--lora", "rank=4"], 'unknown setting "rank" of LoraConfig'),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(data, model_path, tmp_path, capsys, words, message):
+    assert train(data, model_path, tmp_path / "o", *words) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_unknown_method_and_another_run_are_refused(data, model_path, tmp_path, capsys):
+    assert main(["train", "sftt", "--model", model_path, "--dataset", data, "--output-dir", str(tmp_path / "o")]) == 2
+    assert 'unknown method "sftt". Did you mean sft?' in capsys.readouterr().err
+    assert train(data, model_path, tmp_path / "o", "--args", "max_steps=1") == 0
+    assert train(data, model_path, tmp_path / "o", "--args", "max_steps=2") == 2
+    assert "holds a training of another run (args.max_steps 1 there, 2 here)" in capsys.readouterr().err
+
+
+def test_values_of_a_configuration_have_its_types():
+    from trl import SFTConfig  # pyright: ignore[reportPrivateImportUsage]
+
+    made = configured(SFTConfig, {"output_dir": "o", "learning_rate": "1e-4", "bf16": False, "report_to": ["none"],
+                                "lr_scheduler_kwargs": {"num_cycles": 2}})  # fmt: skip
+    assert made.lr_scheduler_kwargs == {"num_cycles": 2}
+    assert (made.learning_rate, made.bf16, made.report_to) == (1e-4, False, [])
+
+
+@pytest.mark.slow
+def test_a_killed_training_goes_on_with_the_same_rows(data, model_path, tmp_path):
+    settings = ["num_train_epochs=40", "save_steps=1", "learning_rate=1e-3", "save_total_limit=2", *QUIET]
+    words = ["--model", model_path, "--dataset", data, "--score", "loss", "--round-rows", "8", "--args", *settings]
+
+    def start(folder):
+        command = [sys.executable, "-m", "hf_select.cli.main", "train", "sft", "--output-dir", str(folder), *words]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    whole = start(tmp_path / "whole")
+    assert whole.wait() == 0, whole.stderr.read()
+    killed = start(tmp_path / "killed")
+    while not list((tmp_path / "killed").glob("checkpoint-*/trainer_state.json")):
+        assert killed.poll() is None, killed.stderr.read()
+        time.sleep(0.05)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path / "killed" / "model.safetensors").exists()
+    again = start(tmp_path / "killed")
+    assert again.wait() == 0, again.stderr.read()
+    assert len(rounds(tmp_path / "killed")) == 40
+    assert rounds(tmp_path / "killed") == rounds(tmp_path / "whole")
