@@ -13,14 +13,14 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 from datasets import Dataset, IterableDataset, load_dataset
 
-from hf_select import Length, Perplexity, PoolIndex, score
+from hf_select import Length, Perplexity, PoolIndex, RDSPlus, score
 from hf_select.cli.main import main
 from hf_select.cli.status import job_status
-from hf_select.features.hidden_states import HiddenStates
-from hf_select.files import read_json
+from hf_select.inference import chunks
 from hf_select.inference.run import read_scored
 
 
@@ -287,19 +287,24 @@ def test_the_command_line_streams(job, capsys):
 # launchers
 
 
+def launched(*words: str) -> tuple[subprocess.CompletedProcess, dict[str, str]]:
+    """(what hf-select said under accelerate launch with two processes, the environment it ran in)."""
+    # On a CPU `--cpu --num_processes 2` would be one process, silently.
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command = [sys.executable, *launch, "-m", "hf_select.cli.main", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert found.returncode == 0, found.stderr
+    return found, environment
+
+
 @pytest.mark.slow
 def test_accelerate_launch_shares_the_work_and_the_result_is_that_of_map(rows, model_path, tmp_path, monkeypatch):
     data = Dataset.from_list(rows * 25)
     data.to_parquet(tmp_path / "pool.parquet")
     words = ["--scorer", "perplexity", "--model", model_path, "--dataset", str(tmp_path / "pool.parquet")]
-    words += ["--output-dir", str(tmp_path / "o"), "--chunk-rows", "10"]
-    # On a CPU `--cpu --num_processes 2` would be one process, silently.
-    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    launch += ["-m", "hf_select.cli.main", "score", *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    found = subprocess.run([sys.executable, *launch], env=environment, capture_output=True, text=True, timeout=240)
-    assert found.returncode == 0, found.stderr
+    found, environment = launched("score", *words, "--output-dir", str(tmp_path / "o"), "--chunk-rows", "10")
     assert found.stdout.count("rows with their scores") == 1, "every process speaks"
     by = {json.loads(path.read_text())["by"] for path in (tmp_path / "o" / "done").iterdir()}
     assert len(by) == 2
@@ -314,18 +319,36 @@ def test_accelerate_launch_shares_the_work_and_the_result_is_that_of_map(rows, m
     assert read_scored(tmp_path / "o")["score_perplexity"] == mapped["score_perplexity"]
 
 
-def test_an_index_is_built_by_several_processes_too(rows, model_path, tmp_path, monkeypatch):
-    """One process makes every second chunk, as if another had the rest; then the other comes."""
-    pool = Dataset.from_list(rows)
-    whole = PoolIndex.build(pool, HiddenStates(model_path), tmp_path / "whole", chunk_rows=7)
-    shutil.copytree(tmp_path / "whole", tmp_path / "half")
-    for number in (1, 3, 5):
-        (tmp_path / "half" / "vectors" / f"part-0000{number}.arrow").unlink()
-    (tmp_path / "half" / "index.json").unlink()
-    index = PoolIndex.build(pool, HiddenStates(model_path), tmp_path / "half", chunk_rows=7)
-    assert (index.to_numpy() == whole.to_numpy()).all() and index.row_ids() == whole.row_ids()
-    record = read_json(Path(tmp_path / "half" / "done" / "part-00001.json"))
-    assert record is not None and record["rows"] == 7 and record["cost"]["seconds"] > 0
+@pytest.mark.slow
+def test_an_index_is_built_by_several_processes_too(rows, model_path, tmp_path):
+    pool = Dataset.from_list(rows * 25)
+    pool.to_parquet(tmp_path / "pool.parquet")
+    words = ["--scorer", "rds", "--model", model_path, "--dataset", str(tmp_path / "pool.parquet")]
+    launched("index", *words, "--output-dir", str(tmp_path / "two"), "--chunk-rows", "10", "--stored-dtype", "float32")
+    by = {json.loads(path.read_text())["by"] for path in (tmp_path / "two" / "done").iterdir()}
+    assert len(by) == 2
+    whole = PoolIndex.build(
+        pool, RDSPlus(model_path).featurizer, tmp_path / "one", stored_dtype="float32", chunk_rows=10
+    )
+    index = PoolIndex.open(tmp_path / "two")
+    np.testing.assert_allclose(index.to_numpy(), whole.to_numpy(), atol=1e-6)
+    assert index.row_ids() == whole.row_ids()
+
+
+def test_a_folder_that_the_last_to_leave_takes_away_is_made_again(tmp_path, monkeypatch):
+    """The folder of locks goes between the lock of a process that arrives and its card."""
+    write, taken = chunks.write_json, []
+
+    def late(path, value):
+        if not taken:
+            taken.append(path)
+            shutil.rmtree(tmp_path / "running")
+        write(path, value)
+
+    monkeypatch.setattr(chunks, "write_json", late)
+    with chunks._Worker(tmp_path / "running") as worker:
+        assert taken and [one["name"] for one in chunks.live_workers(tmp_path)] == [worker.name]
+    assert not list(chunks.live_workers(tmp_path))
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -304,10 +304,17 @@ class _Worker:
         self.says = {"name": self.name, "job": _job(), "started": _now()}
 
     def __enter__(self) -> "_Worker":
-        self.card.parent.mkdir(exist_ok=True)
         self.lock = FileLock(self.card.with_suffix(".lock"))
-        self.lock.acquire()
-        write_json(self.card, self.says)
+        for attempt in range(10):
+            try:
+                self.card.parent.mkdir(exist_ok=True)
+                self.lock.acquire()
+                write_json(self.card, self.says)
+                break
+            except FileNotFoundError:  # the last process to leave took the folder away in between
+                self.lock.release(force=True)
+                if attempt == 9:
+                    raise
         return self
 
     def __exit__(self, *_: Any) -> None:
