@@ -19,6 +19,7 @@ _COMMANDS = {
     "status": "hf_select.cli.status:Status",
     "train": "hf_select.cli.train:Train",
     "warm-up": "hf_select.cli.warm_up:WarmUpCommand",
+    "compare": "hf_select.cli.compare:Compare",
     "run": "hf_select.cli.recipe:Run",
     "demo-pool": "hf_select.cli.demo:DemoPool",
     "demo-table": "hf_select.cli.demo:DemoTable",

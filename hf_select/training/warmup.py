@@ -14,10 +14,9 @@ from typing import Any, Literal
 from datasets import Dataset
 
 from hf_select.choices import check_choices
-from hf_select.features.gradients import encode_responses
-from hf_select.formats import BadRow, Conversation, conversations
 from hf_select.inference.causal_lm import CausalLM
 from hf_select.selection.baselines import Random
+from hf_select.training.equal_tokens import labelled
 from hf_select.training.resuming import hold_to
 
 
@@ -78,17 +77,11 @@ class WarmUp:
         hold_to(folder / "warm_up.json", {**settings, "model": lm.identity()}, dataset, "warm-up")
         loaded = lm.load()
         share = dataset.select(sorted(Random(self.seed)(dataset, fraction=self.fraction).indices))
-        parsed = conversations(share[:])
-        rows = [row for row in parsed if isinstance(row, Conversation)]
-        found = encode_responses(lm, rows, self.text_format, self.max_length)
-        encoded = [item[0] for item in found if not isinstance(item, BadRow)]
-        _say(Counter(str(item) for item in (*parsed, *found) if isinstance(item, BadRow)), "are left out", len(share))
-        _say(
-            Counter(item[1] for item in found if not isinstance(item, BadRow) and item[1]), "are shortened", len(share)
-        )
-        if not encoded:
+        rows, bad, notes = labelled(lm, share, self.text_format, self.max_length)
+        _say(bad, "are left out", len(share))
+        _say(notes, "are shortened", len(share))
+        if not len(rows):
             raise ValueError(f"none of the {len(share)} rows drawn has a response to train on.")
-        columns = {"input_ids": [e.input_ids for e in encoded], "labels": [_labels(e) for e in encoded]}
         device = loaded.device.type
         config = SFTConfig(
             output_dir=str(folder),
@@ -118,7 +111,7 @@ class WarmUp:
         trainer = SFTTrainer(
             loaded.model,
             args=config,
-            train_dataset=Dataset.from_dict(columns),
+            train_dataset=rows,
             processing_class=loaded.tokenizer,
             peft_config=adapter,
         )
@@ -140,10 +133,3 @@ def _say(reasons: Counter[str], what: str, total: int) -> None:
     if reasons:
         listed = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
         logger.warning("warm-up: %d of the %d rows drawn %s (%s).", reasons.total(), total, what, listed)
-
-
-def _labels(encoded: Any) -> list[int]:
-    labels = [-100] * len(encoded.input_ids)
-    for start, end in encoded.responses:
-        labels[start:end] = encoded.input_ids[start:end]
-    return labels

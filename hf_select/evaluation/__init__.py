@@ -1,0 +1,1 @@
+"""Does selection beat random here, at equal compute?"""
