@@ -30,6 +30,7 @@ from typing import Any, cast
 
 import numpy as np
 from filelock import FileLock, Timeout
+from tqdm.auto import tqdm
 
 from hf_select import columns
 from hf_select.evaluation.statistics import Difference, differences
@@ -169,7 +170,7 @@ class Comparison:
 
     def _make(self, wanted: dict[Cell, Selection | None]) -> None:
         missing = [cell for cell in wanted if not self._is_done(cell, wanted[cell])]
-        for number, cell in enumerate(missing, 1):
+        for cell in tqdm(missing, desc="compare", unit="run", disable=not missing):
             path = self.folder / "cells" / cell.file
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(path.with_suffix(".lock"))
@@ -180,7 +181,6 @@ class Comparison:
             try:
                 if not self._is_done(cell, wanted[cell]):
                     write_json(path, self._cell(cell, wanted[cell]))
-                    logger.info("cell %d of %d: %s, %d rows, seed %d", number, len(missing), *asdict(cell).values())
             finally:
                 lock.release()
                 path.with_suffix(".lock").unlink(missing_ok=True)

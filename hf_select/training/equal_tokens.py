@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from hf_select.choices import check_choices
 from hf_select.features.gradients import encode_responses
@@ -120,6 +120,7 @@ def train_on_tokens(recipe: Recipe, rows: Dataset, tokens: int, seed: int) -> Tr
 
         trainer.optimizer, trainer.lr_scheduler = optimizer, LambdaLR(optimizer, share_left)
         trainer.add_callback(_StopAfter(tokens))
+        trainer.remove_callback(PrinterCallback)  # whoever runs many of these shows one bar
         begin = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - begin
