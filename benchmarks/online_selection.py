@@ -8,7 +8,7 @@ effect: SFTTrainer with DataSelectionCallback on --pool-rows of the 20,000 Alpac
 run is stopped after --tokens trained tokens. 400 clean rows are held out and 64 others are the queries; neither is in
 the pool. A seed gives the pool, the order and the draws, the same for all methods. Lines are added to --output one by
 one; a killed study goes on.
-overhead: steps of training with the callback in the middle of a round beside steps without it, in turns.
+overhead: what the callback and its sampler take of the time of steps in which they have nothing to do.
 """
 
 import argparse
@@ -211,32 +211,39 @@ def table(args: argparse.Namespace) -> None:
 
 
 def overhead(args: argparse.Namespace) -> None:
-    """Seconds that the callback's own events take within a step, and steps with and without it, in turns."""
-    times: dict[bool, list[float]] = {False: [], True: []}
+    """Seconds that the callback's events and its sampler take between the steps of a round, beside the steps."""
+    spent: list[float] = []
 
-    class Clock(TrainerCallback):
-        def __init__(self, watched: bool):
-            self.watched, self.last = watched, 0.0
+    def clocked(function):
+        def timed(*given, **named):
+            begin = time.perf_counter()
+            try:
+                return function(*given, **named)
+            finally:
+                spent.append(time.perf_counter() - begin)
 
-        def on_step_begin(self, *_, **__):
-            self.last = time.perf_counter()
+        return timed
 
-        def on_step_end(self, *_, **__):
-            times[self.watched].append(time.perf_counter() - self.last)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer, _ = make(args, folder, 0)
+        trainer.args.max_steps = args.steps
+        watched = DataSelectionCallback(trainer, "clean", fraction=1)
+        for name in ("on_step_begin", "on_pre_optimizer_step", "on_optimizer_step", "on_substep_end", "on_step_end"):
+            setattr(watched, name, clocked(getattr(watched, name)))
+        rows = watched.sampler.__iter__
 
-    for _, watched in itertools.product(range(args.seeds), (False, True)):
-        with tempfile.TemporaryDirectory() as folder:
-            trainer, _ = make(args, folder, 0)
-            trainer.args.max_steps = args.steps
-            if watched:
-                trainer.add_callback(DataSelectionCallback(trainer, "clean", fraction=1))
-            trainer.add_callback(Clock(watched))
-            trainer.train()
-    medians = {watched: statistics.median(values) for watched, values in times.items()}
-    print(
-        f"median step: {medians[False]:.4f} s without, {medians[True]:.4f} s with: "
-        f"{medians[True] / medians[False]:.4f}"
-    )
+        def drawn():
+            order = rows()
+            while (row := clocked(lambda: next(order, None))()) is not None:
+                yield row
+
+        type(watched.sampler).__iter__ = lambda self: drawn()
+        trainer.add_callback(watched)
+        begin = time.perf_counter()
+        trainer.train()
+        seconds = time.perf_counter() - begin
+    share = sum(spent) / seconds
+    print(f"{args.steps} steps in {seconds:.1f} s; of these {sum(spent) * 1e3:.2f} ms in the callback: {share:.2e}")
 
 
 def main() -> None:
