@@ -89,7 +89,7 @@ def test_a_comparison_goes_on_and_gives_the_same_cells(compared, ground, monkeyp
     }
 
 
-def test_what_cannot_be_compared_is_refused(compared, ground, tmp_path):
+def test_what_cannot_be_compared_is_refused(compared, ground, tmp_path, monkeypatch):
     pool, held_out, recipe = ground
     folder, methods, settings, _ = compared
     with pytest.raises(ValueError, match="budgets are \\[81\\], and the pool has 80 rows"):
@@ -104,6 +104,9 @@ def test_what_cannot_be_compared_is_refused(compared, ground, tmp_path):
         compare(pool, methods, {"sums": held_out}, recipe, folder, [24], **{**settings, "passes": 2.0})
     with pytest.raises(ValueError, match='a run of "planted" with 24 rows, seed 0, on another selection'):
         compare(pool, {"planted": TopK("good", which="worst")}, {"sums": held_out}, recipe, folder, [24], **settings)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="start the command once a device"):
+        compare(pool, methods, {"sums": held_out}, recipe, tmp_path / "o", [8])
     assert not (tmp_path / "o").exists()
 
 

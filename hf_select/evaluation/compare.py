@@ -21,6 +21,7 @@ import functools
 import hashlib
 import json
 import logging
+import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
@@ -82,6 +84,11 @@ class Comparison:
     costs: Mapping[str, Mapping[str, float]]
 
     def __post_init__(self) -> None:
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1 or torch.cuda.device_count() > 1:
+            raise ValueError(
+                "each run is trained by one process on one device: start the command once a device, without "
+                "accelerate launch (CUDA_VISIBLE_DEVICES=0 hf-select compare ...); they share the work."
+            )
         if not self.held_out or any(len(rows) == 0 for rows in self.held_out.values()):
             raise ValueError("there is nothing to measure on: give held-out rows, at least one.")
         if self.seeds < 2:
