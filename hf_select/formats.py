@@ -135,6 +135,12 @@ def layout(column_names: list[str]) -> str:
     )
 
 
+def readable_columns(column_names: list[str]) -> list[str]:
+    """The columns that rows are read from; none if they form no layout, as with scores that stand alone."""
+    names = [name for name in column_names if name in READ_COLUMNS]
+    return names if any(all(column in names for column in needed) for needed in _NEEDED.values()) else []
+
+
 def _messages(row: dict[str, Any]) -> Conversation:
     return Conversation(_chat(row["messages"], "messages"), _tools(row.get("tools")))
 

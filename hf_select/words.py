@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import Any
 
 from hf_select.formats import Conversation
 
@@ -26,6 +27,21 @@ def text_of(row: Conversation) -> str:
         return row.text
     calls = [json.dumps(m["tool_calls"], ensure_ascii=False) for m in row.messages if m.get("tool_calls")]
     return " ".join([*(message["content"] for message in row.messages), *calls])
+
+
+def characters_of(row: Conversation, of: str) -> int:
+    """Characters of all of the row, of its prompt or of its responses; tool calls count as they are written."""
+    if row.text is not None:
+        return 0 if of == "prompt" else len(row.text)
+    sizes = [(message["role"] == "assistant", _size(message)) for message in row.messages]
+    response = sum(size for is_response, size in sizes if is_response)
+    everything = sum(size for _, size in sizes)
+    return {"all": everything, "prompt": everything - response, "response": response}[of]
+
+
+def _size(message: dict[str, Any]) -> int:
+    calls = message.get("tool_calls")
+    return len(message["content"]) + (len(json.dumps(calls, ensure_ascii=False)) if calls else 0)
 
 
 def shingles(text: str, n: int = _SHINGLE) -> set[tuple[str, ...]]:

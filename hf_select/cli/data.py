@@ -1,6 +1,7 @@
 """Datasets in and out of the command line: local files, saved datasets, Hub ids."""
 
 import glob
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -133,3 +134,15 @@ def _split(dataset: Any, split: str, source: str) -> Dataset:
 def record_of(path: Path) -> Path:
     """Where the ranks, reasons and chain of a selected subset are kept: beside it."""
     return path.with_name(path.name + ".selection.parquet")
+
+
+def record_behind(path: Path) -> Path | None:
+    """The record of the selection that these rows come from, also through the scoring runs in between."""
+    manifest = path / "manifest.json"
+    while manifest.exists():
+        source = json.loads(manifest.read_text(encoding="utf-8"))["pool"]["source"]
+        if not source:
+            return None
+        path = Path(source).expanduser()
+        manifest = path / "manifest.json"
+    return record_of(path) if record_of(path).exists() else None

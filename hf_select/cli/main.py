@@ -9,13 +9,14 @@ from importlib import import_module
 from typing import Any
 
 from hf_select import __version__
-from hf_select.cli.settings import add_flags, build, check_names, settable, suggest
+from hf_select.cli.settings import add_flags, build, check_names, descriptions, settable, suggest
 
 
 _COMMANDS = {
     "score": "hf_select.cli.score:Score",
     "index": "hf_select.cli.index:Index",
     "select": "hf_select.cli.select:Select",
+    "report": "hf_select.cli.report:Report",
     "status": "hf_select.cli.status:Status",
     "train": "hf_select.cli.train:Train",
     "warm-up": "hf_select.cli.warm_up:WarmUpCommand",
@@ -106,9 +107,12 @@ def _parse(argv: list[str]) -> tuple[str, dict[str, Any]]:
         parser.add_argument("overrides", nargs="*", metavar="step.setting=value", help="in place of the recipe's own")
         add_flags(parser, cls, "settings", skip=("recipe", "overrides"))
         return name, vars(parser.parse_intermixed_args(rest))
+    positional = getattr(cls, "positional", None)
+    if positional:
+        parser.add_argument(positional, metavar=positional.upper(), help=descriptions(cls)[positional])
     for part in cls.parts(_peek(rest)):
         add_flags(parser, part, f"settings of {part.__name__}", skip=[f.name for f in settable(cls)] + parser.taken())
-    add_flags(parser, cls, "settings")
+    add_flags(parser, cls, "settings", skip=[positional] if positional else [])
     return name, vars(parser.parse_args(rest))
 
 

@@ -140,7 +140,7 @@ def _run_step(label: str, folder: Path, step: str, settings: dict[str, Any], aga
     """
     from hf_select.cli.main import make_command
 
-    given = _placed({key: value for key, value in settings.items() if key != "command"}, str(folder))
+    given = placed({key: value for key, value in settings.items() if key != "command"}, str(folder))
     marker = folder / ".steps" / f"{step}.json"
     finished = json.loads(marker.read_text(encoding="utf-8")) if marker.exists() else None
     if not again and finished is not None and finished["state"] == _state(settings["command"], given):
@@ -179,12 +179,12 @@ def _texts(value: Any) -> Iterator[str]:
         yield from (text for item in value for text in _texts(item))
 
 
-def _placed(value: Any, output_dir: str) -> Any:
+def placed(value: Any, output_dir: str) -> Any:
     """`${output_dir}` filled in, anywhere in the settings."""
     if isinstance(value, str):
         return Template(value).safe_substitute(output_dir=output_dir)
     if isinstance(value, list):
-        return [_placed(item, output_dir) for item in value]
+        return [placed(item, output_dir) for item in value]
     if isinstance(value, dict):
-        return {key: _placed(item, output_dir) for key, item in value.items()}
+        return {key: placed(item, output_dir) for key, item in value.items()}
     return value

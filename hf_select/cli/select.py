@@ -1,6 +1,5 @@
 """hf-select select"""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -48,7 +47,7 @@ class Select:
         return [selector_class(values["selector"])] if values.get("selector") is not None else []
 
     def run(self) -> None:
-        from hf_select.cli.data import check_output, read_dataset, record_of, write_dataset
+        from hf_select.cli.data import check_output, read_dataset, record_behind, record_of, write_dataset
         from hf_select.features.store import PoolIndex
         from hf_select.selection.selection import Selection
 
@@ -62,11 +61,12 @@ class Select:
             selection = selector(dataset, **budget)
         else:
             selection = selector(dataset)
+        selection.chain[-1]["scores"] = self.scores  # for the report and the card
         subset = selection.apply(dataset)
         write_dataset(subset, output)
         _report(dataset, selection, subset)
         _report_removed(selector)
-        earlier = _record_behind(Path(self.scores).expanduser())
+        earlier = record_behind(Path(self.scores).expanduser())
         if earlier is not None and len(Selection.load(earlier)) == len(dataset):
             # The rows were selected before: the record tells the whole way from the first dataset.
             selection = Selection.load(earlier).compose(selection)
@@ -105,20 +105,6 @@ def selector_class(name: str) -> type:
         raise suggest("selector", name, SELECTORS)
     module, _, cls = SELECTORS[name].partition(":")
     return getattr(import_module(module), cls)
-
-
-def _record_behind(path: Path) -> Path | None:
-    """The record of the selection that these rows come from, also through the scoring runs in between."""
-    from hf_select.cli.data import record_of
-
-    manifest = path / "manifest.json"
-    while manifest.exists():
-        source = json.loads(manifest.read_text(encoding="utf-8"))["pool"]["source"]
-        if not source:
-            return None
-        path = Path(source).expanduser()
-        manifest = path / "manifest.json"
-    return record_of(path) if record_of(path).exists() else None
 
 
 def _report(dataset: Any, selection: Any, subset: Any) -> None:
@@ -167,13 +153,11 @@ def _report_lengths(dataset: Any, selection: Any, sample: int = 20_000) -> None:
     import numpy as np
 
     from hf_select.cli.table import print_table
-    from hf_select.formats import READ_COLUMNS, layout
+    from hf_select.formats import readable_columns
     from hf_select.scoring.length import Length
 
-    readable = [name for name in dataset.column_names if name in READ_COLUMNS]
-    try:
-        layout(readable)
-    except ValueError:  # scores without their rows
+    readable = readable_columns(dataset.column_names)
+    if not readable:  # scores without their rows
         return
     rng, size = np.random.default_rng(0), min(len(selection), sample)
     draws = {

@@ -4,7 +4,6 @@ Zhao et al. 2024 (arXiv:2402.04833) train on the longest responses; the RDS+ stu
 rows as a baseline and finds it strong in a pool of 200,000 rows and useless in one of 5.8 million.
 """
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -15,6 +14,7 @@ from hf_select import columns
 from hf_select.formats import BadRow, Conversation, Encoded, encode_all
 from hf_select.inference.loading import file_stamps
 from hf_select.scoring.scorer import Scorer
+from hf_select.words import characters_of
 
 
 @dataclass
@@ -61,22 +61,8 @@ class Length(Scorer):
         if isinstance(encoded, BadRow):
             return encoded
         if encoded is None:
-            return {score: turns if self.of == "turns" else float(_characters(row, self.of))}
+            return {score: turns if self.of == "turns" else float(characters_of(row, self.of))}
         response = sum(end - start for start, end in encoded.responses)
         tokens = len(encoded.input_ids)
         sizes = {"all": tokens, "prompt": tokens - response, "response": response, "turns": turns}
         return {score: float(sizes[self.of]), columns.NUM_TOKENS: tokens}
-
-
-def _characters(row: Conversation, of: str) -> int:
-    if row.text is not None:
-        return 0 if of == "prompt" else len(row.text)
-    sizes = [(message["role"] == "assistant", _size(message)) for message in row.messages]
-    response = sum(size for is_response, size in sizes if is_response)
-    everything = sum(size for _, size in sizes)
-    return {"all": everything, "prompt": everything - response, "response": response}[of]
-
-
-def _size(message: dict[str, Any]) -> int:
-    calls = message.get("tool_calls")
-    return len(message["content"]) + (len(json.dumps(calls, ensure_ascii=False)) if calls else 0)

@@ -28,6 +28,13 @@ def percentile_ranks(scores: np.ndarray) -> np.ndarray:
     return ranks
 
 
+def combined_ranks(ranks: dict[str, np.ndarray], weights: dict[str, float]) -> np.ndarray:
+    """Weighted mean of percentile ranks by column, of 1 - rank where the weight is negative; see WeightedRanks."""
+    total = sum(abs(weight) for weight in weights.values())
+    oriented = [(w, ranks[c] if w > 0 else 1 - ranks[c]) for c, w in weights.items()]
+    return np.sum([abs(w) * r for w, r in oriented], axis=0) / total
+
+
 def length_residual(scores: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """What is left of a score when its least-squares line over log(1 + length) is taken away; NaN stays NaN."""
     there = ~np.isnan(scores) & ~np.isnan(lengths)
@@ -88,7 +95,7 @@ class WeightedRanks:
         """Select k rows, a fraction of the rows, or as many as `tokens` pay for."""
         budget = Budget.of(dataset, k, fraction, tokens, self.tokens_column)
         ranks = {column: percentile_ranks(columns.score_values(dataset, column)) for column in self.weights}
-        combined = self._combined(ranks)
+        combined = combined_ranks(ranks, self.weights)
         scored = np.flatnonzero(~np.isnan(combined))
         order = scored[np.argsort(-combined[scored], kind="stable")]
         taken = budget.take(order, f"have all of {', '.join(self.weights)}")
@@ -99,8 +106,3 @@ class WeightedRanks:
 
         step = {"selector": "WeightedRanks", **asdict(self), "k": k, "fraction": fraction, "tokens": tokens}
         return select(dataset, taken, reason, combined, {**step, "scored": len(scored)})
-
-    def _combined(self, ranks: dict[str, np.ndarray]) -> np.ndarray:
-        total = sum(abs(weight) for weight in self.weights.values())
-        oriented = [(w, ranks[c] if w > 0 else 1 - ranks[c]) for c, w in self.weights.items()]
-        return np.sum([abs(w) * r for w, r in oriented], axis=0) / total

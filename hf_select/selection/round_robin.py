@@ -9,6 +9,7 @@ and gets its next row only in the next round. That is Algorithm 1 and the author
 rows.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -181,7 +182,8 @@ class RoundRobin:
             return f"{how} {names[target[rank]]}, similarity {scores[row]:.4f}"
 
         step = {"selector": "RoundRobin", **asdict(self), "k": k, "fraction": fraction, "tokens": tokens}
-        return select(dataset, taken, reason, scores, {**step, "scored": int(scored.sum())})
+        chosen = {} if len(names) > len(self.similarities) else dict(Counter(names[t] for t in target))  # of tasks
+        return select(dataset, taken, reason, scores, {**step, "scored": int(scored.sum()), "chosen_by": chosen})
 
     def _targets(self, dataset: Any) -> tuple[list[str], list[np.ndarray]]:
         """Names and similarities (n,) of the targets; a row that one target cannot rank, none can."""

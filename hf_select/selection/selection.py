@@ -51,11 +51,8 @@ class Selection:
             return f"row {row} was not selected ({len(self)} of {self.num_rows} were)"
         return f"row {row} has rank {ranks[0] + 1} of {len(self)}: {self.reasons[ranks[0]]}"
 
-    def apply(self, dataset: Any) -> Any:
-        """The selected rows in rank order, with the columns `selection_rank` (from 1) and `selection_reason`.
-
-        Raises: ValueError if the dataset is not the one that was selected from.
-        """
+    def check(self, dataset: Any) -> None:
+        """Raise ValueError if the dataset is not the one that was selected from."""
         if len(dataset) != self.num_rows:
             raise ValueError(
                 f"the selection was made on {self.num_rows} rows, this dataset has {len(dataset)}; "
@@ -65,10 +62,18 @@ class Selection:
         common = [name for name in found if name in self.content]
         if common and not any(found[name] == self.content[name] for name in common):
             raise ValueError("the chosen rows differ from those selected: the dataset was reordered or changed since.")
-        subset = dataset.select(self.indices)
         if self.row_ids is not None and columns.ROW_ID in dataset.column_names:
-            if list(subset[columns.ROW_ID]) != list(self.row_ids):
+            ids = dataset.select_columns([columns.ROW_ID]).select(self.indices)[columns.ROW_ID]
+            if list(ids) != list(self.row_ids):
                 raise ValueError("row_id of the chosen rows differs: the dataset was reordered or changed since.")
+
+    def apply(self, dataset: Any) -> Any:
+        """The selected rows in rank order, with the columns `selection_rank` (from 1) and `selection_reason`.
+
+        Raises: ValueError if the dataset is not the one that was selected from.
+        """
+        self.check(dataset)
+        subset = dataset.select(self.indices)
         added = {
             columns.SELECTION_RANK: np.arange(1, len(self) + 1),
             columns.SELECTION_REASON: np.array(self.reasons, dtype=object),

@@ -1,0 +1,70 @@
+"""hf-select report"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+
+@dataclass
+class Report:
+    """Write what a selection did as one page that needs no network, with the same numbers as Markdown, JSON and PNGs;
+    or compare two selections.
+
+    Args:
+        subset: what hf-select select wrote, or the folder of hf-select run (its last selection).
+        against: another subset or run from the same rows; the page then compares the two.
+        output_dir: folder for the report; by default report beside the subset.
+        scores: the scored rows, if they are no longer where they were.
+        split: split of a saved or Hub dataset.
+        title: of the page.
+        source_column: column that says where a row comes from; by default source, dataset, task, category, domain or
+            subset.
+        examples: rows of each kind that was not selected that the page shows.
+        max_megabytes: size that the page keeps to; texts are cut to fit, and the page says so.
+        seed: of the random draw that the selection is set beside.
+    """
+
+    subset: str
+    against: str | None = None
+    output_dir: str | None = None
+    scores: str | None = None
+    split: str = "train"
+    title: str | None = None
+    source_column: str | None = None
+    examples: int = 200
+    max_megabytes: float = 14.0
+    seed: int = 0
+
+    example: ClassVar[str] = "hf-select report hf_select_runs/quickstart"
+    positional: ClassVar[str] = "subset"
+
+    @staticmethod
+    def parts(values: dict[str, Any]) -> list[type]:
+        return []
+
+    def run(self) -> None:
+        from hf_select.cli.finished import read_finished, with_columns_of
+        from hf_select.reports.report import compare_report, report
+
+        found = read_finished(self.subset, self.scores, self.split)
+        folder = Path(self.output_dir or found.subset.parent / "report").expanduser()
+        settings: dict[str, Any] = {
+            "source_column": self.source_column,
+            "examples": self.examples,
+            "max_megabytes": self.max_megabytes,
+        }
+        if self.against is None:
+            title = self.title or f"Selection report: {found.name}"
+            settings |= {"steps": found.steps, "earlier": found.earlier, "seed": self.seed}
+            page = report(found.pool, found.selection, folder, title=title, **settings)
+        else:
+            other = read_finished(self.against, None, self.split)
+            names = [found.name, other.name]
+            if names[0] == names[1]:
+                names = [str(one.subset) for one in (found, other)]
+            title = self.title or f"Comparison: {names[0]} and {names[1]}"
+            pool = with_columns_of(found.pool, other.pool)
+            selections = dict(zip(names, (found.selection, other.selection), strict=True))
+            page = compare_report(pool, selections, folder, title=title, **settings)
+        others = ", ".join(str(page.with_suffix(suffix)) for suffix in (".md", ".json"))
+        print(f"{page} ({page.stat().st_size / 1e6:.1f} MB; open it in a browser), {others}; pictures beside them")

@@ -1,0 +1,61 @@
+"""What the steps behind a selection cost and were made by, read from the folders that they left."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from hf_select.files import read_json
+
+
+COSTS = ("seconds", "tokens", "processed_tokens", "flops", "peak_memory_mib")
+
+
+def read_step(folder: str | os.PathLike) -> dict[str, Any]:
+    """One step of the ledger from the folder of a finished score() or PoolIndex.
+
+    Raises: ValueError if the folder is of neither kind, or not finished.
+    """
+    folder = Path(folder).expanduser()
+    manifest = read_json(folder / "manifest.json")
+    if manifest is None or "made_by" not in manifest:
+        raise ValueError(f'"{folder}" is not the folder of hf-select score or index: it has no manifest.json.')
+    kind, name = ("index", "index.json") if (folder / "vectors").is_dir() else ("score", "summary.json")
+    summary = read_json(folder / name)
+    if summary is None:
+        raise ValueError(f'"{folder}" is not finished; run the same hf-select {kind} command again.')
+    made_by = manifest["made_by"]
+    return {
+        "step": f"{kind} {made_by['name']}",
+        "scorer": made_by["name"] if kind == "score" else None,
+        "settings": _without_stamps(made_by["settings"]),
+        "hash": made_by["hash"],
+        "versions": manifest["versions"],
+        "pool": manifest["pool"],
+        "rows": summary["rows"],
+        "device": summary.get("device"),
+        **{cost: summary["cost"][cost] for cost in COSTS if cost in summary["cost"]},
+    }
+
+
+def models_of(steps: list[dict[str, Any]]) -> list[str]:
+    """The models that the steps ran, each once, with the revision where one was asked for."""
+    found: dict[str, None] = {}
+
+    def look(settings: Any) -> None:
+        if isinstance(settings, dict) and isinstance(settings.get("model"), str):
+            revision = settings.get("revision")
+            found.setdefault(settings["model"] + (f"@{revision}" if revision else ""))
+        for value in settings.values() if isinstance(settings, dict) else settings:
+            if isinstance(value, (dict, list)):
+                look(value)
+
+    for step in steps:
+        look(step.get("settings") or {})
+    return list(found)
+
+
+def _without_stamps(value: Any) -> Any:
+    """File names, sizes and times tell a changed model apart; a reader wants the settings."""
+    if isinstance(value, dict):
+        return {key: _without_stamps(item) for key, item in value.items() if not key.endswith("files")}
+    return [_without_stamps(item) for item in value] if isinstance(value, list) else value
