@@ -69,7 +69,12 @@ def read_finished(subset: str, scores: str | None = None, split: str = "train") 
     if mine is None:
         recipe = None  # a subset that only lies beside a run
     found = str(scores or (mine["scores"] if mine else _recorded(selection, path)))
-    pool, earlier = _pool(found, split)
+    try:
+        pool, earlier = _pool(found, split)
+    except ValueError as error:
+        if scores is None:
+            raise ValueError(f'{error} That is where "{path}" was selected from; give --scores.') from error
+        raise
     ledger = [read_step(folder) for folder in _folders(found)] if recipe is None else list(_ledger(steps, run))
     source = next((step["pool"]["source"] for step in ledger if step.get("pool")), found)
     return Finished(path, pool, selection, earlier, ledger, recipe, source)
@@ -108,9 +113,8 @@ def _record(path: Path) -> Selection:
 def _recorded(selection: Selection, subset: Path) -> str:
     """Where the rows lie that the last step selected from."""
     scores = selection.chain[-1].get("scores")
-    if scores is None or (scores.startswith((".", "/", "~")) and not Path(scores).expanduser().exists()):
-        where = f'"{scores}" is gone' if scores else "it is not on record"
-        raise ValueError(f'where the rows of "{subset}" were selected from: {where}. Give it with --scores.')
+    if scores is None:
+        raise ValueError(f'the record of "{subset}" does not say which rows it was selected from; give --scores.')
     return scores
 
 

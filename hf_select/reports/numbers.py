@@ -24,7 +24,7 @@ from hf_select.words import characters_of
 POOL, SELECTED, RANDOM = "pool", "selected", "random draw"
 
 _QUANTILES = (0, 0.1, 0.25, 0.5, 0.75, 0.9, 1)
-_BINS = 40
+_MOST_BINS = 40
 _SHOWN_SOURCES = 12
 _SHOWN_AGREEMENT = 16
 _SOURCE_COLUMNS = ("source", "dataset", "task", "category", "domain", "subset")
@@ -152,12 +152,13 @@ def _distribution(values: np.ndarray, parts: dict[str, np.ndarray], log: bool = 
     """Counts by bin and quantiles of each part. The outer bins are open: they hold what lies beyond the edges, so that
     a few far values do not squeeze all others into one bin."""
     known = values[~np.isnan(values)]
+    bins = int(np.clip(2 * np.sqrt(min(map(len, parts.values()))), 8, _MOST_BINS))
     low, high = np.quantile(known, (0.005, 0.995)) if len(known) else (0.0, 1.0)
     if log:
         low, high = max(low, 1.0), max(high, 2.0)
     if high <= low:
         low, high = low - 0.5, high + 0.5
-    edges = np.geomspace(low, high, _BINS + 1) if log else np.linspace(low, high, _BINS + 1)
+    edges = np.geomspace(low, high, bins + 1) if log else np.linspace(low, high, bins + 1)
     found: dict[str, Any] = {"log": log, "edges": edges.tolist(), "parts": {}}
     for name, rows in parts.items():
         there = values[rows][~np.isnan(values[rows])]

@@ -149,7 +149,7 @@
     why.dir = "auto";
     what.append(opener, why);
     shownNumbers.forEach(([name, values]) => cell(line, name, number(values[i]), "number"));
-    if (rows.source) cell(line, "source", rows.source[i]).dir = "auto";
+    if (rows.source) cell(line, "source", rows.source[i].slice(0, 200), "source").dir = "auto";
     cell(line, "group", rows.group[i], "tag");
     const detail = make("tr", "detail");
     detail.hidden = true;

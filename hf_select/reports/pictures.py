@@ -111,7 +111,7 @@ def _distribution(axes: Any, ink: dict[str, str], values: dict[str, Any], name: 
     axes.set_xlabel(_wrapped(name))
     axes.set_ylabel("% of its rows")
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, fontsize=8, labelcolor=ink["text"])
+    _legend(axes, ink)
 
 
 def _sources(axes: Any, ink: dict[str, str], sources: dict[str, Any], rows: dict[str, int]) -> None:
@@ -123,7 +123,7 @@ def _sources(axes: Any, ink: dict[str, str], sources: dict[str, Any], rows: dict
         axes.barh(places, shares, thick, label=_wrapped(part), color=style["edgecolor"])
     _names(axes, [line["source"] for line in lines])
     axes.set_xlabel("% of its rows")
-    axes.legend(frameon=False, fontsize=8, labelcolor=ink["text"])
+    _legend(axes, ink)
 
 
 def _tasks(axes: Any, ink: dict[str, str], tasks: dict[str, Any], parts: list[str]) -> None:
@@ -137,7 +137,7 @@ def _tasks(axes: Any, ink: dict[str, str], tasks: dict[str, Any], parts: list[st
                 axes.plot(marks["0.5"], height, "o", color=style["edgecolor"], markersize=5, label=label)
     _names(axes, list(tasks))
     axes.set_xlabel("similarity")
-    axes.legend(frameon=False, fontsize=8, labelcolor=ink["text"])
+    _legend(axes, ink)
 
 
 def _matrix(axes: Any, ink: dict[str, str], values: list[list[float | None]], names: list[str], low: float) -> None:
@@ -166,6 +166,12 @@ def _cost(axes: Any, ink: dict[str, str], steps: list[dict[str, Any]]) -> None:
     _names(axes, [step["step"] for step in steps])
     axes.margins(x=0.15)
     axes.set_xlabel("seconds")
+
+
+def _legend(axes: Any, ink: dict[str, str]) -> None:
+    """Above the axes, where it hides nothing."""
+    place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 3, "borderaxespad": 0.3}
+    axes.legend(frameon=False, fontsize=8, labelcolor=ink["text"], columnspacing=1.2, **place)
 
 
 def _file_name(kind: str, name: str, taken: Any) -> str:

@@ -37,7 +37,9 @@ def sections(numbers: dict[str, Any], pictures: list[str]) -> list[Section]:
     if numbers["agreement"]:
         found.append(_agreement(numbers["agreement"], drawn("rank_correlation", "overlap")))
     if numbers["unscored"]:
-        rows = [[name, reason, f"{n:,}"] for name, why in numbers["unscored"].items() for reason, n in why.items()]
+        rows = [
+            [name, _short(reason), f"{n:,}"] for name, why in numbers["unscored"].items() for reason, n in why.items()
+        ]
         found.append(Section("Rows without a score", "", [(["score", "reason", "rows"], rows)]))
     if numbers.get("cost") and numbers["cost"]["steps"]:
         found.append(_cost(numbers["cost"], drawn("cost")))
@@ -94,7 +96,7 @@ def _distributions(values: dict[str, Any], digits: int | None = None) -> tuple[l
 def _sources(numbers: dict[str, Any], pictures: list[str]) -> Section:
     parts, sources = numbers["rows"], numbers["sources"]
     rows = [
-        [line["source"], *(f"{line[part]:,} ({percent(line[part], parts[part])})" for part in parts)]
+        [_short(line["source"]), *(f"{line[part]:,} ({percent(line[part], parts[part])})" for part in parts)]
         for line in sources["rows"]
     ]
     return Section("Sources", "", [([sources["column"], *parts], rows)], pictures)
@@ -153,6 +155,11 @@ def _cost(cost: dict[str, Any], pictures: list[str]) -> Section:
     header = ["step", "rows", "seconds", "tokens", "counted FLOPs", "peak MiB", "device"]
     text = "Seconds are summed over processes. Tokens and FLOPs are those of scoring models; training is not counted."
     return Section("Cost", text, [(header, rows)], pictures)
+
+
+def _short(text: str, most: int = 160) -> str:
+    """Reasons and sources quote the data, of any length."""
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _is_set(value: Any) -> bool:
