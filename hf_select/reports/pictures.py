@@ -4,6 +4,7 @@ Figures are narrow on purpose: on a phone a wide one shrinks until nobody can re
 """
 
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from typing import Any, Literal
@@ -224,7 +225,8 @@ def _png(paint: Callable[..., None], height: float, theme: Theme) -> bytes:
         "axes.facecolor": ink["page"],
         "figure.facecolor": ink["page"],
     }
-    with mpl.rc_context(settings):
+    with mpl.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in another script: the table beside it has it
         figure = Figure(figsize=(_SIZE[0], height), dpi=_DPI, layout="constrained")
         FigureCanvasAgg(figure)
         paint(figure.add_subplot(), ink)
