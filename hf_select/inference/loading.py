@@ -187,14 +187,14 @@ def patiently(load: Callable[[], Any], what: str) -> Any:
         try:
             return load()
         except Exception as error:
-            if not _passes(error):
+            if not passes(error):
                 raise
             logger.warning("%s: %s; asking again in %d s.", what, str(error).splitlines()[0], wait)
             time.sleep(wait)
     return load()
 
 
-def _passes(error: BaseException | None) -> bool:
+def passes(error: BaseException | None) -> bool:
     """Whether an error, or one that it came from, is of a kind that may be gone in a while."""
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
@@ -203,8 +203,14 @@ def _passes(error: BaseException | None) -> bool:
             return False
         if isinstance(error, HfHubHTTPError):
             return error.response.status_code in (408, 429, 500, 502, 503, 504)
-        if isinstance(error, (ConnectionError, TimeoutError)) or type(error).__name__ in ("ConnectError", "ReadError"):
+        if isinstance(error, (ConnectionError, TimeoutError)):
             return True
+        if {kind.__name__ for kind in type(error).__mro__} & {
+            "NetworkError",
+            "TimeoutException",
+            "RemoteProtocolError",
+        }:
+            return True  # of httpx
         error = error.__cause__ or error.__context__
     return False
 

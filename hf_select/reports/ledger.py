@@ -7,6 +7,7 @@ from typing import Any
 from hf_select.files import read_json
 
 
+_FILES = (".json", ".jsonl", ".csv", ".parquet", ".gz", ".zst", ".xz", ".bz2")  # seen, also when they are gone
 COSTS = ("seconds", "tokens", "processed_tokens", "flops", "peak_memory_mib")
 
 
@@ -37,21 +38,31 @@ def read_step(folder: str | os.PathLike) -> dict[str, Any]:
     }
 
 
-def models_of(steps: list[dict[str, Any]]) -> list[str]:
-    """The models that the steps ran, each once, with the revision where one was asked for."""
-    found: dict[str, None] = {}
+def models_of(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The models that the steps ran, each once: name, revision if one was asked for, and whether it is on the Hub."""
+    found: dict[tuple[str, str | None], None] = {}
 
     def look(settings: Any) -> None:
         if isinstance(settings, dict) and isinstance(settings.get("model"), str):
-            revision = settings.get("revision")
-            found.setdefault(settings["model"] + (f"@{revision}" if revision else ""))
+            found.setdefault((settings["model"], settings.get("revision")))
         for value in settings.values() if isinstance(settings, dict) else settings:
             if isinstance(value, (dict, list)):
                 look(value)
 
     for step in steps:
         look(step.get("settings") or {})
-    return list(found)
+    return [{"name": name, "revision": revision, "on_hub": is_hub_id(name)} for name, revision in found]
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a model's or dataset's name can be one on the Hub, and is none of a local file."""
+    parts = name.split("/")
+    return (
+        len(parts) <= 2
+        and not name.startswith((".", "~", "/"))
+        and Path(name).suffix not in _FILES
+        and not Path(name).exists()
+    )
 
 
 def _without_stamps(value: Any) -> Any:

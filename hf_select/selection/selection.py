@@ -28,6 +28,7 @@ class Selection:
         row_ids: `row_id` of the chosen rows, if the dataset has that column.
         content: a hash of each column over a sample of the chosen rows; `apply` holds the dataset to it.
         chain: the steps that made this selection, oldest first: one dict of settings and counts each.
+        provenance: of a published selection, where its rows came from and what scored them.
     """
 
     indices: np.ndarray
@@ -37,6 +38,7 @@ class Selection:
     row_ids: list[Any] | None = None
     content: dict[str, str] = field(default_factory=dict)
     chain: list[dict[str, Any]] = field(default_factory=list)
+    provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.indices = np.asarray(self.indices, dtype=np.int64)
@@ -114,7 +116,8 @@ class Selection:
             table["score"] = np.asarray(self.scores, dtype=np.float64)
         if self.row_ids is not None:
             table[columns.ROW_ID] = self.row_ids
-        meta = json.dumps({"num_rows": self.num_rows, "content": self.content, "chain": self.chain})
+        kept = ("num_rows", "content", "chain", "provenance")
+        meta = json.dumps({name: getattr(self, name) for name in kept})
         with written_whole(Path(path)) as temporary:
             pq.write_table(pa.table(table).replace_schema_metadata({"hf_select": meta}), temporary)
 

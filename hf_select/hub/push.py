@@ -1,0 +1,480 @@
+"""A selection, or the index of a pool, as a dataset repository: built whole in a folder, then pushed in one commit.
+
+data/train-*.parquet     the subset in rank order, with its scores, ranks and reasons
+scores/train-*.parquet   the scores of every row of the pool (config "scores")
+selection.parquet        the Selection, for load_selection
+provenance.json          source, models, settings, versions, costs; what every file held
+config.yaml              the resolved recipe, if there was one
+report.json, pictures/   the numbers and pictures of the report
+README.md                the card
+
+The same selection gives the same files byte for byte, so a second push finds nothing to do. The files of one version
+replace those of the one before in a single commit: whoever loads the repository never meets half of each.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Features, List, Value
+
+import hf_select
+from hf_select import columns
+from hf_select.features.store import PoolIndex
+from hf_select.files import read_json, write_json
+from hf_select.formats import BadRow, Conversation, conversations, layout, readable_columns
+from hf_select.hub.card import card
+from hf_select.hub.scrub import check_clean, scrubbed
+from hf_select.inference.loading import patiently
+from hf_select.inference.pool import pool_fingerprint
+from hf_select.reports.ledger import is_hub_id, models_of, read_step
+from hf_select.reports.numbers import describe, score_columns
+from hf_select.reports.pictures import draw
+from hf_select.selection.selection import Selection
+
+
+logger = logging.getLogger(__name__)
+
+RECORD, PROVENANCE = "selection.parquet", "provenance.json"
+_SHARD_BYTES = 400_000_000
+_OURS = ("data/", "scores/", "pictures/", "vectors/")  # folders whose other files a new version takes away
+_TEXT = (".md", ".json", ".yaml")
+
+
+def push_selected(
+    selection: Selection,
+    repo_id: str,
+    *,
+    dataset: Any,
+    private: bool = True,
+    license: str | Sequence[str] | None = None,
+    language: Sequence[str] | None = None,
+    source: str | None = None,
+    split: str = "train",
+    steps: list[dict[str, Any]] | None = None,
+    recipe: dict[str, Any] | None = None,
+    source_column: str | None = None,
+    revision: str = "main",
+    token: str | None = None,
+    folder: str | os.PathLike | None = None,
+    dry_run: bool = False,
+) -> str:
+    """Publish the selected rows, the scores of the whole pool, their provenance and a card, and return the address of
+    the commit.
+
+    A push that was cut off is continued by the same call: what the Hub has of it is not sent again. The same selection
+    once more changes nothing; another one makes a commit whose card tells the difference.
+
+    Args:
+        selection: what was chosen.
+        repo_id: dataset repository, NAME/REPOSITORY; it is made if it is not there.
+        dataset: every row with its scores, in the order that the selection counts.
+        private: whether a repository that is made is private; one that exists stays as it is.
+        license: of the rows; by default that of the source dataset's card.
+        language: of the rows; by default that of the source dataset's card.
+        source: Hub id or file that the rows came from; by default what the first step has on record.
+        split: of the source.
+        steps: what was run and what it cost: `read_step(folder)` of each score() and index.
+        recipe: the resolved recipe that made the selection.
+        source_column: column of the report's sources.
+        revision: branch that is pushed to.
+        token: of the Hub; by default the one that is logged in.
+        folder: where the files are built; by default a temporary folder.
+        dry_run: build the files, push nothing, and return the folder.
+    Raises: ValueError if the licence is not known, the dataset is another one, or the Hub refuses; ConnectionError if
+        it cannot be reached.
+    """
+    steps = steps or []
+    given = source or next((step["pool"]["source"] for step in steps if step.get("pool")), None)
+    about = _about_source(given, split, token)
+    license, language = license or about.pop("license", None), language or about.pop("language", None)
+    if not license:
+        raise ValueError(
+            f"the licence of the rows is not known{f': the card of {given} names none' if about['on_hub'] else ''}. Say "
+            "it: license=... (--license), an identifier such as apache-2.0, or other."
+        )
+    about = {name: value for name, value in about.items() if name not in ("license", "language")}
+    with TemporaryDirectory() as temporary:
+        place = Path(folder or temporary).expanduser()
+        build = _Build(place, selection, dataset, repo_id, scrubbed(steps), about, recipe, source_column)
+        build.write_data()
+        settings: dict[str, Any] = {"license": license, "language": language}
+        if dry_run:
+            build.write_card(None, None, settings)
+            return str(place)
+        before: dict[str, Any] = {}
+
+        def write_card(known: dict[str, Path], commit: str) -> None:
+            before.update(known=known, commit=commit)
+            build.write_card(known, commit, settings)
+
+        return _push(repo_id, place, write_card, private, revision, token)
+
+
+def push_index(
+    index: PoolIndex | str | os.PathLike,
+    repo_id: str,
+    *,
+    license: str | Sequence[str],
+    private: bool = True,
+    revision: str = "main",
+    token: str | None = None,
+) -> str:
+    """Publish the vectors of a pool, so that others compare it with their queries at no cost, and return the address
+    of the commit. `PoolIndex.open(snapshot_download(repo_id, repo_type="dataset"))` opens it again.
+
+    Args:
+        index: a finished index, or its folder.
+        license: of the rows that the vectors stand for.
+    Raises: ValueError if there is no finished index, or the Hub refuses.
+    """
+    index = index if isinstance(index, PoolIndex) else PoolIndex.open(index)
+    index.check()
+    step = scrubbed(read_step(index.folder))
+    with TemporaryDirectory() as temporary:
+        place = Path(temporary)
+        (place / "vectors").mkdir()
+        for path in sorted((index.folder / "vectors").iterdir()):
+            if path.suffix == ".arrow":
+                os.symlink(path.resolve(), place / "vectors" / path.name)
+        for name in ("manifest.json", "index.json", "vectors/probe.json"):
+            write_json(place / name, scrubbed(json.loads((index.folder / name).read_text(encoding="utf-8"))))
+        text = _index_card(repo_id, index, step, license)
+        (place / "README.md").write_text(text, encoding="utf-8")
+        return _push(repo_id, place, lambda known, commit: None, private, revision, token)
+
+
+def provenance_of(dataset: Any, steps: list[dict[str, Any]], source: dict[str, Any]) -> dict[str, Any]:
+    """Where the rows came from and what looked at them, without secrets."""
+    names = readable_columns(dataset.column_names)
+    fingerprint = pool_fingerprint(dataset.select_columns(names)) if names else None
+    return {
+        "hf_select": hf_select.__version__,
+        "source": {**source, "rows": len(dataset), "columns": names, "fingerprint": fingerprint},
+        "models": scrubbed(models_of(steps)),
+        "steps": steps,
+    }
+
+
+def changes_since(earlier: Selection, now: Selection, commit: str) -> dict[str, Any]:
+    """What is other than in an earlier version: rows, by their `row_id` where both have it, and settings."""
+    ids = earlier.row_ids is not None and now.row_ids is not None
+    before = set(earlier.row_ids or []) if ids else set(earlier.indices.tolist())
+    after = set(now.row_ids or []) if ids else set(now.indices.tolist())
+    settings = []
+    sources = [selection.provenance.get("source", {}).get("fingerprint") for selection in (earlier, now)]
+    if sources[0] != sources[1]:
+        settings.append("The rows of the source are not the same.")
+    for place in range(max(len(earlier.chain), len(now.chain))):
+        old, new = ((one.chain[place : place + 1] or [{}])[0] for one in (earlier, now))
+        differing = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
+        told = [
+            f"{name} {old.get(name)} -> {new.get(name)}" for name in differing if name not in ("chosen_by", "scores")
+        ]
+        if told:
+            settings.append(f"Step {place + 1}: {', '.join(told)}.")
+    return {
+        "commit": commit,
+        "kept": len(before & after),
+        "added": len(after - before),
+        "removed": len(before - after),
+        "settings": settings,
+    }
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# the files
+
+
+class _Build:
+    """The files of a selection in a folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        selection: Selection,
+        dataset: Any,
+        repo_id: str,
+        steps: list[dict[str, Any]],
+        source: dict[str, Any],
+        recipe: dict[str, Any] | None,
+        source_column: str | None,
+    ):
+        self.folder, self.repo_id, self.dataset, self.recipe = folder, repo_id, dataset, scrubbed(recipe)
+        self.provenance = provenance_of(dataset, steps, source)
+        self.selection = Selection(
+            indices=selection.indices,
+            num_rows=selection.num_rows,
+            reasons=scrubbed(selection.reasons),
+            scores=selection.scores,
+            row_ids=selection.row_ids,
+            content=selection.content,
+            chain=scrubbed(selection.chain),
+            provenance=self.provenance,
+        )
+        self.numbers = describe(dataset, self.selection, steps, source_column=source_column)
+        self.subset = trainable(self.selection.apply(dataset))
+
+    def write_data(self) -> None:
+        """All files but the card and what it depends on."""
+        import yaml
+
+        for name in ("data", "scores", "pictures"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        _write_shards(_without_secrets(self.subset), self.folder / "data")
+        _write_shards(_without_secrets(self._scores()), self.folder / "scores")
+        self.selection.save(self.folder / RECORD)
+        write_json(self.folder / "report.json", self.numbers)
+        for name, _, png in draw(self.numbers):
+            (self.folder / "pictures" / f"{name}.png").write_bytes(png)
+        if self.recipe is not None:
+            text = yaml.safe_dump(self.recipe, sort_keys=False, allow_unicode=True)
+            (self.folder / "config.yaml").write_text(text, encoding="utf-8")
+
+    def write_card(self, known: dict[str, Path] | None, commit: str | None, settings: dict[str, Any]) -> None:
+        """The card, and with it provenance.json, which keeps what the card says of the version before: the next push
+        of the same files must write the same card.
+
+        Args:
+            known: record and provenance of the version that is there, if there is one.
+        """
+        files = {
+            str(path.relative_to(self.folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(self.folder.rglob("*"))
+            if path.is_file() and path.name not in ("README.md", PROVENANCE)
+        }
+        changes = None
+        there = read_json(known[PROVENANCE]) if known and PROVENANCE in known else None
+        if there is not None and known is not None and commit is not None:
+            same = there.get("files") == files
+            changes = (
+                there.get("changes") if same else changes_since(Selection.load(known[RECORD]), self.selection, commit)
+            )
+        write_json(self.folder / PROVENANCE, {**self.provenance, "changes": changes, "files": files})
+        pictures = {path.stem: f"pictures/{path.name}" for path in sorted((self.folder / "pictures").iterdir())}
+        text = card(
+            self.repo_id,
+            self.numbers,
+            self.provenance,
+            layout=layout(self.subset.column_names) if readable_columns(self.subset.column_names) else "text",
+            pictures=pictures,
+            changes=changes,
+            has_recipe=self.recipe is not None,
+            **settings,
+        )
+        (self.folder / "README.md").write_text(text, encoding="utf-8")
+
+    def _scores(self) -> Any:
+        """What the methods said of every row of the pool, without the rows."""
+        scores = score_columns(self.dataset)
+        wanted = [columns.ROW_ID, *scores, *(columns.reason_column(name) for name in scores), columns.NUM_TOKENS]
+        kept = self.dataset.select_columns([name for name in wanted if name in self.dataset.column_names])
+        ranks: list[int | None] = [None] * len(self.dataset)
+        for rank, row in enumerate(self.selection.indices.tolist(), 1):
+            ranks[row] = rank
+        kept = kept.add_column("row", list(range(len(self.dataset))))
+        return kept.add_column(columns.SELECTION_RANK, ranks, feature=Value("int64"))
+
+
+def trainable(subset: Any) -> Any:
+    """The rows in a layout that TRL's SFTTrainer reads: Alpaca and ShareGPT rows become `messages`, others stay."""
+    names = readable_columns(subset.column_names)
+    if not names or layout(names) not in ("alpaca", "sharegpt"):
+        return subset
+    rows, tools = [], False
+    for start in range(0, len(subset), 1000):
+        for parsed in conversations(subset.select_columns(names)[start : start + 1000]):
+            if isinstance(parsed, BadRow):
+                raise ValueError(f"row {len(rows)} of the subset cannot be read: {parsed}. Leave it out, or mend it.")
+            tools |= bool(parsed.tools)
+            rows.append(parsed)
+    kept = subset.remove_columns([name for name in names if name != "tools"])
+    plain = all(set(message) <= {"role", "content"} for row in rows for message in row.messages)
+    if plain:
+        kind: Any = List({"role": Value("string"), "content": Value("string")})
+        messages = [[{"role": m["role"], "content": m["content"]} for m in row.messages] for row in rows]
+        return kept.add_column("messages", messages, feature=kind)
+    # Arguments of tools differ from row to row, and a column of structs would give each row all of them.
+    return kept.add_column("messages", [cast(Conversation, row).messages for row in rows], feature=_json_list())
+
+
+def _json_list() -> Any:
+    from datasets import Json
+
+    return List(Json())
+
+
+def _write_shards(dataset: Any, folder: Path) -> None:
+    count = max(1, -(-dataset.data.nbytes // _SHARD_BYTES))
+    for old in folder.glob("*.parquet"):
+        old.unlink()
+    for n in range(count):
+        shard = dataset.shard(count, n, contiguous=True)
+        table = cast(pa.Table, shard.with_format("arrow")[:])
+        schema = Features(dataset.features).arrow_schema
+        pq.write_table(table.cast(schema), folder / f"train-{n:05d}-of-{count:05d}.parquet", compression="zstd")
+
+
+def _without_secrets(dataset: Any) -> Any:
+    """The reasons, which are ours, scrubbed; the rows stay as they are."""
+    for name in [name for name in dataset.column_names if name.endswith("_reason")]:
+        if dataset.features[name] == Value("string"):
+            said = dataset[name]
+            known = {reason: scrubbed(reason) for reason in set(said)}
+            if any(reason != clean for reason, clean in known.items()):
+                place = dataset.column_names.index(name)
+                order = list(dataset.column_names)
+                clean = [known[reason] for reason in said]
+                dataset = dataset.remove_columns(name).add_column(name, clean, feature=Value("string"))
+                assert order[place] == name
+                dataset = dataset.select_columns(order)
+    return dataset
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# the Hub
+
+
+def _push(
+    repo_id: str,
+    folder: Path,
+    write_card: Callable[[dict[str, Path], str], None],
+    private: bool,
+    revision: str,
+    token: str | None,
+) -> str:
+    """One commit of all files, tried again while the Hub or the network stumbles. Every attempt looks anew at what is
+    there: of a commit that was made although its answer was lost, nothing is left to do."""
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
+
+    api = HfApi(token=token)
+
+    def attempt() -> str:
+        api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+        if revision != "main":
+            api.create_branch(repo_id, repo_type="dataset", branch=revision, exist_ok=True)
+        there = api.dataset_info(repo_id, revision=revision)
+        commit, names = cast(str, there.sha), [file.rfilename for file in there.siblings or []]
+        known = {
+            name: Path(hf_hub_download(repo_id, name, repo_type="dataset", revision=commit, token=token))
+            for name in (RECORD, PROVENANCE)
+            if RECORD in names and name in names
+        }
+        write_card(known, commit)
+        paths = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+        for name, path in paths.items():
+            if path.suffix in _TEXT:
+                check_clean(name, path.read_text(encoding="utf-8"))
+        adds = [CommitOperationAdd(name, path.resolve()) for name, path in paths.items()]
+        gone = [CommitOperationDelete(name) for name in names if name.startswith(_OURS) and name not in paths]
+        done = api.create_commit(
+            repo_id,
+            [*adds, *gone],
+            commit_message=f"hf_select {hf_select.__version__}: {len(paths)} files",
+            repo_type="dataset",
+            revision=revision,
+            parent_commit=commit,
+        )
+        return str(done.commit_url)
+
+    return speaking_plainly(lambda: patiently(attempt, f"push to {repo_id}"), repo_id)
+
+
+def speaking_plainly(act: Callable[[], Any], repo_id: str) -> Any:
+    """What the Hub refuses, in a line that says what to do."""
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    try:
+        return act()
+    except OfflineModeIsEnabled:
+        raise ValueError(f'"{repo_id}" is on the Hub and HF_HUB_OFFLINE is set; unset it.') from None
+    except RepositoryNotFoundError as error:
+        raise ValueError(
+            f'no dataset repository "{repo_id}" on the Hub that this token may see ({_status(error)}). Check the name, '
+            "or log in: hf auth login."
+        ) from error
+    except HfHubHTTPError as error:
+        cures = {
+            401: "The token is missing or wrong: hf auth login.",
+            403: "The token may not write there: make one that may, or choose another repository.",
+            412: "Somebody else pushed at the same time: run the same command again.",
+            429: "The Hub asks for a pause: run the same command later, it goes on where it was.",
+        }
+        code = error.response.status_code
+        cure = cures.get(code, "Run the same command again, it goes on where it was." if code >= 500 else "")
+        raise ValueError(f'the Hub refused "{repo_id}" ({_status(error)}). {cure}'.rstrip()) from error
+    except RuntimeError as error:  # a file that could not be sent
+        raise ConnectionError(f"{error} Run the same command again, it goes on where it was.") from error
+
+
+def _status(error: Any) -> str:
+    server = getattr(error, "server_message", None)
+    return f"{error.response.status_code}{': ' + ' '.join(server.split())[:200] if server else ''}"
+
+
+def _about_source(source: str | None, split: str, token: str | None) -> dict[str, Any]:
+    """Name of the source, and for a dataset on the Hub its revision, licence and language."""
+    if source is None or not is_hub_id(source):
+        return {"name": scrubbed(source) if source else "a dataset", "on_hub": False, "split": split}
+    from huggingface_hub import HfApi
+
+    info = speaking_plainly(lambda: patiently(lambda: HfApi(token=token).dataset_info(source), source), source)
+    said = info.card_data or {}
+    language = said.get("language")
+    return {
+        "name": source,
+        "on_hub": True,
+        "split": split,
+        "revision": info.sha,
+        "license": said.get("license"),
+        "language": [language] if isinstance(language, str) else language,
+    }
+
+
+def _index_card(repo_id: str, index: PoolIndex, step: dict[str, Any], license: str | Sequence[str]) -> str:
+    from huggingface_hub import DatasetCardData
+
+    from hf_select.reports.markdown import inline, table_text
+
+    data = DatasetCardData(
+        license=license if isinstance(license, str) else list(license),
+        pretty_name=repo_id.split("/")[-1],
+        tags=["data-selection", "hf_select", "embeddings"],
+        viewer=False,
+    )
+    settings = [[name, json.dumps(value, ensure_ascii=False)] for name, value in step["settings"].items()]
+    source = step["pool"]["source"] or "a dataset"
+    return f"""---
+{data.to_yaml()}
+---
+
+# {inline(repo_id.split("/")[-1])}
+
+Vectors of the {len(index):,} rows of {inline(source)}, {index.dimensions:,} numbers a row, made with hf_select by
+{inline(step["step"].removeprefix("index "))}. With them any queries are compared with the pool without running the
+model over it again; an index of other rows, another model or other settings is refused.
+
+```python
+from huggingface_hub import snapshot_download
+from hf_select import PoolIndex
+
+index = PoolIndex.open(snapshot_download("{repo_id}", repo_type="dataset"))
+index.check(dataset)  # that these are its rows
+```
+
+```bash
+hf download {repo_id} --repo-type dataset --local-dir index
+hf-select score --scorer rds --index index --dataset ... --queries TASK=FILE --output-dir scores
+```
+
+{table_text(["setting", "value"], settings)}
+
+Making it took {step["seconds"]:,.1f} seconds{f" and {step['flops']:.3g} counted FLOPs" if "flops" in step else ""}.
+"""
