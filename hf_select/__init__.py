@@ -36,6 +36,10 @@ _HOME = {
     "TFIDF": "hf_select.scoring.lexical",
     "TopK": "hf_select.selection.top_k",
     "WeightedRanks": "hf_select.selection.combine",
+    "load_selection": "hf_select.hub.load",
+    "push_index": "hf_select.hub.push",
+    "push_selected": "hf_select.hub.push",
+    "report": "hf_select.reports.report",
     "score": "hf_select.inference.run",
 }
 
@@ -66,13 +70,20 @@ __all__ = [
     "Selection",
     "TopK",
     "WeightedRanks",
+    "load_selection",
+    "push_index",
+    "push_selected",
+    "report",
     "score",
 ]
 
 if TYPE_CHECKING:
     from hf_select.features.store import PoolIndex
+    from hf_select.hub.load import load_selection
+    from hf_select.hub.push import push_index, push_selected
     from hf_select.inference.causal_lm import CausalLM
     from hf_select.inference.run import score
+    from hf_select.reports.report import report
     from hf_select.scoring.deita import DEITA
     from hf_select.scoring.embedding import Embedding
     from hf_select.scoring.ifd import IFD

@@ -17,6 +17,7 @@ _COMMANDS = {
     "index": "hf_select.cli.index:Index",
     "select": "hf_select.cli.select:Select",
     "report": "hf_select.cli.report:Report",
+    "publish": "hf_select.cli.publish:Publish",
     "status": "hf_select.cli.status:Status",
     "train": "hf_select.cli.train:Train",
     "warm-up": "hf_select.cli.warm_up:WarmUpCommand",

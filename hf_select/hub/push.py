@@ -23,7 +23,7 @@ from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Features, List, Value
+from datasets import Dataset, Features, Json, List, Value, concatenate_datasets
 
 import hf_select
 from hf_select import columns
@@ -32,7 +32,7 @@ from hf_select.files import read_json, write_json
 from hf_select.formats import BadRow, Conversation, conversations, layout, readable_columns
 from hf_select.hub.card import card
 from hf_select.hub.scrub import check_clean, scrubbed
-from hf_select.inference.loading import patiently
+from hf_select.inference.loading import passes, patiently
 from hf_select.inference.pool import pool_fingerprint
 from hf_select.reports.ledger import is_hub_id, models_of, read_step
 from hf_select.reports.numbers import describe, score_columns
@@ -97,8 +97,8 @@ def push_selected(
     license, language = license or about.pop("license", None), language or about.pop("language", None)
     if not license:
         raise ValueError(
-            f"the licence of the rows is not known{f': the card of {given} names none' if about['on_hub'] else ''}. Say "
-            "it: license=... (--license), an identifier such as apache-2.0, or other."
+            f"the licence of the rows is not known{' from the card of ' + about['name'] if about['on_hub'] else ''}. "
+            "Say it: license=... (--license), an identifier such as apache-2.0, or other."
         )
     about = {name: value for name, value in about.items() if name not in ("license", "language")}
     with TemporaryDirectory() as temporary:
@@ -109,10 +109,8 @@ def push_selected(
         if dry_run:
             build.write_card(None, None, settings)
             return str(place)
-        before: dict[str, Any] = {}
 
         def write_card(known: dict[str, Path], commit: str) -> None:
-            before.update(known=known, commit=commit)
             build.write_card(known, commit, settings)
 
         return _push(repo_id, place, write_card, private, revision, token)
@@ -175,9 +173,8 @@ def changes_since(earlier: Selection, now: Selection, commit: str) -> dict[str, 
     for place in range(max(len(earlier.chain), len(now.chain))):
         old, new = ((one.chain[place : place + 1] or [{}])[0] for one in (earlier, now))
         differing = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
-        told = [
-            f"{name} {old.get(name)} -> {new.get(name)}" for name in differing if name not in ("chosen_by", "scores")
-        ]
+        named = [name for name in differing if name not in ("chosen_by", "scores")]
+        told = [f"{name} {old.get(name)} -> {new.get(name)}" for name in named]
         if told:
             settings.append(f"Step {place + 1}: {', '.join(told)}.")
     return {
@@ -219,7 +216,7 @@ class _Build:
             chain=scrubbed(selection.chain),
             provenance=self.provenance,
         )
-        self.numbers = describe(dataset, self.selection, steps, source_column=source_column)
+        self.numbers = scrubbed(describe(dataset, self.selection, steps, source_column=source_column))
         self.subset = trainable(self.selection.apply(dataset))
 
     def write_data(self) -> None:
@@ -228,8 +225,8 @@ class _Build:
 
         for name in ("data", "scores", "pictures"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
-        _write_shards(_without_secrets(self.subset), self.folder / "data")
-        _write_shards(_without_secrets(self._scores()), self.folder / "scores")
+        _write_shards(self.subset, self.folder / "data")
+        _write_shards(self._scores(), self.folder / "scores")
         self.selection.save(self.folder / RECORD)
         write_json(self.folder / "report.json", self.numbers)
         for name, _, png in draw(self.numbers):
@@ -253,10 +250,9 @@ class _Build:
         changes = None
         there = read_json(known[PROVENANCE]) if known and PROVENANCE in known else None
         if there is not None and known is not None and commit is not None:
-            same = there.get("files") == files
-            changes = (
-                there.get("changes") if same else changes_since(Selection.load(known[RECORD]), self.selection, commit)
-            )
+            changes = there.get("changes")
+            if there.get("files") != files:
+                changes = changes_since(Selection.load(known[RECORD]), self.selection, commit)
         write_json(self.folder / PROVENANCE, {**self.provenance, "changes": changes, "files": files})
         pictures = {path.stem: f"pictures/{path.name}" for path in sorted((self.folder / "pictures").iterdir())}
         text = card(
@@ -288,27 +284,19 @@ def trainable(subset: Any) -> Any:
     names = readable_columns(subset.column_names)
     if not names or layout(names) not in ("alpaca", "sharegpt"):
         return subset
-    rows, tools = [], False
+    rows: list[Conversation] = []
     for start in range(0, len(subset), 1000):
         for parsed in conversations(subset.select_columns(names)[start : start + 1000]):
             if isinstance(parsed, BadRow):
                 raise ValueError(f"row {len(rows)} of the subset cannot be read: {parsed}. Leave it out, or mend it.")
-            tools |= bool(parsed.tools)
             rows.append(parsed)
-    kept = subset.remove_columns([name for name in names if name != "tools"])
-    plain = all(set(message) <= {"role", "content"} for row in rows for message in row.messages)
-    if plain:
-        kind: Any = List({"role": Value("string"), "content": Value("string")})
-        messages = [[{"role": m["role"], "content": m["content"]} for m in row.messages] for row in rows]
-        return kept.add_column("messages", messages, feature=kind)
-    # Arguments of tools differ from row to row, and a column of structs would give each row all of them.
-    return kept.add_column("messages", [cast(Conversation, row).messages for row in rows], feature=_json_list())
-
-
-def _json_list() -> Any:
-    from datasets import Json
-
-    return List(Json())
+    message: Any = {"role": Value("string"), "content": Value("string")}
+    if any(set(said) - set(message) for row in rows for said in row.messages):
+        # The arguments of tools differ from row to row; a column of structs would give each row all of them.
+        message = Json()
+    messages = {"messages": [row.messages for row in rows]}
+    made = Dataset.from_dict(messages, Features({"messages": List(message)}))
+    return concatenate_datasets([subset.remove_columns([name for name in names if name != "tools"]), made], axis=1)
 
 
 def _write_shards(dataset: Any, folder: Path) -> None:
@@ -319,23 +307,18 @@ def _write_shards(dataset: Any, folder: Path) -> None:
         shard = dataset.shard(count, n, contiguous=True)
         table = cast(pa.Table, shard.with_format("arrow")[:])
         schema = Features(dataset.features).arrow_schema
-        pq.write_table(table.cast(schema), folder / f"train-{n:05d}-of-{count:05d}.parquet", compression="zstd")
+        path = folder / f"train-{n:05d}-of-{count:05d}.parquet"
+        pq.write_table(_without_secrets(table.cast(schema)), path, compression="zstd")
 
 
-def _without_secrets(dataset: Any) -> Any:
+def _without_secrets(table: pa.Table) -> pa.Table:
     """The reasons, which are ours, scrubbed; the rows stay as they are."""
-    for name in [name for name in dataset.column_names if name.endswith("_reason")]:
-        if dataset.features[name] == Value("string"):
-            said = dataset[name]
-            known = {reason: scrubbed(reason) for reason in set(said)}
-            if any(reason != clean for reason, clean in known.items()):
-                place = dataset.column_names.index(name)
-                order = list(dataset.column_names)
-                clean = [known[reason] for reason in said]
-                dataset = dataset.remove_columns(name).add_column(name, clean, feature=Value("string"))
-                assert order[place] == name
-                dataset = dataset.select_columns(order)
-    return dataset
+    for place, field in enumerate(table.schema):
+        if field.name.endswith("_reason") and pa.types.is_string(field.type):
+            said = table[field.name].to_pylist()
+            known = {reason: scrubbed(reason) for reason in dict.fromkeys(said)}
+            table = table.set_column(place, field, pa.array([known[reason] for reason in said], field.type))
+    return table
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -374,15 +357,12 @@ def _push(
                 check_clean(name, path.read_text(encoding="utf-8"))
         adds = [CommitOperationAdd(name, path.resolve()) for name, path in paths.items()]
         gone = [CommitOperationDelete(name) for name in names if name.startswith(_OURS) and name not in paths]
-        done = api.create_commit(
-            repo_id,
-            [*adds, *gone],
-            commit_message=f"hf_select {hf_select.__version__}: {len(paths)} files",
-            repo_type="dataset",
-            revision=revision,
-            parent_commit=commit,
-        )
-        return str(done.commit_url)
+        message = f"hf_select {hf_select.__version__}: {len(paths)} files"
+        place: dict[str, Any] = {"repo_type": "dataset", "revision": revision, "parent_commit": commit}
+        try:
+            return str(api.create_commit(repo_id, [*adds, *gone], commit_message=message, **place).commit_url)
+        except json.JSONDecodeError as error:  # a proxy's page in place of the Hub's answer
+            raise ConnectionError("the Hub's answer is not JSON") from error
 
     return speaking_plainly(lambda: patiently(attempt, f"push to {repo_id}"), repo_id)
 
@@ -397,8 +377,8 @@ def speaking_plainly(act: Callable[[], Any], repo_id: str) -> Any:
         raise ValueError(f'"{repo_id}" is on the Hub and HF_HUB_OFFLINE is set; unset it.') from None
     except RepositoryNotFoundError as error:
         raise ValueError(
-            f'no dataset repository "{repo_id}" on the Hub that this token may see ({_status(error)}). Check the name, '
-            "or log in: hf auth login."
+            f'no dataset repository "{repo_id}" on the Hub that this token may see ({_status(error)}). Check the '
+            "name, or log in: hf auth login."
         ) from error
     except HfHubHTTPError as error:
         cures = {
@@ -410,8 +390,13 @@ def speaking_plainly(act: Callable[[], Any], repo_id: str) -> Any:
         code = error.response.status_code
         cure = cures.get(code, "Run the same command again, it goes on where it was." if code >= 500 else "")
         raise ValueError(f'the Hub refused "{repo_id}" ({_status(error)}). {cure}'.rstrip()) from error
-    except RuntimeError as error:  # a file that could not be sent
-        raise ConnectionError(f"{error} Run the same command again, it goes on where it was.") from error
+    except Exception as error:
+        if not passes(error) and not isinstance(error, RuntimeError):  # that of a file that could not be sent
+            raise
+        raise ConnectionError(
+            f'"{repo_id}" could not be reached to the end ({str(error).splitlines()[0]}). Run the same command again, '
+            "it goes on where it was."
+        ) from error
 
 
 def _status(error: Any) -> str:
