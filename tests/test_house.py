@@ -53,8 +53,8 @@ MAY_IMPORT = {
         "generation",
         "training",
     },
-    "reports": {"columns", "formats", "selection"},
-    "hub": {"columns", "formats", "selection", "reports"},
+    "reports": {"columns", "files", "formats", "words", "selection"},
+    "hub": {"columns", "files", "formats", "inference", "features", "selection", "reports"},
     "demo": {"scoring"},  # the quickstart's ground: it trains on the prompts that SelectIT will ask with
 }
 

@@ -18,6 +18,8 @@ _COMMANDS = {
     "select": "hf_select.cli.select:Select",
     "report": "hf_select.cli.report:Report",
     "publish": "hf_select.cli.publish:Publish",
+    "export": "hf_select.cli.exchange:Export",
+    "import-scores": "hf_select.cli.exchange:ImportScores",
     "status": "hf_select.cli.status:Status",
     "train": "hf_select.cli.train:Train",
     "warm-up": "hf_select.cli.warm_up:WarmUpCommand",

@@ -1,0 +1,88 @@
+"""hf-select export and import-scores: to other trainers, and from other programs' scores."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+
+@dataclass
+class Export:
+    """Write a selected subset for other trainers: one JSONL file, with the dataset_info.json of LLaMA-Factory and the
+    dataset settings of axolotl and open-instruct.
+
+    Args:
+        subset: what hf-select select wrote, or any dataset.
+        output_dir: folder for the files.
+        name: of the JSONL file and of the dataset.
+        split: split of a saved or Hub dataset.
+    """
+
+    subset: str
+    output_dir: str
+    name: str = "subset"
+    split: str = "train"
+
+    example: ClassVar[str] = "hf-select export subset.parquet --output-dir export"
+    positional: ClassVar[str] = "subset"
+
+    @staticmethod
+    def parts(values: dict[str, Any]) -> list[type]:
+        return []
+
+    def run(self) -> None:
+        from hf_select.cli.data import read_dataset
+        from hf_select.hub.export import export
+
+        dataset = read_dataset(self.subset, self.split)
+        made = export(dataset, self.output_dir, self.name)
+        print(f"{len(dataset):,} rows: {', '.join(map(str, made))}")
+
+
+@dataclass
+class ImportScores:
+    """Add the scores that another program made to a dataset, so that hf-select select and report can use them.
+
+    Args:
+        scores: JSONL file with an id and a score a line.
+        dataset: the rows: a file, a saved dataset, a folder of hf-select score or a Hub id.
+        name: of the score; the column is score_NAME.
+        output: where the scored rows go: .parquet, .jsonl, or a folder for a saved dataset.
+        id_key: key of the id in the file of scores.
+        score_key: key of the score in it.
+        row_id: column of the dataset that holds the ids; without it they are row numbers.
+        split: split of a saved or Hub dataset.
+        overwrite: replace an output that exists.
+    """
+
+    scores: str
+    dataset: str
+    name: str
+    output: str
+    id_key: str = "id"
+    score_key: str = "score"
+    row_id: str = "row_id"
+    split: str = "train"
+    overwrite: bool = False
+
+    example: ClassVar[str] = (
+        "hf-select import-scores judge.jsonl --dataset pool.jsonl --name judge --output scored.parquet"
+    )
+    positional: ClassVar[str] = "scores"
+
+    @staticmethod
+    def parts(values: dict[str, Any]) -> list[type]:
+        return []
+
+    def run(self) -> None:
+        from hf_select.cli.data import check_output, read_dataset, write_dataset
+        from hf_select.columns import score_column
+        from hf_select.scoring.imported import import_scores
+
+        output = check_output(self.output, self.overwrite, self.dataset)
+        dataset = read_dataset(self.dataset, self.split)
+        keys = {"id_key": self.id_key, "score_key": self.score_key, "row_id": self.row_id}
+        scored = import_scores(dataset, Path(self.scores), self.name, **keys)
+        write_dataset(scored, output)
+        column = score_column(self.name)
+        known = sum(score is not None for score in scored[column])
+        print(f"{known:,} of {len(scored):,} rows have a score in {column}: {output}")

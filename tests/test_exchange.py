@@ -1,0 +1,111 @@
+"""To other trainers and from other programs' scores: nothing is lost on the way, and nothing goes to another row."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from datasets import Dataset, load_dataset
+
+from hf_select.cli.main import main
+from hf_select.hub.export import export
+from hf_select.scoring.imported import import_scores
+
+
+@pytest.fixture(autouse=True)
+def work_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def lines(path: str) -> list[dict]:
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+def test_conversations_are_exported_as_messages_with_a_snippet_for_each_trainer():
+    subset = Dataset.from_dict({"instruction": ["add", "ünï"], "input": ["1 2", ""], "output": ["3", "ok"]})
+    made = export(subset, "out", "mine")
+    assert [path.name for path in made] == ["mine.jsonl", "dataset_info.json", "axolotl.yaml", "open_instruct.yaml"]
+    rows = lines("out/mine.jsonl")
+    assert rows[0] == {"messages": [{"role": "user", "content": "add\n\n1 2"}, {"role": "assistant", "content": "3"}]}
+    info = json.loads(Path("out/dataset_info.json").read_text())["mine"]
+    assert info["formatting"] == "sharegpt" and info["columns"] == {"messages": "messages"}
+    assert (Path("out") / info["file_name"]).exists()
+    (first,) = yaml.safe_load(Path("out/axolotl.yaml").read_text())["datasets"]
+    assert first["type"] == "chat_template" and Path(first["path"]).exists()
+    read = load_dataset(first["ds_type"], data_files=first["path"], split="train")
+    assert read[1][first["field_messages"]][0]["content"] == "ünï"
+    mixer = yaml.safe_load(Path("out/open_instruct.yaml").read_text())["dataset_mixer_list"]
+    assert Path(mixer[0]).exists() and mixer[1] == "1.0"
+
+
+def test_tool_calls_and_tools_are_exported():
+    call = {"from": "function_call", "value": '{"name": "f", "arguments": {"a": 1}}'}
+    subset = Dataset.from_dict(
+        {"conversations": [[{"from": "human", "value": "hi"}, call]], "tools": ['[{"name": "f"}]']}
+    )
+    export(subset, "out")
+    (row,) = lines("out/subset.jsonl")
+    assert json.loads(row["messages"][1]["tool_calls"][0]["function"]["arguments"]) == {"a": 1}
+    assert json.loads(row["tools"]) == [{"name": "f"}]
+    info = json.loads(Path("out/dataset_info.json").read_text())["subset"]
+    assert info["formatting"] == "openai" and info["columns"]["tools"] == "tools"
+
+
+def test_raw_text_is_exported_for_those_who_read_it():
+    made = export(Dataset.from_dict({"text": ["a", "b"]}), "out")
+    assert [path.name for path in made] == ["subset.jsonl", "dataset_info.json", "axolotl.yaml"]
+    assert lines("out/subset.jsonl") == [{"text": "a"}, {"text": "b"}]
+
+
+def test_a_row_that_cannot_be_read_is_not_left_out_in_silence():
+    with pytest.raises(ValueError, match="row 1 of the subset cannot be read: completion is null"):
+        export(Dataset.from_dict({"prompt": ["a", "b"], "completion": ["c", None]}), "out")
+    assert not Path("out/subset.jsonl").exists()
+
+
+def test_imported_scores_go_to_their_rows():
+    dataset = Dataset.from_dict({"row_id": ["x", "y", "z", "w"], "text": list("abcd")})
+    Path("s.jsonl").write_text(
+        '{"id": "z", "score": 3}\n{"id": "x", "score": 0.5}\n\n{"id": "y", "score": null}\n{"id": "q", "score": 1}\n'
+    )
+    scored = import_scores(dataset, "s.jsonl", "judge")
+    assert scored["score_judge"] == [0.5, None, 3.0, None]
+    reasons = ["", "the imported score is no number", "", "not among the imported"]
+    assert scored["judge_reason"] == reasons
+    numbered = dataset.remove_columns("row_id")
+    Path("n.jsonl").write_text('{"key": 2, "quality": 7}\n{"key": 0, "quality": NaN}\n')
+    by_number = import_scores(numbered, "n.jsonl", "q", id_key="key", score_key="quality")
+    assert by_number["score_q"] == [None, None, 7.0, None]
+
+
+def test_the_errors_of_an_import():
+    dataset = Dataset.from_dict({"row_id": ["x", "y"], "score_old": [1.0, 2.0]})
+
+    def error(text: str, name: str = "new") -> str:
+        Path("s.jsonl").write_text(text)
+        with pytest.raises(ValueError) as caught:
+            import_scores(dataset, "s.jsonl", name)
+        return str(caught.value)
+
+    assert 'id "x" comes twice' in error('{"id": "x", "score": 1}\n{"id": "x", "score": 2}\n')
+    assert "line 2" in error('{"id": "x", "score": 1}\nnonsense\n')
+    assert "it has ['id', 'sore']" in error('{"id": "x", "sore": 1}\n')
+    assert "it is no object" in error("[1]\n")
+    assert "names no row of the dataset" in error('{"id": "0", "score": 1}\n')
+    assert "is empty" in error("\n")
+    assert "already" in error('{"id": "x", "score": 1}\n', "old")
+
+
+def test_from_imported_scores_to_a_report_and_an_export(rows):
+    Path("pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    scores = "".join(json.dumps({"id": i, "score": (i * 7) % 40}) + "\n" for i in range(40))
+    Path("judge.jsonl").write_text(scores)
+    command = ["import-scores", "judge.jsonl", "--dataset", "pool.jsonl", "--name", "judge", "--output", "s.parquet"]
+    assert main(command) == 0
+    select = ["select", "--scores", "s.parquet", "--selector", "top_k", "--column", "score_judge", "--k", "5"]
+    assert main([*select, "--output", "best.jsonl"]) == 0
+    assert main(["report", "best.jsonl"]) == 0
+    found = json.loads(Path("report/report.json").read_text(encoding="utf-8"))
+    assert found["scores"]["score_judge"]["parts"]["selected"]["quantiles"]["0"] == 35
+    assert main(["export", "best.jsonl", "--output-dir", "out"]) == 0
+    assert len(lines("out/subset.jsonl")) == 5
