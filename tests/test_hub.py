@@ -322,6 +322,23 @@ def test_alpaca_and_sharegpt_rows_are_published_as_messages(hub, one_picture):
     assert second[1]["tool_calls"][0]["function"]["arguments"] == {"b": []}, "no arguments of another row"
 
 
+@pytest.mark.parametrize("layout", ["alpaca", "prompt-completion"])
+def test_the_published_subset_trains_with_the_stock_trainer(hub, one_picture, model_path, tmp_path, layout):
+    """The snippet of the card, with the columns that were published beside the conversations."""
+    from trl import SFTConfig, SFTTrainer
+
+    rows = pool()
+    if layout == "alpaca":
+        rows = rows.rename_columns({"prompt": "instruction", "completion": "output"})
+    push(rows, k=8)
+    (tmp_path / "train.parquet").write_bytes(hub.files("me/subset")[f"data/{SHARD}"])
+    dataset = Dataset.from_parquet(str(tmp_path / "train.parquet"))
+    quiet = {"report_to": "none", "gradient_checkpointing": False, "activation_checkpointing": False}
+    args = SFTConfig(output_dir=str(tmp_path / "sft"), max_steps=1, use_cpu=True, bf16=False, **quiet)
+    trainer = SFTTrainer(model_path, args=args, train_dataset=dataset)
+    assert trainer.train().training_loss > 0
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # secrets
 
@@ -360,6 +377,7 @@ def test_no_secret_is_published(hub, monkeypatch, tmp_path, model_path, rows):
             text = str(table.schema.metadata) + json.dumps(table.to_pylist(), ensure_ascii=False)
         for secret in [*SECRETS.values(), str(tmp_path), str(home), "ottilie", model_path, TOKEN]:
             assert secret not in text, f"{name} holds {secret}"
+    assert DatasetCard(hub.files("me/clean")["README.md"].decode()).data.to_dict().get("base_model") is None
     config = hub.files("me/clean")["config.yaml"].decode()
     assert "model: tiny" in config and "api_key: '[removed]'" in config and "k: 5" in config
     assert "see log.txt, [removed]" in parquet(hub, f"data/{SHARD}", "me/clean")["selection_reason"].to_pylist()[0]

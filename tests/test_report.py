@@ -8,6 +8,7 @@ import pytest
 from datasets import Dataset
 
 from hf_select import Dedup, Random, RoundRobin, TopK, WeightedRanks
+from hf_select.cli.finished import read_finished
 from hf_select.cli.main import main
 from hf_select.reports.markdown import inline, table_text
 from hf_select.reports.numbers import compare, describe
@@ -213,6 +214,7 @@ def test_report_finds_what_stands_behind_a_subset(scored, model_path, capsys):
     assert found["unscored"]["score_ifd"]["left out by an earlier step"] == 20
     assert [step["step"] for step in found["cost"]["steps"]] == ["score length", "score ifd"]
     assert found["cost"]["steps"][1]["flops"] > 0
+    assert read_finished("top.parquet").source == "pool.jsonl"
     assert run("select", "--scores", "scores", "--selector", "random", "--k", "9", "--output", "random.jsonl") == 0
     assert run("report", "top.parquet", "--against", "random.jsonl", "--output-dir", "c") == 0
     compared = json.loads(Path("c/comparison.json").read_text(encoding="utf-8"))

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from hf_select import columns
 from hf_select.cli.data import read_dataset, record_behind, record_of
-from hf_select.cli.recipe import placed, read_recipe
+from hf_select.cli.recipe import placed, read_recipe, texts
 from hf_select.files import read_json
 from hf_select.formats import readable_columns
 from hf_select.inference.pool import pool_fingerprint
@@ -68,16 +68,15 @@ def read_finished(subset: str, scores: str | None = None, split: str = "train") 
     mine = next((s for s in steps.values() if s.get("output") and _same(s["output"], path)), None)
     if mine is None:
         recipe = None  # a subset that only lies beside a run
-    found = str(scores or (mine["scores"] if mine else _recorded(selection, path)))
+    found = str(scores or (mine["scores"] if mine else _recorded(record_of(path), path)))
     try:
         pool, earlier = _pool(found, split)
     except ValueError as error:
         if scores is None:
             raise ValueError(f'{error} That is where "{path}" was selected from; give --scores.') from error
         raise
-    ledger = [read_step(folder) for folder in _folders(found)] if recipe is None else list(_ledger(steps, run))
-    source = next((step["pool"]["source"] for step in ledger if step.get("pool")), found)
-    return Finished(path, pool, selection, earlier, ledger, recipe, source)
+    ledger = [read_step(folder) for folder in _before(found)[1]] if mine is None else list(_ledger(steps, mine, run))
+    return Finished(path, pool, selection, earlier, ledger, recipe, _before(found)[0])
 
 
 def with_columns_of(pool: Any, other: Any) -> Any:
@@ -110,9 +109,9 @@ def _record(path: Path) -> Selection:
     return Selection.load(record)
 
 
-def _recorded(selection: Selection, subset: Path) -> str:
+def _recorded(record: Path, subset: Path) -> str:
     """Where the rows lie that the last step selected from."""
-    scores = selection.chain[-1].get("scores")
+    scores = _recorded_scores(record)
     if scores is None:
         raise ValueError(f'the record of "{subset}" does not say which rows it was selected from; give --scores.')
     return scores
@@ -126,7 +125,7 @@ def _pool(scores: str, split: str) -> tuple[Any, Selection | None]:
     earlier = None if record is None else Selection.load(record)
     if record is None or earlier is None or len(earlier) != len(dataset):
         return dataset, None
-    return _spread(_pool(_recorded(earlier, record), split)[0], dataset, earlier.indices), earlier
+    return _spread(_pool(_recorded(record, record), split)[0], dataset, earlier.indices), earlier
 
 
 def _spread(pool: Any, part: Any, rows: np.ndarray) -> Any:
@@ -144,25 +143,32 @@ def _spread(pool: Any, part: Any, rows: np.ndarray) -> Any:
     return pool
 
 
-def _folders(scores: str) -> Iterator[Path]:
-    """The folders of the scoring runs behind these rows, oldest first."""
+def _before(scores: str) -> tuple[str, list[Path]]:
+    """The dataset that everything began with, and the folders of the scoring runs from it to these rows."""
     path = Path(scores).expanduser()
     manifest = read_json(path / "manifest.json") if path.is_dir() else None
-    record = record_of(path)
-    before = None
-    if manifest is not None:
-        before = manifest["pool"]["source"]
-    elif record.exists():
-        before = Selection.load(record).chain[-1].get("scores")
-    if before:
-        yield from _folders(before)
     if manifest is not None and "made_by" in manifest:
-        yield path
+        source, own = manifest["pool"]["source"], [path]
+    else:
+        source, own = _recorded_scores(record_of(path)), []
+    first, folders = _before(source) if source else (scores, [])
+    return first, [*folders, *own]
 
 
-def _ledger(steps: dict[str, dict[str, Any]], run: Path) -> Iterator[dict[str, Any]]:
-    """What the steps of a run cost, as far as they have ended."""
+def _recorded_scores(record: Path) -> str | None:
+    return Selection.load(record).chain[-1].get("scores") if record.exists() else None
+
+
+def _ledger(steps: dict[str, dict[str, Any]], last: dict[str, Any], run: Path) -> Iterator[dict[str, Any]]:
+    """What the steps of a run cost that stand behind its selection `last`: those whose output it, or one of them,
+    reads."""
+    behind, reading = [last], set(texts(last))
+    while more := [s for s in steps.values() if s not in behind and {s.get("output"), s.get("output_dir")} & reading]:
+        behind += more
+        reading |= {text for step in more for text in texts(step)}
     for name, settings in steps.items():
+        if settings not in behind:
+            continue
         if settings["command"] in ("score", "index"):
             yield read_step(settings["output_dir"])
         elif settings["command"] in ("select", "warm-up"):

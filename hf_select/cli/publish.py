@@ -71,7 +71,6 @@ class Publish:
             recipe=found.recipe,
             source_column=self.source_column,
             revision=self.revision,
-            folder=self.dry_run,
-            dry_run=self.dry_run is not None,
+            dry_run=self.dry_run,
         )
         print(f"built, not pushed: {address}" if self.dry_run else address)

@@ -161,7 +161,7 @@ def _run_step(label: str, folder: Path, step: str, settings: dict[str, Any], aga
 def _state(command: str, settings: dict[str, Any]) -> str:
     """Hash of a step's settings and of the files that they name, inputs and outputs alike."""
     files = []
-    for text in _texts(settings):
+    for text in texts(settings):
         path = Path(text).expanduser()
         for file in [path] if path.is_file() else sorted(path.rglob("*")) if path.is_dir() else []:
             stat = file.stat()
@@ -170,13 +170,13 @@ def _state(command: str, settings: dict[str, Any]) -> str:
     return hashlib.sha256(described.encode()).hexdigest()
 
 
-def _texts(value: Any) -> Iterator[str]:
+def texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
-        yield from (text for item in value.values() for text in _texts(item))
+        yield from (text for item in value.values() for text in texts(item))
     elif isinstance(value, list):
-        yield from (text for item in value for text in _texts(item))
+        yield from (text for item in value for text in texts(item))
 
 
 def placed(value: Any, output_dir: str) -> Any:

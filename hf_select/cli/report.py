@@ -59,9 +59,8 @@ class Report:
             page = report(found.pool, found.selection, folder, title=title, **settings)
         else:
             other = read_finished(self.against, None, self.split)
-            names = [found.name, other.name]
-            if names[0] == names[1]:
-                names = [str(one.subset) for one in (found, other)]
+            named = ([one.name, one.subset.name.split(".")[0], str(one.subset)] for one in (found, other))
+            names = next(pair for pair in zip(*named, strict=True) if pair[0] != pair[1])
             title = self.title or f"Comparison: {names[0]} and {names[1]}"
             pool = with_columns_of(found.pool, other.pool)
             selections = dict(zip(names, (found.selection, other.selection), strict=True))

@@ -63,8 +63,7 @@ def push_selected(
     source_column: str | None = None,
     revision: str = "main",
     token: str | None = None,
-    folder: str | os.PathLike | None = None,
-    dry_run: bool = False,
+    dry_run: str | os.PathLike | None = None,
 ) -> str:
     """Publish the selected rows, the scores of the whole pool, their provenance and a card, and return the address of
     the commit.
@@ -86,8 +85,7 @@ def push_selected(
         source_column: column of the report's sources.
         revision: branch that is pushed to.
         token: of the Hub; by default the one that is logged in.
-        folder: where the files are built; by default a temporary folder.
-        dry_run: build the files, push nothing, and return the folder.
+        dry_run: folder to build the files in; nothing is pushed, and the folder is returned.
     Raises: ValueError if the licence is not known, the dataset is another one, or the Hub refuses; ConnectionError if
         it cannot be reached.
     """
@@ -102,11 +100,11 @@ def push_selected(
         )
     about = {name: value for name, value in about.items() if name not in ("license", "language")}
     with TemporaryDirectory() as temporary:
-        place = Path(folder or temporary).expanduser()
-        build = _Build(place, selection, dataset, repo_id, scrubbed(steps), about, recipe, source_column)
+        place = Path(dry_run or temporary).expanduser()
+        build = _Build(place, selection, dataset, repo_id, steps, about, recipe, source_column)
         build.write_data()
         settings: dict[str, Any] = {"license": license, "language": language}
-        if dry_run:
+        if dry_run is not None:
             build.write_card(None, None, settings)
             return str(place)
 
@@ -156,8 +154,8 @@ def provenance_of(dataset: Any, steps: list[dict[str, Any]], source: dict[str, A
     return {
         "hf_select": hf_select.__version__,
         "source": {**source, "rows": len(dataset), "columns": names, "fingerprint": fingerprint},
-        "models": scrubbed(models_of(steps)),
-        "steps": steps,
+        "models": scrubbed(models_of(steps)),  # before a path is cut to a name that could be one on the Hub
+        "steps": scrubbed(steps),
     }
 
 

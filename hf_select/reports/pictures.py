@@ -36,10 +36,7 @@ _INK = {
 
 
 def draw(numbers: dict[str, Any], theme: Theme = "light") -> Iterator[tuple[str, str, bytes]]:
-    """(name, what it shows, PNG) of every picture of a report.
-
-    Raises: ImportError without matplotlib.
-    """
+    """(name, what it shows, PNG) of every picture of a report."""
     for name, (alt, paint, height) in _figures(numbers).items():
         yield name, alt, _png(paint, height, theme)
 
@@ -103,7 +100,7 @@ def _distribution(axes: Any, ink: dict[str, str], values: dict[str, Any], name: 
         if not found["known"]:
             continue
         shares = [100 * count / found["known"] for count in found["counts"]]
-        axes.stairs(shares, edges, label=_wrapped(part), **style)
+        axes.stairs(shares, edges, label=_wrapped(part, 18), **style)
     if values["log"]:
         axes.set_xscale("log")
         marks = [m * 10**e for e in range(9) for m in (1, 2, 5) if edges[0] <= m * 10**e <= edges[-1]]
@@ -121,7 +118,7 @@ def _sources(axes: Any, ink: dict[str, str], sources: dict[str, Any], rows: dict
     for n, (part, style) in enumerate(_styles(ink, parts)):
         shares = [100 * line[part] / max(1, rows[part]) for line in lines]
         places = [place + (n - (len(parts) - 1) / 2) * thick for place in range(len(lines))]
-        axes.barh(places, shares, thick, label=_wrapped(part), color=style["edgecolor"])
+        axes.barh(places, shares, thick, label=_wrapped(part, 18), color=style["edgecolor"])
     _names(axes, [line["source"] for line in lines])
     axes.set_xlabel("% of its rows")
     _legend(axes, ink)
@@ -133,7 +130,7 @@ def _tasks(axes: Any, ink: dict[str, str], tasks: dict[str, Any], parts: list[st
             marks = task[part]["quantiles"]
             if marks:
                 height = place + (n - (len(parts) - 1) / 2) * 0.22
-                label = _wrapped(part) if place == 0 else None
+                label = _wrapped(part, 18) if place == 0 else None
                 axes.plot([marks["0.1"], marks["0.9"]], [height] * 2, color=style["edgecolor"], linewidth=2)
                 axes.plot(marks["0.5"], height, "o", color=style["edgecolor"], markersize=5, label=label)
     _names(axes, list(tasks))
@@ -202,12 +199,10 @@ def _wrapped(text: str, width: int = 40) -> str:
 
 
 def _png(paint: Callable[..., None], height: float, theme: Theme) -> bytes:
-    try:
-        import matplotlib as mpl
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('pictures need an extra: pip install "hf-select[plots]"') from error
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     ink = _INK[theme]
     settings: dict[Any, Any] = {
         "font.size": 9,

@@ -41,7 +41,7 @@ def report(
         examples: rows of each kind that was not selected that the page shows.
         max_megabytes: size that the page keeps to; texts are cut to fit, and say so.
         seed: of the random draw that the selection is set beside.
-    Raises: ValueError if the selection was not made on this dataset; ImportError without matplotlib.
+    Raises: ValueError if the selection was not made on this dataset.
     """
     numbers = describe(dataset, selection, steps, source_column=source_column, seed=seed)
     table = rows.of_selection(dataset, selection, numbers, examples, earlier)
@@ -64,7 +64,7 @@ def compare_report(
         dataset: every row, with the scores of both.
         selections: name -> selection, two of them.
         examples: rows of each kind (only the first, only the second, both) that the page shows.
-    Raises: ValueError if there are not two, or one was not made on this dataset; ImportError without matplotlib.
+    Raises: ValueError if there are not two, or one was not made on this dataset.
     """
     if len(selections) != 2:
         raise ValueError(f"{len(selections)} selections were given; a comparison has two.")
