@@ -227,6 +227,14 @@ def test_hostile_rows_are_shown_and_run_nothing(hostile_page, opened):
     assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
 
 
+def test_hostile_rows_do_not_widen_a_phone(hostile_page, opened):
+    shown = opened(hostile_page, viewport={"width": 360, "height": 740}, is_mobile=True)
+    for i in range(10):
+        shown.page.locator(".open").nth(i).click()
+    shown.page.locator(".turn").nth(18).wait_for()
+    assert shown.page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
 def test_even_a_script_that_got_in_would_not_run(hostile_page, browser):
     """The content security policy stands behind the escaping: injected markup does nothing."""
     shown = Opened(browser, hostile_page)

@@ -103,13 +103,22 @@ def _distribution(axes: Any, ink: dict[str, str], values: dict[str, Any], name: 
         axes.stairs(shares, edges, label=_wrapped(part, 18), **style)
     if values["log"]:
         axes.set_xscale("log")
-        marks = [m * 10**e for e in range(9) for m in (1, 2, 5) if edges[0] <= m * 10**e <= edges[-1]]
+        marks = _marks(edges[0], edges[-1])
         axes.set_xticks(marks, [f"{mark:,}" for mark in marks], fontsize=8)
         axes.minorticks_off()
     axes.set_xlabel(_wrapped(name))
     axes.set_ylabel("% of its rows")
     axes.set_ylim(bottom=0)
     _legend(axes, ink)
+
+
+def _marks(low: float, high: float, most: int = 6) -> list[int]:
+    """Round numbers between the ends of a log axis, few enough to be read."""
+    for steps in ((1, 2, 5), (1, 3), (1,)):
+        marks = [step * 10**power for power in range(12) for step in steps if low <= step * 10**power <= high]
+        if len(marks) <= most:
+            break
+    return marks[:: -(-len(marks) // most) or 1]
 
 
 def _sources(axes: Any, ink: dict[str, str], sources: dict[str, Any], rows: dict[str, int]) -> None:
@@ -179,7 +188,7 @@ def _file_name(kind: str, name: str, taken: Any) -> str:
 
 
 def _names(axes: Any, names: list[str]) -> None:
-    axes.set_yticks(range(len(names)), [_wrapped(name, 24) for name in names])
+    axes.set_yticks(range(len(names)), [_wrapped(name, 20) for name in names], fontsize=8)
     axes.invert_yaxis()
 
 
