@@ -23,11 +23,11 @@ from hf_select.reports.report import report
 
 
 def pool_of(source: str, rows: int) -> Dataset:
-    """At least `rows` rows of the dataset as messages, with two scores and a source."""
+    """A thousand rows more than `rows`, or a few more, of the dataset as messages, with two scores and a source."""
     dataset = read_dataset(source)
     columns = readable_columns(dataset.column_names)
     parsed = [row for row in conversations(dataset.select_columns(columns)[:]) if hasattr(row, "messages")]
-    times = -(-rows // len(parsed))
+    times = -(-(rows + 1000) // len(parsed))  # some are left over
     rng = np.random.default_rng(0)
     made = [
         {

@@ -161,8 +161,10 @@ STEPS = {
 }
 
 
-@pytest.mark.parametrize("how", [429, 500, "cut"])
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(
+    ("step", "how"),
+    [*((step, how) for step in STEPS for how in (500, "cut")), *((step, 429) for step in ("preupload", "commit"))],
+)
 def test_a_push_survives_a_fault_at_any_step(hub, one_picture, step, how):
     hub.fail(STEPS[step], how)
     push(pool())

@@ -266,10 +266,16 @@ def test_a_large_selection_is_cut_to_the_size_that_was_set(tmp_path, opened):
     letters = "".join(chr(rng.randrange(33, 0x2FF)) for _ in range(500_000))
     texts = [letters[start : start + 3000] for start in (rng.randrange(490_000) for _ in range(3000))]
     dataset = Dataset.from_dict({"text": texts, "score_a": [float(i) for i in range(3000)]})
-    path = report(dataset, TopK("score_a")(dataset, k=2500), tmp_path, max_megabytes=4)
-    assert path.stat().st_size < 4e6
+    path = report(dataset, TopK("score_a")(dataset, k=2500), tmp_path, max_megabytes=8)
+    assert path.stat().st_size < 8e6
     shown = opened(path)
-    assert "Texts are cut to" in " ".join(shown.texts("#rows .note"))
+    assert "texts are cut to" in " ".join(shown.texts("#rows .note"))
+    shown.page.locator(".open").first.click()
+    shown.page.wait_for_selector(".turn")
+    assert len(shown.texts(".turn .text")[0]) == 3000, "the first rows are cut last"
+    shown.page.select_option("#size", "100")
+    for _ in range(4):
+        shown.page.click("#next")
     shown.page.locator(".open").first.click()
     shown.page.wait_for_selector(".turn")
     assert "more characters are not in this page" in shown.texts(".turn")[0]

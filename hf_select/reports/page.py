@@ -9,6 +9,7 @@ import base64
 import hashlib
 import json
 import zlib
+from collections import Counter
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -19,7 +20,10 @@ from hf_select.reports.sections import sections
 
 _BLOCK_ROWS = 250  # rows whose texts are unpacked together when one of them is opened
 _OPENING = 110  # characters of a row that the table shows
-_CUTS = (None, 20_000, 8_000, 4_000, 2_000, 1_200, 800, 500, 300, 150, 0)  # characters of a row that the page keeps
+_EXAMPLES = 300  # rows of each group, the first, that are cut last
+# Characters kept of an example and of any other row: what is tried in turn until the page is small enough.
+_CUTS = [(None, None), *((20_000, most) for most in (20_000, 8_000, 4_000, 2_000, 1_200, 800, 500, 300, 150, 0))]
+_CUTS += [(most, 0) for most in (4_000, 1_000, 200, 0)]
 
 
 def page(
@@ -30,7 +34,8 @@ def page(
     dark: list[tuple[str, str, bytes]],
     max_megabytes: float = 14.0,
 ) -> str:
-    """The page. Texts of rows are cut to the longest length that keeps it within `max_megabytes`; it says so.
+    """The page. Texts of rows are cut until it keeps within `max_megabytes`, those of the first rows of each group
+    last; it says so.
 
     Args:
         light: name, description and PNG of each picture for a light page; `dark` the same for a dark one.
@@ -50,7 +55,6 @@ def page(
     blocks, cut = _blocks(table, int(max_megabytes * 1e6) - frame)
     about = {
         "blockRows": _BLOCK_ROWS,
-        "cut": cut,
         "groups": [[group, table.groups.count(group), count] for group, count in table.counts.items()],
         "numbers": list(table.numbers),
         "numRows": len(table.rows),
@@ -114,17 +118,23 @@ def _opening(turns: list[tuple[str, str]]) -> str:
 
 
 def _blocks(table: Table, size: int) -> tuple[list[str], int | None]:
-    """The texts of the rows in blocks that together take at most `size` characters, and to what they were cut."""
-    for cut in _CUTS:
+    """The texts of the rows in blocks that together take at most `size` characters, and to what most were cut."""
+    seen: Counter[str] = Counter()
+    example = []
+    for group in table.groups:
+        example.append(seen[group] < _EXAMPLES)
+        seen[group] += 1
+    for most_of_example, most in _CUTS:
         blocks, used = [], 0
-        for start in range(0, len(table.turns), _BLOCK_ROWS):
-            some = table.turns[start : start + _BLOCK_ROWS]
-            blocks.append(_packed([_cut(turns, cut) for turns in some]))
+        kept = [most_of_example if first else most for first in example]
+        for start in range(0, len(kept), _BLOCK_ROWS):
+            some = slice(start, start + _BLOCK_ROWS)
+            blocks.append(_packed([_cut(*row) for row in zip(table.turns[some], kept[some], strict=True)]))
             used += len(blocks[-1])
             if used > size:
                 break
         else:
-            return blocks, cut
+            return blocks, most
     raise ValueError(f"a page of {len(table.rows):,} rows is larger than max_megabytes allows; raise it.")
 
 
@@ -144,7 +154,7 @@ def _rounded(value: float | None) -> float | None:
 
 
 def _packed(value: Any) -> str:
-    return _base64(zlib.compress(json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8"), 9))
+    return _base64(zlib.compress(json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8"), 6))
 
 
 def _base64(data: bytes) -> str:
