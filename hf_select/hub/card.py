@@ -146,7 +146,7 @@ def _reproduce(repo_id: str, source: dict[str, Any], has_recipe: bool) -> str:
     name = source["name"] if source["on_hub"] else "path/to/" + source["name"]
     text += (
         "The same rows from the source, with ranks and reasons; a source that changed is refused:\n\n```python\n"
-        "from datasets import load_dataset\nfrom hf_select.hub.load import load_selection\n\n"
+        "from datasets import load_dataset\nfrom hf_select import load_selection\n\n"
         + (
             f'source = load_dataset("{name}", split="{source["split"]}")\n'
             if source["on_hub"]

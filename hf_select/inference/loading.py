@@ -205,12 +205,9 @@ def passes(error: BaseException | None) -> bool:
             return error.response.status_code in (408, 429, 500, 502, 503, 504)
         if isinstance(error, (ConnectionError, TimeoutError)):
             return True
-        if {kind.__name__ for kind in type(error).__mro__} & {
-            "NetworkError",
-            "TimeoutException",
-            "RemoteProtocolError",
-        }:
-            return True  # of httpx
+        kinds = {kind.__name__ for kind in type(error).__mro__}
+        if kinds & {"NetworkError", "TimeoutException", "RemoteProtocolError"}:  # of httpx
+            return True
         error = error.__cause__ or error.__context__
     return False
 

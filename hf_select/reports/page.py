@@ -93,7 +93,7 @@ def _facts(numbers: dict[str, Any]) -> list[tuple[str, str]]:
         before, after = (sizes["parts"][part]["quantiles"]["0.5"] for part in ("pool", "selected"))
         facts.append(("median characters, before and after", f"{before:,.0f} → {after:,.0f}"))
     if "seconds" in numbers["cost"]["total"]:
-        facts.append(("seconds of scoring", f"{numbers['cost']['total']['seconds']:,.1f}"))
+        facts.append(("seconds, all steps", f"{numbers['cost']['total']['seconds']:,.1f}"))
     return facts
 
 
