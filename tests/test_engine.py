@@ -69,7 +69,11 @@ def test_every_request_comes_back_once_from_a_server_that_does_everything_wrong(
     def script(body):
         kind = said(body).rpartition(" ")[0]
         times[said(body)] += 1
-        return mishaps[kind] if times[said(body)] == 1 and kind in mishaps else f"answer to {said(body)}"
+        return (
+            mishaps[kind]
+            if times[said(body)] == 1 and kind in mishaps
+            else Reply(f"answer to {said(body)}", delay=0.1)
+        )
 
     texts = [f"{kind} {i}" for i in range(12) for kind in [*mishaps, "well"]]
     with ScriptedServer(script) as server:
