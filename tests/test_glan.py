@@ -2,14 +2,18 @@
 
 import itertools
 import json
+import os
 import random
+import subprocess
+import sys
 import threading
 from collections import Counter
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
-from scripted_server import teacher
+from scripted_server import Reply, ScriptedServer, teacher
 
 from hf_select.generation import journal, parse
 from hf_select.generation.draws import Draw, draws, num_combinations, num_questions
@@ -441,7 +445,7 @@ def test_text_of_evaluation_sets_is_left_out_of_questions_and_answers(glan):
         return None
 
     tests = Dataset.from_list([{"prompt": f"If {leak}, what then?", "completion": "An hour."}])
-    summary = glan(Scripted(script), run={"evaluation_sets": {"exam": tests}}, near_duplicates=None)
+    summary = glan(Scripted(script), run={"evaluation_sets": {"exam": tests}}, near_duplicates=1.0)
     assert summary["decontamination"]["n"] == 13 and summary["decontamination"]["removed"] > 5
     assert summary["pairs"] + summary["removed"]["holds text of a test"] == 48
     assert not any(leak in (pair["prompt"] + pair["completion"]).lower() for pair in glan.pairs())
@@ -574,3 +578,27 @@ def test_the_ledger_counts_every_answer_that_came_back(glan):
     assert requests == {"lists": 6, "subjects": 6, "outlines": 12, "syllabi": 12, "questions": 48, "answers": 48}
     assert sum(tokens["read"] for tokens in summary["tokens"].values()) == glan.model.usage.prompt_tokens == 3 * 132
     assert glan()["tokens"] == summary["tokens"], "a second run forgets what the first has cost"
+
+
+@pytest.mark.slow
+def test_kill_9_at_random_moments_changes_nothing(glan, tmp_path):
+    """Children are killed at random moments; then one finishes. Its files are those of a run that nobody killed."""
+    kills, dice = int(os.environ.get("HF_SELECT_KILLS", "8")), random.Random(0)
+    with ScriptedServer(lambda body: Reply(teacher(body), delay=dice.uniform(0, 0.01))) as server:
+        runs = {}
+        for name, moments in (("whole", []), ("killed", [dice.uniform(0.05, 1.2) for _ in range(kills)])):
+            folder, begin = tmp_path / name, len(server.seen)
+            done = subprocess.run(
+                [sys.executable, "glan_killed.py", folder, glan.taxonomy, server.url],
+                input="".join(f"{moment}\n" for moment in moments),
+                cwd=Path(__file__).parent, text=True, capture_output=True, timeout=240,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr
+            glan.folder = folder
+            runs[name] = (glan.state(), len(server.seen) - begin, int(done.stdout))
+    (whole, asked, _), (found, asked_in_pieces, killed) = runs["whole"], runs["killed"]
+    assert killed > kills // 2, "too few were at work when they were killed"
+    assert found == whole and len(found[1]) == 144
+    assert asked == 6 + 6 + 12 + 12 + 144 + 144
+    assert asked_in_pieces <= asked + 16 * killed, "what was finished was asked for again"
+    assert (tmp_path / "killed" / "pairs.parquet").read_bytes() == (tmp_path / "whole" / "pairs.parquet").read_bytes()

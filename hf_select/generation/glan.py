@@ -70,10 +70,12 @@ class GLAN:
         answer_temperature: of answers.
         answer_top_p: of answers.
         answer_max_new_tokens: of answers; what is cut there is left out.
-        near_duplicates: Jaccard similarity of runs of five words from which on two questions count as one; none: only
+        near_duplicates: Jaccard similarity of runs of five words from which on two questions count as one; 1: only
             questions of the same words do.
         decontaminate_n: words that a question or pair must share with an evaluation set to be left out.
         refusals: file of further beginnings of answers that decline, one a line; the built-in ones are English.
+        prices: US dollars for a million tokens read and for a million written, for the estimate and the ledger.
+        answer_prices: the same of the answers' model, if they differ.
         seed: of all draws and requests.
     Raises: ValueError if a setting makes no sense.
     Reference: Li et al. 2024, arXiv:2402.13064.
@@ -96,9 +98,11 @@ class GLAN:
     answer_temperature: float = 0.7  # "temperature 0.7 and top_p 0.95", section 3.1
     answer_top_p: float = 0.95
     answer_max_new_tokens: int = 2048
-    near_duplicates: float | None = 0.8
+    near_duplicates: float = 0.8
     decontaminate_n: int = 13
     refusals: str | None = None
+    prices: list[float] | None = None
+    answer_prices: list[float] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -111,6 +115,10 @@ class GLAN:
             raise ValueError(f"max_sessions is {self.max_sessions}, below min_sessions ({self.min_sessions}).")
         if not 0 <= self.two_session_share <= 1:
             raise ValueError(f"two_session_share is {self.two_session_share}; it must lie in [0, 1].")
+        for name in ("prices", "answer_prices"):
+            prices = getattr(self, name)
+            if prices is not None and (len(prices) != 2 or min(prices) < 0):
+                raise ValueError(f"{name} is {prices}; give two numbers, for tokens read and for tokens written.")
         self._sampling = Sampling(self.temperature, self.top_p, self.max_new_tokens)
         self._answer_sampling = Sampling(self.answer_temperature, self.answer_top_p, self.answer_max_new_tokens)
 
@@ -136,7 +144,7 @@ class GLAN:
         """The settings that content depends on beyond the keys of the files. Counts are free to grow and shrink."""
         free = (
             "queries_per_discipline", "questions_per_subject", "max_new_tokens", "answer_max_new_tokens", "taxonomy",
-            "near_duplicates", "decontaminate_n", "refusals", "model", "answer_model",
+            "near_duplicates", "decontaminate_n", "refusals", "prices", "answer_prices", "model", "answer_model",
         )  # fmt: skip
         mine = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in free}
         return {**mine, "model": self.model.name, "answer_model": (self.answer_model or self.model).name}
@@ -206,8 +214,8 @@ class GLANRun:
     def run(self, evaluation_sets: dict[str, Any], until: Until) -> dict[str, Any]:
         from hf_select.generation.pairs import finish
 
-        if self.settings.taxonomy not in ("default", "generate"):
-            read_taxonomy(self._taxonomy_file())  # before anything is made
+        if self.settings.taxonomy != "generate":
+            self.disciplines()  # their errors come before anything is made
         self._open()
         try:
             with FileLock(self.folder / ".lock", timeout=0):
@@ -247,12 +255,15 @@ class GLANRun:
 
     # The tree, read from the files of the stages as they are now.
 
-    def _taxonomy_file(self) -> Path:
-        own = self.settings.taxonomy in ("default", "generate")
-        return self.folder / "taxonomy.yaml" if own else Path(self.settings.taxonomy).expanduser()
+    def taxonomy_file(self) -> Path:
+        """The file that says what the taxonomy is; it may be yet to be generated."""
+        if self.settings.taxonomy not in ("default", "generate"):
+            return Path(self.settings.taxonomy).expanduser()
+        own = self.folder / "taxonomy.yaml"
+        return DEFAULT if self.settings.taxonomy == "default" and not own.exists() else own
 
     def disciplines(self) -> list[Discipline]:
-        return read_taxonomy(self._taxonomy_file())
+        return read_taxonomy(self.taxonomy_file())
 
     def file(self, stage: str, discipline: Discipline, subject: Subject | None = None) -> Path:
         folder = self.folder / stage
@@ -317,7 +328,7 @@ class GLANRun:
     # The stages.
 
     def make_taxonomy(self) -> None:
-        path = self._taxonomy_file()
+        path = self.folder / "taxonomy.yaml"
         if path.exists() or self.settings.taxonomy not in ("default", "generate"):
             return
         text = DEFAULT.read_text(encoding="utf-8") if self.settings.taxonomy == "default" else self._generated()

@@ -64,7 +64,15 @@ def finish(run: "GLANRun", evaluation_sets: dict[str, Any], answer: bool) -> dic
         if rule is not None:
             found["decontamination"] = {"n": rule.n, "sets": rule.sets_, "removed": removed["holds text of a test"]}
     tree, counts = _counts(run, pairs)
-    summary = {**counts, **found, "tokens": _tokens(run)}
+    tokens = _tokens(run)
+    summary = {**counts, **found, "tokens": tokens}
+    settings = run.settings
+    if settings.prices is not None or settings.answer_prices is not None:
+        summary["price"] = sum(
+            (stage["read"] * prices[0] + stage["written"] * prices[1]) / 1e6
+            for name, stage in tokens.items()
+            if (prices := (settings.answer_prices or settings.prices) if name == "answers" else settings.prices)
+        )
     if answer:
         write_json(run.folder / "summary.json", summary)
     with written_whole(run.folder / "topics.html") as temporary:
@@ -192,7 +200,7 @@ def _counts(run: "GLANRun", pairs: Counter) -> tuple[dict[str, Any], dict[str, A
     tree: dict[str, Any] = {}
     counts = Counter({"disciplines": 0, "subjects": 0, "syllabi": 0, "sessions": 0, "questions": 0})
     failed: Counter[str] = Counter()
-    disciplines = run.disciplines() if run._taxonomy_file().exists() else []
+    disciplines = run.disciplines() if run.taxonomy_file().exists() else []
     for discipline in disciplines:
         counts["disciplines"] += 1
         branch = tree
