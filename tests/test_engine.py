@@ -162,11 +162,18 @@ def test_a_server_that_dies_stops_the_stream_after_what_it_had_answered():
 
     with ScriptedServer(script) as server:
         found = []
-        with pytest.raises(ValueError, match="has failed 8 requests in a row.* 3 times .500 worker died.*same"):
+        with pytest.raises(ValueError, match="failed 8 requests in a row, .*3 times .500 worker died.*same"):
             for _, answer in generator(server, concurrency=8, max_retries=2).stream(ask(*map(str, range(1000)))):
                 found.append(answer)
     assert sum(not answer.error for answer in found) == 50
     assert len(server.seen) < 150, "it went on asking"
+
+
+def test_a_server_that_refuses_everything_is_not_asked_a_thousand_times():
+    with ScriptedServer(lambda body: Reply("max_tokens is not supported", 400)) as server:
+        with pytest.raises(ValueError, match="8 requests in a row, the last asked once .400 max_tokens is not supp"):
+            list(generator(server, concurrency=4).stream(ask(*map(str, range(1000)))))
+        assert len(server.seen) < 20
 
 
 def test_a_429_holds_all_requests_back_for_as_long_as_it_says():

@@ -32,7 +32,7 @@ _WireError: Any = HfHubHTTPError.__bases__[0]
 _KEPT_OPEN = 20
 # Statuses that may be gone in a while.
 _PASSING = (408, 409, 425, 429, 500, 502, 503, 504, 529)
-# Requests in a row that are given up before the server is held to be gone.
+# Requests in a row that fail before the server is held to be gone, or to be another than we think.
 _GONE = 8
 # Seconds before a request is asked again for the first time; twice as many each time after, up to a minute.
 _FIRST_WAIT = 0.5
@@ -149,7 +149,7 @@ class _Line:
             self.clients.put_nowait(self.made[slot // _KEPT_OPEN])
         self.schemas = settings.json_schema == "auto"
         self.answered = 0
-        self.given_up_in_a_row = 0
+        self.failed_in_a_row = 0
         self.pause_until = 0.0
 
     def _client(self) -> AsyncInferenceClient:
@@ -171,11 +171,13 @@ class _Line:
             answer = await self._patiently(client, request)
         finally:
             self.clients.put_nowait(client)
-        self.given_up_in_a_row = self.given_up_in_a_row + 1 if answer.lost else 0
-        if self.given_up_in_a_row >= _GONE:
+        self.failed_in_a_row = self.failed_in_a_row + 1 if answer.error else 0
+        # A request that is refused says nothing of the next, unless none has ever been answered.
+        if self.failed_in_a_row >= _GONE and (answer.lost or not self.answered):
+            times = f"asked {answer.attempts} times" if answer.attempts > 1 else "asked once"
             raise _Fatal(
-                f"{self._where()} has failed {_GONE} requests in a row, each asked {answer.attempts} times "
-                f"({answer.error}). See to the server, then run the same command again: what is finished is kept."
+                f"{self._where()} has failed {_GONE} requests in a row, the last {times} ({answer.error}). "
+                "See to the server, then run the same command again: what is finished is kept."
             )
         return answer
 
@@ -253,7 +255,7 @@ class _Line:
             if self.key != "none":
                 cure = f"check the key in {self.settings.api_key_env or 'HF_TOKEN'}"
             raise _Fatal(f"{self._where()} refuses the key ({reason}): {cure}.")
-        if status == 404 or (status == 400 and not self.answered and "model" in reason.lower() and "not" in reason):
+        if status == 404 or (status == 400 and not self.answered and self.settings.model in reason):
             raise _Fatal(
                 f'{self._where()} knows no model "{self.settings.model}" at this address ({reason}). '
                 "Check --model against its /v1/models, and --base-url."
@@ -266,8 +268,8 @@ class _Line:
         """The status and what the server says of it, in one short line."""
         try:
             said = error.response.json()
-            said = said.get("error", said) if isinstance(said, dict) else said
-            said = said.get("message", said) if isinstance(said, dict) else said
+            for key in ("error", "detail", "message"):
+                said = said.get(key, said) if isinstance(said, dict) else said
         except Exception:  # the body may be anything, or unread
             said = error.server_message or ""
         text = " ".join(f"{error.response.status_code} {said}".split())
