@@ -6,11 +6,11 @@ As a program it is a model of fixed speed: python tests/scripted_server.py --lat
 import argparse
 import asyncio
 import json
-import random
-import re
 import threading
 from collections.abc import Callable
 from typing import Any
+
+from hf_select.demo import teacher
 
 
 # What a script returns for a request: the text of an answer, or one of these.
@@ -104,38 +104,6 @@ class ScriptedServer:
             pass
         finally:
             writer.close()
-
-
-def teacher(body: dict[str, Any]) -> str:
-    """A model that plays every part of GLAN well: the same answer to the same messages and seed, another to others."""
-    messages = body["messages"]
-    asked, seed = messages[-1]["content"], body.get("seed") or 0
-    dice = random.Random(json.dumps([messages, seed]))
-    word = "".join(dice.choices("abcdefghijklmnopqrstuvwxyz", k=8))
-    if "into broad fields" in asked:
-        return json.dumps({"names": ["Sciences", "Arts"]})
-    if "classification of human knowledge" in asked:
-        return json.dumps({"names": [f"{word} one", f"{word} two"]})
-    if asked.startswith("Put this list into JSON"):
-        names = re.findall(r"^\d+\. (.*)$", messages[-2]["content"], re.MULTILINE)
-        return json.dumps(
-            {"subjects": [{"subject_name": n, "level": "basic", "subtopics": ["a", "b"]} for n in names]}
-        )
-    if asked.startswith("Put this syllabus into JSON"):
-        sessions = re.findall(r"^Session (.*): (.*)$", messages[-2]["content"], re.MULTILINE)
-        found = [{"name": n, "description": "It is taught.", "key_concepts": c.split(", ")} for n, c in sessions]
-        return json.dumps({"introduction": "A course.", "sessions": found})
-    if "Draw up a list" in asked:
-        return "\n".join(f"{i}. {word} {i}" for i in range(1, 3))
-    if "Write the syllabus" in asked:
-        return "\n".join(f"Session {word} {i}: " + ", ".join(f"{word} {i}.{j}" for j in range(5)) for i in range(3))
-    if "Set them one homework question" in asked:
-        wanted = asked.partition("for which they need ")[2].partition(". It should")[0]
-        return f"{word}: explain {wanted}, {' '.join(dice.choices(_WORDS, k=20))}?"
-    return f"An answer to {asked[:20]}: {' '.join(dice.choices(_WORDS, k=12))}."
-
-
-_WORDS = [a + b for a in ("lo", "mi", "ta", "ker", "su", "po", "ral") for b in ("ba", "nen", "tu", "fi", "gol", "sha")]
 
 
 def main() -> None:

@@ -13,13 +13,15 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
-from scripted_server import Reply, ScriptedServer, teacher
+from scripted_server import Reply, ScriptedServer
 
-from hf_select.generation import journal, parse
+from hf_select.cli.main import main
+from hf_select.demo import teacher
+from hf_select.generation import journal, parse, server
 from hf_select.generation.draws import Draw, draws, num_combinations, num_questions
 from hf_select.generation.engine import Answer, Generator, Usage
 from hf_select.generation.gates import unusable
-from hf_select.generation.glan import GLAN
+from hf_select.generation.glan import GLAN, STAGES
 from hf_select.generation.taxonomy import DEFAULT, read_taxonomy
 
 
@@ -445,7 +447,7 @@ def test_text_of_evaluation_sets_is_left_out_of_questions_and_answers(glan):
         return None
 
     tests = Dataset.from_list([{"prompt": f"If {leak}, what then?", "completion": "An hour."}])
-    summary = glan(Scripted(script), run={"evaluation_sets": {"exam": tests}}, near_duplicates=1.0)
+    summary = glan(Scripted(script), run={"against": {"exam": tests}}, near_duplicates=1.0)
     assert summary["decontamination"]["n"] == 13 and summary["decontamination"]["removed"] > 5
     assert summary["pairs"] + summary["removed"]["holds text of a test"] == 48
     assert not any(leak in (pair["prompt"] + pair["completion"]).lower() for pair in glan.pairs())
@@ -565,8 +567,6 @@ def test_the_page_of_topics_shows_the_tree_and_runs_nothing(glan):
 
 
 def test_pairs_go_straight_into_scoring(glan, tmp_path):
-    from hf_select.cli.main import main
-
     glan()
     words = ["--dataset", str(glan.folder / "pairs.parquet"), "--output-dir", str(tmp_path / "scores")]
     assert main(["score", "--scorer", "length", *words]) == 0
@@ -602,3 +602,147 @@ def test_kill_9_at_random_moments_changes_nothing(glan, tmp_path):
     assert asked == 6 + 6 + 12 + 12 + 144 + 144
     assert asked_in_pieces <= asked + 16 * killed, "what was finished was asked for again"
     assert (tmp_path / "killed" / "pairs.parquet").read_bytes() == (tmp_path / "whole" / "pairs.parquet").read_bytes()
+
+
+# Over the wire, with a server that does everything wrong, and from the command line.
+
+
+def test_a_bad_server_loses_and_doubles_nothing(glan, tmp_path, capsys, monkeypatch):
+    """Broken JSON, refusals, 429, 500, cut connections, answers that repeat and a server that hangs: every question
+    that was wanted is a pair or has its reason, and none is there twice."""
+    monkeypatch.setattr(server, "_FIRST_WAIT", 0.01)
+    times: Counter = Counter()
+    mishaps = [
+        Reply("slow down", 429, {"Retry-After": "0"}), Reply("worker died", 500), Reply(cut=True), Reply(hang=True),
+        Reply(raw='{"choices": [{"mess'), Reply(raw="<html>"), None, None,
+    ]  # fmt: skip
+
+    def script(body):
+        key = json.dumps([body["messages"], body["seed"]])
+        times[key] += 1
+        dice = random.Random(key)
+        mishap = mishaps[dice.randrange(len(mishaps))]
+        if times[key] == 1 and mishap is not None:
+            return mishap
+        asked, kind = body["messages"][-1]["content"], dice.random()
+        if len(body["messages"]) == 5:
+            return "Sorry, no." if kind < 0.3 else teacher({**body, "messages": body["messages"][:3]})
+        if "Put this" in asked and kind < 0.5:  # to be told what is wrong
+            return "Here is the JSON: {" + teacher(body)[:40]
+        if "Set them one" in asked and kind < 0.3:
+            return "Why does a string sound lower when it is longer, and by how much if it is twice as long?"
+        if len(body["messages"]) == 1 and "explain" in asked and kind < 0.2:
+            return "I'm sorry, but I can't help with that."
+        if len(body["messages"]) == 1 and "explain" in asked and kind < 0.3:
+            return Reply("half an ans", finish_reason="length")
+        return teacher(body)
+
+    with ScriptedServer(script) as bad:
+        words = [
+            *("--model", "scripted", "--base-url", bad.url, "--taxonomy", str(glan.taxonomy), "--timeout", "1"),
+            *("--output-dir", str(glan.folder), "--queries-per-discipline", "3", "--questions-per-subject", "9"),
+        ]
+        assert main(["generate", "glan", *words]) == 0
+        first = len(bad.seen)
+        assert main(["generate", "glan", *words]) == 0
+        assert len(bad.seen) == first, "a finished run asked again"
+    assert max(times.values()) == 2, "a request was sent again without need"
+    summary = json.loads((glan.folder / "summary.json").read_text())
+    pairs, removed = glan.pairs(), glan.removed()
+    ids = [row["row_id"] for row in (*pairs, *removed)]
+    assert len(ids) == len(set(ids)) == summary["syllabi"] * 9 and len(pairs) > 20
+    assert len({pair["prompt"] for pair in pairs}) == len(pairs)
+    assert {"repeats another question", "answer: refused", "answer: cut off at max_new_tokens"} <= set(
+        summary["removed"]
+    )
+    assert sum(summary["removed"].values()) == len(removed)
+    lines = [json.loads(line) for path in glan.folder.rglob("*.jsonl") for line in path.read_text().splitlines()]
+    assert any(line.get("repaired") for line in lines) and not any(line.get("lost") for line in lines)
+    assert "asks for it again" in capsys.readouterr().out
+
+
+def fails(capsys, *words: str) -> str:
+    """The one line that a failing command prints."""
+    assert main(["generate", "glan", *words]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hf-select: error: ")]
+    return line
+
+
+def test_bad_input_is_one_clear_line(glan, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+
+    def script(body):
+        if body["model"] != "tiny":
+            return Reply(f"The model `{body['model']}` does not exist.", 404)
+        return Reply("Unauthorized", 401)
+
+    with ScriptedServer(script) as strict:
+
+        def error(**changed: str) -> str:
+            flags = {"model": "tiny", "base-url": strict.url, "taxonomy": str(glan.taxonomy)}
+            flags = {**flags, "output-dir": str(glan.folder), **changed}
+            return fails(capsys, *(word for key, value in flags.items() for word in (f"--{key}", value)))
+
+        assert "refuses the key (401 Unauthorized): no key was sent" in error()
+        assert "variable NOT_SET is not set" in error(**{"api-key-env": "NOT_SET"})
+        assert 'knows no model "huge"' in error(model="huge", **{"output-dir": str(tmp_path / "other")})
+        assert "does not answer" in error(**{"base-url": "http://127.0.0.1:9/v1"})
+        assert "is an address such as" in error(**{"base-url": "localhost"})
+        assert "queries_per_discipline is 0" in error(**{"queries-per-discipline": "0"})
+        assert "questions_per_subject is 0" in error(**{"questions-per-subject": "0"})
+        assert "give two numbers" in error(prices="3")
+        assert "needs the name of its model: --answer-model" in error(**{"answer-base-url": "http://x/v1"})
+        assert "cannot read refusals" in error(refusals="none.txt")
+        assert 'no taxonomy file "none.yaml"' in error(taxonomy="none.yaml")
+        assert 'no file or folder "none.jsonl"' in error(against="exam=none.jsonl")
+        assert "invalid choice" in error(until="tomorrow")
+        for text, reason in (("", "is empty"), ("A: &a {B: *a}\n", "is cyclic")):
+            (tmp_path / "bad.yaml").write_text(text)
+            assert reason in error(taxonomy=str(tmp_path / "bad.yaml"))
+        (tmp_path / "file").touch()
+        assert "cannot write to output folder" in error(**{"output-dir": str(tmp_path / "file" / "o")})
+    assert "needs --model" in fails(capsys, "--output-dir", "o")
+    assert "Did you mean --taxonomy" in fails(capsys, "--taxonmy", "x")
+    assert main(["generate", "magic"]) == 2 and "invalid choice: 'magic'" in capsys.readouterr().err
+
+
+def test_a_dry_run_asks_and_writes_nothing_and_learns_from_what_has_run(glan, capsys):
+    def estimate(folder):
+        words = ["--model", "m", "--base-url", "http://127.0.0.1:9/v1", "--taxonomy", str(glan.taxonomy), "--dry-run"]
+        counts = ["--queries-per-discipline", "2", "--questions-per-subject", "10", "--prices", "1", "3"]
+        assert main(["generate", "glan", *words, *counts, "--output-dir", str(folder)]) == 0
+        lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+        return {line[0]: [float(word.replace(",", "")) for word in line[1:]] for line in lines[2:]}
+
+    table = estimate(glan.folder)
+    assert not glan.folder.exists()
+    assert [table[stage][0] for stage in STAGES] == [6, 6, 90, 90, 900, 900] and table["all"][0] == 1992
+    assert all(abs(row[4] - (row[2] + 3 * row[3]) / 1e6) < 0.01 for row in table.values())
+    glan(questions_per_subject=4)
+    table = estimate(glan.folder)
+    assert [table[stage][:2] for stage in STAGES] == [[6, 6], [6, 6], [12, 12], [12, 12], [120, 48], [120, 48]]
+    assert table["questions"][2:4] == [72 * 3, 72 * 2], "the tokens that the stage has taken are known"
+
+
+def test_the_answers_may_come_from_another_server(glan):
+    def only(model):
+        return lambda body: teacher(body) if body["model"] == model else Reply("wrong server", 404)
+
+    with ScriptedServer(only("writer")) as first, ScriptedServer(only("solver")) as second:
+        words = [
+            *(
+                "--model",
+                "writer",
+                "--base-url",
+                first.url,
+                "--answer-model",
+                "solver",
+                "--answer-base-url",
+                second.url,
+            ),
+            *("--taxonomy", str(glan.taxonomy), "--output-dir", str(glan.folder), "--queries-per-discipline", "1"),
+        ]
+        assert main(["generate", "glan", *words, "--questions-per-subject", "2"]) == 0
+    assert {(pair["question_model"], pair["answer_model"]) for pair in glan.pairs()} == {("writer", "solver")}
+    assert len(second.seen) == 12 and all(body["temperature"] == 0.7 for body in second.seen)
+    assert all((body["temperature"], body["top_p"]) == (1.0, 0.95) for body in first.seen)

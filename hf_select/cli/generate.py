@@ -17,8 +17,8 @@ class Generate:
         answer_base_url: the answers' server, if it is another.
         answer_provider: the answers' provider, if it is another.
         answer_api_key_env: environment variable that holds the key of the answers' server.
-        evaluation_sets: sets whose text may be in no pair: NAME=FILE_OR_ID, several for several sets.
-        split: split of evaluation sets from the Hub.
+        against: evaluation sets whose text may be in no pair: NAME=FILE_OR_ID, several for several sets.
+        split: their split, of saved or Hub datasets.
         until: stop after this stage, to look at its files and edit them.
         retry_failed: ask again for what failed for good before: could not be read, was refused or cut.
         dry_run: say how many requests and tokens it will take, and at what price, and ask nothing.
@@ -30,7 +30,7 @@ class Generate:
     answer_base_url: str | None = None
     answer_provider: str | None = None
     answer_api_key_env: str | None = None
-    evaluation_sets: dict[str, str] | None = None
+    against: dict[str, str] | None = None
     split: str = "train"
     until: Literal["taxonomy", "subjects", "syllabi", "questions", "pairs"] = "pairs"
     retry_failed: bool = False
@@ -41,6 +41,11 @@ class Generate:
         "hf-select generate glan --model Qwen/Qwen2.5-7B-Instruct --base-url http://localhost:8000/v1 "
         "--output-dir glan --dry-run"
     )
+
+    @property
+    def prints_only(self) -> bool:
+        """A dry run is for this terminal; a recipe does not count it as done."""
+        return self.dry_run
 
     @staticmethod
     def parts(values: dict[str, Any]) -> list[type]:
@@ -67,8 +72,8 @@ class Generate:
         if self.dry_run:
             self._print_estimate(glan)
             return
-        sets = {name: read_dataset(source, self.split) for name, source in (self.evaluation_sets or {}).items()}
-        summary = glan.run(self.output_dir, sets, self.until, self.retry_failed)
+        against = {name: read_dataset(source, self.split) for name, source in (self.against or {}).items()}
+        summary = glan.run(self.output_dir, against, self.until, self.retry_failed)
         self._print_summary(summary, glan)
 
     def _glan(self) -> Any:

@@ -23,6 +23,7 @@ _COMMANDS = {
     "generate": "hf_select.cli.generate:Generate",
     "run": "hf_select.cli.recipe:Run",
     "demo-pool": "hf_select.cli.demo:DemoPool",
+    "demo-teacher": "hf_select.cli.demo:DemoTeacher",
     "demo-table": "hf_select.cli.demo:DemoTable",
 }
 

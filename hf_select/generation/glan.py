@@ -125,20 +125,20 @@ class GLAN:
     def run(
         self,
         output_dir: str | Path,
-        evaluation_sets: dict[str, Any] | None = None,
+        against: dict[str, Any] | None = None,
         until: Until = "pairs",
         retry_failed: bool = False,
     ) -> dict[str, Any]:
         """Make what is not there yet, and return the summary.
 
         Args:
-            evaluation_sets: datasets by name, none of whose text may be in a pair.
+            against: evaluation sets by name, none of whose text may be in a pair.
             until: stop after this stage, to look at its files and edit them; a later call goes on.
             retry_failed: ask again for what failed for good before: could not be read, was refused or cut.
         Raises: ValueError if the folder holds another run, if somebody else is at work in it, or if the server is not
             there, refuses the key or does not know the model.
         """
-        return GLANRun(self, Path(output_dir).expanduser(), retry_failed).run(evaluation_sets or {}, until)
+        return GLANRun(self, Path(output_dir).expanduser(), retry_failed).run(against or {}, until)
 
     def shaping(self) -> dict[str, Any]:
         """The settings that content depends on beyond the keys of the files. Counts are free to grow and shrink."""
@@ -211,7 +211,7 @@ class GLANRun:
                 raise ValueError(f'cannot read refusals "{settings.refusals}": {error.strerror}.') from None
             self.more_refusals = [line.strip() for line in lines if line.strip()]
 
-    def run(self, evaluation_sets: dict[str, Any], until: Until) -> dict[str, Any]:
+    def run(self, against: dict[str, Any], until: Until) -> dict[str, Any]:
         from hf_select.generation.pairs import finish
 
         if self.settings.taxonomy != "generate":
@@ -226,7 +226,7 @@ class GLANRun:
                     self.make_syllabi()
                 if until in ("questions", "pairs"):
                     self.make_questions()
-                return finish(self, evaluation_sets, answer=until == "pairs")
+                return finish(self, against, answer=until == "pairs")
         except Timeout:
             raise ValueError(
                 f'another process is at work in "{self.folder}"; wait for it, or choose another.'

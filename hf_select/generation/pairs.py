@@ -45,16 +45,16 @@ SCHEMA = pa.schema(
 _ROWS = 1000
 
 
-def finish(run: "GLANRun", evaluation_sets: dict[str, Any], answer: bool) -> dict[str, Any]:
+def finish(run: "GLANRun", against: dict[str, Any], answer: bool) -> dict[str, Any]:
     """Answers, pairs and removed.jsonl, if they are wanted; the summary and the page of topics in any case."""
     pairs: Counter[str] = Counter()  # of each subject
     removed: Counter[str] = Counter()
     found: dict[str, Any] = {}
     if answer:
         rule = None
-        if evaluation_sets:
+        if against:
             rule = Decontaminate(n=run.settings.decontaminate_n, min_words=min(8, run.settings.decontaminate_n))
-            rule.fit(evaluation_sets)
+            rule.fit(against)
         unwanted = _unwanted(run, rule)
         wanted = (asked for number, asked in _numbered(run) if asked.text is not None and number not in unwanted)
         total = sum(asked.text is not None for _, asked in _numbered(run)) - len(unwanted)
