@@ -1,5 +1,6 @@
 """GLAN against a real server, `transformers serve`, and with the same tiny model in this process."""
 
+import importlib.util
 import json
 import socket
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -17,7 +19,7 @@ from hf_select.cli.main import main
 from hf_select.generation import journal
 from hf_select.generation.engine import Request, Sampling
 from hf_select.generation.glan import GLAN, GLANRun
-from hf_select.generation.local import TransformersGenerator, _own_noise
+from hf_select.generation.local import TransformersGenerator, VLLMGenerator, _own_noise
 from hf_select.generation.server import ServerGenerator
 
 
@@ -165,3 +167,43 @@ def test_glan_in_this_process(model, tmp_path):
     assert main(["generate", "glan", *words]) == 0
     assert pq.read_table(tmp_path / "out" / "pairs.parquet").num_rows == 0
     assert (tmp_path / "out" / "topics.html").exists()
+
+
+def test_vllm_is_asked_as_its_interface_wants_it(monkeypatch):
+    """A stand-in for vLLM 0.30 with the names and signatures used: what is sent and read, not vLLM itself."""
+    seen: list[dict] = []
+
+    class SamplingParams:
+        def __init__(self, temperature, top_p, max_tokens, seed, structured_outputs):
+            self.seed, self.max_tokens, self.structured = seed, max_tokens, structured_outputs
+
+    class LLM:
+        def __init__(self, model, **options):
+            seen.append({"model": model, **options})
+
+        def chat(self, messages, sampling_params, use_tqdm):
+            assert len(messages) == len(sampling_params) and not use_tqdm
+            pairs = zip(messages, sampling_params, strict=True)
+            said = [f"{chat[-1]['content']} {params.seed}" for chat, params in pairs]
+            best = [SimpleNamespace(text=text, finish_reason="stop", token_ids=[1, 2]) for text in said]
+            return [SimpleNamespace(outputs=[out], prompt_token_ids=[1, 2, 3]) for out in best]
+
+    names = {"vllm": {"LLM": LLM, "SamplingParams": SamplingParams}}
+    names["vllm.sampling_params"] = {"StructuredOutputsParams": lambda json: json}
+    for name, content in names.items():
+        module = ModuleType(name)
+        module.__dict__.update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+    generator = VLLMGenerator("some/model", max_model_len=512)
+    found = list(generator.stream([*requests(3), Request([{"role": "user", "content": "j"}], Sampling(seed=9), {})]))
+    assert [answer.text for _, answer in found][:2] == ["tide 0", "tide moon and sea 1"] and found[3][1].text == "j 9"
+    assert (found[0][1].prompt_tokens, found[0][1].completion_tokens) == (3, 2)
+    list(generator.stream(requests(1)))
+    assert len(seen) == 1 and seen[0]["model"] == "some/model" and seen[0]["max_model_len"] == 512
+
+
+def test_without_vllm_its_extra_is_named():
+    if "vllm" in sys.modules or importlib.util.find_spec("vllm"):
+        pytest.skip("vLLM is installed")
+    with pytest.raises(ImportError, match=r"hf-select\[vllm\]"):
+        list(VLLMGenerator("some/model").stream(requests(1)))
