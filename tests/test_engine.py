@@ -106,6 +106,14 @@ def test_what_stays_unanswered_says_why():
     assert asked.usage.given_up == 3 and asked.usage.answers == 31
 
 
+def test_half_a_character_is_mended_before_it_reaches_a_file():
+    raw = '{"choices": [{"message": {"content": "a \\ud83d b \\ud83d\\ude00"}, "finish_reason": "stop"}]}'
+    with ScriptedServer(lambda body: Reply(raw=raw)) as server:
+        ((_, answer),) = generator(server).stream(ask("a"))
+    assert answer.text == "a \ufffd b \U0001f600" and answer.text.encode()
+    assert (answer.prompt_tokens, answer.completion_tokens) == (0, 0), "a server need not count"
+
+
 def test_a_server_without_schemas_is_asked_without_and_only_told_once():
     def script(body):
         return Reply("response_format is not supported", 400) if "response_format" in body else '{"a": 1}'

@@ -163,7 +163,6 @@ GOOD = {"subjects": [{"subject_name": "Optics", "level": "basic", "subtopics": [
     [
         json.dumps(GOOD),
         "Here you are:\n```json\n" + json.dumps(GOOD, indent=2) + "\n```\nAnything else?",
-        "<think>{not json}</think>" + json.dumps(GOOD),
         json.dumps(GOOD["subjects"]),
         json.dumps(GOOD["subjects"][0]),
         json.dumps({"result": GOOD["subjects"]}),
@@ -224,6 +223,12 @@ def test_refusals_are_told_from_answers(text, reason):
     assert unusable(Answer(text, "length"), []) == "cut off at max_new_tokens"
 
 
+def test_thoughts_before_an_answer_are_taken_off(glan):
+    glan(Scripted(lambda body: f"<think>\n{{Hm}}, let me see.\n</think>\n\n{teacher(body)}"))
+    pairs = glan.pairs()
+    assert len(pairs) == 48 and not any("think" in pair["prompt"] + pair["completion"] for pair in pairs)
+
+
 # The files.
 
 
@@ -239,6 +244,9 @@ def test_a_torn_end_is_taken_away_and_a_slip_of_a_person_is_not(tmp_path):
         assert [line.get("id") for line in journal.nodes(lines)] == (["1", "2"] if end == len(whole) - 1 else ["1"])
         journal.append(path, [{"key": "new"}])
         assert path.read_bytes().endswith(b'}\n{"key": "new"}\n')
+    path.unlink()
+    journal.append(path, [{"key": "k", "text": "a\u2028b\x0bc\x85d\r\ne"}])
+    assert journal.read_lines(path) == [{"key": "k", "text": "a\u2028b\x0bc\x85d\r\ne"}]
     path.write_text('{"key": "k"}\n{"id": "mine"}')  # an editor that leaves out the last line break
     assert len(journal.read_lines(path)) == 2
     path.write_text('{"key": "k"}\n{"id": mine}\n{"key": "l"}\n')

@@ -107,7 +107,9 @@ class Generate:
         from hf_select.generation.estimate import estimate
         from hf_select.generation.glan import GLANRun
 
-        stages = estimate(GLANRun(glan, Path(self.output_dir).expanduser()))
+        run = GLANRun(glan, Path(self.output_dir).expanduser())
+        with run.alone():
+            stages = estimate(run)
         priced = glan.prices is not None or glan.answer_prices is not None
         rows = [
             [

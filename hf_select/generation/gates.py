@@ -23,6 +23,11 @@ _REFUSALS = re.compile(
 )
 
 
+def without_reasoning(text: str) -> str:
+    """The text without the thoughts that some models write before it, where the server does not part them."""
+    return re.sub(r"^\s*<think>.*?</think>\s*", "", text, flags=re.DOTALL)
+
+
 def unusable(answer: Answer, more_refusals: list[str]) -> str:
     """Why an answer cannot be used: "empty", "cut off at max_new_tokens", "refused" or "stopped by a content filter";
     "" if it can.

@@ -26,7 +26,8 @@ Left out, as in the paper: correctness of answers is not checked.
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -38,7 +39,7 @@ from hf_select.files import read_json, write_json, written_whole
 from hf_select.generation import journal, parse, prompts
 from hf_select.generation.draws import Draw, draws
 from hf_select.generation.engine import Answer, Generator, Messages, Request, Sampling, seed_of
-from hf_select.generation.gates import unusable
+from hf_select.generation.gates import unusable, without_reasoning
 from hf_select.generation.taxonomy import DEFAULT, Discipline, digest, read_taxonomy
 from hf_select.inference.chunks import differences
 
@@ -217,20 +218,31 @@ class GLANRun:
         if self.settings.taxonomy != "generate":
             self.disciplines()  # their errors come before anything is made
         self._open()
+        with self.alone():
+            self.make_taxonomy()
+            if until != "taxonomy":
+                self.make_subjects()
+            if until not in ("taxonomy", "subjects"):
+                self.make_syllabi()
+            if until in ("questions", "pairs"):
+                self.make_questions()
+            return finish(self, against, answer=until == "pairs")
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Files are read, and their torn ends taken away, by one process at a time."""
+        if not self.folder.is_dir():
+            yield
+            return
+        lock = FileLock(self.folder / ".lock")
         try:
-            with FileLock(self.folder / ".lock", timeout=0):
-                self.make_taxonomy()
-                if until != "taxonomy":
-                    self.make_subjects()
-                if until not in ("taxonomy", "subjects"):
-                    self.make_syllabi()
-                if until in ("questions", "pairs"):
-                    self.make_questions()
-                return finish(self, against, answer=until == "pairs")
+            lock.acquire(timeout=0)
         except Timeout:
-            raise ValueError(
-                f'another process is at work in "{self.folder}"; wait for it, or choose another.'
-            ) from None
+            raise ValueError(f'another process is at work in "{self.folder}"; wait, or choose another.') from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _open(self) -> None:
         path = self.folder / "glan.json"
@@ -508,6 +520,7 @@ class GLANRun:
 
     def _record(self, item: Item, seed: int, answer: Answer, read: Any) -> list[dict[str, Any]]:
         """The lines that an answer becomes: its nodes, and last its record."""
+        answer = replace(answer, text=without_reasoning(answer.text))
         record: dict[str, Any] = {
             "key": item.key,
             "text": answer.text,

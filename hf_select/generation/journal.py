@@ -29,7 +29,10 @@ def read_lines(path: Path) -> list[Line]:
         text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return []
-    lines, kept, written = text.splitlines(), [], []
+    # Not splitlines(): a model may write U+2028, which JSON leaves as it is.
+    lines, kept, written = text.split("\n"), [], []
+    if lines[-1] == "":
+        lines.pop()
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue

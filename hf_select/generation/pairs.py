@@ -55,10 +55,9 @@ def finish(run: "GLANRun", against: dict[str, Any], answer: bool) -> dict[str, A
         if against:
             rule = Decontaminate(n=run.settings.decontaminate_n, min_words=min(8, run.settings.decontaminate_n))
             rule.fit(against)
-        unwanted = _unwanted(run, rule)
+        count, unwanted = _unwanted(run, rule)
         wanted = (asked for number, asked in _numbered(run) if asked.text is not None and number not in unwanted)
-        total = sum(asked.text is not None for _, asked in _numbered(run)) - len(unwanted)
-        run.make_answers(wanted, total)
+        run.make_answers(wanted, count - len(unwanted))
         _write(run, unwanted, rule, pairs, removed)
         found = {"pairs": sum(pairs.values()), "removed": dict(removed.most_common())}
         if rule is not None:
@@ -85,8 +84,8 @@ def _numbered(run: "GLANRun") -> Iterator[tuple[int, "Asked"]]:
     yield from enumerate(asked for questions in run.all_questions() for asked in questions)
 
 
-def _unwanted(run: "GLANRun", rule: Decontaminate | None) -> dict[int, str]:
-    """Which questions need no answer, by number, and why."""
+def _unwanted(run: "GLANRun", rule: Decontaminate | None) -> tuple[int, dict[int, str]]:
+    """How many questions there are, and which of them need no answer, by number, and why."""
     numbers: list[int] = []
     texts: list[str] = []
     answered: list[int] = []
@@ -101,7 +100,7 @@ def _unwanted(run: "GLANRun", rule: Decontaminate | None) -> dict[int, str]:
         texts.append(asked.text)
         answered.append(int(asked.answer_key in keys))
     if not texts:
-        return {}
+        return 0, {}
     rows = Dataset.from_dict({"prompt": texts, "completion": [""] * len(texts), "answered": answered})
     # Of copies the one that has its answer stays, wherever the taxonomy has grown; otherwise the first.
     copies = Dedup(threshold=run.settings.near_duplicates, of="prompt", keep_best_by="answered")
@@ -110,7 +109,7 @@ def _unwanted(run: "GLANRun", rule: Decontaminate | None) -> dict[int, str]:
     if rule is not None:
         for row in _shared(rule, rows):
             unwanted.setdefault(numbers[row], "holds text of a test")
-    return unwanted
+    return len(texts), unwanted
 
 
 def _said_of(reason: str) -> str:

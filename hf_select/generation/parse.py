@@ -18,7 +18,7 @@ def find_json(text: str) -> Any:
 
     Raises: Unparsed if there is none.
     """
-    text = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL).strip()
+    text = text.strip()
     for candidate in (text, re.sub(r",(\s*[}\]])", r"\1", text)):  # a comma before a closing bracket
         try:
             return json.loads(candidate)

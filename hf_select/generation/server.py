@@ -289,8 +289,10 @@ def _read(output: Any, attempts: int) -> Answer:
         raise _Unreadable("the server's reply holds no choice")
     choice, usage = choices[0], getattr(output, "usage", None)
     refusal = getattr(choice.message, "refusal", None)  # OpenAI's own field, beside an empty content
+    text = choice.message.content or refusal or ""
     return Answer(
-        text=choice.message.content or refusal or "",
+        # Half of a surrogate pair, where a server cut a character in two, could not be written to any file.
+        text=text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"),
         finish_reason="content_filter" if refusal else choice.finish_reason or "stop",
         prompt_tokens=getattr(usage, "prompt_tokens", None) or 0,
         completion_tokens=getattr(usage, "completion_tokens", None) or 0,
