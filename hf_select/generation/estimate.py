@@ -82,6 +82,6 @@ def _made(run: "GLANRun", stage: str) -> Counter[str]:
     for path in sorted((run.folder / stage).rglob("*.jsonl")):
         for records in journal.records(journal.read_lines(path)).values():
             if not records[-1].get("lost"):
-                read, written = (sum(r[f"{kind}_tokens"] for r in records) for kind in ("prompt", "completion"))
+                read, written = (sum(r.get(f"{kind}_tokens", 0) for r in records) for kind in ("prompt", "completion"))
                 total.update(requests=1, read=read, written=written)
     return total

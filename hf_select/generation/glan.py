@@ -304,7 +304,7 @@ class GLANRun:
         """The syllabi of a discipline by the keys of their subjects."""
         path, found = self.file("syllabi", discipline), {}
         for key, records in journal.records(journal.read_lines(path)).items():
-            if not records[-1]["error"]:
+            if not records[-1].get("error"):
                 try:
                     found[key] = parse.syllabus(json.dumps(records[-1]))
                 except parse.Unparsed as reason:
@@ -367,7 +367,9 @@ class GLANRun:
             ]
             self._ask("taxonomy", items, len(items), prompts.NAMES_SCHEMA, _names_nodes)
             found = journal.records(journal.read_lines(path))
-            failed = [records[-1]["error"] for records in (found[i.key] for i in items) if records[-1]["error"]]
+            failed = [
+                records[-1].get("error") for records in (found[i.key] for i in items) if records[-1].get("error")
+            ]
             if failed:
                 raise ValueError(
                     f"{len(failed)} of {len(items)} requests for {kind} of the taxonomy failed ({failed[0]}). Ask "
@@ -461,7 +463,7 @@ class GLANRun:
     def _texts(self, path: Path) -> dict[str, str]:
         """The texts of a stage by key, without what failed."""
         found = journal.records(journal.read_lines(path))
-        return {key: records[-1]["text"] for key, records in found.items() if not records[-1]["error"]}
+        return {key: records[-1]["text"] for key, records in found.items() if not records[-1].get("error")}
 
     # Asking.
 

@@ -210,7 +210,7 @@ def _counts(run: "GLANRun", pairs: Counter) -> tuple[dict[str, Any], dict[str, A
         for stage in ("lists", "subjects", "outlines", "syllabi"):
             keys = {subject.key for subject in subjects} if stage in ("outlines", "syllabi") else None
             for key, found in journal.records(journal.read_lines(run.file(stage, discipline))).items():
-                if found[-1]["error"] and (keys is None or key in keys):
+                if found[-1].get("error") and (keys is None or key in keys):
                     failed[f"{stage}: {found[-1]['error']}"] += 1
         for subject in subjects:
             counts["subjects"] += 1
@@ -240,7 +240,9 @@ def _tokens(run: "GLANRun") -> dict[str, dict[str, int]]:
         for path in [*files, *sorted((run.folder / stage).rglob("*.jsonl"))]:
             for line in journal.read_lines(path):
                 if "key" in line:
-                    total.update(requests=1, read=line["prompt_tokens"], written=line["completion_tokens"])
+                    total.update(
+                        requests=1, read=line.get("prompt_tokens", 0), written=line.get("completion_tokens", 0)
+                    )
         if total:
             found[stage] = dict(total)
     return found
