@@ -66,11 +66,11 @@ def server(model, tmp_path_factory):
 
 def answers_by_hand(run: GLANRun) -> None:
     """A random model writes no JSON: a person writes a subject and its syllabus into the files."""
-    (discipline,) = run.disciplines()
-    journal.append(run.file("subjects", discipline), [{"subject_name": "Tides", "subtopics": ["moon"]}])
-    (subject,) = run.subjects(discipline)
+    (discipline,) = run.tree.disciplines()
+    journal.append(run.tree.file("subjects", discipline), [{"subject_name": "Tides", "subtopics": ["moon"]}])
+    (subject,) = run.tree.subjects(discipline)
     sessions = [{"name": f"S{i}", "description": "", "key_concepts": ["a", "b", "c"]} for i in range(3)]
-    journal.append(run.file("syllabi", discipline), [{"key": subject.key, "sessions": sessions}])
+    journal.append(run.tree.file("syllabi", discipline), [{"key": subject.key, "sessions": sessions}])
 
 
 def test_glan_from_a_real_server_accounts_for_every_pair(server, model, tmp_path, capsys):

@@ -41,13 +41,13 @@ class StageEstimate:
 def estimate(run: "GLANRun") -> list[StageEstimate]:
     """The stages of a run as its settings and its folder, which may not exist yet, have them now."""
     settings = run.settings
-    known = run.taxonomy_file().exists()
-    disciplines = run.disciplines() if known else []
+    known = run.tree.taxonomy_file().exists()
+    disciplines = run.tree.disciplines() if known else []
     queries = settings.queries_per_discipline
     lists = (len(disciplines) if known else _DISCIPLINES) * queries
     made = {stage: _made(run, stage) for stage in STAGES}
     # Subjects are counted where their queries are done, and assumed where they are not.
-    counted = sum(len(run.subjects(discipline)) for discipline in disciplines)
+    counted = sum(len(run.tree.subjects(discipline)) for discipline in disciplines)
     subjects = counted + max(0, lists - made["subjects"]["requests"]) * settings.subjects_per_query
     questions = subjects * settings.questions_per_subject
     sessions = (settings.min_sessions + settings.max_sessions) // 2

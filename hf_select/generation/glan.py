@@ -24,23 +24,21 @@ Left out, as in the paper: correctness of answers is not checked.
 """
 
 import json
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from filelock import FileLock, Timeout
-from tqdm.auto import tqdm
 
 from hf_select.choices import check_choices
 from hf_select.files import read_json, write_json, written_whole
 from hf_select.generation import journal, parse, prompts
-from hf_select.generation.draws import Draw, draws
-from hf_select.generation.engine import Answer, Generator, Messages, Request, Sampling, seed_of
-from hf_select.generation.gates import unusable, without_reasoning
-from hf_select.generation.taxonomy import DEFAULT, Discipline, digest, read_taxonomy
+from hf_select.generation.asking import Asking, Item
+from hf_select.generation.engine import Generator, Messages, Sampling
+from hf_select.generation.taxonomy import DEFAULT, Discipline
+from hf_select.generation.tree import Asked, Subject, Tree
 from hf_select.inference.chunks import differences
 
 
@@ -120,8 +118,15 @@ class GLAN:
             prices = getattr(self, name)
             if prices is not None and (len(prices) != 2 or min(prices) < 0):
                 raise ValueError(f"{name} is {prices}; give two numbers, for tokens read and for tokens written.")
-        self._sampling = Sampling(self.temperature, self.top_p, self.max_new_tokens)
-        self._answer_sampling = Sampling(self.answer_temperature, self.answer_top_p, self.answer_max_new_tokens)
+        self.sampling()  # its errors come now
+        self.answer_sampling()
+
+    def sampling(self) -> Sampling:
+        """Of all but answers."""
+        return Sampling(self.temperature, self.top_p, self.max_new_tokens)
+
+    def answer_sampling(self) -> Sampling:
+        return Sampling(self.answer_temperature, self.answer_top_p, self.answer_max_new_tokens)
 
     def run(
         self,
@@ -151,72 +156,30 @@ class GLAN:
         return {**mine, "model": self.model.name, "answer_model": (self.answer_model or self.model).name}
 
 
-@dataclass(frozen=True)
-class Item:
-    """Something to be asked for: the file of its record, its key there, and the conversation."""
-
-    path: Path
-    key: str
-    messages: Callable[[], Messages]
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A subject of a discipline, with the number of its line for its place in the final order."""
-
-    discipline: Discipline
-    node: dict[str, Any]
-
-    @property
-    def id(self) -> str:
-        return self.node["id"]
-
-    @property
-    def key(self) -> str:
-        """Changes with what is said of the subject: its syllabus is then made anew."""
-        said = {name: self.node[name] for name in ("subject_name", "level", "subtopics")}
-        return f"{self.id}:{digest(said)}"
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A question that is wanted: its draw, and the record of it if it has been asked for."""
-
-    subject: Subject
-    syllabus: dict[str, Any]
-    draw: Draw
-    key: str
-    record: dict[str, Any] | None
-
-    @property
-    def text(self) -> str | None:
-        return self.record["text"].strip() if self.record is not None and not self.record["error"] else None
-
-    @property
-    def answer_key(self) -> str:
-        return f"{self.key}:{digest(self.text)}"
-
-
 class GLANRun:
     """One run of GLAN in its folder."""
 
     def __init__(self, settings: GLAN, folder: Path, retry_failed: bool = False):
-        self.settings, self.folder, self.retry_failed = settings, folder, retry_failed
+        self.settings, self.folder = settings, folder
         self.model: Generator = settings.model
         self.answer_model: Generator = settings.answer_model or settings.model
-        self.more_refusals: list[str] = []
+        self.writing = (self.model, settings.sampling())
+        self.answering = (self.answer_model, settings.answer_sampling())
+        self.tree = Tree(settings, folder)
+        more_refusals: list[str] = []
         if settings.refusals is not None:
             try:
                 lines = Path(settings.refusals).expanduser().read_text(encoding="utf-8").lower().splitlines()
             except OSError as error:
                 raise ValueError(f'cannot read refusals "{settings.refusals}": {error.strerror}.') from None
-            self.more_refusals = [line.strip() for line in lines if line.strip()]
+            more_refusals = [line.strip() for line in lines if line.strip()]
+        self.ask = Asking(folder, settings.seed, retry_failed, more_refusals)
 
     def run(self, against: dict[str, Any], until: Until) -> dict[str, Any]:
         from hf_select.generation.pairs import finish
 
         if self.settings.taxonomy != "generate":
-            self.disciplines()  # their errors come before anything is made
+            self.tree.disciplines()  # their errors come before anything is made
         self._open()
         with self.alone():
             self.make_taxonomy()
@@ -265,78 +228,6 @@ class GLANRun:
                 f'cannot write to output folder "{self.folder}": {error.strerror}. Choose another.'
             ) from None
 
-    # The tree, read from the files of the stages as they are now.
-
-    def taxonomy_file(self) -> Path:
-        """The file that says what the taxonomy is; it may be yet to be generated."""
-        if self.settings.taxonomy not in ("default", "generate"):
-            return Path(self.settings.taxonomy).expanduser()
-        own = self.folder / "taxonomy.yaml"
-        return DEFAULT if self.settings.taxonomy == "default" and not own.exists() else own
-
-    def disciplines(self) -> list[Discipline]:
-        return read_taxonomy(self.taxonomy_file())
-
-    def file(self, stage: str, discipline: Discipline, subject: Subject | None = None) -> Path:
-        folder = self.folder / stage
-        return folder / f"{discipline.id}.jsonl" if subject is None else folder / discipline.id / f"{subject.id}.jsonl"
-
-    def subjects(self, discipline: Discipline) -> list[Subject]:
-        """The subjects of a discipline: those of the queries that are wanted, and those that a person has added."""
-        path, found = self.file("subjects", discipline), []
-        for number, node in enumerate(journal.nodes(journal.read_lines(path)), 1):
-            if int(node.get("of") or 0) >= self.settings.queries_per_discipline:
-                continue
-            try:
-                (said,) = parse.subjects(json.dumps([node]))
-                node = {"id": f"own-{digest(said['subject_name'])}", **node, **said}
-                if re.fullmatch(r"[\w.-]+", node["id"]) is None:
-                    raise parse.Unparsed(f'its id "{node["id"]}" is no file name; leave it out')
-                if any(node["id"] == subject.id for _, subject in found):
-                    raise parse.Unparsed(f'another has the id "{node["id"]}"; leave it out in the one that you added')
-            except parse.Unparsed as reason:
-                raise ValueError(f'subject {number} of "{path}" cannot be used: {reason}.') from None
-            place = (int(node["of"]), int(node["id"].split(".")[1])) if "of" in node else (1 << 30, number)
-            found.append((place, Subject(discipline, node)))
-        return [subject for _, subject in sorted(found, key=lambda item: item[0])]
-
-    def syllabi(self, discipline: Discipline) -> dict[str, dict[str, Any]]:
-        """The syllabi of a discipline by the keys of their subjects."""
-        path, found = self.file("syllabi", discipline), {}
-        for key, records in journal.records(journal.read_lines(path)).items():
-            if not records[-1].get("error"):
-                try:
-                    found[key] = parse.syllabus(json.dumps(records[-1]))
-                except parse.Unparsed as reason:
-                    raise ValueError(f'syllabus "{key}" of "{path}" cannot be used: {reason}.') from None
-        return found
-
-    def questions(self, subject: Subject, syllabus: dict[str, Any]) -> list[Asked]:
-        """The questions that are wanted on a subject, asked for or not."""
-        found = journal.records(journal.read_lines(self.file("questions", subject.discipline, subject)))
-        settings = self.settings
-        course = digest([subject.key, syllabus["introduction"], syllabus["sessions"]])
-        sizes = [len(session["key_concepts"]) for session in syllabus["sessions"]]
-        drawn = draws(
-            sizes,
-            settings.questions_per_subject,
-            settings.two_session_share,
-            seed_of(settings.seed, subject.discipline.path, subject.id, course),
-        )
-        keys = [f"{course}:{number}" for number in range(len(drawn))]
-        return [
-            Asked(subject, syllabus, draw, key, found[key][-1] if key in found else None)
-            for key, draw in zip(keys, drawn, strict=True)
-        ]
-
-    def all_questions(self) -> Iterator[list[Asked]]:
-        """The questions of each subject in turn: of the whole run no more than this is ever in memory."""
-        for discipline in self.disciplines():
-            syllabi = self.syllabi(discipline)
-            for subject in self.subjects(discipline):
-                if subject.key in syllabi:
-                    yield self.questions(subject, syllabi[subject.key])
-
     # The stages.
 
     def make_taxonomy(self) -> None:
@@ -365,11 +256,9 @@ class GLANRun:
                 )
                 for names in above
             ]
-            self._ask("taxonomy", items, len(items), prompts.NAMES_SCHEMA, _names_nodes)
+            self.ask("taxonomy", *self.writing, items, len(items), prompts.NAMES_SCHEMA, _names_nodes)
             found = journal.records(journal.read_lines(path))
-            failed = [
-                records[-1].get("error") for records in (found[i.key] for i in items) if records[-1].get("error")
-            ]
+            failed = [error for item in items if (error := found[item.key][-1].get("error"))]
             if failed:
                 raise ValueError(
                     f"{len(failed)} of {len(items)} requests for {kind} of the taxonomy failed ({failed[0]}). Ask "
@@ -383,32 +272,40 @@ class GLANRun:
         return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
     def make_subjects(self) -> None:
-        settings, disciplines = self.settings, self.disciplines()
+        settings, disciplines = self.settings, self.tree.disciplines()
         queries = [str(number) for number in range(settings.queries_per_discipline)]
 
         def asked(discipline: Discipline) -> Messages:
             return prompts.subject_list(discipline, settings.subjects_per_query, settings.level, settings.language)
 
         lists = (
-            Item(self.file("lists", discipline), query, lambda discipline=discipline: asked(discipline))
+            Item(self.tree.file("lists", discipline), query, lambda discipline=discipline: asked(discipline))
             for discipline in disciplines
             for query in queries
         )
-        self._ask("lists", lists, len(disciplines) * len(queries))
+        total = len(disciplines) * len(queries)
+        self.ask("lists", *self.writing, lists, total)
 
         def extractions() -> Iterator[Item]:
             for discipline in disciplines:
-                found = self._texts(self.file("lists", discipline))
+                found = self._texts(self.tree.file("lists", discipline))
                 for query in queries:
                     if query in found:
                         turns = lambda d=discipline, text=found[query]: prompts.subjects_from(asked(d), text)  # noqa: E731
-                        yield Item(self.file("subjects", discipline), query, turns)
+                        yield Item(self.tree.file("subjects", discipline), query, turns)
 
-        self._ask("subjects", extractions(), len(disciplines) * len(queries), prompts.SUBJECTS_SCHEMA, _subject_nodes)
+        self.ask(
+            "subjects",
+            *self.writing,
+            extractions(),
+            len(disciplines) * len(queries),
+            prompts.SUBJECTS_SCHEMA,
+            _subject_nodes,
+        )
 
     def make_syllabi(self) -> None:
-        disciplines, settings = self.disciplines(), self.settings
-        total = sum(len(self.subjects(discipline)) for discipline in disciplines)
+        disciplines, settings = self.tree.disciplines(), self.settings
+        total = sum(len(self.tree.subjects(discipline)) for discipline in disciplines)
 
         def asked(subject: Subject) -> Messages:
             sessions = (settings.min_sessions, settings.max_sessions)
@@ -416,34 +313,36 @@ class GLANRun:
 
         def outlines() -> Iterator[Item]:
             for discipline in disciplines:
-                for subject in self.subjects(discipline):
-                    yield Item(self.file("outlines", discipline), subject.key, lambda subject=subject: asked(subject))
+                for subject in self.tree.subjects(discipline):
+                    yield Item(
+                        self.tree.file("outlines", discipline), subject.key, lambda subject=subject: asked(subject)
+                    )
 
         def extractions() -> Iterator[Item]:
             for discipline in disciplines:
-                found = self._texts(self.file("outlines", discipline))
-                for subject in self.subjects(discipline):
+                found = self._texts(self.tree.file("outlines", discipline))
+                for subject in self.tree.subjects(discipline):
                     if subject.key in found:
                         turns = lambda s=subject, text=found[subject.key]: prompts.syllabus_from(asked(s), text)  # noqa: E731
-                        yield Item(self.file("syllabi", discipline), subject.key, turns)
+                        yield Item(self.tree.file("syllabi", discipline), subject.key, turns)
 
-        self._ask("outlines", outlines(), total)
-        self._ask("syllabi", extractions(), total, prompts.SYLLABUS_SCHEMA, _syllabus_node)
+        self.ask("outlines", *self.writing, outlines(), total)
+        self.ask("syllabi", *self.writing, extractions(), total, prompts.SYLLABUS_SCHEMA, _syllabus_node)
 
     def make_questions(self) -> None:
         def items() -> Iterator[Item]:
-            for questions in self.all_questions():
+            for questions in self.tree.all_questions():
                 for asked in questions:
-                    path = self.file("questions", asked.subject.discipline, asked.subject)
+                    path = self.tree.file("questions", asked.subject.discipline, asked.subject)
                     yield Item(path, asked.key, lambda asked=asked: self._question(asked))
 
         total = self.settings.questions_per_subject * sum(
             subject.key in syllabi
-            for discipline in self.disciplines()
-            for syllabi in [self.syllabi(discipline)]
-            for subject in self.subjects(discipline)
+            for discipline in self.tree.disciplines()
+            for syllabi in [self.tree.syllabi(discipline)]
+            for subject in self.tree.subjects(discipline)
         )
-        self._ask("questions", items(), total)
+        self.ask("questions", *self.writing, items(), total)
 
     def _question(self, asked: Asked) -> Messages:
         draw, language = asked.draw, self.settings.language
@@ -452,111 +351,18 @@ class GLANRun:
     def make_answers(self, wanted: Iterable[Asked], total: int) -> None:
         items = (
             Item(
-                self.file("answers", asked.subject.discipline, asked.subject),
+                self.tree.file("answers", asked.subject.discipline, asked.subject),
                 asked.answer_key,
                 lambda asked=asked: prompts.answer(cast(str, asked.text)),
             )
             for asked in wanted
         )
-        self._ask("answers", items, total)
+        self.ask("answers", *self.answering, items, total)
 
     def _texts(self, path: Path) -> dict[str, str]:
         """The texts of a stage by key, without what failed."""
         found = journal.records(journal.read_lines(path))
         return {key: records[-1]["text"] for key, records in found.items() if not records[-1].get("error")}
-
-    # Asking.
-
-    def _ask(
-        self,
-        stage: str,
-        items: Iterable[Item],
-        total: int,
-        schema: dict[str, Any] | None = None,
-        read: "Callable[[Item, str], tuple[dict[str, Any], list[dict[str, Any]]]] | None" = None,
-    ) -> None:
-        """Ask for what has no record yet, then once more, with the reason, for what could not be read.
-
-        Args:
-            total: how many items there are at most, for the bar.
-            read: what a record and its nodes hold beyond the text, or Unparsed.
-        """
-        unread: list[Item] = []  # what could not be read is rare; else it would be looked for in the files again
-        generator = self.answer_model if stage == "answers" else self.model
-        sampling = self.settings._answer_sampling if stage == "answers" else self.settings._sampling
-
-        def first_turns() -> Iterator[Request]:
-            for item, records in _with_records(items):
-                own = [record for record in records if not record.get("lost") and not record.get("repaired")]
-                last = records[-1] if records else None
-                if last is not None and last.get("unread") and not last.get("repaired") and not self.retry_failed:
-                    unread.append(item)
-                if last is not None and not last.get("lost") and not (last["error"] and self.retry_failed):
-                    bar.update()
-                    continue
-                seed = seed_of(self.settings.seed, stage, str(item.path.relative_to(self.folder)), item.key, len(own))
-                yield Request(item.messages(), _with_seed(sampling, seed), schema, tag=(item, seed))
-
-        def second_turns() -> Iterator[Request]:
-            for item in unread:
-                last = journal.records(journal.read_lines(item.path))[item.key][-1]
-                messages = prompts.repair(item.messages(), last["text"], last["error"])
-                seed = seed_of(last["seed"], "repair")
-                yield Request(messages, _with_seed(sampling, seed), schema, tag=(item, seed))
-
-        with tqdm(total=total, unit="request", desc=stage, disable=None) as bar:
-            for request, answer in generator.stream(first_turns()):
-                item, seed = cast(Any, request.tag)
-                record = self._record(item, seed, answer, read)
-                if record[-1].get("unread"):
-                    unread.append(item)
-                journal.append(item.path, record)
-                bar.update()
-        if unread:
-            for request, answer in generator.stream(second_turns()):
-                item, seed = cast(Any, request.tag)
-                if answer.lost:  # what is known of it stays as it was, and a later run asks again
-                    continue
-                *nodes, record = self._record(item, seed, answer, read)
-                journal.append(item.path, [*nodes, {**record, "repaired": True}])
-
-    def _record(self, item: Item, seed: int, answer: Answer, read: Any) -> list[dict[str, Any]]:
-        """The lines that an answer becomes: its nodes, and last its record."""
-        answer = replace(answer, text=without_reasoning(answer.text))
-        record: dict[str, Any] = {
-            "key": item.key,
-            "text": answer.text,
-            "error": answer.error or unusable(answer, self.more_refusals),
-            "finish_reason": answer.finish_reason,
-            "prompt_tokens": answer.prompt_tokens,
-            "completion_tokens": answer.completion_tokens,
-            "seed": seed,
-        }
-        if answer.lost:
-            return [{**record, "lost": True}]
-        if read is None or answer.error:
-            return [record]
-        if record["error"]:  # cut off, say: the same turn again may do
-            return [{**record, "unread": True}]
-        try:
-            more, nodes = read(item, answer.text)
-        except parse.Unparsed as reason:
-            return [{**record, "error": str(reason), "unread": True}]
-        # The text says no more than what was read from it.
-        return [*nodes, {**record, "text": "", **more}]
-
-
-def _with_records(items: Iterable[Item]) -> Iterator[tuple[Item, list[dict[str, Any]]]]:
-    """Each item with the records of its key; a file is read once for all its items, which stand together."""
-    path, found = None, {}
-    for item in items:
-        if item.path != path:
-            path, found = item.path, journal.records(journal.read_lines(item.path))
-        yield item, found.get(item.key, [])
-
-
-def _with_seed(sampling: Sampling, seed: int) -> Sampling:
-    return Sampling(sampling.temperature, sampling.top_p, sampling.max_new_tokens, seed)
 
 
 def _names_nodes(item: Item, text: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:

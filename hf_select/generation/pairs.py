@@ -23,7 +23,8 @@ from hf_select.selection.dedup import Dedup
 
 
 if TYPE_CHECKING:
-    from hf_select.generation.glan import Asked, GLANRun
+    from hf_select.generation.glan import GLANRun
+    from hf_select.generation.tree import Asked
 
 _TEXTS = pa.list_(pa.string())
 SCHEMA = pa.schema(
@@ -81,7 +82,7 @@ def finish(run: "GLANRun", against: dict[str, Any], answer: bool) -> dict[str, A
 
 def _numbered(run: "GLANRun") -> Iterator[tuple[int, "Asked"]]:
     """All wanted questions, by number."""
-    yield from enumerate(asked for questions in run.all_questions() for asked in questions)
+    yield from enumerate(asked for questions in run.tree.all_questions() for asked in questions)
 
 
 def _unwanted(run: "GLANRun", rule: Decontaminate | None) -> tuple[int, dict[int, str]]:
@@ -93,7 +94,7 @@ def _unwanted(run: "GLANRun", rule: Decontaminate | None) -> tuple[int, dict[int
     for number, asked in _numbered(run):
         if asked.text is None:
             continue
-        file = run.file("answers", asked.subject.discipline, asked.subject)
+        file = run.tree.file("answers", asked.subject.discipline, asked.subject)
         if file != path:
             path, keys = file, set(journal.records(journal.read_lines(file)))
         numbers.append(number)
@@ -133,11 +134,11 @@ def _write(
     number = -1
     with written_whole(run.folder / "pairs.parquet") as parquet, written_whole(run.folder / "removed.jsonl") as other:
         with pq.ParquetWriter(parquet, SCHEMA) as writer, other.open("w", encoding="utf-8") as out:
-            for questions in run.all_questions():
+            for questions in run.tree.all_questions():
                 if not questions:
                     continue
                 subject = questions[0].subject
-                lines = journal.read_lines(run.file("answers", subject.discipline, subject))
+                lines = journal.read_lines(run.tree.file("answers", subject.discipline, subject))
                 answers = {key: found[-1] for key, found in journal.records(lines).items()}
                 rows = []
                 for asked in questions:
@@ -199,23 +200,23 @@ def _counts(run: "GLANRun", pairs: Counter) -> tuple[dict[str, Any], dict[str, A
     tree: dict[str, Any] = {}
     counts = Counter({"disciplines": 0, "subjects": 0, "syllabi": 0, "sessions": 0, "questions": 0})
     failed: Counter[str] = Counter()
-    disciplines = run.disciplines() if run.taxonomy_file().exists() else []
+    disciplines = run.tree.disciplines() if run.tree.taxonomy_file().exists() else []
     for discipline in disciplines:
         counts["disciplines"] += 1
         branch = tree
         for name in discipline.path:
             branch = branch.setdefault(name, {})
-        syllabi = run.syllabi(discipline)
-        subjects = run.subjects(discipline)
+        syllabi = run.tree.syllabi(discipline)
+        subjects = run.tree.subjects(discipline)
         for stage in ("lists", "subjects", "outlines", "syllabi"):
             keys = {subject.key for subject in subjects} if stage in ("outlines", "syllabi") else None
-            for key, found in journal.records(journal.read_lines(run.file(stage, discipline))).items():
+            for key, found in journal.records(journal.read_lines(run.tree.file(stage, discipline))).items():
                 if found[-1].get("error") and (keys is None or key in keys):
                     failed[f"{stage}: {found[-1]['error']}"] += 1
         for subject in subjects:
             counts["subjects"] += 1
             course = syllabi.get(subject.key)
-            questions = [] if course is None else run.questions(subject, course)
+            questions = [] if course is None else run.tree.questions(subject, course)
             counts["syllabi"] += course is not None
             counts["sessions"] += 0 if course is None else len(course["sessions"])
             counts["questions"] += sum(asked.text is not None for asked in questions)
