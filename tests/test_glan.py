@@ -591,7 +591,7 @@ def test_the_ledger_counts_every_answer_that_came_back(glan):
 @pytest.mark.slow
 def test_kill_9_at_random_moments_changes_nothing(glan, tmp_path):
     """Children are killed at random moments; then one finishes. Its files are those of a run that nobody killed."""
-    kills, dice = int(os.environ.get("HF_SELECT_KILLS", "8")), random.Random(0)
+    kills, dice = int(os.environ.get("HF_SELECT_KILLS", "6")), random.Random(0)
     with ScriptedServer(lambda body: Reply(teacher(body), delay=dice.uniform(0, 0.01))) as server:
         runs = {}
         for name, moments in (("whole", []), ("killed", [dice.uniform(0.05, 1.2) for _ in range(kills)])):
