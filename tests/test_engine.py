@@ -129,6 +129,8 @@ def test_a_server_without_schemas_is_asked_without_and_only_told_once():
 
 def test_a_wrong_key_an_unknown_model_and_no_server_are_one_clear_line_each(monkeypatch):
     def script(body):
+        if body["model"] == "dear":
+            return Reply("credits are spent", 402)
         if body["model"] != "tiny":
             return Reply(f"The model `{body['model']}` does not exist.", 404)
         return Reply("Incorrect API key provided", 401)
@@ -140,6 +142,8 @@ def test_a_wrong_key_an_unknown_model_and_no_server_are_one_clear_line_each(monk
         with pytest.raises(ValueError, match="refuses the key.*check the key in MY_KEY"):
             list(generator(server, api_key_env="MY_KEY").stream(ask("a", "b")))
         assert server.headers[-1]["authorization"] == "Bearer sk-secret"
+        with pytest.raises(ValueError, match="asks for payment .402 credits"):
+            list(ServerGenerator("dear", base_url=server.url).stream(ask("a")))
         with pytest.raises(ValueError, match='knows no model "huge".*--model'):
             list(ServerGenerator("huge", base_url=server.url).stream(ask("a")))
     with socket.socket() as free:
@@ -182,6 +186,13 @@ def test_a_server_that_refuses_everything_is_not_asked_a_thousand_times():
         with pytest.raises(ValueError, match="8 requests in a row, the last asked once .400 max_tokens is not supp"):
             list(generator(server, concurrency=4).stream(ask(*map(str, range(1000)))))
         assert len(server.seen) < 20
+
+
+def test_a_server_that_has_answered_may_refuse_many_requests_for_their_own_sake():
+    with ScriptedServer(lambda body: Reply("too long", 400) if said(body) != "0" else "fine") as server:
+        asked = generator(server, concurrency=1)
+        assert [not a.error for _, a in asked.stream(ask(*map(str, range(30))))] == [True] + 29 * [False]
+        assert len(list(asked.stream(ask(*map(str, range(1, 30)))))) == 29, "a later stage knows it, too"
 
 
 def test_a_429_holds_all_requests_back_for_as_long_as_it_says():

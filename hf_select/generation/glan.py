@@ -27,6 +27,7 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -246,16 +247,12 @@ class GLANRun:
         tree: dict[str, Any] = {}
         above: list[tuple[str, ...]] = [()]
         for kind in ("fields", "sub-fields", "disciplines"):
-            items = [
-                Item(
-                    path,
-                    json.dumps(names, ensure_ascii=False),
-                    (lambda: prompts.fields(language))
-                    if not names
-                    else (lambda names=names: prompts.parts(names, kind, language)),  # noqa: B023
-                )
+            turns = [
+                partial(prompts.parts, names, kind, language) if names else partial(prompts.fields, language)
                 for names in above
             ]
+            keys = [json.dumps(names, ensure_ascii=False) for names in above]
+            items = [Item(path, key, turn) for key, turn in zip(keys, turns, strict=True)]
             self.ask("taxonomy", *self.writing, items, len(items), prompts.NAMES_SCHEMA, _names_nodes)
             found = journal.records(journal.read_lines(path))
             failed = [error for item in items if (error := found[item.key][-1].get("error"))]
@@ -279,7 +276,7 @@ class GLANRun:
             return prompts.subject_list(discipline, settings.subjects_per_query, settings.level, settings.language)
 
         lists = (
-            Item(self.tree.file("lists", discipline), query, lambda discipline=discipline: asked(discipline))
+            Item(self.tree.file("lists", discipline), query, partial(asked, discipline))
             for discipline in disciplines
             for query in queries
         )
@@ -291,17 +288,10 @@ class GLANRun:
                 found = self._texts(self.tree.file("lists", discipline))
                 for query in queries:
                     if query in found:
-                        turns = lambda d=discipline, text=found[query]: prompts.subjects_from(asked(d), text)  # noqa: E731
+                        turns = partial(prompts.subjects_from, asked(discipline), found[query])
                         yield Item(self.tree.file("subjects", discipline), query, turns)
 
-        self.ask(
-            "subjects",
-            *self.writing,
-            extractions(),
-            len(disciplines) * len(queries),
-            prompts.SUBJECTS_SCHEMA,
-            _subject_nodes,
-        )
+        self.ask("subjects", *self.writing, extractions(), total, prompts.SUBJECTS_SCHEMA, _subject_nodes)
 
     def make_syllabi(self) -> None:
         disciplines, settings = self.tree.disciplines(), self.settings
@@ -314,16 +304,14 @@ class GLANRun:
         def outlines() -> Iterator[Item]:
             for discipline in disciplines:
                 for subject in self.tree.subjects(discipline):
-                    yield Item(
-                        self.tree.file("outlines", discipline), subject.key, lambda subject=subject: asked(subject)
-                    )
+                    yield Item(self.tree.file("outlines", discipline), subject.key, partial(asked, subject))
 
         def extractions() -> Iterator[Item]:
             for discipline in disciplines:
                 found = self._texts(self.tree.file("outlines", discipline))
                 for subject in self.tree.subjects(discipline):
                     if subject.key in found:
-                        turns = lambda s=subject, text=found[subject.key]: prompts.syllabus_from(asked(s), text)  # noqa: E731
+                        turns = partial(prompts.syllabus_from, asked(subject), found[subject.key])
                         yield Item(self.tree.file("syllabi", discipline), subject.key, turns)
 
         self.ask("outlines", *self.writing, outlines(), total)
@@ -334,7 +322,7 @@ class GLANRun:
             for questions in self.tree.all_questions():
                 for asked in questions:
                     path = self.tree.file("questions", asked.subject.discipline, asked.subject)
-                    yield Item(path, asked.key, lambda asked=asked: self._question(asked))
+                    yield Item(path, asked.key, partial(self._question, asked))
 
         total = self.settings.questions_per_subject * sum(
             subject.key in syllabi
@@ -353,7 +341,7 @@ class GLANRun:
             Item(
                 self.tree.file("answers", asked.subject.discipline, asked.subject),
                 asked.answer_key,
-                lambda asked=asked: prompts.answer(cast(str, asked.text)),
+                partial(prompts.answer, cast(str, asked.text)),
             )
             for asked in wanted
         )

@@ -148,7 +148,7 @@ class _Line:
         for slot in reversed(range(settings.concurrency)):
             self.clients.put_nowait(self.made[slot // _KEPT_OPEN])
         self.schemas = settings.json_schema == "auto"
-        self.answered = 0
+        self.answered = settings.usage.answers > 0
         self.failed_in_a_row = 0
         self.pause_until = 0.0
 
@@ -189,7 +189,7 @@ class _Line:
             schema = request.schema if self.schemas else None
             try:
                 output = await asyncio.wait_for(self._ask(client, request, schema), self.settings.timeout)
-                self.answered += 1
+                self.answered = True
                 return _read(output, attempts)
             except (asyncio.TimeoutError, InferenceTimeoutError):
                 timed_out += 1
@@ -250,6 +250,8 @@ class _Line:
             await asyncio.sleep(left + self.dice.uniform(0, 0.1))
 
     def _raise_if_fatal(self, status: int, reason: str) -> None:
+        if status == 402:
+            raise _Fatal(f"{self._where()} asks for payment ({reason}); then run the same command again.")
         if status in (401, 403):
             cure = "no key was sent; name the environment variable that holds it: api_key_env (--api-key-env)"
             if self.key != "none":
