@@ -102,19 +102,26 @@ class ServerGenerator(Generator):
             line = _Line(self, key, random.Random(0))
             try:
                 done: queue.SimpleQueue = queue.SimpleQueue()
-                flying = 0
+                flying, fatal = 0, None
                 while True:
-                    while flying < 2 * self.concurrency and (request := next(waiting, None)) is not None:
+                    room = 2 * self.concurrency if fatal is None else 0
+                    while flying < room and (request := next(waiting, None)) is not None:
                         future = asyncio.run_coroutine_threadsafe(line.answer(request), loop)
                         future.add_done_callback(lambda future, request=request: done.put((request, future)))
                         flying += 1
-                    if not flying:
-                        return
+                    if not flying or (fatal is not None and done.empty()):
+                        break
                     request, future = done.get()
                     flying -= 1
-                    answer = future.result()
+                    try:
+                        answer = future.result()
+                    except _Fatal as error:  # first what has come already
+                        fatal = error
+                        continue
                     self.usage.count(answer)
                     yield request, answer
+                if fatal is not None:
+                    raise fatal
             finally:
                 _in(loop, line.close())
 
