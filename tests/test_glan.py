@@ -18,6 +18,7 @@ from scripted_server import Reply, ScriptedServer
 from hf_select.cli.main import main
 from hf_select.demo import teacher
 from hf_select.generation import journal, parse, server
+from hf_select.generation import pairs as pairs_module
 from hf_select.generation.draws import Draw, draws, num_combinations, num_questions
 from hf_select.generation.engine import Answer, Generator, Usage
 from hf_select.generation.gates import unusable
@@ -461,6 +462,20 @@ def test_text_of_evaluation_sets_is_left_out_of_questions_and_answers(glan):
     assert not any(leak in (pair["prompt"] + pair["completion"]).lower() for pair in glan.pairs())
     assert not any(said(body).startswith("0.") for body in glan.model.seen[-40:]), "a question of a test was answered"
     assert any("shares 13 words with exam item 0" in row.get("shares", "") for row in glan.removed())
+
+
+def test_what_the_gates_cannot_do_is_said_before_anything_is_asked(glan, monkeypatch):
+    short = Dataset.from_list([{"prompt": "2 + 2?", "completion": "4"}])
+    with pytest.raises(ValueError, match='"exam" has no item of 8 words'):
+        glan(run={"against": {"exam": short}})
+    with pytest.raises(ValueError, match="threshold is 1.5"):
+        glan(near_duplicates=1.5)
+    with pytest.raises(ValueError, match="n is 0"):
+        glan(decontaminate_n=0, run={"against": {"exam": short}})
+    monkeypatch.setattr(pairs_module, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"hf-select\[text\].*near_duplicates=1"):
+        glan()
+    assert not glan.model.seen and not glan.folder.exists()
 
 
 def test_a_taxonomy_can_be_asked_of_the_model_and_vetoed(glan):

@@ -177,8 +177,9 @@ class GLANRun:
         self.ask = Asking(folder, settings.seed, retry_failed, more_refusals)
 
     def run(self, against: dict[str, Any], until: Until) -> dict[str, Any]:
-        from hf_select.generation.pairs import finish
+        from hf_select.generation.pairs import finish, gates
 
+        copies, rule = gates(self.settings, against)
         if self.settings.taxonomy != "generate":
             self.tree.disciplines()  # their errors come before anything is made
         self._open()
@@ -190,7 +191,7 @@ class GLANRun:
                 self.make_syllabi()
             if until in ("questions", "pairs"):
                 self.make_questions()
-            return finish(self, against, answer=until == "pairs")
+            return finish(self, copies, rule, answer=until == "pairs")
 
     @contextmanager
     def alone(self) -> Iterator[None]:

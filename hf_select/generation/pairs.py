@@ -8,6 +8,7 @@ search for copies, which compares all questions.
 import json
 from collections import Counter
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from hf_select.selection.dedup import Dedup
 
 
 if TYPE_CHECKING:
-    from hf_select.generation.glan import GLANRun
+    from hf_select.generation.glan import GLAN, GLANRun
     from hf_select.generation.tree import Asked
 
 _TEXTS = pa.list_(pa.string())
@@ -46,17 +47,31 @@ SCHEMA = pa.schema(
 _ROWS = 1000
 
 
-def finish(run: "GLANRun", against: dict[str, Any], answer: bool) -> dict[str, Any]:
+def gates(settings: "GLAN", against: dict[str, Any]) -> tuple[Dedup, Decontaminate | None]:
+    """The searches for copies and for text of evaluation sets, made before anything is asked for: an error that could
+    be told now must not come after the questions have been paid for.
+
+    Raises: ValueError if a setting or an evaluation set makes no sense; ImportError without datasketch.
+    """
+    # Of copies the one that has its answer stays, wherever the taxonomy has grown; otherwise the first.
+    copies = Dedup(threshold=settings.near_duplicates, of="prompt", keep_best_by="answered")
+    if settings.near_duplicates < 1 and find_spec("datasketch") is None:
+        raise ImportError(
+            'the search for near copies needs an extra: pip install "hf-select[text]", or near_duplicates=1.'
+        )
+    rule = None
+    if against:
+        rule = Decontaminate(n=settings.decontaminate_n, min_words=min(8, settings.decontaminate_n)).fit(against)
+    return copies, rule
+
+
+def finish(run: "GLANRun", copies: Dedup, rule: Decontaminate | None, answer: bool) -> dict[str, Any]:
     """Answers, pairs and removed.jsonl, if they are wanted; the summary and the page of topics in any case."""
     pairs: Counter[str] = Counter()  # of each subject
     removed: Counter[str] = Counter()
     found: dict[str, Any] = {}
     if answer:
-        rule = None
-        if against:
-            rule = Decontaminate(n=run.settings.decontaminate_n, min_words=min(8, run.settings.decontaminate_n))
-            rule.fit(against)
-        count, unwanted = _unwanted(run, rule)
+        count, unwanted = _unwanted(run, copies, rule)
         wanted = (asked for number, asked in _numbered(run) if asked.text is not None and number not in unwanted)
         run.make_answers(wanted, count - len(unwanted))
         _write(run, unwanted, rule, pairs, removed)
@@ -85,7 +100,7 @@ def _numbered(run: "GLANRun") -> Iterator[tuple[int, "Asked"]]:
     yield from enumerate(asked for questions in run.tree.all_questions() for asked in questions)
 
 
-def _unwanted(run: "GLANRun", rule: Decontaminate | None) -> tuple[int, dict[int, str]]:
+def _unwanted(run: "GLANRun", copies: Dedup, rule: Decontaminate | None) -> tuple[int, dict[int, str]]:
     """How many questions there are, and which of them need no answer, by number, and why."""
     numbers: list[int] = []
     texts: list[str] = []
@@ -103,8 +118,6 @@ def _unwanted(run: "GLANRun", rule: Decontaminate | None) -> tuple[int, dict[int
     if not texts:
         return 0, {}
     rows = Dataset.from_dict({"prompt": texts, "completion": [""] * len(texts), "answered": answered})
-    # Of copies the one that has its answer stays, wherever the taxonomy has grown; otherwise the first.
-    copies = Dedup(threshold=run.settings.near_duplicates, of="prompt", keep_best_by="answered")
     copies(rows)
     unwanted = {numbers[row]: _said_of(reason) for row, reason in copies.removed_.items()}
     if rule is not None:
