@@ -19,6 +19,7 @@ _HOME = {
     "Embedding": "hf_select.scoring.embedding",
     "FacilityLocation": "hf_select.selection.diversity",
     "FarthestFirst": "hf_select.selection.diversity",
+    "GLAN": "hf_select.generation.glan",
     "IFD": "hf_select.scoring.ifd",
     "KMeansBuckets": "hf_select.selection.diversity",
     "LESS": "hf_select.scoring.less",
@@ -33,8 +34,11 @@ _HOME = {
     "ScoreThenThreshold": "hf_select.selection.diversity",
     "SelectIT": "hf_select.scoring.selectit",
     "Selection": "hf_select.selection.selection",
+    "ServerGenerator": "hf_select.generation.server",
     "TFIDF": "hf_select.scoring.lexical",
     "TopK": "hf_select.selection.top_k",
+    "TransformersGenerator": "hf_select.generation.local",
+    "VLLMGenerator": "hf_select.generation.local",
     "WeightedRanks": "hf_select.selection.combine",
     "load_selection": "hf_select.hub.load",
     "push_index": "hf_select.hub.push",
@@ -46,6 +50,7 @@ _HOME = {
 __all__ = [
     "DEITA",
     "DSIR",
+    "GLAN",
     "IFD",
     "LESS",
     "TFIDF",
@@ -68,7 +73,10 @@ __all__ = [
     "ScoreThenThreshold",
     "SelectIT",
     "Selection",
+    "ServerGenerator",
     "TopK",
+    "TransformersGenerator",
+    "VLLMGenerator",
     "WeightedRanks",
     "load_selection",
     "push_index",
@@ -79,6 +87,9 @@ __all__ = [
 
 if TYPE_CHECKING:
     from hf_select.features.store import PoolIndex
+    from hf_select.generation.glan import GLAN
+    from hf_select.generation.local import TransformersGenerator, VLLMGenerator
+    from hf_select.generation.server import ServerGenerator
     from hf_select.hub.load import load_selection
     from hf_select.hub.push import push_index, push_selected
     from hf_select.inference.causal_lm import CausalLM

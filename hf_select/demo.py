@@ -6,7 +6,9 @@ rows of the same generator, with ratings that tell damaged from whole ones. That
 not the method's worth.
 """
 
+import json
 import random
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -235,3 +237,74 @@ def save_encoder(model: Path, folder: Path) -> None:
         transformer = Transformer(plain, max_seq_length=256)
     pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode="mean")
     SentenceTransformer(modules=[transformer, pooling], device="cpu").save(str(folder), create_model_card=False)
+
+
+_SYLLABLES = (("lo", "mi", "ta", "ker", "su", "po", "ral"), ("ba", "nen", "tu", "fi", "gol", "sha"))
+
+
+def teacher(body: dict[str, Any]) -> str:
+    """Stands for the models of GLAN: plays every part, in words that mean nothing. To the same messages and seed it
+    always gives the same answer, and to others another.
+
+    Args:
+        body: of a request to an OpenAI-compatible server.
+    """
+    messages = body["messages"]
+    asked = messages[-1]["content"]
+    dice = random.Random(json.dumps([messages, body.get("seed") or 0]))
+    word = "".join(dice.choice(_SYLLABLES[i % 2]) for i in range(6))
+    if "into broad fields" in asked:
+        return json.dumps({"names": ["Sciences", "Arts"]})
+    if "classification of human knowledge" in asked:
+        return json.dumps({"names": [f"{word} one", f"{word} two"]})
+    if asked.startswith("Put this list into JSON"):
+        names = re.findall(r"^\d+\. (.*)$", messages[-2]["content"], re.MULTILINE)
+        subjects = [{"subject_name": name, "level": "basic", "subtopics": ["a", "b"]} for name in names]
+        return json.dumps({"subjects": subjects})
+    if asked.startswith("Put this syllabus into JSON"):
+        found = re.findall(r"^Session (.*): (.*)$", messages[-2]["content"], re.MULTILINE)
+        sessions = [{"name": n, "description": "It is taught.", "key_concepts": c.split(", ")} for n, c in found]
+        return json.dumps({"introduction": "A course.", "sessions": sessions})
+    if "Draw up a list" in asked:
+        return "\n".join(f"{i}. {word} {i}" for i in range(1, 3))
+    if "Write the syllabus" in asked:
+        return "\n".join(f"Session {word} {i}: " + ", ".join(f"{word} {i}.{j}" for j in range(5)) for i in range(3))
+    some = " ".join("".join(dice.choice(syllables) for syllables in _SYLLABLES) for _ in range(20))
+    if "Set them one homework question" in asked:
+        wanted = asked.partition("for which they need ")[2].partition(". It should")[0]
+        return f"{word}: explain {wanted}, {some}?"
+    return f"An answer to {asked[:20]}: {some}."
+
+
+def serve_teacher(port: int) -> None:
+    """The teacher behind an OpenAI-compatible address on this machine, for as long as this process lives. If the port
+    is taken, whoever has it is left to answer: another such teacher gives the same answers."""
+    import threading
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            text = teacher(body)
+            usage = {
+                "prompt_tokens": sum(len(message["content"].split()) for message in body["messages"]),
+                "completion_tokens": len(text.split()),
+            }
+            message = {"role": "assistant", "content": text}
+            choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
+            reply = json.dumps({"model": body["model"], "choices": choices, "usage": usage}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(reply)))
+            self.end_headers()
+            self.wfile.write(reply)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    try:
+        server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    except OSError:
+        return
+    threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "scoring": {"choices", "columns", "formats", "words", "inference", "features"},
     "selection": {"choices", "columns", "files", "formats", "words"},
     "mixtures": {"columns", "formats", "selection"},
-    "generation": {"columns", "formats"},
+    "generation": {"choices", "columns", "files", "formats", "inference", "selection", "words"},
     "training": {
         "choices",
         "columns",

@@ -59,6 +59,35 @@ class DemoPool:
 
 
 @dataclass
+class DemoTeacher:
+    """Put a scripted teacher behind an OpenAI-compatible address on this machine, for as long as the recipe runs.
+
+    Args:
+        port: of http://127.0.0.1.
+        taxonomy: file for a taxonomy of three disciplines.
+    """
+
+    port: int
+    taxonomy: str
+
+    example = "hf-select run glan_tiny"
+    prints_only = True  # it is needed again whenever the recipe is
+
+    @staticmethod
+    def parts(values: dict[str, Any]) -> list[type]:
+        return []
+
+    def run(self) -> None:
+        from hf_select.demo import serve_teacher
+
+        path = Path(self.taxonomy)
+        if not path.exists():  # it may have been edited since
+            path.write_text("Sciences:\n  Physics: [Optics, Acoustics]\nArts: [Music]\n", encoding="utf-8")
+        serve_teacher(self.port)
+        print(f"      a scripted teacher answers at http://127.0.0.1:{self.port}/v1, in words that mean nothing")
+
+
+@dataclass
 class DemoTable:
     """Compare the rows that SelectIT chose with random draws and the longest rows, against the answer key.
 

@@ -24,8 +24,10 @@ _COMMANDS = {
     "train": "hf_select.cli.train:Train",
     "warm-up": "hf_select.cli.warm_up:WarmUpCommand",
     "compare": "hf_select.cli.compare:Compare",
+    "generate": "hf_select.cli.generate:Generate",
     "run": "hf_select.cli.recipe:Run",
     "demo-pool": "hf_select.cli.demo:DemoPool",
+    "demo-teacher": "hf_select.cli.demo:DemoTeacher",
     "demo-table": "hf_select.cli.demo:DemoTable",
 }
 
@@ -92,8 +94,8 @@ def _parse(argv: list[str]) -> tuple[str, dict[str, Any]]:
         top.parse_args(argv or ["--help"])
     if len(argv) > 1 and argv[0] in ("score", "index") and argv[1] == "--status":
         argv = ["status", "--folder", *argv[2:]]
-    if argv[0] == "train" and len(argv) > 1 and not argv[1].startswith("-"):
-        argv = ["train", "--method", *argv[1:]]
+    if argv[0] in ("train", "generate") and len(argv) > 1 and not argv[1].startswith("-"):
+        argv = [argv[0], "--method", *argv[1:]]
     name, *rest = argv
     if name not in COMMANDS:
         raise suggest("command", name, [known for known in COMMANDS if not known.startswith("demo-")])
@@ -135,11 +137,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _peek(argv: list[str]) -> dict[str, Any]:
-    """The scorer, selector or training method that is asked for: which flags there are depends on it."""
+    """The scorer, selector, method or backend that is asked for: which flags there are depends on it."""
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    peek.add_argument("--scorer")
-    peek.add_argument("--selector")
-    peek.add_argument("--method")
+    for flag in ("--scorer", "--selector", "--method", "--backend"):
+        peek.add_argument(flag)
     return vars(peek.parse_known_args(argv)[0])
 
 
