@@ -24,3 +24,23 @@ def model_inputs(trainer: Any, dataset: Dataset) -> Dataset:
     """The columns that the collator of training is given (transformers 5.23: `_remove_unused_columns(dataset,
     description)`)."""
     return trainer._remove_unused_columns(dataset, description="data selection")
+
+
+# IRFT changes the rows of a run while it runs. Trainer has no public place for that: an epoch's loader is a local
+# variable of its loop, and the place that a checkpoint is resumed at is computed from one length of all epochs.
+#   transformers 5.23: Trainer._run_epoch(self, model, epoch, train_dataloader, steps_in_epoch,
+#       num_update_steps_per_epoch, trial, ignore_keys_for_eval, start_time, resume_from_checkpoint, epochs_trained,
+#       steps_trained_in_current_epoch), called with keywords
+#   transformers 5.23: Trainer._init_training_state(self, max_steps, num_update_steps_per_epoch, num_train_epochs,
+#       resume_from_checkpoint, trial) -> (epochs trained, batches trained in this epoch)
+# And two steps of DPOTrainer's constructor stand in the way, which prepare rows of preferences:
+#   trl 1.16: DPOTrainer._prepare_dataset(self, dataset, processing_class, args, dataset_name)
+#   trl 1.16: DPOTrainer._precompute_ref_logps(self, dataset, name, batch_size)
+# IRFTTrainer overrides these four; tests hold their signatures.
+
+
+def forget_dataloader(trainer: Any, loader: Any) -> None:
+    """Let go of a dataloader that is not used any more (accelerate 1.15 keeps each it has prepared in `_dataloaders`,
+    and with it the rows)."""
+    if loader in trainer.accelerator._dataloaders:
+        trainer.accelerator._dataloaders.remove(loader)
