@@ -74,7 +74,8 @@ def answer_all(
             found = engine.generate(prompts=padded, images=None, num_generations=1)[1][: len(prompts)]
             return [list(ids)[:limit] for ids, limit in zip(found, limits, strict=True)]
         if args.use_transformers_continuous_batching:
-            return answers_continuously(model, prompts, streams[0], limits, sampling, stop_ids)
+            settings = args.transformers_continuous_batching_config
+            return answers_continuously(model, prompts, streams[0], limits, sampling, stop_ids, settings)
         calls = max(map(num_batches, of_round)) if together else None
         return answers(
             model, prompts, streams, limits, sampling, stop_ids, args.generation_tokens_per_batch, calls=calls

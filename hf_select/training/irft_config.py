@@ -32,7 +32,7 @@ class IRFTConfig(DPOConfig):
     (configs_stagewise_7b); the body of the paper could not be obtained.
     """
 
-    _VALID_DICT_FIELDS = [*DPOConfig._VALID_DICT_FIELDS]
+    _VALID_DICT_FIELDS = [*DPOConfig._VALID_DICT_FIELDS, "transformers_continuous_batching_config"]
 
     # Stages
 
@@ -124,6 +124,9 @@ class IRFTConfig(DPOConfig):
         default=False,
         metadata={"help": "Let a prompt take the place of an answer that has ended (transformers' generate_batch)."},
     )
+    transformers_continuous_batching_config: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Settings of its engine: page_size, num_blocks, max_batch_tokens ..."}
+    )
     ds3_gather_for_generation: bool = field(
         default=True,
         metadata={
@@ -144,8 +147,12 @@ class IRFTConfig(DPOConfig):
         default=True, metadata={"help": "Let colocated vLLM give its memory back while a stage trains."}
     )
 
-    # Logging
+    # Logging, memory
 
+    activation_checkpointing: bool | None = field(
+        default=True,  # as in every trainer of TRL 1.16, there under the name that transformers 5.23 takes back
+        metadata={"help": "Compute activations again in the backward pass in place of keeping them."},
+    )
     num_completions_to_log: int = field(
         default=8, metadata={"help": "Answers of each stage in the table of completions beside their demonstrations."}
     )

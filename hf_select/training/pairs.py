@@ -221,3 +221,13 @@ def length_auc(demonstrations: np.ndarray, answers: np.ndarray) -> float:
     upto = np.searchsorted(order, demonstrations, side="right")
     auc = float((below + upto).mean() / 2 / len(answers))
     return max(auc, 1 - auc)
+
+
+def as_labels(demonstrations: Dataset) -> Dataset:
+    """Encoded demonstrations as rows of the stock SFT trainer: the same ids, the completion alone as labels. What SFT
+    at equal updates is compared on."""
+
+    def row(prompt: list[int], chosen: list[int]) -> dict[str, list[int]]:
+        return {"input_ids": [*prompt, *chosen], "labels": [*[-100] * len(prompt), *chosen]}
+
+    return demonstrations.map(row, input_columns=[PROMPT, CHOSEN], remove_columns=demonstrations.column_names)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import (
+    ContinuousBatchingConfig,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -165,6 +166,7 @@ def answers_continuously(
     limits: Sequence[int],
     sampling: Sampling,
     stop_ids: Sequence[int],
+    settings: dict[str, Any] | None = None,
 ) -> list[list[int]]:
     """As `answers`, by the continuous batching of transformers: a prompt takes the place of an answer that has ended.
     Its sampler is its own, so answers repeat for the same prompts together, not for each prompt by itself."""
@@ -183,7 +185,12 @@ def answers_continuously(
     try:
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(seed % 2**63)
-            found = model.generate_batch([list(prompt) for prompt in prompts], config, progress_bar=False)
+            found = model.generate_batch(
+                [list(prompt) for prompt in prompts],
+                config,
+                continuous_batching_config=ContinuousBatchingConfig(**(settings or {})),
+                progress_bar=False,
+            )
     finally:
         model.generation_config = before
     ids = [found[f"req_{i}"].generated_tokens for i in range(len(prompts))]
