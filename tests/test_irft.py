@@ -16,7 +16,7 @@ from trl import DPOConfig, DPOTrainer
 
 from hf_select.training.answering import weights_digest
 from hf_select.training.irft_config import IRFTConfig
-from hf_select.training.irft_trainer import IRFTTrainer, last_whole_checkpoint
+from hf_select.training.irft_trainer import IRFTTrainer
 from hf_select.training.pairs import (
     CHOSEN,
     PROMPT,
@@ -27,6 +27,7 @@ from hf_select.training.pairs import (
     response_end,
     stream_seed,
 )
+from hf_select.training.resuming import last_whole_checkpoint
 from hf_select.training.sampling import Sampling, answers, answers_continuously, uniforms
 
 

@@ -41,7 +41,7 @@ from transformers.utils import logging
 from trl import DPOTrainer  # pyright: ignore[reportPrivateImportUsage]
 
 from hf_select import columns
-from hf_select.files import read_json, written_whole
+from hf_select.files import written_whole
 from hf_select.formats import FALLBACK_TEMPLATE
 from hf_select.inference.pool import pool_fingerprint
 from hf_select.training import _compat
@@ -51,14 +51,14 @@ from hf_select.training.losses import implicit_reward, pair_loss
 from hf_select.training.pairs import (
     CHOSEN,
     PROMPT,
-    REASON,
     REJECTED,
     StageFolder,
-    encode_demonstrations,
     length_auc,
     response_end,
     stream_seed,
+    usable_demonstrations,
 )
+from hf_select.training.resuming import last_whole_checkpoint
 from hf_select.training.sampling import Sampling
 
 
@@ -180,32 +180,15 @@ class IRFTTrainer(DPOTrainer):
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         if not isinstance(processing_class, PreTrainedTokenizerBase):
             raise ValueError(f"{type(processing_class).__name__} is no tokenizer; IRFT is for text.")
-        if columns.ROW_ID not in dataset.column_names:
-            dataset = dataset.add_column(columns.ROW_ID, list(range(len(dataset))))
         with args.main_process_first(desc="demonstrations as tokens", local=False):
-            encoded = dataset.map(
-                encode_demonstrations,
-                batched=True,
-                fn_kwargs={
-                    "tokenizer": processing_class,
-                    "max_length": args.max_length,
-                    "max_completion_length": args.max_completion_length,
-                },
-                remove_columns=[name for name in dataset.column_names if name != columns.ROW_ID],
+            return usable_demonstrations(
+                dataset,
+                processing_class,
+                args.max_length,
+                args.max_completion_length,
                 num_proc=args.dataset_num_proc,
-                desc=f"Demonstrations of {dataset_name} as tokens",
+                name=dataset_name,
             )
-        reasons = np.array(encoded[REASON])
-        kept = np.flatnonzero(reasons == "")
-        if len(kept) < len(encoded):
-            names, counts = np.unique(reasons[reasons != ""], return_counts=True)
-            most = sorted(zip(counts.tolist(), names.tolist(), strict=True), reverse=True)[:3]
-            listed = "; ".join(f"{count} x {name}" for count, name in most)
-            text = f"{len(encoded) - len(kept)} of {len(encoded)} rows of {dataset_name} cannot be used ({listed})"
-            if len(kept) == 0:
-                raise ValueError(f"{text}: no demonstration is left.")
-            logger.warning("%s and are left out.", text)
-        return encoded.remove_columns(REASON).select(kept)
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         return dataset  # references come with each stage
@@ -665,16 +648,6 @@ class _SaveAtStageEnd(TrainerCallback):
         starts = {stage.first_step for stage in self.trainer._stages[1:]}
         if args.save_strategy != "no" and state.global_step in starts:
             control.should_save = True
-
-
-def last_whole_checkpoint(folder: Path) -> str | None:
-    """The last checkpoint of a run that was written to its end: Trainer writes `trainer_state.json` last."""
-    found = {}
-    for path in folder.glob("checkpoint-*"):
-        number = path.name.removeprefix("checkpoint-")
-        if number.isdigit() and read_json(path / "trainer_state.json") is not None:
-            found[int(number)] = str(path)
-    return found[max(found)] if found else None
 
 
 def _kept(parameter: Any) -> Tensor:

@@ -10,6 +10,7 @@ are cut apart once, here: the ids that the policy answers are the ids that train
 """
 
 import hashlib
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,10 +23,13 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from datasets.table import InMemoryTable
 
+from hf_select import columns
 from hf_select.files import read_json, write_json, written_whole
 from hf_select.formats import BadRow, Conversation, conversations, encode_all, encode_prompts
 from hf_select.inference.chunks import differences
 
+
+logger = logging.getLogger(__name__)
 
 PROMPT, CHOSEN, REJECTED = "prompt_ids", "chosen_ids", "rejected_ids"  # the names that TRL's collator reads
 REASON = "demonstration_reason"
@@ -98,6 +102,46 @@ def encode_demonstrations(
         for name, value in ((PROMPT, prompt), (CHOSEN, chosen), (REASON, reason)):
             found[name].append(value)
     return found
+
+
+def usable_demonstrations(
+    dataset: Dataset,
+    tokenizer: Any,
+    max_length: int,
+    max_completion_length: int,
+    num_proc: int | None = None,
+    name: str = "train",
+) -> Dataset:
+    """The rows of a dataset that can be used, as `prompt_ids` and `chosen_ids` beside their `row_id` (by default the
+    row's number). One warning counts the others and says why.
+
+    Raises: ValueError if none is left.
+    """
+    if columns.ROW_ID not in dataset.column_names:
+        dataset = dataset.add_column(columns.ROW_ID, list(range(len(dataset))))  # type: ignore[call-arg]
+    encoded = dataset.map(
+        encode_demonstrations,
+        batched=True,
+        fn_kwargs={
+            "tokenizer": tokenizer,
+            "max_length": max_length,
+            "max_completion_length": max_completion_length,
+        },
+        remove_columns=[column for column in dataset.column_names if column != columns.ROW_ID],
+        num_proc=num_proc,
+        desc=f"Demonstrations of {name} as tokens",
+    )
+    reasons = np.array(encoded[REASON])
+    kept = np.flatnonzero(reasons == "")
+    if len(kept) < len(encoded):
+        texts, counts = np.unique(reasons[reasons != ""], return_counts=True)
+        most = sorted(zip(counts.tolist(), texts.tolist(), strict=True), reverse=True)[:3]
+        listed = "; ".join(f"{count} x {text}" for count, text in most)
+        text = f"{len(encoded) - len(kept)} of {len(encoded)} rows of {name} cannot be used ({listed})"
+        if len(kept) == 0:
+            raise ValueError(f"{text}: no demonstration is left.")
+        logger.warning("%s and are left out.", text)
+    return encoded.remove_columns(REASON).select(kept)
 
 
 def _completion(row: Conversation, prompt: list[int], whole: list[int], end: int) -> list[int]:
@@ -230,4 +274,6 @@ def as_labels(demonstrations: Dataset) -> Dataset:
     def row(prompt: list[int], chosen: list[int]) -> dict[str, list[int]]:
         return {"input_ids": [*prompt, *chosen], "labels": [*[-100] * len(prompt), *chosen]}
 
-    return demonstrations.map(row, input_columns=[PROMPT, CHOSEN], remove_columns=demonstrations.column_names)
+    return demonstrations.map(row, input_columns=[logger = logging.getLogger(__name__)
+
+PROMPT, CHOSEN], remove_columns=demonstrations.column_names)
