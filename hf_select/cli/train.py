@@ -122,7 +122,8 @@ class Train(Rows):
             from demonstrations and the model's own answers, in stages (IRFT, SPIN). sft-baseline: supervised, on the
             tokens that irft trains on.
         model: Hub id or path of the causal LM.
-        args: settings of the method's configuration (sft: TRL's SFTConfig; irft: IRFTConfig), e.g. learning_rate=1e-5 max_steps=100.
+        args: settings of the method's configuration (sft: TRL's SFTConfig; irft: IRFTConfig), e.g. learning_rate=1e-5
+            max_steps=100.
         lora: train a LoRA adapter with these settings of PEFT's LoraConfig, e.g. r=16 lora_alpha=32.
         eval_dataset: rows to measure the loss on; a file, a saved dataset or a Hub id.
     """

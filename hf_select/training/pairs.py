@@ -274,6 +274,4 @@ def as_labels(demonstrations: Dataset) -> Dataset:
     def row(prompt: list[int], chosen: list[int]) -> dict[str, list[int]]:
         return {"input_ids": [*prompt, *chosen], "labels": [*[-100] * len(prompt), *chosen]}
 
-    return demonstrations.map(row, input_columns=[logger = logging.getLogger(__name__)
-
-PROMPT, CHOSEN], remove_columns=demonstrations.column_names)
+    return demonstrations.map(row, input_columns=[PROMPT, CHOSEN], remove_columns=demonstrations.column_names)
