@@ -733,9 +733,8 @@ def test_the_private_names_are_what_they_were():
     ]
     names = list(inspect.signature(DPOTrainer._prepare_dataset).parameters)
     assert names == ["self", "dataset", "processing_class", "args", "dataset_name"]
-    assert list(inspect.signature(DPOTrainer._precompute_ref_logps).parameters) == [
-        "self",
-        "dataset",
-        "name",
-        "batch_size",
-    ]
+    names = list(inspect.signature(DPOTrainer._precompute_ref_logps).parameters)
+    assert names == ["self", "dataset", "name", "batch_size"]
+    from trl.trainer import dpo_trainer
+
+    assert list(inspect.signature(dpo_trainer.hash_module).parameters) == ["module"]

@@ -1,6 +1,8 @@
 """The private names of transformers that this package touches, in one place, with the version they were seen in; tests
 hold their signatures."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from datasets import Dataset
@@ -44,3 +46,18 @@ def forget_dataloader(trainer: Any, loader: Any) -> None:
     and with it the rows)."""
     if loader in trainer.accelerator._dataloaders:
         trainer.accelerator._dataloaders.remove(loader)
+
+
+@contextmanager
+def unhashed_weights() -> Iterator[None]:
+    """Within the block DPOTrainer's constructor does not hash all weights (trl 1.16: `dpo_trainer.hash_module`, for a
+    cache of references that IRFT does not use): it takes minutes at 70B and fails on weights that FSDP2 has cut."""
+    from trl.trainer import dpo_trainer as home
+
+    dpo_trainer: Any = home
+    before = dpo_trainer.hash_module
+    dpo_trainer.hash_module = lambda module: ""
+    try:
+        yield
+    finally:
+        dpo_trainer.hash_module = before

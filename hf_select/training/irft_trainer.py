@@ -148,17 +148,18 @@ class IRFTTrainer(DPOTrainer):
                     f"{name} is a {type(given).__name__}; prompts are answered stage by stage, which needs a "
                     "datasets.Dataset. Load it without streaming."
                 )
-        super().__init__(
-            model,
-            args=args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            quantization_config=quantization_config,
-            peft_config=peft_config,
-        )
+        with _compat.unhashed_weights():
+            super().__init__(
+                model,
+                args=args,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                quantization_config=quantization_config,
+                peft_config=peft_config,
+            )
         self._refuse_what_cannot_work()
         self._demonstrations = cast(Dataset, self.train_dataset)
         self._held_out = cast("Dataset | None", self.eval_dataset)
