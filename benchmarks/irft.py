@@ -52,7 +52,7 @@ def demonstrations(count: int) -> Dataset:
 
 
 def steps(path: str, count: int, batch: int) -> dict[str, float]:
-    """Processor seconds of a step (forward, loss, backward, metrics) of each trainer, medians."""
+    """Processor seconds of a step (forward, loss, backward, metrics) of each trainer and their ratio, medians."""
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = AutoModelForCausalLM.from_pretrained(path)
     with tempfile.TemporaryDirectory() as folder:
@@ -85,7 +85,8 @@ def steps(path: str, count: int, batch: int) -> dict[str, float]:
                 if step >= 2:
                     times[name].append(time.process_time() - begin)
                 trainer.model.zero_grad()
-    return {name: statistics.median(values) for name, values in times.items()}
+    ratios = [ours / theirs for ours, theirs in zip(times["IRFT"], times["DPO"], strict=True)]
+    return {name: statistics.median(values) for name, values in times.items()} | {"ratio": statistics.median(ratios)}
 
 
 def generation(path: str, count: int) -> dict[str, float]:
@@ -158,8 +159,7 @@ def main() -> None:
         print(json.dumps(memory(args.model, args.memory)))
         return
     found = steps(args.model, args.steps, args.batch)
-    ratio = found["IRFT"] / found["DPO"]
-    print(f"a step of {args.batch} pairs: IRFT {found['IRFT']:.3f} s, DPO {found['DPO']:.3f} s, ratio {ratio:.3f}")
+    print(f"a step of {args.batch} pairs, medians of {args.steps}: {json.dumps(found)}", flush=True)
     found = generation(args.model, args.prompts)
     ratio = found["one at a time"] / found["in batches"]
     print(f"an answer: {json.dumps(found)}, one at a time takes {ratio:.1f} times as long", flush=True)

@@ -40,6 +40,12 @@ METHODS = {
     "IRFT, T = 1": {"rate": (3e-5, 1e-4, 3e-4, 1e-3), "beta": (0.1, 1.0)},
     "IRFT, T = 4": {"rate": (3e-5, 1e-4, 3e-4, 1e-3), "beta": (0.1, 1.0)},
 }
+# The papers begin where SFT has ended: --start sft does so too, with smaller rates.
+AFTER_SFT = {
+    "SFT": {"rate": (1e-4, 1e-3)},
+    "IRFT, T = 1": {"rate": (1e-5, 1e-4), "beta": (0.1, 1.0)},
+    "IRFT, T = 4": {"rate": (1e-5, 1e-4), "beta": (0.1, 1.0)},
+}
 CHOOSING, SEEDS = 100, (0, 1, 2)
 
 
@@ -127,7 +133,9 @@ def common(folder: Path, rate: float, seed: int) -> dict:
     }
 
 
-def run(base: Path, method: str, rate: float, beta: float | None, seed: int, which: str) -> dict:
+def run(
+    base: Path, method: str, rate: float, beta: float | None, seed: int, which: str, save: Path | None = None
+) -> dict:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(base)
@@ -150,6 +158,8 @@ def run(base: Path, method: str, rate: float, beta: float | None, seed: int, whi
             )
             trainer = IRFTTrainer(model, args=args, train_dataset=data, processing_class=tokenizer)
         trainer.train()
+        if save is not None:
+            trainer.save_model(str(save))
         updates = trainer.state.global_step
         history = [entry for entry in trainer.state.log_history if any(name.startswith("stage/") for name in entry)]
     seconds = time.perf_counter() - begin
@@ -217,6 +227,7 @@ def main() -> None:
     parser.add_argument("--output", required=True)
     parser.add_argument("--base", default="irft_effect_base", help="folder of the pretrained model")
     parser.add_argument("--steps", type=int, default=3000, help="of pretraining")
+    parser.add_argument("--start", choices=("pretrained", "sft"), default="pretrained")
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
     output, base = Path(args.output), Path(args.base)
@@ -226,6 +237,12 @@ def main() -> None:
     torch.set_num_threads(1)
     if not (base / "model.safetensors").exists():
         pretrained(base, args.steps)
+    methods = METHODS
+    if args.start == "sft":
+        methods, first = AFTER_SFT, base.with_name(base.name + "_sft")
+        if not (first / "model.safetensors").exists():
+            run(base, "SFT", 1e-3, None, 0, "test", save=first)
+        base = first
 
     def done(**wanted) -> dict:  # noqa: ANN003
         for line in lines:
@@ -246,7 +263,7 @@ def main() -> None:
         return found
 
     done(method="pretrained", rate=0.0, beta=None, seed=0, which="test")
-    for method, grid in METHODS.items():
+    for method, grid in methods.items():
         tried = [
             done(method=method, rate=rate, beta=beta, seed=CHOOSING, which="choosing")
             for rate in grid["rate"]

@@ -36,14 +36,12 @@ def kill_at(where: str) -> None:
 
         StageFolder.write = write_and_die
     elif where == "reference":
-        IRFTTrainer._reference_log_probabilities_ = IRFTTrainer._reference_log_probabilities
-        begun = []
+        measure = IRFTTrainer._reference_log_probabilities
 
         def die_second(self, pairs):
-            begun.append(1)
-            if len(begun) == 2:
+            if self.state.global_step >= 3:
                 die()
-            return self._reference_log_probabilities_(pairs)
+            return measure(self, pairs)
 
         IRFTTrainer._reference_log_probabilities = die_second
     elif where == "training":

@@ -735,6 +735,10 @@ def test_the_private_names_are_what_they_were():
     assert names == ["self", "dataset", "processing_class", "args", "dataset_name"]
     names = list(inspect.signature(DPOTrainer._precompute_ref_logps).parameters)
     assert names == ["self", "dataset", "name", "batch_size"]
+    from trl.models.utils import add_hooks, remove_hooks
     from trl.trainer import dpo_trainer
 
     assert list(inspect.signature(dpo_trainer.hash_module).parameters) == ["module"]
+    assert (
+        list(inspect.signature(add_hooks).parameters) == list(inspect.signature(remove_hooks).parameters) == ["model"]
+    )

@@ -61,3 +61,13 @@ def unhashed_weights() -> Iterator[None]:
         yield
     finally:
         dpo_trainer.hash_module = before
+
+
+def renew_zero3_hooks(engine: Any) -> None:
+    """Let DeepSpeed ZeRO-3 forget in which order the modules of `generate` fetched their weights. Otherwise the next
+    backward pass finds weights of size 0 (deepspeed 0.19.8). trl 1.16 does the same where it gathers all weights, with
+    `trl.models.utils.remove_hooks(model)` and `add_hooks(model)`."""
+    from trl.models.utils import add_hooks, remove_hooks
+
+    remove_hooks(engine)
+    add_hooks(engine)

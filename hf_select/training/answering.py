@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from trl.models import unwrap_model_for_generation  # pyright: ignore[reportPrivateImportUsage]
 
 from hf_select.inference import batching
+from hf_select.training import _compat
 from hf_select.training.pairs import PROMPT, StageFolder
 from hf_select.training.sampling import Sampling, answers, answers_continuously
 
@@ -141,6 +142,8 @@ def _policy(trainer: Any, needed: bool) -> Iterator[Any]:
             yield model
         finally:
             model.train(training)
+    if not trainer.args.ds3_gather_for_generation and any(hasattr(p, "ds_id") for p in trainer.model.parameters()):
+        _compat.renew_zero3_hooks(trainer.model_wrapped)
 
 
 def _weights_in_pieces(trainer: Any, gathered: bool) -> bool:
