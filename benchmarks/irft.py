@@ -18,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -115,10 +116,11 @@ def memory(path: str, kind: str) -> dict[str, float]:
     from peft import LoraConfig
 
     tokenizer = AutoTokenizer.from_pretrained(path)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    before = psutil.Process().memory_info().rss / 2**20
     with tempfile.TemporaryDirectory() as folder:
         model = AutoModelForCausalLM.from_pretrained(path)
         weights = sum(p.numel() * p.element_size() for p in model.parameters()) / 2**20
+        assert all(p.isfinite().all() for p in model.parameters())  # reads them: files are mapped, not loaded
         if kind.startswith("IRFT"):
             lora = LoraConfig(r=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
             args = IRFTConfig(**settings(folder, 2), num_stages=2, max_completion_length=16, optim="sgd")
