@@ -10,11 +10,11 @@ its own for each kind of run, over what it had before it loaded the model.
 import argparse
 import copy
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -116,7 +116,14 @@ def memory(path: str, kind: str) -> dict[str, float]:
     from peft import LoraConfig
 
     tokenizer = AutoTokenizer.from_pretrained(path)
-    before = psutil.Process().memory_info().rss / 2**20
+    now = psutil.Process().memory_info
+    before, seen, over = now().rss, [0], threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.02):
+            seen.append(now().rss)
+
+    threading.Thread(target=watch, daemon=True).start()
     with tempfile.TemporaryDirectory() as folder:
         model = AutoModelForCausalLM.from_pretrained(path)
         weights = sum(p.numel() * p.element_size() for p in model.parameters()) / 2**20
@@ -136,8 +143,8 @@ def memory(path: str, kind: str) -> dict[str, float]:
             rows = demonstrations(8).rename_column("completion", "chosen").add_column("rejected", ["no"] * 8)
             args = DPOConfig(**settings(folder, 2), optim="sgd")
             DPOTrainer(model, args=args, train_dataset=rows, processing_class=tokenizer).train()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"MB": peak - before, "weights": weights}
+    over.set()
+    return {"MB": (max(seen) - before) / 2**20, "weights": weights}
 
 
 def larger(folder: Path, tokenizer) -> str:  # noqa: ANN001
