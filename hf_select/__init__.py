@@ -21,6 +21,8 @@ _HOME = {
     "FarthestFirst": "hf_select.selection.diversity",
     "GLAN": "hf_select.generation.glan",
     "IFD": "hf_select.scoring.ifd",
+    "IRFTConfig": "hf_select.training.irft_config",
+    "IRFTTrainer": "hf_select.training.irft_trainer",
     "KMeansBuckets": "hf_select.selection.diversity",
     "LESS": "hf_select.scoring.less",
     "Length": "hf_select.scoring.length",
@@ -61,6 +63,8 @@ __all__ = [
     "Embedding",
     "FacilityLocation",
     "FarthestFirst",
+    "IRFTConfig",
+    "IRFTTrainer",
     "KMeansBuckets",
     "Length",
     "Longest",
@@ -113,6 +117,8 @@ if TYPE_CHECKING:
     from hf_select.selection.selection import Selection
     from hf_select.selection.top_k import TopK
     from hf_select.training.callback import DataSelectionCallback
+    from hf_select.training.irft_config import IRFTConfig
+    from hf_select.training.irft_trainer import IRFTTrainer
 
 
 def __getattr__(name: str):

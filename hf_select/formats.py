@@ -325,6 +325,30 @@ def encode_all(
     return found
 
 
+def encode_prompts(
+    rows: list[Conversation], tokenizer: Any, chat_template: str | None = None
+) -> list["list[int] | BadRow"]:
+    """Token ids of each conversation up to its last response, with the template's generation prompt: what a model is
+    given to answer, and a prefix of what `encode_all` gives unless the template or the tokenizer rewrites it."""
+    found: list[Any] = []
+    for row in rows:
+        template = _template(row, tokenizer, chat_template)
+        render = partial(_render, conversation=row, tokenizer=tokenizer, template=template, add_generation_prompt=True)
+        try:
+            if len(row.messages) < 2 or row.messages[-1]["role"] != "assistant":
+                raise BadRow("the row does not end with a response to a prompt")
+            try:
+                text, _ = render(row.messages[:-1])
+            except BadRow:
+                text, _ = render(_without_system(row.messages[:-1]))
+        except BadRow as reason:
+            found.append(reason)
+            continue
+        with_special = template in (FALLBACK_TEMPLATE, LESS_TEMPLATE)
+        found.append(tokenizer(text, add_special_tokens=with_special, verbose=False)["input_ids"])
+    return found
+
+
 def cut(encoded: Encoded, max_length: int | None, context: int | None) -> tuple[Encoded, str]:
     """The row cut on the right to `max_length` tokens, and a note that says so (empty: nothing was cut).
 
@@ -370,12 +394,7 @@ def _render_with_spans(
     try:
         text, spans = render(messages)
     except BadRow:
-        if messages[0]["role"] != "system" or len(messages) == 1 or messages[1]["role"] != "user":
-            raise
-        # Templates without a system role (Gemma 1 and 2, some Mistral ones) refuse it; it then opens the first user
-        # turn.
-        merged = f"{messages[0]['content']}\n\n{messages[1]['content']}"
-        messages = [{**messages[1], "content": merged}, *messages[2:]]
+        messages = _without_system(messages)
         text, spans = render(messages)
     if not responses:
         return text, []
@@ -397,6 +416,15 @@ def _render_with_spans(
             )
         spans.append((len(before), len(through)))
     return text, spans
+
+
+def _without_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Within the handling of a refused template: the system turn opens the first user turn instead, since templates
+    without a system role (Gemma 1 and 2, some Mistral ones) refuse it. Whatever else was refused is raised again."""
+    if messages[0]["role"] != "system" or len(messages) == 1 or messages[1]["role"] != "user":
+        raise
+    merged = f"{messages[0]['content']}\n\n{messages[1]['content']}"
+    return [{**messages[1], "content": merged}, *messages[2:]]
 
 
 def _render(

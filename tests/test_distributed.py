@@ -1,13 +1,12 @@
 """Two real processes on a CPU: one selection made from all scores, rows trained are rows selected, exact resume."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from launching import launched
 
 
 SCRIPT = Path(__file__).with_name("distributed_training.py")
@@ -15,27 +14,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def start(kind: str, folder: Path, score: str = "loss", resume: str = "") -> subprocess.CompletedProcess:
-    folder.mkdir(exist_ok=True)
     words = [str(SCRIPT), kind, str(folder), score, *([resume] if resume else [])]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    if kind == "alone":
-        command = [sys.executable, *words]
-    elif kind == "fsdp2":
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *words]
-    else:
-        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1"]
-        launcher += ["--dynamo_backend", "no", "--main_process_port", "0"]
-        if kind == "ddp":
-            environment["ACCELERATE_USE_CPU"] = "true"
-            command = [*launcher, "--multi_gpu", "--mixed_precision", "no", *words]
-        else:
-            config = folder / "deepspeed.json"
-            zero = {"stage": int(kind[-1]), "stage3_param_persistence_threshold": 0}
-            auto = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
-            settings = {"zero_optimization": zero, "gradient_clipping": "auto", **dict.fromkeys(auto, "auto")}
-            config.write_text(json.dumps(settings))
-            command = [*launcher, "--use_deepspeed", "--deepspeed_config_file", str(config), *words]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+    return launched(kind, words, folder)
 
 
 def launch(kind: str, folder: Path, score: str = "loss", resume: str = "") -> list[dict]:

@@ -14,6 +14,11 @@ from hf_select.cli.settings import settable, suggest
 # method -> its configuration and its trainer
 METHODS = {
     "sft": ("trl:SFTConfig", "trl:SFTTrainer"),
+    "sft-baseline": (
+        "hf_select.training.sft_baseline:SFTBaselineConfig",
+        "hf_select.training.sft_baseline:SFTBaselineTrainer",
+    ),
+    "irft": ("hf_select.training.irft_config:IRFTConfig", "hf_select.training.irft_trainer:IRFTTrainer"),
 }
 
 ONLINE_SCORES = ("loss", "perplexity", "loss_change", "gradients")
@@ -113,9 +118,12 @@ class Train(Rows):
     launch all processes train together.
 
     Args:
-        method: sft: supervised, on all rows or on those that the model selects while it trains.
+        method: sft: supervised, on all rows or on those that the model selects while it trains. irft: reward learning
+            from demonstrations and the model's own answers, in stages (IRFT, SPIN). sft-baseline: supervised, on the
+            tokens that irft trains on.
         model: Hub id or path of the causal LM.
-        args: settings of the method's configuration (sft: TRL's SFTConfig), e.g. learning_rate=1e-5 max_steps=100.
+        args: settings of the method's configuration (sft: TRL's SFTConfig; irft: IRFTConfig), e.g. learning_rate=1e-5
+            max_steps=100.
         lora: train a LoRA adapter with these settings of PEFT's LoraConfig, e.g. r=16 lora_alpha=32.
         eval_dataset: rows to measure the loss on; a file, a saved dataset or a Hub id.
     """
@@ -137,10 +145,8 @@ class Train(Rows):
         return [OnlineSelection] if values.get("method") == "sft" else []
 
     def run(self) -> None:
-        from transformers.trainer_utils import get_last_checkpoint
-
         from hf_select.cli.data import read_dataset
-        from hf_select.training.resuming import hold_to
+        from hf_select.training.resuming import hold_to, last_whole_checkpoint
 
         if self.method not in METHODS:
             raise suggest("method", self.method, METHODS)
@@ -153,13 +159,13 @@ class Train(Rows):
             evaluation["queries"] = read_dataset(selection.queries, self.split)
         settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("output_dir", "rename")}
         args = configured(config, {"output_dir": str(folder), **self.args})
-        last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+        last = last_whole_checkpoint(folder)
         hold_to(folder / "train.json", settings, rows, "training")
         trainer = trainer_class(
             self.model,
             args=args,
             train_dataset=rows,
-            eval_dataset=evaluation or None,
+            eval_dataset=evaluation if "queries" in evaluation else evaluation.get("eval"),
             peft_config=None if self.lora is None else _lora(self.lora),
         )
         if selection is not None and selection.score is not None:

@@ -1,6 +1,8 @@
 """The private names of transformers that this package touches, in one place, with the version they were seen in; tests
 hold their signatures."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from datasets import Dataset
@@ -24,3 +26,48 @@ def model_inputs(trainer: Any, dataset: Dataset) -> Dataset:
     """The columns that the collator of training is given (transformers 5.23: `_remove_unused_columns(dataset,
     description)`)."""
     return trainer._remove_unused_columns(dataset, description="data selection")
+
+
+# IRFT changes the rows of a run while it runs. Trainer has no public place for that: an epoch's loader is a local
+# variable of its loop, and the place that a checkpoint is resumed at is computed from one length of all epochs.
+#   transformers 5.23: Trainer._run_epoch(self, model, epoch, train_dataloader, steps_in_epoch,
+#       num_update_steps_per_epoch, trial, ignore_keys_for_eval, start_time, resume_from_checkpoint, epochs_trained,
+#       steps_trained_in_current_epoch), called with keywords
+#   transformers 5.23: Trainer._init_training_state(self, max_steps, num_update_steps_per_epoch, num_train_epochs,
+#       resume_from_checkpoint, trial) -> (epochs trained, batches trained in this epoch)
+# And two steps of DPOTrainer's constructor stand in the way, which prepare rows of preferences:
+#   trl 1.16: DPOTrainer._prepare_dataset(self, dataset, processing_class, args, dataset_name)
+#   trl 1.16: DPOTrainer._precompute_ref_logps(self, dataset, name, batch_size)
+# IRFTTrainer overrides these four; tests hold their signatures.
+
+
+def forget_dataloader(trainer: Any, loader: Any) -> None:
+    """Let go of a dataloader that is not used any more (accelerate 1.15 keeps each it has prepared in `_dataloaders`,
+    and with it the rows)."""
+    if loader in trainer.accelerator._dataloaders:
+        trainer.accelerator._dataloaders.remove(loader)
+
+
+@contextmanager
+def unhashed_weights() -> Iterator[None]:
+    """Within the block DPOTrainer's constructor does not hash all weights (trl 1.16: `dpo_trainer.hash_module`, for a
+    cache of references that IRFT does not use): it takes minutes at 70B and fails on weights that FSDP2 has cut."""
+    from trl.trainer import dpo_trainer as home
+
+    dpo_trainer: Any = home
+    before = dpo_trainer.hash_module
+    dpo_trainer.hash_module = lambda module: ""
+    try:
+        yield
+    finally:
+        dpo_trainer.hash_module = before
+
+
+def renew_zero3_hooks(engine: Any) -> None:
+    """Let DeepSpeed ZeRO-3 forget in which order the modules of `generate` fetched their weights. Otherwise the next
+    backward pass finds weights of size 0 (deepspeed 0.19.8). trl 1.16 does the same where it gathers all weights, with
+    `trl.models.utils.remove_hooks(model)` and `add_hooks(model)`."""
+    from trl.models.utils import add_hooks, remove_hooks
+
+    remove_hooks(engine)
+    add_hooks(engine)

@@ -28,3 +28,14 @@ def hold_to(path: Path, settings: dict[str, Any], dataset: Any, what: str) -> No
         raise ValueError(f'output folder "{folder}" holds other files; give a new or empty one.')
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, here)
+
+
+def last_whole_checkpoint(folder: Path) -> str | None:
+    """The last checkpoint of a run that was written to its end, or None: Trainer writes `trainer_state.json` last, and
+    a kill before that leaves a folder that cannot be resumed from."""
+    found = {}
+    for path in folder.glob("checkpoint-*"):
+        number = path.name.removeprefix("checkpoint-")
+        if number.isdigit() and read_json(path / "trainer_state.json") is not None:
+            found[int(number)] = str(path)
+    return found[max(found)] if found else None
