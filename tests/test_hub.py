@@ -16,12 +16,13 @@ from datasets import Dataset
 from hub_server import TOKEN, Hub
 from huggingface_hub import DatasetCard
 
-from hf_select import IFD, PoolIndex, RDSPlus, TopK, load_selection, push_index, push_selected, score
+from hf_select import IFD, Length, PoolIndex, RDSPlus, TopK, load_selection, push_index, push_selected, score
 from hf_select.cli.main import main
 from hf_select.hub.card import size_category
 from hf_select.hub.citations import _PAPERS, PAPER_OF, bibtex
 from hf_select.hub.push import trainable
 from hf_select.hub.scrub import check_clean, scrubbed
+from hf_select.inference.run import read_scored
 from hf_select.reports.ledger import read_step
 
 
@@ -43,6 +44,7 @@ def hub(monkeypatch, tmp_path):
     for name, value in turned.items():
         monkeypatch.setattr(constants, name, value)
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", server.url)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     pause = time.sleep
     monkeypatch.setattr(time, "sleep", lambda seconds: pause(min(seconds, 0.01)))  # waits between attempts
@@ -494,3 +496,22 @@ def test_the_command_publishes_survives_a_kill_and_the_configs_load(hub, rows, t
     first, second = loaded.stdout.splitlines()
     assert first.startswith("9 40 ['completion', 'length_reason', 'prompt'") and first.endswith("True")
     assert "has rank 1 of 9: score_length" in second
+
+
+def test_a_pool_on_the_hub_is_scored_while_it_is_read(hub, tmp_path, capsys):
+    """hf-select score --stream of a Hub id: the scores of the rows as they lie there, and no copy of them here."""
+    from huggingface_hub import HfApi
+
+    rows = pool(90).remove_columns(["score_a", "a_reason"])
+    for shard in range(3):
+        (tmp_path / "shards").mkdir(exist_ok=True)
+        rows.shard(3, shard).to_parquet(tmp_path / "shards" / f"train-{shard:05d}-of-00003.parquet")
+    api = HfApi(endpoint=hub.url, token=TOKEN)
+    api.create_repo("me/pool", repo_type="dataset", private=True)
+    api.upload_folder(repo_id="me/pool", repo_type="dataset", folder_path=tmp_path / "shards", path_in_repo="data")
+    words = ["score", "--scorer", "length", "--dataset", "me/pool", "--stream", "--chunk-rows", "20"]
+    assert main([*words, "--output-dir", str(tmp_path / "o")]) == 0, capsys.readouterr().err
+    scored = read_scored(tmp_path / "o")
+    assert scored["row_id"] == rows["row_id"]
+    assert scored["score_length"] == Length()(rows[:])["score_length"]
+    assert not list((tmp_path / "hub_cache").rglob("*.parquet")), "the shards were downloaded"
