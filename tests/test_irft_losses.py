@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+import transformers as hf
 
 from hf_select.training.losses import implicit_reward, pair_loss
 
@@ -173,3 +174,75 @@ def test_log_probabilities_and_losses_of_the_authors_codes(golden, tmp_path):
                 if who != "trl":
                     hinge = pair_loss(margin, "hinge").item()
                     assert hinge == pytest.approx(expected[f"loss_hinge_beta_{beta}"], abs=limit)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# what log-probabilities rest on
+
+
+def tiny(name: str) -> torch.nn.Module:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = {
+        "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**sizes, intermediate_size=64)),
+        "gpt_neox": lambda: hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**sizes, intermediate_size=64)),
+        "gpt2": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=60, n_embd=32, n_layer=2, n_head=4)),
+    }[name]()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    return model.double().eval()
+
+
+def log_probability(model, rows, side="right", mask=True, positions=True) -> torch.Tensor:
+    """Sum of the log-probabilities of each row's tokens behind its third, (B,) fp64, rows padded on a side."""
+    width = max(map(len, rows))
+    ids, there = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.long)
+    for b, row in enumerate(rows):
+        at = slice(width - len(row), width) if side == "left" else slice(0, len(row))
+        ids[b, at], there[b, at] = torch.tensor(row), 1
+    given = {"attention_mask": there} if mask else {}
+    if positions:
+        given["position_ids"] = (there.cumsum(1) - 1).clamp_min(0)
+    with torch.no_grad():
+        logp = model(input_ids=ids, use_cache=False, **given).logits.log_softmax(-1)
+    each = logp[:, :-1].gather(2, ids[:, 1:, None])[..., 0]
+    begin = there.cumsum(1)[:, 1:] > 3
+    return (each * (there[:, 1:].bool() & begin)).sum(1)
+
+
+ROWS = [[5, 9, 11, 7, 3, 8], [4, 6, 2, 9], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_neox", "gpt2"])
+def test_padding_on_either_side_changes_nothing_and_without_its_mask_everything(name):
+    """A11: the mask is needed by all three, position ids by learned positions."""
+    model = tiny(name)
+    alone = torch.cat([log_probability(model, [row]) for row in ROWS])
+    for side in ("right", "left"):
+        torch.testing.assert_close(log_probability(model, ROWS, side), alone, rtol=0, atol=1e-10)
+    # Without positions: from those, transformers 5.23 would tell the padding apart by itself.
+    unmasked = log_probability(model, ROWS, "left", mask=False, positions=False)
+    assert (unmasked - alone)[:2].abs().min() > 1e-3 and (unmasked - alone)[2].abs() < 1e-10
+    unplaced = (log_probability(model, ROWS, "left", positions=False) - alone)[:2].abs()
+    assert unplaced.min() > 1e-3 if name == "gpt2" else unplaced.max() < 1e-10
+
+
+def test_an_adapter_begins_as_the_base_is_off_when_it_is_off_and_merges_into_what_it_was():
+    """A12, which the reference of an adapter rests on."""
+    from peft import LoraConfig, get_peft_model
+
+    base = tiny("llama")
+    before = log_probability(base, ROWS)
+    model = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"])).double().eval()
+    assert torch.equal(log_probability(model, ROWS), before)
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if "lora_B" in parameter_name:
+                parameter.normal_(std=0.3)
+    on = log_probability(model, ROWS)
+    assert (on - before).abs().min() > 1e-3
+    with model.disable_adapter():
+        assert torch.equal(log_probability(model, ROWS), before)
+    merged = model.merge_and_unload()
+    torch.testing.assert_close(log_probability(merged, ROWS), on, rtol=0, atol=1e-10)
