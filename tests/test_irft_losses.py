@@ -225,7 +225,8 @@ def test_padding_on_either_side_changes_nothing_and_without_its_mask_everything(
     unmasked = log_probability(model, ROWS, "left", mask=False, positions=False)
     assert (unmasked - alone)[:2].abs().min() > 1e-3 and (unmasked - alone)[2].abs() < 1e-10
     unplaced = (log_probability(model, ROWS, "left", positions=False) - alone)[:2].abs()
-    assert unplaced.min() > 1e-3 if name == "gpt2" else unplaced.max() < 1e-10
+    # Rotations are computed in fp32 whatever the model's type, so other places round otherwise.
+    assert unplaced.min() > 1e-3 if name == "gpt2" else unplaced.max() < 1e-4
 
 
 def test_an_adapter_begins_as_the_base_is_off_when_it_is_off_and_merges_into_what_it_was():
