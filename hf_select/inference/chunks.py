@@ -209,8 +209,9 @@ class ChunkedJob:
     def _make(self, chunk: int, first_row: int, rows: Dataset, worker: "_Worker", write: Any) -> None:
         begin = time.perf_counter()
         (self.folder / self.summary).unlink(missing_ok=True)
-        for left in self.part(chunk).parent.glob(f"{self.part(chunk).name}.*.tmp"):  # of a process that was killed
-            left.unlink(missing_ok=True)
+        for path in (self.part(chunk), self._done(chunk)):
+            for left in path.parent.glob(f"{path.name}.*.tmp"):  # of a process that was killed
+                left.unlink(missing_ok=True)
         with written_whole(self.part(chunk)) as temporary:
             cost = write(temporary, first_row, rows)
             size, checksum = temporary.stat().st_size, _checksum(temporary)
