@@ -17,7 +17,7 @@ from hf_select.choices import check_choices
 from hf_select.inference.causal_lm import CausalLM
 from hf_select.selection.baselines import Random
 from hf_select.training.equal_tokens import labelled
-from hf_select.training.resuming import hold_to
+from hf_select.training.resuming import hold_to, last_whole_checkpoint
 
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,6 @@ class WarmUp:
             settings.
         """
         from peft import LoraConfig
-        from transformers.trainer_utils import get_last_checkpoint
         from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
 
         folder = Path(output_dir).expanduser()
@@ -115,8 +114,7 @@ class WarmUp:
             processing_class=loaded.tokenizer,
             peft_config=adapter,
         )
-        last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-        trainer.train(resume_from_checkpoint=last)
+        trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
         if _steps_an_epoch(trainer) < 2:
             logger.warning(
                 "warm-up: one step an epoch is hardly a warm-up; raise fraction, or lower rows_per_step (%d).",
