@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import torch
+from launching import surroundings
 from test_callback import Collator, pool
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
@@ -60,18 +61,11 @@ def main(kind: str, folder: str, score: str, resume: str = "") -> None:
     callback._by_function = apart
     trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=resume or None)
-    parameters = list(trainer.model.parameters())
     report = {
-        "world": trainer.accelerator.num_processes,
-        "distributed": trainer.accelerator.distributed_type.value,
-        "zero_stage": getattr(trainer.accelerator.state.deepspeed_plugin, "zero_stage", None),
-        "in_pieces": all(p.numel() == 0 and hasattr(p, "ds_numel") for p in parameters)
-        or all(type(p).__name__ == "DTensor" for p in parameters),
-        "steps": trainer.state.global_step,
+        **surroundings(trainer),
         "seen": collator.seen,
         "scored": sum(map(len, scoring.seen)),
         "selected": callback.sampler.selected.tolist(),
-        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
     }
     (Path(folder) / f"rank-{trainer.args.process_index}.json").write_text(json.dumps(report))
     if torch.distributed.is_initialized():  # gloo's threads, left alone, abort one exit in four

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from launching import surroundings
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_select import demo
@@ -90,16 +91,9 @@ def main(kind: str, folder: str, base: str, where: str = "", **settings) -> None
     tokenizer = AutoTokenizer.from_pretrained(base)
     trainer = IRFTTrainer(model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
     trainer.train(resume_from_checkpoint=kind != "fsdp2")
-    parameters = list(trainer.model.parameters())
     report = {
-        "world": trainer.accelerator.num_processes,
-        "distributed": trainer.accelerator.distributed_type.value,
-        "zero_stage": getattr(trainer.accelerator.state.deepspeed_plugin, "zero_stage", None),
-        "in_pieces": all(p.numel() == 0 and hasattr(p, "ds_numel") for p in parameters)
-        or all(type(p).__name__ == "DTensor" for p in parameters),
-        "steps": trainer.state.global_step,
+        **surroundings(trainer),
         "begun_at": trainer._initial_global_step,
-        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         "margins": [entry["rewards/margins"] for entry in trainer.state.log_history if "loss" in entry],
     }
     (root / f"rank-{trainer.args.process_index}.json").write_text(json.dumps(report))

@@ -5,6 +5,30 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+
+# What the two processes of each kind must find themselves to be: see `surroundings`.
+EXPECTED = {
+    "ddp": {"distributed": "MULTI_CPU", "zero_stage": None, "in_pieces": False},
+    "zero2": {"distributed": "DEEPSPEED", "zero_stage": 2, "in_pieces": False},
+    "zero3": {"distributed": "DEEPSPEED", "zero_stage": 3, "in_pieces": True},
+    "fsdp2": {"in_pieces": True},
+}
+
+
+def surroundings(trainer: Any) -> dict[str, Any]:
+    """What a process finds itself to be part of, and how far it came."""
+    parameters = list(trainer.model.parameters())
+    return {
+        "world": trainer.accelerator.num_processes,
+        "distributed": trainer.accelerator.distributed_type.value,
+        "zero_stage": getattr(trainer.accelerator.state.deepspeed_plugin, "zero_stage", None),
+        "in_pieces": all(p.numel() == 0 and hasattr(p, "ds_numel") for p in parameters)
+        or all(type(p).__name__ == "DTensor" for p in parameters),
+        "steps": trainer.state.global_step,
+        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+    }
 
 
 def launched(kind: str, words: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from launching import launched
+from launching import EXPECTED, launched
 
 
 SCRIPT = Path(__file__).with_name("distributed_training.py")
@@ -34,14 +34,6 @@ def alone(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("alone")
     launch("alone", folder)
     return folder
-
-
-EXPECTED = {
-    "ddp": {"distributed": "MULTI_CPU", "zero_stage": None, "in_pieces": False},
-    "zero2": {"distributed": "DEEPSPEED", "zero_stage": 2, "in_pieces": False},
-    "zero3": {"distributed": "DEEPSPEED", "zero_stage": 3, "in_pieces": True},
-    "fsdp2": {"in_pieces": True},
-}
 
 
 @pytest.mark.parametrize("kind", EXPECTED)

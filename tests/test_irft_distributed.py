@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from launching import launched
+from launching import EXPECTED, launched
 
 
 SCRIPT = Path(__file__).with_name("irft_training.py")
@@ -41,14 +41,6 @@ def whole(tmp_path_factory, model_path):
         return made[kind]
 
     return of
-
-
-EXPECTED = {
-    "ddp": {"distributed": "MULTI_CPU", "zero_stage": None, "in_pieces": False},
-    "zero2": {"distributed": "DEEPSPEED", "zero_stage": 2, "in_pieces": False},
-    "zero3": {"distributed": "DEEPSPEED", "zero_stage": 3, "in_pieces": True},
-    "fsdp2": {"in_pieces": True},
-}
 
 
 @pytest.mark.parametrize("kind", EXPECTED)

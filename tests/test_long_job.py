@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import Dataset, IterableDataset, load_dataset
+from launching import launched
 
 from hf_select import Length, Perplexity, PoolIndex, RDSPlus, score
 from hf_select.cli.main import main
@@ -287,16 +288,11 @@ def test_the_command_line_streams(job, capsys):
 # launchers
 
 
-def launched(*words: str) -> tuple[subprocess.CompletedProcess, dict[str, str]]:
-    """(what hf-select said under accelerate launch with two processes, the environment it ran in)."""
-    # On a CPU `--cpu --num_processes 2` would be one process, silently.
-    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command = [sys.executable, *launch, "-m", "hf_select.cli.main", *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+def by_two(folder: Path, *words: str) -> str:
+    """What hf-select said under accelerate launch with two processes."""
+    found = launched("ddp", ["-m", "hf_select.cli.main", *words], folder)
     assert found.returncode == 0, found.stderr
-    return found, environment
+    return found.stdout
 
 
 @pytest.mark.slow
@@ -304,8 +300,8 @@ def test_accelerate_launch_shares_the_work_and_the_result_is_that_of_map(rows, m
     data = Dataset.from_list(rows * 25)
     data.to_parquet(tmp_path / "pool.parquet")
     words = ["--scorer", "perplexity", "--model", model_path, "--dataset", str(tmp_path / "pool.parquet")]
-    found, environment = launched("score", *words, "--output-dir", str(tmp_path / "o"), "--chunk-rows", "10")
-    assert found.stdout.count("rows with their scores") == 1, "every process speaks"
+    said = by_two(tmp_path, "score", *words, "--output-dir", str(tmp_path / "o"), "--chunk-rows", "10")
+    assert said.count("rows with their scores") == 1, "every process speaks"
     by = {json.loads(path.read_text())["by"] for path in (tmp_path / "o" / "done").iterdir()}
     assert len(by) == 2
     code = (
@@ -314,7 +310,8 @@ def test_accelerate_launch_shares_the_work_and_the_result_is_that_of_map(rows, m
         f"data = data.map(Perplexity({model_path!r}), batched=True, batch_size=10); "
         f"data.to_parquet({str(tmp_path / 'm.parquet')!r})"
     )
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True)
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", code], env=one_thread, check=True, capture_output=True)
     mapped = load_dataset("parquet", data_files=str(tmp_path / "m.parquet"), split="train")
     assert read_scored(tmp_path / "o")["score_perplexity"] == mapped["score_perplexity"]
 
@@ -324,7 +321,17 @@ def test_an_index_is_built_by_several_processes_too(rows, model_path, tmp_path):
     pool = Dataset.from_list(rows * 25)
     pool.to_parquet(tmp_path / "pool.parquet")
     words = ["--scorer", "rds", "--model", model_path, "--dataset", str(tmp_path / "pool.parquet")]
-    launched("index", *words, "--output-dir", str(tmp_path / "two"), "--chunk-rows", "10", "--stored-dtype", "float32")
+    by_two(
+        tmp_path,
+        "index",
+        *words,
+        "--output-dir",
+        str(tmp_path / "two"),
+        "--chunk-rows",
+        "10",
+        "--stored-dtype",
+        "float32",
+    )
     by = {json.loads(path.read_text())["by"] for path in (tmp_path / "two" / "done").iterdir()}
     assert len(by) == 2
     whole = PoolIndex.build(
