@@ -23,11 +23,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
 
 from hf_select import IFD, CausalLM, DataSelectionCallback, TopK
 from hf_select.training import online_scores
+from hf_select.training.equal_tokens import UntilTokens
 
 
 HELD_OUT, QUERIES = 400, 64
@@ -56,14 +57,6 @@ def datasets(folder: Path, seed: int, pool_rows: int) -> tuple[Dataset, Dataset,
     return dataset(pool), dataset(apart[:HELD_OUT]), dataset(apart[HELD_OUT:])
 
 
-class StopAfter(TrainerCallback):
-    def __init__(self, tokens: int):
-        self.tokens = tokens
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = state.num_input_tokens_seen >= self.tokens
-
-
 def make(args: argparse.Namespace, folder: str, seed: int) -> tuple[SFTTrainer, Dataset]:
     pool, held_out, queries = datasets(args.data, seed, args.pool_rows)
     config = SFTConfig(
@@ -88,9 +81,8 @@ def make(args: argparse.Namespace, folder: str, seed: int) -> tuple[SFTTrainer, 
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.0)
     # The rate falls with the tokens that were trained, so that every method's run ends at zero.
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: max(0.0, 1 - trainer.state.num_input_tokens_seen / args.tokens) if step else 1.0
-    )
+    until = UntilTokens(args.tokens)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, until.share_left)
     trainer = SFTTrainer(
         model,
         config,
@@ -98,6 +90,7 @@ def make(args: argparse.Namespace, folder: str, seed: int) -> tuple[SFTTrainer, 
         eval_dataset={"held_out": held_out, "queries": queries},
         processing_class=tokenizer,
         optimizers=(optimizer, schedule),
+        callbacks=[until],
     )
     return trainer, pool
 
@@ -148,7 +141,6 @@ def run(args: argparse.Namespace, method: str, seed: int) -> dict:
         trainer, _ = make(args, folder, seed)
         before = held_out_loss(trainer)
         trainer.add_callback(callback(method, trainer, args))
-        trainer.add_callback(StopAfter(args.tokens))
         begin = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - begin

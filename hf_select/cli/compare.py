@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from hf_select.cli.score import Rows, build_parts
+from hf_select.columns import SCORE_PREFIX
 
 
 _WHICH = ("best", "middle", "worst")
@@ -48,7 +49,6 @@ class Compare(Rows):
 
     def run(self) -> None:
         from hf_select.cli.data import read_dataset
-        from hf_select.columns import SCORE_PREFIX
         from hf_select.evaluation.compare import compare
         from hf_select.selection.top_k import TopK
 
@@ -84,7 +84,6 @@ def _scores(rows: Any, name: str, folder: Path) -> tuple[list[float | None], dic
     """The scores of a run over these rows, and what they cost."""
     import pyarrow.parquet as pq
 
-    from hf_select.columns import SCORE_PREFIX
     from hf_select.files import read_json
     from hf_select.inference.pool import Pool
 

@@ -19,7 +19,6 @@ Left out here: tasks with checkable answers and lm-evaluation-harness.
 
 import functools
 import hashlib
-import json
 import logging
 import os
 import re
@@ -37,14 +36,14 @@ from tqdm.auto import tqdm
 from hf_select import columns
 from hf_select.evaluation.statistics import Difference, differences
 from hf_select.files import read_json, write_json, written_whole
-from hf_select.formats import BadRow, Conversation, conversations
+from hf_select.formats import Conversation, conversations
 from hf_select.inference.causal_lm import CausalLM
 from hf_select.inference.pool import pool_fingerprint, readable
 from hf_select.scoring.length import Length
 from hf_select.scoring.overlap import QueryOverlap
 from hf_select.selection.baselines import Longest, Random
 from hf_select.selection.selection import Selection
-from hf_select.training.equal_tokens import Recipe, labelled, train_on_tokens
+from hf_select.training.equal_tokens import Recipe, labelled, train_on_tokens, with_responses
 from hf_select.training.resuming import hold_to
 
 
@@ -103,8 +102,7 @@ class Comparison:
         settings = {"recipe": asdict(self.recipe), "passes": self.passes, "held_out": _fingerprints(self.held_out)}
         hold_to(self.folder / "comparison.json", settings, self.pool, "comparison")
         self.pool = _with_lengths(self.pool, self.recipe)
-        lm = CausalLM(self.recipe.model, dtype="float32")
-        self._encoded = {name: _measurable(lm, rows, name, self.recipe) for name, rows in self.held_out.items()}
+        self._encoded: dict[str, tuple[list[Any], list[Any]]] = {}  # the held-out rows, by the first cell's tokenizer
         overlap = self._overlap()
         wanted = self._wanted()
         self._make(wanted)
@@ -210,12 +208,14 @@ class Comparison:
 
     def _cell(self, cell: Cell, selection: Selection | None) -> dict[str, Any]:
         lm = CausalLM(self.recipe.model, dtype="float32")
+        if not self._encoded:
+            self._encoded = {name: _measurable(lm, rows, name, self.recipe) for name, rows in self.held_out.items()}
         record: dict[str, Any] = {**asdict(cell), "selection": _digest(selection)}
         if selection is not None:
             rows, bad, _ = labelled(lm, self.pool.select(selection.indices), "chat", self.recipe.max_length)
             if not len(rows):
                 raise ValueError(f'none of the rows of "{cell.method}" has a response to train on.')
-            trained = train_on_tokens(self.recipe, rows, self.tokens_for(cell.budget), cell.seed)
+            trained = train_on_tokens(self.recipe, lm, rows, self.tokens_for(cell.budget), cell.seed)
             lm = trained.lm
             record |= {name: value for name, value in vars(trained).items() if name != "lm"}
             record |= {
@@ -396,18 +396,12 @@ def _with_lengths(pool: Any, recipe: Recipe) -> Any:
 
 def _measurable(lm: CausalLM, rows: Any, name: str, recipe: Recipe) -> tuple[list[Any], list[Any]]:
     """(token ids, response spans) of held-out rows."""
-    from hf_select.features.gradients import encode_responses
-
-    parsed = conversations(rows[:])
-    bad = [row for row in parsed if isinstance(row, BadRow)]
-    found = encode_responses(lm, [row for row in parsed if isinstance(row, Conversation)], "chat", recipe.max_length)
-    bad += [item for item in found if isinstance(item, BadRow)]
+    encoded, bad, _ = with_responses(lm, rows, "chat", recipe.max_length)
     if bad:
         raise ValueError(
-            f'{len(bad)} of {len(rows)} rows of the held-out set "{name}" cannot be measured (the first: {bad[0]}). '
-            "Take them out."
+            f'{bad.total()} of {len(rows)} rows of the held-out set "{name}" cannot be measured (the first: '
+            f"{next(iter(bad))}). Take them out."
         )
-    encoded = [item[0] for item in found if not isinstance(item, BadRow)]
     return [e.input_ids for e in encoded], [e.responses for e in encoded]
 
 
@@ -422,4 +416,4 @@ def _digest(selection: Selection | None) -> str:
 
 
 def _fingerprints(held_out: Mapping[str, Any]) -> dict[str, str]:
-    return json.loads(json.dumps({name: pool_fingerprint(readable(rows)) for name, rows in held_out.items()}))
+    return {name: pool_fingerprint(readable(rows)) for name, rows in held_out.items()}

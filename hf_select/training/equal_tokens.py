@@ -18,7 +18,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from hf_select.choices import check_choices
 from hf_select.features.gradients import encode_responses
-from hf_select.formats import BadRow, Conversation, conversations
+from hf_select.formats import BadRow, Conversation, Encoded, conversations
 from hf_select.inference.causal_lm import CausalLM
 
 
@@ -62,28 +62,40 @@ class Trained:
     flops: float
 
 
-def labelled(lm: CausalLM, dataset: Any, text_format: str, max_length: int | None) -> tuple[Dataset, Counter, Counter]:
-    """Rows as `input_ids` and `labels`, responses alone being learned; why rows are left out, and why shortened."""
+def with_responses(
+    lm: CausalLM, dataset: Any, text_format: str, max_length: int | None
+) -> tuple[list[Encoded], Counter[str], Counter[str]]:
+    """Rows that have a response to learn, encoded; why rows are left out, and why shortened."""
     parsed = conversations(dataset[:])
     rows = [row for row in parsed if isinstance(row, Conversation)]
     found = encode_responses(lm, rows, text_format, max_length)
     bad = Counter(str(item) for item in (*parsed, *found) if isinstance(item, BadRow))
-    encoded = [item[0] for item in found if not isinstance(item, BadRow)]
-    notes = Counter(item[1] for item in found if not isinstance(item, BadRow) and item[1])
-    ids, labels = [e.input_ids for e in encoded], []
+    whole = [item for item in found if not isinstance(item, BadRow)]
+    return [encoded for encoded, _ in whole], bad, Counter(note for _, note in whole if note)
+
+
+def labelled(
+    lm: CausalLM, dataset: Any, text_format: str, max_length: int | None
+) -> tuple[Dataset, Counter[str], Counter[str]]:
+    """The same as `input_ids` and `labels`, responses alone being learned."""
+    encoded, bad, notes = with_responses(lm, dataset, text_format, max_length)
+    labels = []
     for e in encoded:
         of_row = [-100] * len(e.input_ids)
         for start, end in e.responses:
             of_row[start:end] = e.input_ids[start:end]
         labels.append(of_row)
-    return Dataset.from_dict({"input_ids": ids, "labels": labels}), bad, notes
+    return Dataset.from_dict({"input_ids": [e.input_ids for e in encoded], "labels": labels}), bad, notes
 
 
-def train_on_tokens(recipe: Recipe, rows: Dataset, tokens: int, seed: int) -> Trained:
-    """The base model after `tokens` tokens of the rows, in random orders of this seed; at most one step more."""
+def train_on_tokens(recipe: Recipe, lm: CausalLM, rows: Dataset, tokens: int, seed: int) -> Trained:
+    """The base model after `tokens` tokens of the rows, in random orders of this seed; at most one step more.
+
+    Args:
+        lm: the base model in fp32, which is trained itself.
+    """
     from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
 
-    lm = CausalLM(recipe.model, dtype="float32")
     loaded = lm.load()
     of_rows = sum(len(ids) for ids in rows["input_ids"])
     batch = min(recipe.rows_per_step, len(rows))
@@ -115,11 +127,9 @@ def train_on_tokens(recipe: Recipe, rows: Dataset, tokens: int, seed: int) -> Tr
         trained = [p for p in trainer.model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=0.0)
 
-        def share_left(step: int) -> float:
-            return max(0.0, 1 - trainer.state.num_input_tokens_seen / tokens) if step else 1.0
-
-        trainer.optimizer, trainer.lr_scheduler = optimizer, LambdaLR(optimizer, share_left)
-        trainer.add_callback(_StopAfter(tokens))
+        until = UntilTokens(tokens)
+        trainer.optimizer, trainer.lr_scheduler = optimizer, LambdaLR(optimizer, until.share_left)
+        trainer.add_callback(until)
         trainer.remove_callback(PrinterCallback)  # whoever runs many of these shows one bar
         begin = time.perf_counter()
         trainer.train()
@@ -143,9 +153,18 @@ def _lora(rank: int) -> Any:
     return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
-class _StopAfter(TrainerCallback):
+class UntilTokens(TrainerCallback):
+    """Ends a run after its tokens, and says for LambdaLR which share of them is left. The trainer counts them
+    (include_num_input_tokens_seen="non_padding")."""
+
     def __init__(self, tokens: int):
-        self.tokens = tokens
+        self.tokens, self.seen = tokens, 0
+
+    def share_left(self, step: int) -> float:
+        return max(0.0, 1 - self.seen / self.tokens)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.seen = state.num_input_tokens_seen
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         control.should_training_stop = state.num_input_tokens_seen >= self.tokens
