@@ -65,6 +65,8 @@ def make(args: argparse.Namespace, folder: str, seed: int) -> tuple[SFTTrainer, 
         per_device_train_batch_size=8,
         per_device_eval_batch_size=32,
         learning_rate=args.learning_rate,
+        lr_scheduler_type="constant",  # UntilTokens sets the rate
+        weight_decay=0.0,
         max_length=args.max_length,
         assistant_only_loss=True,
         include_num_input_tokens_seen="non_padding",
@@ -79,18 +81,13 @@ def make(args: argparse.Namespace, folder: str, seed: int) -> tuple[SFTTrainer, 
     )
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.0)
-    # The rate falls with the tokens that were trained, so that every method's run ends at zero.
-    until = UntilTokens(args.tokens)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, until.share_left)
     trainer = SFTTrainer(
         model,
         config,
         train_dataset=pool,
         eval_dataset={"held_out": held_out, "queries": queries},
         processing_class=tokenizer,
-        optimizers=(optimizer, schedule),
-        callbacks=[until],
+        callbacks=[UntilTokens(args.tokens)],
     )
     return trainer, pool
 

@@ -8,7 +8,8 @@ from datasets import Dataset
 
 from hf_select import TopK, demo
 from hf_select.cli.main import main
-from hf_select.evaluation.compare import UNTRAINED, Cell, as_markdown, compare, tables
+from hf_select.evaluation.compare import compare
+from hf_select.evaluation.tables import UNTRAINED, Cell, as_markdown, tables
 from hf_select.training.equal_tokens import Recipe
 
 
@@ -59,10 +60,10 @@ def compared(ground, tmp_path_factory):
 
 def test_a_planted_selection_is_found_better_and_noise_worse(compared):
     folder, _, _, result = compared
-    lines = result["budgets"]["24"]["sums"]
+    lines = result["budgets"]["24 rows"]["sums"]
     assert set(lines) >= {"random", UNTRAINED, "planted", "worst", "longest", "random (balanced by source)"}
     assert lines["planted"]["difference"]["wins"] == 4 and lines["worst"]["difference"]["losses"] == 4
-    assert lines["planted"]["loss"] < lines["random"]["loss"] < lines["worst"]["loss"] < lines[UNTRAINED]["loss"]
+    assert lines["planted"]["mean"] < lines["random"]["mean"] < lines["worst"]["mean"] < lines[UNTRAINED]["mean"]
     assert lines["planted"]["verdict"].startswith("better") and lines[UNTRAINED]["verdict"].startswith("worse")
     tokens = {name: line["tokens"] for name, line in lines.items() if "tokens" in line}
     assert max(tokens.values()) - min(tokens.values()) <= 4 * 64
@@ -74,7 +75,7 @@ def test_a_planted_selection_is_found_better_and_noise_worse(compared):
 def test_a_comparison_goes_on_and_gives_the_same_cells(compared, ground, monkeypatch):
     pool, held_out, recipe = ground
     folder, methods, settings, result = compared
-    cell = folder / "cells" / Cell("planted", 24, 1).file
+    cell = folder / "cells/planted/24-rows-seed-1.json"
     before = json.loads(cell.read_text())
     kept = {path: path.stat().st_mtime_ns for path in (folder / "cells").rglob("*.json") if path != cell}
     cell.unlink()
@@ -84,15 +85,15 @@ def test_a_comparison_goes_on_and_gives_the_same_cells(compared, ground, monkeyp
         del before[changing], after[changing]
     assert after == before
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
-    assert {n: v["loss"] for n, v in again["budgets"]["24"]["sums"].items()} == {
-        n: v["loss"] for n, v in result["budgets"]["24"]["sums"].items()
+    assert {n: v["mean"] for n, v in again["budgets"]["24 rows"]["sums"].items()} == {
+        n: v["mean"] for n, v in result["budgets"]["24 rows"]["sums"].items()
     }
 
 
 def test_what_cannot_be_compared_is_refused(compared, ground, tmp_path, monkeypatch):
     pool, held_out, recipe = ground
     folder, methods, settings, _ = compared
-    with pytest.raises(ValueError, match="budgets are \\[81\\], and the pool has 80 rows"):
+    with pytest.raises(ValueError, match="budget 81 rows: the pool has 80 rows"):
         compare(pool, methods, {"sums": held_out}, recipe, tmp_path / "o", [81])
     with pytest.raises(ValueError, match="nothing to measure on"):
         compare(pool, methods, {}, recipe, tmp_path / "o", [8])
@@ -104,21 +105,26 @@ def test_what_cannot_be_compared_is_refused(compared, ground, tmp_path, monkeypa
         compare(pool, methods, {"sums": held_out}, recipe, folder, [24], **{**settings, "passes": 2.0})
     with pytest.raises(ValueError, match='a run of "planted" with 24 rows, seed 0, on another selection'):
         compare(pool, {"planted": TopK("good", which="worst")}, {"sums": held_out}, recipe, folder, [24], **settings)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="start the command once a device"):
-        compare(pool, methods, {"sums": held_out}, recipe, tmp_path / "o", [8])
+    with pytest.raises(ValueError, match="budget 99999 tokens: the pool has"):
+        compare(pool, methods, {"sums": held_out}, recipe, tmp_path / "t", ["99999 tokens"])
+    with pytest.raises(ValueError, match='budget "8 kg" is neither'):
+        compare(pool, methods, {"sums": held_out}, recipe, tmp_path / "o", ["8 kg"])
+    with monkeypatch.context() as launched:
+        launched.setenv("ACCELERATE_USE_FSDP", "true")
+        with pytest.raises(ValueError, match="launched one by one"):
+            compare(pool, methods, {"sums": held_out}, recipe, tmp_path / "o", [8])
     assert not (tmp_path / "o").exists()
 
 
 def test_unequal_tokens_are_refused():
     def record(tokens):
-        return {"tokens": tokens, "tokens_wanted": 1000, "step_tokens": 100, "losses": {"d": [1.0]}}
+        return {"tokens": tokens, "tokens_wanted": 1000, "step_tokens": 100, "values": {"d": [1.0]}}
 
-    cells = {Cell("random", 8, s): record(1050) for s in (0, 1)} | {Cell("m", 8, s): record(1050) for s in (0, 1)}
-    cells[Cell("m", 8, 1)] = record(1200)
-    cells[Cell(UNTRAINED, 0, 0)] = {"losses": {"d": [2.0]}}
+    cells = {Cell("random", "8 rows", s): record(1050) for s in (0, 1)}
+    cells |= {Cell("m", "8 rows", s): record(1050 + 150 * s) for s in (0, 1)}
+    cells[Cell(UNTRAINED, "", 0)] = {"values": {"d": [2.0]}}
     with pytest.raises(ValueError, match='"m" \\(8 rows, seed 1\\) trained 1,200 tokens and not 1,000'):
-        tables(cells, ["m"], {})
+        tables(cells, ["m"], {"d": {"better": "lower", "unit": "nats"}}, {})
 
 
 def test_overlap_with_the_pool_and_rows_out_of_reach_are_said(ground, tmp_path, caplog):
@@ -128,8 +134,8 @@ def test_overlap_with_the_pool_and_rows_out_of_reach_are_said(ground, tmp_path, 
     result = compare(
         partly, {"half": TopK("score")}, {"sums": both}, recipe, tmp_path / "o", [8], seeds=2, passes=0.5
     )  # fmt: skip
-    assert result["overlap"]["sums"] >= 1 and "rows of the pool repeat rows of the held-out set" in caplog.text
-    assert result["budgets"]["8"]["sums"]["half"]["could_choose_from"] == 40
+    assert result["overlap"]["sums"] >= 1 and 'rows of the pool repeat rows that "sums" measures on' in caplog.text
+    assert result["budgets"]["8 rows"]["sums"]["half"]["could_choose_from"] == 40
 
 
 @pytest.mark.slow
@@ -145,8 +151,8 @@ def test_the_command_compares_scored_runs(ground, tmp_path, monkeypatch, capsys)
     command += ["--budgets", "8", "--seeds", "2", "--passes", "1", "--rows-per-step", "4", "--output-dir", "c"]
     assert main([*command, "--methods", "low=scores:worst", "high=scores"]) == 0
     out = capsys.readouterr().out
-    assert "8 rows, held-out: sums" in out and "  low: " in out and "  high: " in out
-    line = json.loads((tmp_path / "c" / "result.json").read_text())["budgets"]["8"]["sums"]["low"]
+    assert "8 rows: sums" in out and "  low: " in out and "  high: " in out
+    line = json.loads((tmp_path / "c" / "result.json").read_text())["budgets"]["8 rows"]["sums"]["low"]
     assert line["selection_flops"] > 0 and float(line["selecting"]) > 0
     assert main([*command, "--methods", "low=others"]) == 2
     assert "are of other rows than the dataset" in capsys.readouterr().err

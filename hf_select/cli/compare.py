@@ -1,8 +1,9 @@
 """hf-select compare"""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from hf_select.cli.score import Rows, build_parts
 from hf_select.columns import SCORE_PREFIX
@@ -14,13 +15,22 @@ _WHICH = ("best", "middle", "worst")
 @dataclass(kw_only=True)
 class Compare(Rows):
     """Is a selection better than random rows here? Trains selections and baselines on equally many tokens, with
-    several seeds, and measures them on held-out rows; a killed comparison goes on, and processes share the work.
+    several seeds, and measures them on held-out rows and tasks; a killed comparison goes on. Under accelerate launch
+    every process trains runs of its own on its own device.
 
     Args:
         methods: NAME=FOLDER of hf-select score over the dataset, several for several; NAME=FOLDER:worst or :middle
             takes the lowest scores or those below the top third in place of the highest.
-        held_out: rows to measure on, NAME=FILE_OR_ID, several for several domains.
-        budgets: rows of a selection, one or several.
+        held_out: rows to measure the loss on, NAME=FILE_OR_ID, several for several domains.
+        answers: rows whose answers are checked, NAME=FILE_OR_ID: the model answers each prompt, and its final answer
+            is to be that of the row's own response. NAME=FILE_OR_ID:letter, :text or :contains compares the letter of
+            a choice, the whole text, or whether the right answer stands in it; without, the last number.
+        max_new_tokens: of such an answer.
+        lm_eval: tasks of lm-evaluation-harness (extra `eval`), TASK or TASK:METRIC, one or several.
+        lm_eval_limit: documents of each task, from the first on.
+        lm_eval_path: folder with the YAML files of your own tasks, in place of those that come with it.
+        lm_eval_chat: ask such tasks in the model's chat template.
+        budgets: of a selection, one or several: rows (1000) or tokens ("200000 tokens").
         seeds: runs of each method.
         passes: every run trains as many tokens as so many passes over random rows of its size.
         balanced_by: column of sources, for random rows balanced over them.
@@ -28,8 +38,14 @@ class Compare(Rows):
     """
 
     methods: dict[str, str]
-    held_out: dict[str, str]
-    budgets: list[int]
+    budgets: list[str]
+    held_out: dict[str, str] = field(default_factory=dict)
+    answers: dict[str, str] = field(default_factory=dict)
+    max_new_tokens: int = 256
+    lm_eval: list[str] = field(default_factory=list)
+    lm_eval_limit: int | None = None
+    lm_eval_path: str | None = None
+    lm_eval_chat: bool = False
     seeds: int = 3
     passes: float = 2.0
     balanced_by: str | None = None
@@ -48,15 +64,16 @@ class Compare(Rows):
         return [Recipe]
 
     def run(self) -> None:
-        from hf_select.cli.data import read_dataset
         from hf_select.evaluation.compare import compare
+        from hf_select.evaluation.tables import said
+        from hf_select.inference.chunks import leads
         from hf_select.selection.top_k import TopK
 
         recipe = build_parts(self.parts({}), self.settings, "compare")
         rows, methods, costs = self.rows(), {}, {}
         pool = rows
-        for name, said in self.methods.items():
-            folder, _, which = said.rpartition(":") if said.rpartition(":")[2] in _WHICH else (said, "", "best")
+        for name, value in self.methods.items():
+            folder, which = _ending(value, _WHICH, "best")
             scores, costs[name] = _scores(rows, name, Path(folder).expanduser())
             column = f"{SCORE_PREFIX}{name}_of_comparison"
             pool = pool.add_column(column, scores)
@@ -64,7 +81,7 @@ class Compare(Rows):
         result = compare(
             pool,
             methods,
-            {name: read_dataset(source, self.split) for name, source in self.held_out.items()},
+            self._measures(),
             recipe,
             self.output_dir,
             self.budgets,
@@ -74,10 +91,36 @@ class Compare(Rows):
             whole_pool=self.whole_pool,
             costs=costs,
         )
-        for budget, domains in result["budgets"].items():
-            for domain, lines in domains.items():
-                _print(f"{int(budget):,} rows, held-out: {domain}", lines)
+        if not leads():
+            return
+        for budget, of_measure in result["budgets"].items():
+            for measure, lines in of_measure.items():
+                _print(f"{said(budget)}: {measure}", result["measures"][measure], lines)
         print(f"\nTables and figures: {self.output_dir}/result.md, result.json; the runs: cells/")
+
+    def _measures(self) -> dict[str, Any]:
+        from hf_select.cli.data import read_dataset
+        from hf_select.evaluation.answers import CheckableAnswers, Final
+        from hf_select.evaluation.harness import HarnessTask
+
+        found: dict[str, Any] = {name: read_dataset(source, self.split) for name, source in self.held_out.items()}
+        for name, value in self.answers.items():
+            source, final = _ending(value, get_args(Final), "number")
+            rows = read_dataset(source, self.split)
+            found[name] = CheckableAnswers(rows, final, self.max_new_tokens)  # type: ignore[arg-type]
+        for value in self.lm_eval:
+            task, _, metric = value.partition(":")
+            options = {"limit": self.lm_eval_limit, "include_path": self.lm_eval_path, "chat": self.lm_eval_chat}
+            found[value] = HarnessTask(task, metric or None, **options)
+        if len(found) < len(self.held_out) + len(self.answers) + len(self.lm_eval):
+            raise ValueError("two measures have the same name; name held_out, answers and lm_eval apart.")
+        return found
+
+
+def _ending(value: str, endings: Sequence[str], default: str) -> tuple[str, str]:
+    """What stands before and after the last colon, if one of the endings does."""
+    before, _, after = value.rpartition(":")
+    return (before, after) if after in endings and before else (value, default)
 
 
 def _scores(rows: Any, name: str, folder: Path) -> tuple[list[float | None], dict[str, float]]:
@@ -96,15 +139,15 @@ def _scores(rows: Any, name: str, folder: Path) -> tuple[list[float | None], dic
     return scores[f"{SCORE_PREFIX}{manifest['made_by']['name']}"].to_pylist(), summary["cost"]
 
 
-def _print(title: str, lines: dict[str, Any]) -> None:
+def _print(title: str, about: dict[str, Any], lines: dict[str, Any]) -> None:
     from hf_select.cli.table import print_table
 
     rows = []
     for name, line in lines.items():
         d = line.get("difference")
         shown = ["", "", ""] if d is None else [f"{d['mean']:+.4f}", f"[{d['low']:+.4f}, {d['high']:+.4f}]"]
-        rows.append([name, f"{line['loss']:.4f}", *shown[:2], "" if d is None else f"{d['p_holm']:.3f}"])
-    print_table(["", "loss (nats)", "less random", "95 %", "p"], rows, title)
+        rows.append([name, f"{line['mean']:.4f}", *shown[:2], "" if d is None else f"{d['p_holm']:.3f}"])
+    print_table(["", about["unit"], "less random", "95 %", "p"], rows, title)
     for name, line in lines.items():
         if "verdict" in line:
             print(f"  {name}: {line['verdict']}")

@@ -2,28 +2,29 @@
 
     compare(pool, {"ifd": TopK("score_ifd")}, {"my task": rows}, Recipe("my/model"), "comparison", budgets=[1000])
 
-Every selection is trained by one recipe on equally many tokens with several seeds and measured on held-out rows,
-beside what it has to beat: no training, random rows, random rows of as many tokens, random rows balanced over sources,
-the longest rows and, if asked for, the whole pool. A seed gives the random draw and the order of training; results are
+Every selection is trained by one recipe on equally many tokens with several seeds and measured (measures.py), beside
+what it has to beat: no training, random rows, random rows of as many tokens, random rows balanced over sources, the
+longest rows and, if asked for, the whole pool. A seed gives the random draw and the order of training; results are
 paired by it (statistics.py).
 
 output_dir/
-  comparison.json                     pool, held-out rows and recipe; a folder with others is refused
-  cells/METHOD/BUDGET-seed-N.json     one training run: what it cost and the loss of every held-out row
-  result.json, result.md              tables and verdicts
+  comparison.json                     pool, measures and recipe; a folder with others is refused
+  cells/METHOD/BUDGET-seed-N.json     one training run: what it cost and its result on every item
+  result.json, result.md              tables and verdicts (tables.py)
 
-A cell is written whole or not at all and never made twice; processes that share the folder share the cells.
-
-Left out here: tasks with checkable answers and lm-evaluation-harness.
+A cell is written whole or not at all and never made twice; processes that share the folder share the cells. Under
+accelerate launch every process makes cells of its own on its own device; a run that needs several devices is launched
+by itself (Recipe.accelerate_config).
 """
 
+import contextlib
 import functools
 import hashlib
 import logging
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -34,36 +35,49 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from hf_select import columns
-from hf_select.evaluation.statistics import Difference, differences
+from hf_select.evaluation.measures import Measure, as_measures
+from hf_select.evaluation.tables import MATCHED, RANDOM, UNTRAINED, Cell, as_markdown, tables
 from hf_select.files import read_json, write_json, written_whole
 from hf_select.formats import Conversation, conversations
 from hf_select.inference.causal_lm import CausalLM
-from hf_select.inference.pool import pool_fingerprint, readable
+from hf_select.inference.pool import readable
 from hf_select.scoring.length import Length
 from hf_select.scoring.overlap import QueryOverlap
 from hf_select.selection.baselines import Longest, Random
 from hf_select.selection.selection import Selection
-from hf_select.training.equal_tokens import Recipe, labelled, train_on_tokens, with_responses
+from hf_select.training.equal_tokens import Recipe, labelled, train_on_tokens
 from hf_select.training.resuming import hold_to
 
 
 logger = logging.getLogger(__name__)
 
-RANDOM, UNTRAINED = "random", "untrained"
 Selector = Callable[..., Selection]
+
+# A selection whose tokens differ by more than this from those of random rows gets random rows of as many beside it.
+_TOKENS_ALIKE = 0.1
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One training run that is wanted."""
+class Budget:
+    """How much a selection may take: "1000" or "1000 rows", or "200000 tokens"."""
 
-    method: str
-    budget: int
-    seed: int
+    amount: int
+    unit: str
 
-    @property
-    def file(self) -> str:
-        return f"{re.sub(r'[^a-z0-9]+', '-', self.method.lower()).strip('-')}/{self.budget}-seed-{self.seed}.json"
+    @classmethod
+    def read(cls, said: int | str) -> "Budget":
+        amount, _, unit = str(said).strip().partition(" ")
+        unit = unit.strip() or "rows"
+        if not amount.isdigit() or int(amount) < 1 or unit not in ("rows", "tokens"):
+            raise ValueError(f'budget "{said}" is neither a number of rows (1000) nor of tokens ("200000 tokens").')
+        return cls(int(amount), unit)
+
+    def __str__(self) -> str:
+        return f"{self.amount} {self.unit}"
+
+    def asked(self) -> dict[str, int]:
+        """As a selector is asked for it."""
+        return {"k" if self.unit == "rows" else "tokens": self.amount}
 
 
 @dataclass
@@ -72,10 +86,10 @@ class Comparison:
 
     pool: Any
     methods: Mapping[str, Selector]
-    held_out: Mapping[str, Any]
+    measures: dict[str, Measure]
     recipe: Recipe
     folder: Path
-    budgets: Sequence[int]
+    budgets: Sequence[Budget]
     seeds: int
     passes: float
     balanced_by: str | None
@@ -83,31 +97,45 @@ class Comparison:
     costs: Mapping[str, Mapping[str, float]]
 
     def __post_init__(self) -> None:
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1 or torch.cuda.device_count() > 1:
+        if torch.cuda.device_count() > 1:
             raise ValueError(
-                "each run is trained by one process on one device: start the command once a device, without "
-                "accelerate launch (CUDA_VISIBLE_DEVICES=0 hf-select compare ...); they share the work."
+                "one process sees several devices, and a run is trained on one of them: start the command under "
+                "accelerate launch, or show it one (CUDA_VISIBLE_DEVICES=0). A run that needs several devices is "
+                "launched by itself: recipe setting accelerate_config."
             )
-        if not self.held_out or any(len(rows) == 0 for rows in self.held_out.values()):
-            raise ValueError("there is nothing to measure on: give held-out rows, at least one.")
         if self.seeds < 2:
             raise ValueError(f"seeds is {self.seeds}; one run says nothing of the spread between runs: at least 2.")
-        if not self.budgets or min(self.budgets) < 1 or max(self.budgets) > len(self.pool):
-            raise ValueError(f"budgets are {list(self.budgets)}, and the pool has {len(self.pool)} rows.")
+        if not self.budgets:
+            raise ValueError("give at least one budget.")
+        for budget in self.budgets:
+            if budget.unit == "rows" and budget.amount > len(self.pool):
+                raise ValueError(f"budget {budget}: the pool has {len(self.pool)} rows.")
         for name in self.methods:
-            if name in (RANDOM, UNTRAINED) or name.startswith((f"{RANDOM} (", "whole pool", "longest")):
+            if name in (RANDOM, UNTRAINED) or name.startswith((MATCHED, "whole pool", "longest")):
                 raise ValueError(f'"{name}" is a baseline that is there in any case; call the method otherwise.')
 
     def run(self) -> dict[str, Any]:
-        settings = {"recipe": asdict(self.recipe), "passes": self.passes, "held_out": _fingerprints(self.held_out)}
-        hold_to(self.folder / "comparison.json", settings, self.pool, "comparison")
+        recipe = {name: value for name, value in asdict(self.recipe).items() if name not in _WHERE}
+        measured = {name: measure.identity() for name, measure in self.measures.items()}
+        settings = {"recipe": recipe, "passes": self.passes, "measures": measured}
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder.parent / f".{self.folder.name}.lock") as lock:  # processes start at once
+            hold_to(self.folder / "comparison.json", settings, self.pool, "comparison")
+            Path(lock.lock_file).unlink(missing_ok=True)
         self.pool = _with_lengths(self.pool, self.recipe)
-        self._encoded: dict[str, tuple[list[Any], list[Any]]] = {}  # the held-out rows, by the first cell's tokenizer
+        self.lengths = np.asarray(self.pool[columns.NUM_TOKENS], dtype=np.float64)
+        for budget in self.budgets:
+            if budget.unit == "tokens" and budget.amount >= np.nansum(self.lengths):
+                raise ValueError(f"budget {budget}: the pool has {int(np.nansum(self.lengths)):,} tokens.")
         overlap = self._overlap()
         wanted = self._wanted()
         self._make(wanted)
-        cells = {cell: read_json(self.folder / "cells" / cell.file) for cell in wanted}
-        result = {**tables(cells, list(self.methods), self.costs), "overlap": overlap, "settings": settings}
+        cells = {}
+        for cell, rows in wanted.items():
+            cells[cell] = {**(self._record(cell) or {}), "matched_by": rows.matched_by}
+        about = {name: {"better": m.better, "unit": m.unit} for name, m in self.measures.items()}
+        found = tables(cells, list(self.methods), about, self.costs)
+        result = {**found, "overlap": overlap, "settings": settings}
         write_json(self.folder / "result.json", result)
         with written_whole(self.folder / "result.md") as temporary:
             temporary.write_text(as_markdown(result), encoding="utf-8")
@@ -115,50 +143,69 @@ class Comparison:
 
     # Which runs, on which rows.
 
-    def _selectors(self) -> dict[str, Callable[[int, int], Selection]]:
+    def _selectors(self) -> dict[str, Callable[[Budget, int], Selection]]:
         """Method -> (budget, seed) -> its rows."""
         pool = self.pool
-        found: dict[str, Callable[[int, int], Selection]] = {RANDOM: lambda k, seed: Random(seed)(pool, k=k)}
+        found: dict[str, Callable[[Budget, int], Selection]] = {
+            RANDOM: lambda budget, seed: Random(seed)(pool, **budget.asked())
+        }
         if self.balanced_by is not None:
             column = self.balanced_by
-            found[f"random (balanced by {column})"] = lambda k, seed: Random(seed, balanced_by=column)(pool, k=k)
-        found["longest"] = lambda k, seed: Longest(columns.NUM_TOKENS)(pool, k=k)
-        for name, selector in self.methods.items():
-            once = functools.cache(lambda k, selector=selector: selector(pool, k=k))
-            found[name] = lambda k, seed, once=once: once(k)
+            found[f"{MATCHED}balanced by {column})"] = lambda budget, seed: Random(seed, balanced_by=column)(
+                pool, **budget.asked()
+            )
+        for name, selector in {"longest": Longest(columns.NUM_TOKENS), **self.methods}.items():
+            once = functools.cache(lambda budget, selector=selector: selector(pool, **budget.asked()))
+            found[name] = lambda budget, seed, once=once: once(budget)
         return found
 
-    def _wanted(self) -> dict[Cell, Selection | None]:
+    def _wanted(self) -> dict[Cell, "_Rows"]:
         """Cells with their rows; the untrained model is a cell without."""
-        lengths = np.asarray(self.pool[columns.NUM_TOKENS], dtype=np.float64)
-        found: dict[Cell, Selection | None] = {}
+        found: dict[Cell, _Rows] = {Cell(UNTRAINED, "", 0): _Rows(None)}
         for budget in self.budgets:
+            expected = budget.amount * (float(np.nanmean(self.lengths)) if budget.unit == "rows" else 1.0)
+            alike = {RANDOM: expected}  # baselines and the tokens that they choose
             for name, select in self._selectors().items():
                 chosen = [select(budget, seed) for seed in range(self.seeds)]
-                found |= {Cell(name, budget, seed): chosen[seed] for seed in range(self.seeds)}
-                tokens = int(np.nansum(lengths[chosen[0].indices]))
-                expected = float(np.nanmean(lengths)) * budget
-                if not name.startswith(RANDOM) and abs(tokens - expected) > 0.1 * expected:
-                    matched = f"{RANDOM} (tokens of {name})"
-                    for seed in range(self.seeds):
-                        rows = Random(seed)(self.pool, tokens=min(tokens, int(np.nansum(lengths)) - 1))
-                        found[Cell(matched, budget, seed)] = rows
+                matched = None
+                if not name.startswith(RANDOM):
+                    matched = self._matched(int(np.nansum(self.lengths[chosen[0].indices])), alike)
+                    if matched not in alike:
+                        alike[matched] = tokens = int(np.nansum(self.lengths[chosen[0].indices]))
+                        tokens = min(tokens, int(np.nansum(self.lengths)) - 1)
+                        for seed in range(self.seeds):
+                            found[Cell(matched, str(budget), seed)] = _Rows(Random(seed)(self.pool, tokens=tokens))
+                for seed, rows in enumerate(chosen):
+                    found[Cell(name, str(budget), seed)] = _Rows(rows, None if matched == RANDOM else matched)
             if self.whole_pool:
                 for seed in range(self.seeds):
-                    found[Cell("whole pool", budget, seed)] = Random(seed)(self.pool, k=len(self.pool))
-        found[Cell(UNTRAINED, 0, 0)] = None
+                    everything = Random(seed)(self.pool, k=len(self.pool))
+                    found[Cell("whole pool", str(budget), seed)] = _Rows(everything)
         return found
 
-    def tokens_for(self, budget: int) -> int:
-        """Tokens that every run of a budget trains: `passes` over so many rows of the pool's mean length."""
-        lengths = np.asarray(self.pool[columns.NUM_TOKENS], dtype=np.float64)
-        return max(1, round(self.passes * budget * float(np.nanmean(np.minimum(lengths, self.recipe.max_length)))))
+    @staticmethod
+    def _matched(tokens: int, alike: Mapping[str, float]) -> str:
+        """The baseline that chooses about so many tokens, there already or wanted."""
+        for name, others in alike.items():
+            if abs(tokens - others) <= _TOKENS_ALIKE * others:
+                return name
+        return f"{MATCHED}{tokens:,} tokens)"
+
+    def tokens_for(self, budget: Budget) -> int:
+        """Tokens that every run of a budget trains: `passes` over so many tokens, or over so many rows of the pool's
+        mean length."""
+        if budget.unit == "tokens":
+            return max(1, round(self.passes * budget.amount))
+        mean = float(np.nanmean(np.minimum(self.lengths, self.recipe.max_length)))
+        return max(1, round(self.passes * budget.amount * mean))
 
     def _overlap(self) -> dict[str, int]:
-        """Rows of the pool that repeat a held-out row, by set."""
+        """Rows of the pool that repeat a row that is measured on, by measure."""
         found = {}
-        for name, rows in self.held_out.items():
-            repeats = QueryOverlap([row for row in conversations(rows[:]) if isinstance(row, Conversation)])
+        for name, measure in self.measures.items():
+            if measure.rows is None:
+                continue
+            repeats = QueryOverlap([row for row in conversations(measure.rows[:]) if isinstance(row, Conversation)])
             count = 0
             for batch in readable(self.pool).iter(batch_size=1000):
                 parsed = conversations(cast(dict, batch))
@@ -166,17 +213,21 @@ class Comparison:
             found[name] = count
             if count:
                 logger.warning(
-                    '%d rows of the pool repeat rows of the held-out set "%s": a method that chooses them learns the '
+                    '%d rows of the pool repeat rows that "%s" measures on: a method that chooses them learns the '
                     "answers. Take them out first (selector decontaminate).", count, name,
                 )  # fmt: skip
         return found
 
     # Making them.
 
-    def _make(self, wanted: dict[Cell, Selection | None]) -> None:
-        missing = [cell for cell in wanted if not self._is_done(cell, wanted[cell])]
+    def _path(self, cell: Cell) -> Path:
+        named = "-".join(filter(None, (_slug(cell.budget), f"seed-{cell.seed}.json")))
+        return self.folder / "cells" / _slug(cell.method) / named
+
+    def _make(self, wanted: Mapping[Cell, "_Rows"]) -> None:
+        missing = [cell for cell, rows in wanted.items() if not self._is_done(cell, rows)]
         for cell in tqdm(missing, desc="compare", unit="run", disable=not missing):
-            path = self.folder / "cells" / cell.file
+            path = self._path(cell)
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(path.with_suffix(".lock"))
             try:
@@ -185,60 +236,64 @@ class Comparison:
                 continue
             try:
                 if not self._is_done(cell, wanted[cell]):
-                    write_json(path, self._cell(cell, wanted[cell]))
+                    write_json(path, self._run_of(cell, wanted[cell].selection))
             finally:
                 lock.release()
                 path.with_suffix(".lock").unlink(missing_ok=True)
         while not all(self._is_done(cell, wanted[cell]) for cell in missing):
             time.sleep(0.5)  # others are at work on the last ones
             left = [cell for cell in missing if not self._is_done(cell, wanted[cell])]
-            if not any((self.folder / "cells" / cell.file).with_suffix(".lock").exists() for cell in left):
+            if not any(self._path(cell).with_suffix(".lock").exists() for cell in left):
                 self._make({cell: wanted[cell] for cell in left})
 
-    def _is_done(self, cell: Cell, selection: Selection | None) -> bool:
-        found = read_json(self.folder / "cells" / cell.file)
+    def _record(self, cell: Cell) -> dict[str, Any] | None:
+        return read_json(self._path(cell))
+
+    def _is_done(self, cell: Cell, rows: "_Rows") -> bool:
+        found = self._record(cell)
         if found is None:
             return False
-        if found["selection"] != _digest(selection):
+        if found["selection"] != rows.digest():
             raise ValueError(
-                f'"{self.folder}" has a run of "{cell.method}" with {cell.budget} rows, seed {cell.seed}, on another '
+                f'"{self.folder}" has a run of "{cell.method}" with {cell.budget}, seed {cell.seed}, on another '
                 "selection. Name the new one otherwise, or choose another folder."
             )
         return True
 
-    def _cell(self, cell: Cell, selection: Selection | None) -> dict[str, Any]:
+    def _run_of(self, cell: Cell, selection: Selection | None) -> dict[str, Any]:
         lm = CausalLM(self.recipe.model, dtype="float32")
-        if not self._encoded:
-            self._encoded = {name: _measurable(lm, rows, name, self.recipe) for name, rows in self.held_out.items()}
-        record: dict[str, Any] = {**asdict(cell), "selection": _digest(selection)}
+        record: dict[str, Any] = {**asdict(cell), "selection": _Rows(selection).digest()}
         if selection is not None:
+            tokens = self.tokens_for(Budget.read(cell.budget))
             rows, bad, _ = labelled(lm, self.pool.select(selection.indices), "chat", self.recipe.max_length)
             if not len(rows):
                 raise ValueError(f'none of the rows of "{cell.method}" has a response to train on.')
-            trained = train_on_tokens(self.recipe, lm, rows, self.tokens_for(cell.budget), cell.seed)
+            trained = train_on_tokens(self.recipe, lm, rows, tokens, cell.seed)
             lm = trained.lm
             record |= {name: value for name, value in vars(trained).items() if name != "lm"}
             record |= {
                 "rows": len(rows),
                 "rows_left_out": bad.total(),
                 "could_choose_from": _could_choose_from(selection),
-                "tokens_wanted": self.tokens_for(cell.budget),
+                "tokens_wanted": tokens,
                 "step_tokens": self.recipe.rows_per_step * self.recipe.max_length,
             }
-        record["losses"] = {
-            name: [float(np.mean(cast(np.ndarray, nll))) for nll in lm.response_nll(*encoded)]
-            for name, encoded in self._encoded.items()
-        }
+        record["values"] = {}
+        for name, measure in self.measures.items():
+            try:
+                record["values"][name] = measure(lm)
+            except ValueError as error:
+                raise ValueError(f'measure "{name}": {error}') from error
         return record
 
 
 def compare(
     pool: Any,
     methods: Mapping[str, Selector],
-    held_out: Mapping[str, Any],
+    measures: Mapping[str, Any],
     recipe: Recipe,
     output_dir: str | Path,
-    budgets: Sequence[int],
+    budgets: Sequence[int | str],
     seeds: int = 3,
     passes: float = 2.0,
     balanced_by: str | None = None,
@@ -250,9 +305,10 @@ def compare(
     Args:
         pool: the dataset that is selected from, with the score columns that the methods read.
         methods: name -> selector.
-        held_out: domain -> rows that are measured: mean response NLL of each, in nats.
+        measures: name -> what every run is measured by: held-out rows (mean response NLL of each, in nats),
+            CheckableAnswers, HarnessTask, or anything else with the contract of measures.Measure.
         recipe: how every run is trained.
-        budgets: rows of a selection.
+        budgets: of a selection: rows (1000) or tokens ("200000 tokens").
         seeds: runs of each method; those of random rows draw anew.
         passes: every run of a budget trains as many tokens as so many passes over random rows of its size.
         balanced_by: column of sources, for random rows balanced over them.
@@ -261,127 +317,60 @@ def compare(
     Returns: the result that is written to result.json.
     Raises: ValueError for a folder of another comparison, budgets above the pool, nothing to measure on.
     """
-    return Comparison(
-        pool, methods, held_out, recipe, Path(output_dir).expanduser(), budgets, seeds, passes, balanced_by,
-        whole_pool, costs or {},
-    ).run()  # fmt: skip
+    with _alone():
+        return Comparison(
+            pool, methods, as_measures(measures, recipe.max_length), recipe, Path(output_dir).expanduser(),
+            [Budget.read(budget) for budget in budgets], seeds, passes, balanced_by, whole_pool, costs or {},
+        ).run()  # fmt: skip
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# tables
+@dataclass(frozen=True)
+class _Rows:
+    """What a cell trains on, and the baseline of as many tokens, if random rows have clearly more or fewer."""
+
+    selection: Selection | None
+    matched_by: str | None = None
+
+    def digest(self) -> str:
+        if self.selection is None:
+            return ""
+        return hashlib.sha256(self.selection.indices.tobytes()).hexdigest()[:32]
 
 
-def tables(
-    cells: Mapping[Cell, Any], methods: Sequence[str], costs: Mapping[str, Mapping[str, float]]
-) -> dict[str, Any]:
-    """For each budget and domain the methods and the other baselines beside random rows.
+# Where a run is trained, not how.
+_WHERE = ("accelerate_config", "rows_per_batch")
 
-    Raises: ValueError if runs of one budget have trained unequally many tokens.
+# What a launcher tells its processes of one another.
+_LAUNCHED = re.compile(
+    "RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE|GROUP_RANK|GROUP_WORLD_SIZE|ROLE_.*|MASTER_(ADDR|PORT)|TORCHELASTIC_.*"
+)
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Under a launcher every process is to make its own runs on its own device: meanwhile the others are forgotten, or
+    Trainer would train with them.
+
+    Raises: ValueError under DeepSpeed or FSDP, whose processes train together.
     """
-    untrained = next(record for cell, record in cells.items() if cell.method == UNTRAINED)
-    domains = [*untrained["losses"], *(["all"] if len(untrained["losses"]) > 1 else [])]
-    found: dict[str, Any] = {}
-    for budget in dict.fromkeys(cell.budget for cell in cells if cell.method != UNTRAINED):
-        of_budget = {cell: record for cell, record in cells.items() if cell.budget == budget}
-        _refuse_unequal(of_budget)
-        names = list(dict.fromkeys(cell.method for cell in of_budget))
-        lines = {name: _line([r for c, r in of_budget.items() if c.method == name], costs.get(name)) for name in names}
-        for domain in domains:
-            results = {
-                name: np.array([_losses(r, domain) for c, r in of_budget.items() if c.method == name])
-                for name in names
-            }
-            baseline = results[RANDOM]
-            before = np.tile(_losses(untrained, domain), (len(baseline), 1))
-            others = {UNTRAINED: before} | {name: r for name, r in results.items() if name != RANDOM}
-            # Baselines are no hypotheses: only the methods count for Holm's correction.
-            asked = {name: r for name, r in others.items() if name in methods}
-            against = {name: differences({name: r}, baseline)[name] for name, r in others.items() if name not in asked}
-            against |= differences(asked, baseline)
-            found.setdefault(str(budget), {})[domain] = {
-                RANDOM: {"loss": float(baseline.mean()), **lines[RANDOM]},
-                **{
-                    name: {
-                        "loss": float(others[name].mean()),
-                        **lines.get(name, {}),
-                        "difference": vars(difference),
-                        "verdict": difference.verdict(),
-                    }
-                    for name, difference in against.items()
-                },
-            }
-    return {"methods": list(methods), "budgets": found}
-
-
-def as_markdown(result: dict[str, Any]) -> str:
-    """The tables in Markdown."""
-    parts = ["# Is a selection better than random rows?\n"]
-    for budget, domains in result["budgets"].items():
-        for domain, methods in domains.items():
-            some = next(iter(methods.values()))
-            parts.append(
-                f"## {int(budget):,} rows, held-out: {domain}\n\nEvery run trained {some['tokens']:,} tokens; "
-                f"{some['seeds']} seeds. Loss in nats; differences to random rows with their 95 % intervals; p after "
-                f"Holm over {len(result['methods'])} methods. Selecting: FLOPs of the scores over those of a run.\n"
-            )
-            parts.append("| method | loss | less random | p | seeds won | rows | passes | selecting | |")
-            parts.append("|---|---|---|---|---|---|---|---|---|")
-            parts += [_markdown_line(name, line) for name, line in methods.items()]
-            parts.append("")
-    overlap = {name: count for name, count in result["overlap"].items() if count}
-    for name, count in overlap.items():
-        parts.append(f"{count} rows of the pool repeat rows of the held-out set {name}.\n")
-    return "\n".join(parts)
-
-
-def _markdown_line(name: str, line: dict[str, Any]) -> str:
-    rows = f"{line['rows']:,.0f} | {line['passes']:.2f} | {line['selecting']}" if "rows" in line else " | | "
-    if "difference" not in line:
-        return f"| {name} | {line['loss']:.4f} | | | | {rows} | |"
-    d = Difference(**line["difference"])
-    return (
-        f"| {name} | {line['loss']:.4f} | {d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}] | {d.p_holm:.3f} | "
-        f"{d.wins} of {d.seeds} | {rows} | {line['verdict']} |"
-    )
-
-
-def _line(records: list[dict[str, Any]], cost: Mapping[str, float] | None) -> dict[str, Any]:
-    """What a method's runs were, on average."""
-    flops = float(np.mean([r["flops"] for r in records]))
-    choice = records[0]["could_choose_from"]
-    return {
-        "rows": float(np.mean([r["rows"] for r in records])),
-        "tokens": round(float(np.mean([r["tokens"] for r in records]))),
-        "passes": float(np.mean([r["passes"] for r in records])),
-        "seeds": len(records),
-        "could_choose_from": choice,
-        "training_seconds": float(np.mean([r["seconds"] for r in records])),
-        "training_flops": flops,
-        "selection_seconds": None if cost is None else cost.get("seconds"),
-        "selection_flops": None if cost is None else cost.get("flops"),
-        "selecting": "" if cost is None or not cost.get("flops") else f"{cost['flops'] / flops:.2f}",
-    }
-
-
-def _losses(record: dict[str, Any], domain: str) -> list[float]:
-    if domain != "all":
-        return record["losses"][domain]
-    return [value for values in record["losses"].values() for value in values]
-
-
-def _refuse_unequal(records: Mapping[Cell, dict[str, Any]]) -> None:
-    for cell, record in records.items():
-        if not 0 <= record["tokens"] - record["tokens_wanted"] <= record["step_tokens"]:
+    for engine in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):
+        if os.environ.get(engine) == "true":
             raise ValueError(
-                f'the run of "{cell.method}" ({cell.budget} rows, seed {cell.seed}) trained {record["tokens"]:,} '
-                f"tokens and not {record['tokens_wanted']:,}: unequal runs are not compared. Delete "
-                f"cells/{cell.file} and run the comparison again."
+                "runs that DeepSpeed or FSDP train are launched one by one: start the command itself without them and "
+                "name the configuration in the recipe (accelerate_config)."
             )
-    if len({record["tokens_wanted"] for record in records.values()}) > 1:
-        raise ValueError("runs of one budget were to train unequally many tokens; they are not compared.")
-
-
-# --------------------------------------------------------------------------------------------------------------------
+    known = {name: value for name, value in os.environ.items() if _LAUNCHED.fullmatch(name)}
+    if "LOCAL_RANK" in known:
+        # CUDA reads this when it is first used; if that was before, several devices are seen and the start is refused.
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        rank = int(known["LOCAL_RANK"])
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[rank] if visible else str(rank)
+    for name in known:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(known)
 
 
 def _with_lengths(pool: Any, recipe: Recipe) -> Any:
@@ -394,26 +383,11 @@ def _with_lengths(pool: Any, recipe: Recipe) -> Any:
     return pool.add_column(columns.NUM_TOKENS, counts)
 
 
-def _measurable(lm: CausalLM, rows: Any, name: str, recipe: Recipe) -> tuple[list[Any], list[Any]]:
-    """(token ids, response spans) of held-out rows."""
-    encoded, bad, _ = with_responses(lm, rows, "chat", recipe.max_length)
-    if bad:
-        raise ValueError(
-            f'{bad.total()} of {len(rows)} rows of the held-out set "{name}" cannot be measured (the first: '
-            f"{next(iter(bad))}). Take them out."
-        )
-    return [e.input_ids for e in encoded], [e.responses for e in encoded]
-
-
 def _could_choose_from(selection: Selection) -> int:
     """Rows that the method could rank: those without a score were out of its reach."""
     step = selection.chain[-1] if selection.chain else {}
     return step.get("scored", selection.num_rows)
 
 
-def _digest(selection: Selection | None) -> str:
-    return "" if selection is None else hashlib.sha256(selection.indices.tobytes()).hexdigest()[:32]
-
-
-def _fingerprints(held_out: Mapping[str, Any]) -> dict[str, str]:
-    return {name: pool_fingerprint(readable(rows)) for name, rows in held_out.items()}
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, TrainerCallback
 
 from hf_select.choices import check_choices
@@ -33,6 +32,10 @@ class Recipe:
         max_length: tokens kept of a row; a longer one is cut on the right.
         lora_r: rank of a LoRA adapter on all linear layers; without it all weights are trained.
         bf16: train in bfloat16.
+        rows_per_batch: rows of one forward pass on a device; the others of a step are accumulated. By default a device
+            takes its share of a step at once.
+        accelerate_config: file of `accelerate config`; every run is launched with it, on several devices or with
+            DeepSpeed or FSDP. Without it a run is trained by one process.
     """
 
     model: str
@@ -41,11 +44,13 @@ class Recipe:
     max_length: int = 1024
     lora_r: int | None = None
     bf16: bool = False
+    rows_per_batch: int | None = None
+    accelerate_config: str | None = None
 
     def __post_init__(self) -> None:
         check_choices(self)
-        for name in ("rows_per_step", "max_length"):
-            if getattr(self, name) < 1:
+        for name in ("rows_per_step", "max_length", "rows_per_batch"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
 
 
@@ -92,59 +97,84 @@ def train_on_tokens(recipe: Recipe, lm: CausalLM, rows: Dataset, tokens: int, se
     """The base model after `tokens` tokens of the rows, in random orders of this seed; at most one step more.
 
     Args:
-        lm: the base model in fp32, which is trained itself.
+        lm: the base model in fp32. It is trained itself, unless the run is launched with an accelerate_config.
+    """
+    loaded = lm.load()
+    # Looking up an embedding multiplies nothing.
+    flops = (6.0 if recipe.lora_r is None else 4.0) * (loaded.backbone_parameters + loaded.head_parameters)
+    if recipe.accelerate_config is not None:
+        from hf_select.training.launched import train_launched
+
+        lm, figures = train_launched(recipe, rows, tokens, seed)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = make_trainer(recipe, loaded.model, loaded.tokenizer, rows, tokens, seed, folder)
+            figures = train(trainer, rows)
+        model: Any = trainer.accelerator.unwrap_model(trainer.model)
+        lm = CausalLM(model.eval(), tokenizer=loaded.tokenizer)
+    return Trained(lm, **figures, flops=flops * figures["tokens"])
+
+
+def make_trainer(
+    recipe: Recipe, model: Any, tokenizer: Any, rows: Dataset, tokens: int, seed: int, folder: str, world: int = 1
+) -> Any:
+    """The stock SFTTrainer of a run.
+
+    Args:
+        model: loaded, or the path or Hub id to load from.
+        world: processes that train together.
+    Raises: ValueError if a step cannot be shared evenly.
     """
     from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
 
-    loaded = lm.load()
     of_rows = sum(len(ids) for ids in rows["input_ids"])
-    batch = min(recipe.rows_per_step, len(rows))
-    with tempfile.TemporaryDirectory() as folder:
-        config = SFTConfig(
-            output_dir=folder,
-            num_train_epochs=2.0 + 2 * tokens / of_rows,  # more than enough; the tokens end it
-            per_device_train_batch_size=batch,
-            learning_rate=recipe.learning_rate,
-            max_length=None,  # cut already
-            include_num_input_tokens_seen="non_padding",
-            gradient_checkpointing=False,  # TRL's own default, under a name that transformers takes back
-            activation_checkpointing=loaded.device.type != "cpu",
-            save_strategy="no",
-            logging_strategy="no",
-            seed=seed,
-            bf16=recipe.bf16,
-            use_cpu=loaded.device.type == "cpu",
-            report_to="none",
-            disable_tqdm=True,
+    of_step = recipe.rows_per_step if world > 1 else min(recipe.rows_per_step, len(rows))
+    batch = min(recipe.rows_per_batch or of_step, of_step // world)
+    if batch < 1 or of_step % (batch * world):
+        raise ValueError(
+            f"a step of {of_step} rows cannot be shared by {world} processes in batches of {batch}; choose "
+            "rows_per_step as a multiple of rows_per_batch times the processes."
         )
-        trainer: Any = SFTTrainer(
-            loaded.model,
-            args=config,
-            train_dataset=rows,
-            processing_class=loaded.tokenizer,
-            peft_config=None if recipe.lora_r is None else _lora(recipe.lora_r),
-        )
-        trained = [p for p in trainer.model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=0.0)
-
-        until = UntilTokens(tokens)
-        trainer.optimizer, trainer.lr_scheduler = optimizer, LambdaLR(optimizer, until.share_left)
-        trainer.add_callback(until)
-        trainer.remove_callback(PrinterCallback)  # whoever runs many of these shows one bar
-        begin = time.perf_counter()
-        trainer.train()
-        seconds = time.perf_counter() - begin
-    state = trainer.state
-    model: Any = trainer.accelerator.unwrap_model(trainer.model)
-    each = 6.0 if recipe.lora_r is None else 4.0
-    return Trained(
-        lm=CausalLM(model.eval(), tokenizer=loaded.tokenizer),
-        tokens=int(state.num_input_tokens_seen),
-        steps=state.global_step,
-        passes=state.num_input_tokens_seen / of_rows,
-        seconds=seconds,
-        flops=each * (loaded.backbone_parameters + loaded.head_parameters) * state.num_input_tokens_seen,
+    config = SFTConfig(
+        output_dir=folder,
+        num_train_epochs=2.0 + 2 * tokens / of_rows,  # more than enough; the tokens end it
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=of_step // (batch * world),
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type="constant",  # UntilTokens sets the rate
+        weight_decay=0.0,
+        max_length=None,  # cut already
+        include_num_input_tokens_seen="non_padding",
+        gradient_checkpointing=False,  # TRL's own default, under a name that transformers takes back
+        activation_checkpointing=torch.accelerator.is_available(),
+        save_strategy="no",
+        logging_strategy="no",
+        seed=seed,
+        bf16=recipe.bf16,
+        use_cpu=not torch.accelerator.is_available(),
+        report_to="none",
+        disable_tqdm=True,
+        model_init_kwargs={"dtype": "float32"} if isinstance(model, str) else None,
     )
+    trainer = SFTTrainer(
+        model,
+        args=config,
+        train_dataset=rows,
+        processing_class=tokenizer,
+        peft_config=None if recipe.lora_r is None else _lora(recipe.lora_r),
+        callbacks=[UntilTokens(tokens)],
+    )
+    trainer.remove_callback(PrinterCallback)  # whoever runs many of these shows one bar
+    return trainer
+
+
+def train(trainer: Any, rows: Dataset) -> dict[str, Any]:
+    """What the run took: tokens, steps, passes and seconds, as in `Trained`."""
+    begin = time.perf_counter()
+    trainer.train()
+    seconds, seen = time.perf_counter() - begin, int(trainer.state.num_input_tokens_seen)
+    passes = seen / sum(len(ids) for ids in rows["input_ids"])
+    return {"tokens": seen, "steps": trainer.state.global_step, "passes": passes, "seconds": seconds}
 
 
 def _lora(rank: int) -> Any:
@@ -154,17 +184,17 @@ def _lora(rank: int) -> Any:
 
 
 class UntilTokens(TrainerCallback):
-    """Ends a run after its tokens, and says for LambdaLR which share of them is left. The trainer counts them
-    (include_num_input_tokens_seen="non_padding")."""
+    """Ends a run after its tokens; until then the rate falls from its highest to zero with the tokens that are left.
+    The trainer counts them (include_num_input_tokens_seen="non_padding"); its own schedule is to be constant."""
 
     def __init__(self, tokens: int):
         self.tokens, self.seen = tokens, 0
 
-    def share_left(self, step: int) -> float:
-        return max(0.0, 1 - self.seen / self.tokens)
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.seen = state.num_input_tokens_seen
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # Not by a scheduler: DeepSpeed's optimizer steps before anyone can be told what was trained.
+        for group in kwargs["optimizer"].param_groups:
+            group["lr"] = args.learning_rate * max(0.0, 1 - self.seen / self.tokens)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        control.should_training_stop = state.num_input_tokens_seen >= self.tokens
+        self.seen = state.num_input_tokens_seen
+        control.should_training_stop = self.seen >= self.tokens
