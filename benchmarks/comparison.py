@@ -95,7 +95,7 @@ def scorers(args: argparse.Namespace, pool: Dataset, queries: dict[str, Dataset]
     yield "rds", RDSPlus(args.model, max_length=MAX_LENGTH).fit(queries)
     yield "embedding", Embedding(args.model).fit(queries)
     checkpoints = folder / "warm_up"
-    settings = {"max_length": MAX_LENGTH, "text_format": "chat"}
+    settings = {"max_length": 2 * MAX_LENGTH, "text_format": "chat"}  # or some queries would lose their answers
     WarmUp(args.model, fraction=0.1, epochs=2, learning_rate=1e-3, lora_r=8, **settings).run(pool, checkpoints)
     yield "less", LESS(args.model, [str(checkpoints)], **settings).fit(queries)
 
@@ -147,7 +147,7 @@ def run_comparison(args: argparse.Namespace) -> None:
     folder = args.work / args.pool
     pool, selectors, costs = methods(args, pool, folder)
     # Rows differ in length: one by one nothing is padded.
-    batches = {"rows_per_step": 8, "rows_per_batch": 1, "max_length": MAX_LENGTH}
+    batches = {"rows_per_step": 4, "rows_per_batch": 1, "max_length": MAX_LENGTH}
     recipe = Recipe(args.trained, learning_rate=args.learning_rate, **batches)
     compare(
         pool, selectors, held_out, recipe, folder / "comparison", args.budgets, seeds=args.seeds, passes=1.0,
@@ -166,7 +166,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--budgets", type=int, nargs="+", default=[50, 100, 200])
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--learning-rate", type=float, default=5e-5)
     args = parser.parse_args()
     args.trained = args.trained or args.model
     {"score": make_scores, "compare": run_comparison}[args.command](args)

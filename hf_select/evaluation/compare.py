@@ -23,6 +23,7 @@ import hashlib
 import logging
 import os
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -163,12 +164,11 @@ class Comparison:
         """Cells with their rows; the untrained model is a cell without."""
         found: dict[Cell, _Rows] = {Cell(UNTRAINED, "", 0): _Rows(None)}
         for budget in self.budgets:
-            expected = budget.amount * (float(np.nanmean(self.lengths)) if budget.unit == "rows" else 1.0)
-            alike = {RANDOM: expected}  # baselines and the tokens that they choose
+            alike = {RANDOM: budget.amount * float(np.nanmean(self.lengths))}  # baselines and the tokens they choose
             for name, select in self._selectors().items():
                 chosen = [select(budget, seed) for seed in range(self.seeds)]
                 matched = None
-                if not name.startswith(RANDOM):
+                if budget.unit == "rows" and not name.startswith(RANDOM):
                     matched = self._matched(int(np.nansum(self.lengths[chosen[0].indices])), alike)
                     if matched not in alike:
                         alike[matched] = tokens = int(np.nansum(self.lengths[chosen[0].indices]))
@@ -262,7 +262,8 @@ class Comparison:
 
     def _run_of(self, cell: Cell, selection: Selection | None) -> dict[str, Any]:
         lm = CausalLM(self.recipe.model, dtype="float32")
-        record: dict[str, Any] = {**asdict(cell), "selection": _Rows(selection).digest()}
+        by = f"{socket.gethostname()} {os.getpid()}"
+        record: dict[str, Any] = {**asdict(cell), "selection": _Rows(selection).digest(), "by": by}
         if selection is not None:
             tokens = self.tokens_for(Budget.read(cell.budget))
             rows, bad, _ = labelled(lm, self.pool.select(selection.indices), "chat", self.recipe.max_length)

@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Literal, Protocol, cast
 
 import numpy as np
 
-from hf_select.formats import Encoded
 from hf_select.inference.causal_lm import CausalLM
 from hf_select.inference.pool import pool_fingerprint, readable
 from hf_select.training.equal_tokens import with_responses
@@ -50,21 +49,18 @@ class HeldOutLoss:
         if len(rows) == 0:
             raise ValueError("there is nothing to measure on: the held-out set has no rows.")
         self.rows, self.max_length = rows, max_length
-        self._encoded: list[Encoded] = []  # by the first model's tokenizer, which is that of all
 
     def identity(self) -> dict[str, Any]:
         return {"held-out rows": pool_fingerprint(readable(self.rows)), "max_length": self.max_length}
 
     def __call__(self, lm: CausalLM) -> list[float]:
-        if not self._encoded:
-            encoded, bad, _ = with_responses(lm, self.rows, "chat", self.max_length)
-            if bad:
-                raise ValueError(
-                    f"{bad.total()} of {len(self.rows)} rows cannot be measured (the first: {next(iter(bad))}). Take "
-                    "them out."
-                )
-            self._encoded = encoded
-        nll = lm.response_nll([e.input_ids for e in self._encoded], [e.responses for e in self._encoded])
+        encoded, bad, _ = with_responses(lm, self.rows, "chat", self.max_length)
+        if bad:
+            raise ValueError(
+                f"{bad.total()} of {len(self.rows)} rows cannot be measured (the first: {next(iter(bad))}). Take them "
+                "out."
+            )
+        nll = lm.response_nll([e.input_ids for e in encoded], [e.responses for e in encoded])
         return [float(np.mean(cast(np.ndarray, row))) for row in nll]
 
 

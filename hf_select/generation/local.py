@@ -4,13 +4,14 @@ Each request draws from a seed of its own, whatever else stands in its batch: wi
 argmax(log p + g) with g = -log(-log u), which draws from p, and u from the request's own generator.
 """
 
+import contextlib
 import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_select.formats import FALLBACK_TEMPLATE
+from hf_select.formats import FALLBACK_TEMPLATE, response_end
 from hf_select.generation.engine import Answer, Generator, Request, Usage
 from hf_select.inference import batching
 from hf_select.inference.batching import OutOfMemory, TokenBudget
@@ -36,6 +37,7 @@ class TransformersGenerator(Generator):
 
     def __post_init__(self) -> None:
         self._budget = TokenBudget(self.tokens_per_batch)
+        self._ended_by: set[int] | None = None
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -78,6 +80,17 @@ class TransformersGenerator(Generator):
         # The fallback leaves it to the tokenizer to open the text; other templates do so themselves.
         return tokenizer(text, add_special_tokens=template == FALLBACK_TEMPLATE)["input_ids"]
 
+    def _ends(self) -> set[int]:
+        """What ends an answer. A base model's tokenizer often names another token than its template writes."""
+        loaded = self.model.load()
+        if self._ended_by is None:
+            own = loaded.model.generation_config.eos_token_id
+            found = {loaded.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+            with contextlib.suppress(ValueError):  # nothing ends it but its length
+                found.add(response_end(loaded.tokenizer))
+            self._ended_by = found
+        return self._ended_by
+
     def _settings(self, request: Request, prompt: list[int]) -> tuple[int, float, float]:
         """New tokens that there is room for, temperature, top_p: what a batch has in common."""
         sampling, limit = request.sampling, self.model.load().max_length
@@ -91,8 +104,7 @@ class TransformersGenerator(Generator):
         from transformers import GenerationConfig, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
         loaded = self.model.load()
-        ends = loaded.model.generation_config.eos_token_id
-        ends = {loaded.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+        ends = self._ends()
         longest = max(len(prompt) for _, prompt in batch)
         ids = torch.zeros((len(batch), longest), dtype=torch.long)  # padded on the left: any id, it is masked
         mask = torch.zeros_like(ids)

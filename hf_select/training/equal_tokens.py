@@ -57,13 +57,15 @@ class Recipe:
 @dataclass(frozen=True)
 class Trained:
     """A model after its run, and what the run took: tokens (all that were read, padding apart), optimizer steps,
-    passes over the rows, seconds, counted FLOPs (6 a parameter and token; with an adapter 4)."""
+    passes over the rows, seconds, processes that trained, counted FLOPs (6 a parameter and token; with an adapter
+    4)."""
 
     lm: CausalLM
     tokens: int
     steps: int
     passes: float
     seconds: float
+    processes: int
     flops: float
 
 
@@ -169,12 +171,18 @@ def make_trainer(
 
 
 def train(trainer: Any, rows: Dataset) -> dict[str, Any]:
-    """What the run took: tokens, steps, passes and seconds, as in `Trained`."""
+    """What the run took: tokens, steps, passes, seconds and processes, as in `Trained`."""
     begin = time.perf_counter()
     trainer.train()
     seconds, seen = time.perf_counter() - begin, int(trainer.state.num_input_tokens_seen)
     passes = seen / sum(len(ids) for ids in rows["input_ids"])
-    return {"tokens": seen, "steps": trainer.state.global_step, "passes": passes, "seconds": seconds}
+    return {
+        "tokens": seen,
+        "steps": trainer.state.global_step,
+        "passes": passes,
+        "seconds": seconds,
+        "processes": trainer.accelerator.num_processes,
+    }
 
 
 def _lora(rank: int) -> Any:

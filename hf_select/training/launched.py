@@ -23,7 +23,7 @@ from hf_select.training.equal_tokens import Recipe, make_trainer, train
 def train_launched(recipe: Recipe, rows: Dataset, tokens: int, seed: int) -> tuple[CausalLM, dict[str, Any]]:
     """(the trained model in fp32, the figures of equal_tokens.train).
 
-    Raises: RuntimeError with the last words of the run if it fails.
+    Raises: RuntimeError with the error of the run, or the last words of the launcher, if it fails.
     """
     assert recipe.accelerate_config is not None
     with tempfile.TemporaryDirectory() as name:
@@ -35,8 +35,9 @@ def train_launched(recipe: Recipe, rows: Dataset, tokens: int, seed: int) -> tup
         ended = subprocess.run(command, capture_output=True, text=True)
         figures = read_json(folder / "figures.json")
         if ended.returncode != 0 or figures is None:
-            last = "\n".join(ended.stderr.strip().splitlines()[-15:])
-            raise RuntimeError(f"the run under accelerate launch ended with {ended.returncode}:\n{last}")
+            said = (read_json(folder / "error.json") or {}).get("error")
+            why = said or "\n".join(ended.stderr.strip().splitlines()[-15:])
+            raise RuntimeError(f"the run under accelerate launch ended with {ended.returncode}: {why}")
         adapter = str(folder / "model") if recipe.lora_r is not None else None
         model = recipe.model if adapter else str(folder / "model")
         lm = CausalLM(model, tokenizer=recipe.model, adapter=adapter, dtype="float32")
@@ -46,6 +47,14 @@ def train_launched(recipe: Recipe, rows: Dataset, tokens: int, seed: int) -> tup
 
 def main(folder: Path) -> None:
     """One process of the run."""
+    try:
+        run(folder)
+    except Exception as error:  # the launcher's own words hide it
+        write_json(folder / "error.json", {"error": f"{type(error).__name__}: {error}"})
+        raise
+
+
+def run(folder: Path) -> None:
     from accelerate import PartialState
     from transformers import AutoTokenizer
 

@@ -1,0 +1,221 @@
+"""Answers are read as a marker would read them, tasks of lm-evaluation-harness are its own numbers, and launched runs
+are those of one process."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+from datasets import Dataset
+from launching import launched
+from test_compare import ground, rows_of  # noqa: F401
+
+from hf_select import CausalLM, TopK
+from hf_select.evaluation.answers import CheckableAnswers, letter, number, plain
+from hf_select.evaluation.compare import compare
+from hf_select.evaluation.measures import HeldOutLoss
+from hf_select.training.equal_tokens import Recipe, labelled, train_on_tokens
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("so he has 12 apples.", "12"),
+        ("3 times 4 is <<3*4=12>>12\n#### 1,234", "1234"),
+        ("It costs $1,234.50 in all", "1234.5"),
+        ("#### 18.0", "18"),
+        ("first 5, at last -7", "-7"),
+        ("about .5 of it", "0.5"),
+        ("#### 10\nAnd 99 more #### 11", "11"),
+        ("no figure", None),
+    ],
+)
+def test_the_last_number(text, found):
+    assert number(text) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("B", "B"),
+        ("(C) because of the heat", "C"),
+        ("The answer is (D).", "D"),
+        ("A is wrong, so the answer is B", "B"),
+        ("answer: c", "C"),
+        ("A dog barks at night", "A"),
+        ("Heat rises", None),
+    ],
+)
+def test_the_letter_of_a_choice(text, found):
+    assert letter(text) == found
+
+
+def test_plain_text():
+    assert plain("The  Answer, (a) is:\n Paris!") == "answer is paris"
+
+
+def test_answers_are_checked_against_the_rows_own(ground):  # noqa: F811
+    """A model that learned three sums by heart gives those and no others."""
+    _, _, recipe = ground
+    rows = Dataset.from_list([{"prompt": f"Add {a} and 1.", "completion": f"{a} and 1 make {a + 1}"} for a in (3, 8)])
+    lm = CausalLM(recipe.model, dtype="float32")
+    known, _, _ = labelled(lm, rows, "chat", 64)
+    assert CheckableAnswers(rows, max_new_tokens=12)(lm) == [0.0, 0.0]
+    trained = train_on_tokens(Recipe(recipe.model, learning_rate=1e-2, rows_per_step=2), lm, known, 9000, 0).lm
+    other = Dataset.from_list([*rows, {"prompt": "Add 3 and 1.", "completion": "I say 99"}])
+    for final in ("number", "text", "contains"):
+        assert CheckableAnswers(other, final, max_new_tokens=12)(trained) == [1.0, 1.0, 0.0], final
+    assert HeldOutLoss(rows)(trained)[0] < 0.1
+    with pytest.raises(ValueError, match="row 0 of a task has no letter in its response"):
+        CheckableAnswers(Dataset.from_list([{"prompt": "a", "completion": "one"}]), "letter")
+    with pytest.raises(ValueError, match='final is "figure"'):
+        CheckableAnswers(rows, "figure")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="nothing to measure on"):
+        CheckableAnswers(rows.select([]))
+
+
+def test_budgets_in_tokens_and_answers_in_a_comparison(ground, tmp_path):  # noqa: F811
+    pool, held_out, recipe = ground
+    from hf_select.scoring.length import Length
+
+    pool = pool.map(lambda row, i: {"completion": " ".join([row["completion"]] * (1 + i % 2 * 3))}, with_indices=True)
+    pool = pool.map(Length(tokenizer=recipe.model), batched=True)
+    long = [float(n) for n in pool["num_tokens"]]
+    pool = pool.add_column("long", long).add_column("short", [-n for n in long])
+    methods = {"long": TopK("long"), "short": TopK("short")}
+    measures = {"sums": held_out, "right": CheckableAnswers(held_out, max_new_tokens=8)}
+    result = compare(pool, methods, measures, recipe, tmp_path / "c", [8, "200 tokens"], seeds=2, passes=0.5)
+    assert set(result["budgets"]) == {"8 rows", "200 tokens"}
+    assert result["measures"]["right"] == {"better": "higher", "unit": "share right", "items": 20}
+    by_rows, by_tokens = (result["budgets"][name]["right"] for name in ("8 rows", "200 tokens"))
+    assert by_tokens["short"]["rows"] > by_tokens["long"]["rows"]
+    assert "matched" not in by_tokens["short"], "both have taken as many tokens"
+    chosen = sum(sorted(pool["num_tokens"])[:8])
+    assert by_rows["short"]["matched"]["baseline"] == f"random ({chosen:,} tokens)"
+    text = (tmp_path / "c" / "result.md").read_text()
+    assert "## 200 tokens: right" in text and "higher is better" in text
+    assert f"- short less random ({chosen:,} tokens): " in text
+
+
+def test_methods_of_like_length_share_their_baseline(ground, tmp_path, monkeypatch):  # noqa: F811
+    """Which runs are wanted is asked here, none is made."""
+    from hf_select.evaluation import compare as module
+
+    pool, held_out, recipe = ground
+    wanted = {}
+    monkeypatch.setattr(module.Comparison, "_make", lambda self, cells: wanted.update(cells))
+    pool = pool.add_column("num_tokens", [10 + (i % 2) * 30 for i in range(len(pool))])
+    pool = pool.add_column("a", [float(i % 2) * 100 + i for i in range(len(pool))])
+    pool = pool.add_column("b", [float(i % 2) * 100 - i for i in range(len(pool))])
+    with pytest.raises(KeyError, match="values"):  # there are no runs to make a table of
+        compare(pool, {"a": TopK("a"), "b": TopK("b")}, {"d": held_out}, recipe, tmp_path / "c", [10], seeds=2)
+    names = {cell.method for cell in wanted}
+    assert names == {"untrained", "random", "longest", "a", "b", "random (400 tokens)"}
+    assert {rows.matched_by for cell, rows in wanted.items() if cell.method in "ab"} == {"random (400 tokens)"}
+
+
+@pytest.mark.slow
+def test_tasks_of_the_harness_are_its_own_numbers(ground, tmp_path, monkeypatch):  # noqa: F811
+    lm_eval = pytest.importorskip("lm_eval", reason='needs the extra: pip install "hf-select[eval]"')
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    from hf_select.evaluation.harness import HarnessTask
+
+    _, held_out, recipe = ground
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    documents = [{"question": r["prompt"], "choices": [r["completion"], "no"], "right": i % 2} for i, r in
+                 enumerate(held_out)]  # fmt: skip
+    (tmp_path / "documents.jsonl").write_text("\n".join(map(json.dumps, documents)))
+    listed = [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("acc", "acc_norm")]
+    task = {
+        "task": "my_sums",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "documents.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{right}}",
+        "metric_list": listed,
+    }
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "my_sums.yaml").write_text(yaml.safe_dump(task))
+    lm = CausalLM(recipe.model, dtype="float32")
+    measure = HarnessTask("my_sums", include_path=str(tmp_path / "tasks"))
+    assert (measure.metric, measure.better) == ("acc", "higher")
+    values = measure(lm)
+    manager = TaskManager(include_path=str(tmp_path / "tasks"), include_defaults=False)
+    loaded = lm.load()
+    whole = lm_eval.simple_evaluate(
+        HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer), tasks=["my_sums"], task_manager=manager
+    )
+    assert len(values) == 20 and np.mean(values) == whole["results"]["my_sums"]["acc,none"]
+    norm = HarnessTask("my_sums", metric="acc_norm", limit=6, include_path=str(tmp_path / "tasks"))(lm)
+    assert len(norm) == 6 and set(norm) <= {0.0, 1.0}
+    with pytest.raises(ValueError, match='no single task "arc"'):
+        HarnessTask("arc", include_path=str(tmp_path / "tasks"))
+    with pytest.raises(ValueError, match='no metric "f1"; it has acc, acc_norm'):
+        HarnessTask("my_sums", metric="f1", include_path=str(tmp_path / "tasks"))
+
+
+# With ACCELERATE_USE_CPU; accelerate's own MULTI_CPU is one process, silently, where there is no MPI.
+CONFIGURATION = """compute_environment: LOCAL_MACHINE
+distributed_type: MULTI_GPU
+use_cpu: false
+num_processes: 2
+num_machines: 1
+machine_rank: 0
+main_process_port: 0
+mixed_precision: 'no'
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora_r", [None, 4])
+def test_a_launched_run_is_that_of_one_process(ground, tmp_path, monkeypatch, lora_r):  # noqa: F811
+    """Two processes with half of each step: the same tokens, steps and, up to rounding, the same model. Without
+    dropout and with one order of rows there is nothing else that could differ."""
+    pool, held_out, recipe = ground
+    (tmp_path / "two.yaml").write_text(CONFIGURATION)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    lm = CausalLM(recipe.model, dtype="float32")
+    rows, _, _ = labelled(lm, pool.select(range(4)), "chat", 64)
+    base = Recipe(recipe.model, learning_rate=3e-3, rows_per_step=4, max_length=64, lora_r=lora_r)
+    one = train_on_tokens(base, lm, rows, 600, seed=1)
+    both = Recipe(**{**vars(base), "accelerate_config": str(tmp_path / "two.yaml")})
+    two = train_on_tokens(both, CausalLM(recipe.model, dtype="float32"), rows, 600, seed=1)
+    assert (one.processes, two.processes) == (1, 2)
+    assert (one.tokens, one.steps, one.flops) == (two.tokens, two.steps, two.flops)
+    measure = HeldOutLoss(held_out)
+    before, after = measure(CausalLM(recipe.model, dtype="float32")), measure(one.lm)
+    assert np.abs(np.subtract(before, after)).max() > 0.01, "nothing was learned"
+    if lora_r is None:  # an adapter begins at random numbers of its own process
+        np.testing.assert_allclose(measure(two.lm), after, atol=1e-4)
+    with pytest.raises(RuntimeError, match="cannot be shared by 2 processes"):
+        odd = Recipe(**{**vars(both), "rows_per_step": 3})
+        train_on_tokens(odd, CausalLM(recipe.model, dtype="float32"), rows, 600, seed=1)
+
+
+@pytest.mark.slow
+def test_processes_of_a_launch_share_the_runs(ground, tmp_path):  # noqa: F811
+    pool, held_out, recipe = ground
+    pool.remove_columns("good").to_json(tmp_path / "pool.jsonl")
+    held_out.to_json(tmp_path / "held_out.jsonl")
+    words = ["-m", "hf_select.cli.main"]
+    score = [*words, "score", "--scorer", "length", "--tokenizer", recipe.model, "--output-dir", str(tmp_path / "s")]
+    assert launched("alone", [*score, "--dataset", str(tmp_path / "pool.jsonl")], tmp_path).returncode == 0
+    ended = launched(
+        "ddp",
+        [*words, "compare", "--model", recipe.model, "--dataset", str(tmp_path / "pool.jsonl"), "--held-out",
+         f"sums={tmp_path}/held_out.jsonl", "--answers", f"right={tmp_path}/held_out.jsonl", "--max-new-tokens", "6",
+         "--budgets", "8", "--seeds", "2", "--passes", "1", "--rows-per-step", "4", "--methods",
+         f"long={tmp_path}/s", "--output-dir", str(tmp_path / "c")],
+        tmp_path,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("8 rows: sums") == 1, "one process speaks"
+    result = json.loads((tmp_path / "c" / "result.json").read_text())
+    assert set(result["measures"]) == {"sums", "right"}
+    by = {json.loads(path.read_text())["by"] for path in (tmp_path / "c" / "cells").rglob("*.json")}
+    assert len(by) == 2
