@@ -107,6 +107,18 @@ def make_queries(task: str, num_rows: int, seed: int = 0) -> list[dict[str, str]
     return rows
 
 
+def make_held_out(num_rows: int, pool: Sequence[dict[str, Any]], seed: int = 0) -> list[dict[str, str]]:
+    """Whole rows {prompt, completion} of the generator whose prompts are not in the pool."""
+    rng, seen = random.Random(seed), {row["prompt"] for row in pool}
+    rows: list[dict[str, str]] = []
+    while len(rows) < num_rows:
+        row = clean_row(rng)
+        if row["prompt"] not in seen:
+            seen.add(row["prompt"])
+            rows.append({"prompt": row["prompt"], "completion": row["completion"]})
+    return rows
+
+
 def rating_examples(num_rows: int, seed: int) -> Iterator[str]:
     """Texts that end in a rating, as SelectIT will ask for it: 4 or 5 for whole rows, 1 or 2 for damaged ones."""
     from hf_select.scoring.selectit import ANSWER, RATING_PROMPTS

@@ -13,7 +13,7 @@ class DemoPool:
     """Make a small pool with known damage and train a tiny causal LM that rates it.
 
     Args:
-        output_dir: folder for pool.jsonl, answer_key.jsonl and model/.
+        output_dir: folder for pool.jsonl, answer_key.jsonl, held_out.jsonl (whole rows of other prompts) and model/.
         num_rows: rows of the pool.
         damaged_share: share of rows whose response is spoilt.
         steps: training steps of the tiny LM.
@@ -43,7 +43,8 @@ class DemoPool:
         folder.mkdir(parents=True, exist_ok=True)
         rows = demo.make_pool(self.num_rows, self.damaged_share, self.seed)
         key = [{"row_id": row["row_id"], "damage": row.pop("damage")} for row in rows]
-        files = {"pool.jsonl": rows, "answer_key.jsonl": key}
+        held_out = demo.make_held_out(40, rows, self.seed + 3000)
+        files = {"pool.jsonl": rows, "answer_key.jsonl": key, "held_out.jsonl": held_out}
         for task in self.query_tasks or []:
             files[f"queries_{task}.jsonl"] = demo.make_queries(task, 8, self.seed + 2000)
         for name, lines in files.items():
@@ -150,11 +151,5 @@ class DemoTable:
         print(
             "\nThis is a demonstration. The tiny model was taught to rate on other rows of the same generator, "
             "which flatters SelectIT,\n"
-            "and one pool and one seed prove nothing. 'Damaged' is not the same as 'bad to train on'; "
-            "no model was trained on the\n"
-            "selections here. With a real model, on your data:\n"
-            "  hf-select score --scorer selectit --model Qwen/Qwen2.5-1.5B --dataset tatsu-lab/alpaca "
-            "--output-dir scores\n"
-            "  hf-select select --scores scores --selector top_k --column score_selectit --fraction 0.2 "
-            "--output subset.parquet"
+            "and one pool proves nothing. 'Damaged' is not the same as 'bad to train on': that only training shows."
         )
