@@ -11,7 +11,8 @@ import pytest
 from datasets import Dataset
 from made_comparisons import MEASURES, made
 
-from hf_select import TopK
+from hf_select import Length, TopK
+from hf_select.evaluation.advice import advise
 from hf_select.evaluation.break_even import with_ledger
 from hf_select.reports.comparison import comparison_report
 from hf_select.reports.report import compare_report, report
@@ -324,3 +325,16 @@ def test_the_same_comparison_twice_is_the_same_bytes(tmp_path):
     files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*"))
     assert len(files) == 2 + 4
     assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files)
+
+
+def test_advice_is_shown_with_its_reasons(tmp_path, opened):
+    lengths = {"small": Length(of="response"), "share": 0.5, "source_column": "source"}
+    result = advise(pool(), Length(), tmp_path, **lengths)
+    shown = opened(tmp_path / "advice.html")
+    assert shown.texts(".facts dd")[:2] == ["the longest rows", "60 of 120"] and result["advice"]["do"] == "longest"
+    assert shown.texts("#section-1 .note")[0].startswith(
+        "Take the longest rows: the scores follow the length of the row"
+    )
+    pictures = shown.page.evaluate("[...document.images].map(i => i.naturalWidth)")
+    assert len(pictures) == 3 and all(width > 500 for width in pictures)
+    assert "![length row](pictures/length_row.png)" in (tmp_path / "advice.md").read_text(encoding="utf-8")

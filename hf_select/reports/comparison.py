@@ -5,12 +5,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from hf_select.files import written_whole
-from hf_select.reports.comparison_pictures import Figures, comparison_figures, in_order, shown_budget
-from hf_select.reports.markdown import inline, section_text
-from hf_select.reports.page import plain_page
-from hf_select.reports.pictures import Theme, png
+from hf_select.reports.comparison_pictures import comparison_figures, in_order, shown_budget
 from hf_select.reports.sections import Section
+from hf_select.reports.written import write_sections
 
 
 _RANDOM = "random"
@@ -27,27 +24,6 @@ def comparison_report(result: dict[str, Any], output_dir: str | os.PathLike) -> 
     title = "Is a selection better than random rows?"
     parts = comparison_sections(result, {key: figure[0] for key, figure in figures.items()})
     return write_sections(Path(output_dir).expanduser(), "result", title, _facts(result), parts, figures)
-
-
-def write_sections(
-    folder: Path, name: str, title: str, facts: list[tuple[str, str]], parts: list[Section], figures: Figures
-) -> Path:
-    """Sections and their pictures as name.html, name.md and pictures/*.png."""
-    folder.mkdir(parents=True, exist_ok=True)
-    light, dark = (_drawn(figures, theme) for theme in ("light", "dark"))
-    with written_whole(folder / "pictures") as temporary:
-        temporary.mkdir()
-        for picture, _, content in light:
-            (temporary / f"{picture}.png").write_bytes(content)
-    places = {picture: f"pictures/{picture}.png" for picture, *_ in light}
-    texts = {
-        f"{name}.html": plain_page(title, facts, parts, light, dark),
-        f"{name}.md": "\n\n".join([f"# {inline(title)}", *(section_text(part, places) for part in parts)]) + "\n",
-    }
-    for file, text in texts.items():
-        with written_whole(folder / file) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    return folder / f"{name}.html"
 
 
 def comparison_sections(result: dict[str, Any], pictures: dict[tuple[str, ...], str]) -> list[Section]:
@@ -75,10 +51,6 @@ def comparison_sections(result: dict[str, Any], pictures: dict[tuple[str, ...], 
 
 
 # --------------------------------------------------------------------------------------------------------------------
-
-
-def _drawn(figures: Figures, theme: Theme) -> list[tuple[str, str, bytes]]:
-    return [(name, alt, png(paint, height, theme)) for name, alt, paint, height in figures.values()]
 
 
 def _facts(result: dict[str, Any]) -> list[tuple[str, str]]:
@@ -172,8 +144,8 @@ def _costs(result: dict[str, Any]) -> Section:
         "FLOPs of scores and training together, those of a run on random rows being 1. Random rows at this total: "
         "what they reach with as many FLOPs, on straight lines between their own budgets. Scores have paid after so "
         "many uses: each saves what random rows would have to train beyond the method's own run to be as good; in "
-        "brackets by the ends of the difference's interval, with random's curve as measured. Nothing is read beyond what was "
-        "measured."
+        "brackets by the ends of the difference's interval, with random's curve as measured. Nothing is read beyond "
+        "what was measured."
     )
     return Section("What selecting cost, and when it has paid", text, [(header, costs), *tables])
 

@@ -5,10 +5,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from hf_select.reports.pictures import file_name, legend, name_rows, wrapped
+from hf_select.reports.written import Figures
 
-
-# What a picture is of -> its name, what it shows, what paints it, its height in inches.
-Figures = dict[tuple[str, ...], tuple[str, str, Callable[..., None], float]]
 
 # Verdicts differ in colour and in marker, so that they can be told apart without colour too.
 _LOOKS = {"better": ("first", "o"), "worse": ("second", "D"), "no evidence": ("pool", "o")}
