@@ -1,18 +1,54 @@
-"""Results of comparisons with a planted truth, without any training: what `compare` returns, made in milliseconds."""
+"""Comparisons with a planted truth, without any training: what `compare` returns and writes, made in milliseconds."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hf_select.evaluation.statistics import differences
+from hf_select.evaluation.tables import Cell, tables
 
 
 MEASURES = {
-    "math": {"better": "lower", "unit": "nats", "items": 40},
-    "exact answers": {"better": "higher", "unit": "share right", "items": 40},
+    "math": {"better": "lower", "unit": "nats"},
+    "exact answers": {"better": "higher", "unit": "share right"},
 }
 SHIFTS = {"good": 0.1, "nothing": 0.0, "bad": -0.1}  # in the direction that is better
 RUN = 2e13  # FLOPs of a run at 1,000 rows
+ITEMS = 40
+
+
+def made_cells(
+    shifts: dict[str, float], budgets: tuple[int, ...], measures: dict[str, Any], seeds: int, seed: int = 0
+) -> dict[Cell, dict[str, Any]]:
+    """Random rows gain 0.1 (in the unit) with every doubling of the budget; methods that plus their shift."""
+    cells: dict[Cell, dict[str, Any]] = {
+        Cell("untrained", "", 0): {
+            "selection": "",
+            "values": {name: [3.0 if about["better"] == "lower" else 1.0] * ITEMS for name, about in measures.items()},
+        }
+    }
+    for budget in budgets:
+        for place, (method, shift) in enumerate({"random": 0.0, "longest": 0.0, **shifts}.items()):
+            for run in range(seeds):
+                dice = np.random.default_rng([seed, budget, place, run])
+                values = {}
+                for name, about in measures.items():
+                    gained = (0.1 * np.log2(budget / 1000) + shift) * (-1 if about["better"] == "lower" else 1)
+                    values[name] = (2 + gained + dice.normal(0, 0.001, ITEMS)).tolist()
+                cells[Cell(method, f"{budget} rows", run)] = {
+                    "selection": f"{method} {budget}",
+                    "values": values,
+                    "rows": budget,
+                    "tokens": 300 * budget,
+                    "tokens_wanted": 300 * budget,
+                    "step_tokens": 1000,
+                    "passes": 2.0,
+                    "could_choose_from": 9000,
+                    "seconds": budget / 100,
+                    "flops": RUN * budget / 1000,
+                }
+    return cells
 
 
 def made(
@@ -23,45 +59,32 @@ def made(
     seeds: int = 4,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Random rows gain 0.1 (in the unit) with every doubling of the budget; methods that plus their shift."""
-    shifts, measures = shifts or SHIFTS, measures or MEASURES
-    dice = np.random.default_rng(seed)
-    found: dict[str, Any] = {}
-    for budget in budgets:
-        for measure, about in measures.items():
-            lower, items = about["better"] == "lower", about["items"]
-            sign = -1 if lower else 1
-
-            def runs(shift: float, level: float = sign * 0.1 * np.log2(budget / 1000) + 2, sign: int = sign) -> Any:
-                return level + sign * shift + dice.normal(0, 0.001, (seeds, items))  # noqa: B023
-
-            results = {name: runs(shift) for name, shift in {"random": 0.0, **shifts, "longest": 0.0}.items()}
-            results["untrained"] = np.full((seeds, items), 2 - sign * 1.0)
-            against = differences({name: results[name] for name in shifts}, results["random"], lower)
-            for name in ("longest", "untrained"):
-                against |= differences({name: results[name]}, results["random"], lower)
-            lines: dict[str, Any] = {}
-            for name, of in results.items():
-                lines[name] = {"mean": float(of.mean())}
-                if name != "untrained":
-                    lines[name] |= {
-                        "rows": float(budget),
-                        "tokens": 300 * budget,
-                        "passes": 2.0,
-                        "seeds": seeds,
-                        "could_choose_from": 9000,
-                        "training_seconds": budget / 100,
-                        "training_flops": RUN * budget / 1000,
-                        "selection_seconds": 12.0 if name in shifts and scores_flops is not None else None,
-                        "selection_flops": scores_flops if name in shifts else None,
-                    }
-                if name != "random":
-                    lines[name] |= {"difference": vars(against[name]), "verdict": against[name].verdict(lower)}
-            found.setdefault(f"{budget} rows", {})[measure] = lines
+    """What `compare` returns."""
+    shifts, measures = SHIFTS if shifts is None else shifts, measures or MEASURES
+    costs = {} if scores_flops is None else dict.fromkeys(shifts, {"flops": scores_flops, "seconds": 12.0})
+    cells = made_cells(shifts, budgets, measures, seeds, seed)
+    recipe = {"model": "Qwen/Qwen2.5-0.5B", "learning_rate": 2e-5, "lora_r": None}
     return {
-        "methods": list(shifts),
-        "measures": measures,
-        "budgets": found,
-        "overlap": {"math": 0},
-        "settings": {"recipe": {"model": "Qwen/Qwen2.5-0.5B", "learning_rate": 2e-5}, "passes": 2.0},
+        **tables(cells, list(shifts), measures, costs),
+        "overlap": dict.fromkeys(measures, 0),
+        "settings": {"recipe": recipe, "passes": 2.0, "measures": dict.fromkeys(measures, "a hash")},
     }
+
+
+def made_folder(folder: Path, pool: str = "a pool", **settings: Any) -> Path:
+    """What `compare` writes, without its page."""
+    result = made(**settings)
+    cells = made_cells(
+        settings.get("shifts", SHIFTS),
+        settings.get("budgets", (1000, 2000, 4000)),
+        settings.get("measures") or MEASURES,
+        settings.get("seeds", 4),
+        settings.get("seed", 0),
+    )
+    for cell, record in cells.items():
+        path = folder / "cells" / cell.method / f"{cell.budget or 'none'}-seed-{cell.seed}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({**vars(cell), **record}))
+    (folder / "result.json").write_text(json.dumps(result))
+    (folder / "comparison.json").write_text(json.dumps({**result["settings"], "pool": pool}))
+    return folder

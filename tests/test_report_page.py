@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
-from made_comparisons import MEASURES, made
+from made_comparisons import MEASURES, made, made_folder
 
 from hf_select import Length, TopK
 from hf_select.evaluation.advice import advise
 from hf_select.evaluation.break_even import with_ledger
+from hf_select.evaluation.joining import join
 from hf_select.reports.comparison import comparison_report
 from hf_select.reports.report import compare_report, report
 
@@ -338,3 +339,13 @@ def test_advice_is_shown_with_its_reasons(tmp_path, opened):
     pictures = shown.page.evaluate("[...document.images].map(i => i.naturalWidth)")
     assert len(pictures) == 3 and all(width > 500 for width in pictures)
     assert "![length row](pictures/length_row.png)" in (tmp_path / "advice.md").read_text(encoding="utf-8")
+
+
+def test_joined_comparisons_show_a_verdict_for_each(tmp_path, opened):
+    folders = [made_folder(tmp_path / name, name, budgets=(1000,)) for name in ("alpaca", "tulu")]
+    join(folders, tmp_path / "joined")
+    shown = opened(tmp_path / "joined" / "joined.html")
+    assert shown.texts(".facts dd") == ["2", "3", "4 of 12", "4 of 12"]
+    assert "better in 4 of 4, worse in none" in shown.texts("#section-1 td")
+    assert "alpaca, 1,000 rows: exact answers" in shown.texts("#section-2 th")
+    assert shown.page.evaluate("[...document.images].map(i => i.naturalWidth > 500)") == [True]

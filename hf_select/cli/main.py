@@ -25,6 +25,7 @@ _COMMANDS = {
     "train": "hf_select.cli.train:Train",
     "warm-up": "hf_select.cli.warm_up:WarmUpCommand",
     "compare": "hf_select.cli.compare:Compare",
+    "join": "hf_select.cli.join:Join",
     "generate": "hf_select.cli.generate:Generate",
     "run": "hf_select.cli.recipe:Run",
     "demo-pool": "hf_select.cli.demo:DemoPool",
