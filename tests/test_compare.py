@@ -9,7 +9,7 @@ from datasets import Dataset
 from hf_select import TopK, demo
 from hf_select.cli.main import main
 from hf_select.evaluation.compare import compare
-from hf_select.evaluation.tables import UNTRAINED, Cell, as_markdown, tables
+from hf_select.evaluation.tables import UNTRAINED, Cell, tables
 from hf_select.training.equal_tokens import Recipe
 
 
@@ -69,7 +69,9 @@ def test_a_planted_selection_is_found_better_and_noise_worse(compared):
     assert max(tokens.values()) - min(tokens.values()) <= 4 * 64
     assert lines["planted"]["selecting"] and lines["random"]["rows"] == 24
     text = (folder / "result.md").read_text()
-    assert "| planted |" in text and text == as_markdown(result)
+    assert "| planted |" in text and "](pictures/" in text and "planted" in (folder / "result.html").read_text()
+    assert lines["planted"]["ledger"]["break_even"]["kind"] == "unknown", "one budget is no curve"
+    assert json.loads((folder / "result.json").read_text()) == json.loads(json.dumps(result, allow_nan=False))
 
 
 def test_a_comparison_goes_on_and_gives_the_same_cells(compared, ground, monkeypatch):

@@ -16,9 +16,9 @@ from itertools import pairwise
 from typing import Any
 
 from hf_select.evaluation.statistics import Difference
+from hf_select.evaluation.tables import RANDOM, UNTRAINED
 
 
-_RANDOM, _UNTRAINED = "random", "untrained"
 _ALPHA = 0.05
 
 Span = tuple[float, float]  # the lowest and the highest that a number can be; equal where it is known
@@ -38,13 +38,13 @@ def with_ledger(result: dict[str, Any]) -> dict[str, Any]:
     for budget, of_budget in result["budgets"].items():
         for measure, lines in of_budget.items():
             curve = random_curve(result, measure)
-            before = lines[_UNTRAINED]["mean"] if _UNTRAINED in lines else None
+            before = lines[UNTRAINED]["mean"] if UNTRAINED in lines else None
             found = {}
             for name, line in lines.items():
                 found[name] = {**line, "outcome": outcome(line, lower[measure])} if "difference" in line else {**line}
-                if name != _UNTRAINED:
+                if name != UNTRAINED:
                     asked = name in result["methods"]
-                    found[name]["ledger"] = _ledger(line, lines[_RANDOM], curve, before, lower[measure], asked)
+                    found[name]["ledger"] = _ledger(line, lines[RANDOM], curve, before, lower[measure], asked)
             budgets.setdefault(budget, {})[measure] = found
     for measure in result["measures"]:
         lines = [lines[measure] for lines in budgets.values() if measure in lines]
@@ -61,7 +61,7 @@ def outcome(line: dict[str, Any], lower_is_better: bool) -> str:
 
 def random_curve(result: dict[str, Any], measure: str) -> list[tuple[float, float]]:
     """(training FLOPs, mean result) of random rows through the budgets, by FLOPs."""
-    lines = [lines[measure][_RANDOM] for lines in result["budgets"].values() if measure in lines]
+    lines = [lines[measure][RANDOM] for lines in result["budgets"].values() if measure in lines]
     at: dict[float, list[float]] = {}
     for line in lines:
         at.setdefault(line["training_flops"], []).append(line["mean"])

@@ -81,8 +81,8 @@ def _verdicts(result: dict[str, Any]) -> Section:
     text = (
         f"Beside random rows, by p-values after Holm over the {len(result['methods'])} methods of a budget and "
         "measure (baselines are asked alone). Budgets and measures are not corrected for: in about one of twenty "
-        'columns of methods that do nothing one passes all the same. "No evidence" is no proof of equality; the tables '
-        "below say how large a difference would have been found."
+        'columns of methods that do nothing one passes all the same. "No evidence" is no proof of equality; the '
+        "tables below say how large a difference would have been found."
     )
     return Section(
         "Verdicts", text, [(["", *(f"{shown_budget(budget)}: {measure}" for budget, measure in columns)], rows)]

@@ -39,9 +39,9 @@ def _sections(joined: dict[str, Any], names: list[str], columns: list[str]) -> l
         rank = "" if of["mean_rank"] is None else f"{of['mean_rank']:.2f}"
         counts.append([name, *numbers, rank, of["words"]])
     text = (
-        "Each verdict is corrected for the methods of its own column alone: in about one of twenty columns of methods "
-        "that do nothing one passes all the same. Losses of different comparisons have different scales, so nothing is "
-        f"averaged but the rank (1 is best) among the {joined['ranked']} names that stand in every column."
+        "Each verdict is corrected for the methods of its own column alone: in about one of twenty columns of "
+        "methods that do nothing one passes all the same. Losses of different comparisons have different scales, so "
+        f"nothing is averaged but the rank (1 is best) among the {joined['ranked']} names that stand in every column."
     )
     table = (["", "better", "worse", "no evidence", "mean rank", ""], counts)
     found = [Section("Verdicts", text, [table], ["verdicts"], folded=False)]
