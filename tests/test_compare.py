@@ -160,3 +160,11 @@ def test_the_command_compares_scored_runs(ground, tmp_path, monkeypatch, capsys)
     assert "are of other rows than the dataset" in capsys.readouterr().err
     assert main([*command, "--methods", "low=nowhere"]) == 2
     assert "is no finished run of hf-select score" in capsys.readouterr().err
+
+
+def test_budgets_of_a_recipe_may_be_numbers():
+    from hf_select.cli.main import make_command
+
+    settings = {"dataset": "d", "output_dir": "o", "methods": {}, "model": "m"}
+    command = make_command("compare", {**settings, "budgets": [32, "2000 tokens"]})
+    assert command.budgets == ["32", "2000 tokens"]
