@@ -15,7 +15,6 @@ from hf_select.evaluation.advice import (
     lift_kept,
     measure,
     shared_of_best,
-    spearman,
 )
 from hf_select.scoring.length import Length
 
@@ -49,8 +48,6 @@ def test_agreement_is_what_is_worked_by_hand():
     assert shared_of_best(a, b, 0.2) == 1.0 and shared_of_best(a, b, 0.3) == pytest.approx(2 / 3)
     # b's best three are rows 1, 0 and 9: ranks 8/9, 1 and 0; a's own are 1, 8/9 and 7/9.
     assert lift_kept(a, b, 0.3) == pytest.approx(((17 / 9) / 3 - 0.5) / ((24 / 9) / 3 - 0.5))
-    assert spearman(a, a) == pytest.approx(1) and spearman(a, -a) == pytest.approx(-1)
-    assert spearman(a, np.ones(10)) == 0
     # Two groups that part the ranks perfectly in halves: eta squared of 1..4 in pairs is 1 - 1/5; corrected for one of
     # three degrees of freedom that the groups take.
     assert between_groups(np.array([1.0, 2, 3, 4]), np.array([0, 0, 1, 1])) == pytest.approx(1 - (1 / 5) * 3 / 2)

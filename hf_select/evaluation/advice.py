@@ -32,9 +32,9 @@ from hf_select.formats import Conversation, conversations
 from hf_select.inference.pool import readable
 from hf_select.inference.run import score
 from hf_select.scoring.length import Length
-from hf_select.scoring.overlap import QueryOverlap
+from hf_select.scoring.overlap import rows_that_repeat
 from hf_select.selection.baselines import random_order
-from hf_select.selection.combine import percentile_ranks
+from hf_select.selection.combine import percentile_ranks, rank_correlation
 from hf_select.words import characters_of
 
 
@@ -128,7 +128,7 @@ def advise(
             "within": float(1.96 * lengths["row"].std() / max(1.0, lengths["row"].mean()) / np.sqrt(count)),
             "training": None if trainee is None else _training(trainee, sample, len(pool), passes, fraction),
         },
-        "overlap": {name: _repeats(pool, rows) for name, rows in (queries or {}).items()},
+        "overlap": {name: rows_that_repeat(pool, rows) for name, rows in (queries or {}).items()},
     }
     result["advice"] = advice(result)
     write_json(folder / "advice.json", result)
@@ -163,12 +163,12 @@ def measure(
     wanted: dict[str, Callable[[np.ndarray], float]] = {}
     for name, values in scores.items():
         for kind, sizes in lengths.items():
-            wanted[f"length {kind} {name}"] = lambda rows, v=values, s=sizes: spearman(v[rows], s[rows])
+            wanted[f"length {kind} {name}"] = lambda rows, v=values, s=sizes: rank_correlation(v[rows], s[rows]) or 0.0
         if codes is not None:
             wanted[f"source {name}"] = lambda rows, v=values: between_groups(v[rows], codes[rows])
     if small is not None:
         a, b = scores["large"], scores["small"]
-        wanted["spearman"] = lambda rows: spearman(a[rows], b[rows])
+        wanted["spearman"] = lambda rows: rank_correlation(a[rows], b[rows]) or 0.0
         wanted["overlap"] = lambda rows: shared_of_best(a[rows], b[rows], fraction)
         wanted["kept"] = lambda rows: lift_kept(a[rows], b[rows], fraction)
     found = _with_intervals(wanted, int(there.sum()), seed)
@@ -185,12 +185,6 @@ def measure(
         else {"distinct": int(codes.max()) + 1, **{name: found[f"source {name}"] for name in scores}},
         "points": points | {f"length {kind}": sizes[shown].tolist() for kind, sizes in lengths.items()},
     }
-
-
-def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Rank correlation; 0 where one of them does not vary."""
-    x, y = percentile_ranks(a), percentile_ranks(b)
-    return float(np.corrcoef(x, y)[0, 1]) if np.ptp(x) > 0 and np.ptp(y) > 0 else 0.0
 
 
 def shared_of_best(a: np.ndarray, b: np.ndarray, fraction: float) -> float:
@@ -373,15 +367,6 @@ def _trained_parameters(model: str) -> int:
     embedding = cast(Any, empty.get_input_embeddings()).weight
     tied = getattr(empty.get_output_embeddings(), "weight", None) is embedding
     return empty.num_parameters() - (0 if tied else embedding.numel())
-
-
-def _repeats(pool: Any, queries: Any) -> int:
-    """Rows of the pool that repeat a query."""
-    repeats = QueryOverlap([row for row in conversations(queries[:]) if isinstance(row, Conversation)])
-    count = 0
-    for batch in readable(pool).iter(batch_size=1000):
-        count += sum(bool(repeats(row)) for row in conversations(cast(dict, batch)) if isinstance(row, Conversation))
-    return count
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, str]:

@@ -41,12 +41,11 @@ from hf_select.evaluation.break_even import with_ledger
 from hf_select.evaluation.measures import Measure, as_measures
 from hf_select.evaluation.tables import MATCHED, RANDOM, UNTRAINED, Cell, tables
 from hf_select.files import read_json, write_json
-from hf_select.formats import Conversation, conversations
 from hf_select.inference.causal_lm import CausalLM
 from hf_select.inference.pool import readable
 from hf_select.reports.comparison import comparison_report
 from hf_select.scoring.length import Length
-from hf_select.scoring.overlap import QueryOverlap
+from hf_select.scoring.overlap import rows_that_repeat
 from hf_select.selection.baselines import Longest, Random
 from hf_select.selection.selection import Selection
 from hf_select.training.equal_tokens import Recipe, labelled, train_on_tokens
@@ -208,12 +207,7 @@ class Comparison:
         for name, measure in self.measures.items():
             if measure.rows is None:
                 continue
-            repeats = QueryOverlap([row for row in conversations(measure.rows[:]) if isinstance(row, Conversation)])
-            count = 0
-            for batch in readable(self.pool).iter(batch_size=1000):
-                parsed = conversations(cast(dict, batch))
-                count += sum(bool(repeats(row)) for row in parsed if isinstance(row, Conversation))
-            found[name] = count
+            found[name] = count = rows_that_repeat(self.pool, measure.rows)
             if count:
                 logger.warning(
                     '%d rows of the pool repeat rows that "%s" measures on: a method that chooses them learns the '

@@ -32,8 +32,8 @@ def comparison_sections(result: dict[str, Any], pictures: dict[tuple[str, ...], 
     for budget, measures in result["budgets"].items():
         lines = next(iter(measures.values()))[_RANDOM]
         text = (
-            f"Every run trained {lines['tokens']:,} tokens; {lines['seeds']} seeds. Differences are to random rows of "
-            "the same budget, paired by seed and item, with their 95 % intervals."
+            f"Every run trained about {lines['tokens']:,} tokens; {lines['seeds']} seeds. Differences are to random rows "
+            "of the same budget, paired by seed and item, with their 95 % intervals."
         )
         drawn = [pictures["differences", budget, measure] for measure in measures]
         tables = [_differences(measure, result, of) for measure, of in measures.items()]
@@ -79,7 +79,7 @@ def _verdicts(result: dict[str, Any]) -> Section:
         cells = [result["budgets"][budget][measure].get(name) for budget, measure in columns]
         rows.append([name, *("" if line is None else _short(line) for line in cells)])
     text = (
-        f"Beside random rows, by p-values after Holm over the {len(result['methods'])} methods of a budget and "
+        f"Beside random rows, by p-values after Holm over all methods ({len(result['methods'])}) of a budget and "
         "measure (baselines are asked alone). Budgets and measures are not corrected for: in about one of twenty "
         'columns of methods that do nothing one passes all the same. "No evidence" is no proof of equality; the '
         "tables below say how large a difference would have been found."
@@ -197,17 +197,13 @@ def _measured(result: dict[str, Any]) -> Section:
         [name, about["unit"], about["better"], f"{about['items']:,}"] for name, about in result["measures"].items()
     ]
     settings = [[name, text] for name, text in _flat(result.get("settings", {}))]
-    overlap = {name: count for name, count in result.get("overlap", {}).items() if count}
-    text = "; ".join(
-        f"{count:,} rows of the pool repeat rows of the held-out set {name}" for name, count in overlap.items()
-    )
-    text = (
-        f"{text}: a method that chooses them learns the answers."
-        if text
-        else "No row of the pool repeats a held-out row."
-    )
+    overlap = result["overlap"]
+    said = [f"{count:,} rows of the pool repeat rows of {name}" for name, count in overlap.items() if count]
+    text = "; ".join(said) + ": a method that chooses them learns the answers." if said else ""
+    clean = [name for name, count in overlap.items() if not count]
+    text += f" No row of the pool repeats a row of {', '.join(clean)}." if clean else ""
     tables = [(["measure", "unit", "better", "items"], measures), (["setting", ""], settings)]
-    return Section("How this was measured", text, tables)
+    return Section("How this was measured", text.strip(), tables)
 
 
 def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:
