@@ -106,6 +106,8 @@ def test_what_cannot_be_joined_is_refused(tmp_path):
         join([one, tmp_path / "." / "one"], tmp_path / "j")
     with pytest.raises(ValueError, match='"nowhere" holds no finished comparison'):
         join([one, "nowhere"], tmp_path / "j")
+    with pytest.raises(ValueError, match='one" is one of the comparisons; choose another output folder'):
+        join([one, made_folder(tmp_path / "a=b", "another pool", **ONE)], one)
     other = made_folder(tmp_path / "other", "another pool", shifts={"other": 0.1}, **ONE)
     with pytest.raises(ValueError, match="no method in common \\(one: good, nothing, bad; other: other\\)"):
         join([one, other], tmp_path / "j")

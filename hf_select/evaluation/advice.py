@@ -31,6 +31,7 @@ from hf_select.files import read_json, write_json
 from hf_select.formats import Conversation, conversations
 from hf_select.inference.pool import readable
 from hf_select.inference.run import score
+from hf_select.reports.advice import advice_report
 from hf_select.scoring.length import Length
 from hf_select.scoring.overlap import rows_that_repeat
 from hf_select.selection.baselines import random_order
@@ -84,8 +85,6 @@ def advise(
     Returns: what is written to advice.json.
     Raises: ValueError if the sample has fewer than 50 rows, or for an unknown column.
     """
-    from hf_select.reports.advice import advice_report
-
     check_choice("which", which, Which)
     if not 0 < share <= 1 or not 0 < fraction < 1:
         raise ValueError(

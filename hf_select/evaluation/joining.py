@@ -22,6 +22,8 @@ from scipy.stats import rankdata
 from hf_select.evaluation.break_even import with_ledger
 from hf_select.evaluation.tables import RANDOM, TOGETHER, UNTRAINED, Cell, tables
 from hf_select.files import read_json, write_json
+from hf_select.reports.comparison import comparison_report
+from hf_select.reports.joined import joined_report
 
 
 def join(comparisons: Sequence[str | os.PathLike], output_dir: str | os.PathLike) -> dict[str, Any]:
@@ -34,11 +36,10 @@ def join(comparisons: Sequence[str | os.PathLike], output_dir: str | os.PathLike
     Raises: ValueError for a folder without a finished comparison, fewer than two, runs that contradict one another,
         comparisons that have no method in common.
     """
-    from hf_select.reports.comparison import comparison_report
-    from hf_select.reports.joined import joined_report
-
     found = _grouped(comparisons)
     folder = Path(output_dir).expanduser()
+    if folder.resolve() in [one.resolve() for folders in found.values() for one in folders]:
+        raise ValueError(f'"{folder}" is one of the comparisons; choose another output folder.')
     results = {}
     for name, folders in found.items():
         results[name] = _result(folders[0]) if len(folders) == 1 else _merged(folders)
@@ -106,7 +107,8 @@ def _grouped(comparisons: Sequence[str | os.PathLike]) -> dict[str, list[Path]]:
     seen: dict[Path, None] = {}
     found: list[tuple[dict[str, Any], str, list[Path]]] = []
     for said in comparisons:
-        name, equals, place = str(said).rpartition("=")
+        name, equals, place = ("", "", str(said)) if Path(said).expanduser().is_dir() else str(said).partition("=")
+        place = place or name
         folder = Path(place).expanduser()
         about = read_json(folder / "comparison.json")
         if about is None or read_json(folder / "result.json") is None:

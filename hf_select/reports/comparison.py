@@ -32,8 +32,8 @@ def comparison_sections(result: dict[str, Any], pictures: dict[tuple[str, ...], 
     for budget, measures in result["budgets"].items():
         lines = next(iter(measures.values()))[_RANDOM]
         text = (
-            f"Every run trained about {lines['tokens']:,} tokens; {lines['seeds']} seeds. Differences are to random rows "
-            "of the same budget, paired by seed and item, with their 95 % intervals."
+            f"Every run trained about {lines['tokens']:,} tokens; {lines['seeds']} seeds. Differences are to random "
+            "rows of the same budget, paired by seed and item, with their 95 % intervals."
         )
         drawn = [pictures["differences", budget, measure] for measure in measures]
         tables = [_differences(measure, result, of) for measure, of in measures.items()]
