@@ -9,7 +9,7 @@ from datasets import Dataset
 from hf_select import TopK, demo
 from hf_select.cli.main import main
 from hf_select.evaluation.compare import compare
-from hf_select.evaluation.tables import UNTRAINED, Cell, as_markdown, tables
+from hf_select.evaluation.tables import UNTRAINED, Cell, tables
 from hf_select.training.equal_tokens import Recipe
 
 
@@ -69,7 +69,9 @@ def test_a_planted_selection_is_found_better_and_noise_worse(compared):
     assert max(tokens.values()) - min(tokens.values()) <= 4 * 64
     assert lines["planted"]["selecting"] and lines["random"]["rows"] == 24
     text = (folder / "result.md").read_text()
-    assert "| planted |" in text and text == as_markdown(result)
+    assert "| planted |" in text and "](pictures/" in text and "planted" in (folder / "result.html").read_text()
+    assert lines["planted"]["ledger"]["break_even"]["kind"] == "unknown", "one budget is no curve"
+    assert json.loads((folder / "result.json").read_text()) == json.loads(json.dumps(result, allow_nan=False))
 
 
 def test_a_comparison_goes_on_and_gives_the_same_cells(compared, ground, monkeypatch):
@@ -158,3 +160,11 @@ def test_the_command_compares_scored_runs(ground, tmp_path, monkeypatch, capsys)
     assert "are of other rows than the dataset" in capsys.readouterr().err
     assert main([*command, "--methods", "low=nowhere"]) == 2
     assert "is no finished run of hf-select score" in capsys.readouterr().err
+
+
+def test_budgets_of_a_recipe_may_be_numbers():
+    from hf_select.cli.main import make_command
+
+    settings = {"dataset": "d", "output_dir": "o", "methods": {}, "model": "m"}
+    command = make_command("compare", {**settings, "budgets": [32, "2000 tokens"]})
+    assert command.budgets == ["32", "2000 tokens"]

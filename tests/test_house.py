@@ -52,6 +52,8 @@ MAY_IMPORT = {
         "selection",
         "generation",
         "training",
+        "reports",
+        "words",
     },
     "reports": {"columns", "files", "formats", "words", "selection"},
     "hub": {"columns", "files", "formats", "inference", "features", "selection", "reports"},

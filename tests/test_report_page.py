@@ -9,8 +9,13 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
+from made_comparisons import MEASURES, made, made_folder
 
-from hf_select import TopK
+from hf_select import Length, TopK
+from hf_select.evaluation.advice import advise
+from hf_select.evaluation.break_even import with_ledger
+from hf_select.evaluation.joining import join
+from hf_select.reports.comparison import comparison_report
 from hf_select.reports.report import compare_report, report
 
 
@@ -281,3 +286,66 @@ def test_a_large_selection_is_cut_to_the_size_that_was_set(tmp_path, opened):
     assert "more characters are not in this page" in shown.texts(".turn")[0]
     with pytest.raises(ValueError, match="raise it"):
         report(dataset, TopK("score_a")(dataset, k=2500), tmp_path / "small", max_megabytes=0.3)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# comparisons
+
+
+def test_a_comparison_shows_verdicts_differences_and_what_they_cost(tmp_path, opened):
+    path = comparison_report(with_ledger(made()), tmp_path)
+    shown = opened(path)
+    assert shown.texts(".facts dd") == ["3", "1 of 3", "1 of 3", "4"]
+    pictures = shown.page.evaluate("[...document.images].map(i => [i.naturalWidth, i.alt])")
+    assert len(pictures) == 3 * 2 + 2 and all(width > 500 for width, _ in pictures)
+    assert "Differences to random rows with their 95 % intervals: 1,000 rows, math" in [alt for _, alt in pictures]
+    assert shown.page.locator("script").count() == 0 and shown.page.locator("details").count() == 0
+    verdicts = shown.texts("#section-1 td")
+    assert verdicts[0] == "good" and verdicts[1].startswith("better by 0.") and "no evidence" in verdicts
+    costs = " ".join(shown.texts("#section-6 td"))
+    for words in ("after one use", "never: worse than random rows", "no evidence of a difference to random rows"):
+        assert words in costs
+    text = (tmp_path / "result.md").read_text(encoding="utf-8")
+    for picture in (tmp_path / "pictures").iterdir():
+        assert f"](pictures/{picture.name})" in text
+    assert opened(path, viewport={"width": 390, "height": 800}).page.evaluate("document.body.scrollWidth") <= 390
+
+
+def test_names_of_methods_and_measures_are_text(tmp_path, opened):
+    measures = {f"{name}: {text[:300]}": {**MEASURES["math"]} for name, text in HOSTILE.items()}
+    names = {text[:300]: 0.1 for text in HOSTILE.values()}
+    path = comparison_report(with_ledger(made(names, (1000,), measures={**dict([*measures.items()][:2])})), tmp_path)
+    shown = opened(path)
+    assert shown.page.evaluate("window.hacked") is None
+    assert "<script>window.hacked = 1</script>" in shown.texts("#section-1 td")
+
+
+def test_the_same_comparison_twice_is_the_same_bytes(tmp_path):
+    for folder in ("a", "b"):
+        comparison_report(with_ledger(made(budgets=(1000,))), tmp_path / folder)
+    files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*"))
+    assert len(files) == 2 + 4
+    assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files)
+
+
+def test_advice_is_shown_with_its_reasons(tmp_path, opened):
+    lengths = {"small": Length(of="response"), "share": 0.5, "source_column": "source"}
+    result = advise(pool(), Length(), tmp_path, **lengths)
+    shown = opened(tmp_path / "advice.html")
+    assert shown.texts(".facts dd")[:2] == ["the longest rows", "60 of 120"] and result["advice"]["do"] == "longest"
+    assert shown.texts("#section-1 .note")[0].startswith(
+        "Take the longest rows: the scores follow the length of the row"
+    )
+    pictures = shown.page.evaluate("[...document.images].map(i => i.naturalWidth)")
+    assert len(pictures) == 3 and all(width > 500 for width in pictures)
+    assert "![length row](pictures/length_row.png)" in (tmp_path / "advice.md").read_text(encoding="utf-8")
+
+
+def test_joined_comparisons_show_a_verdict_for_each(tmp_path, opened):
+    folders = [made_folder(tmp_path / name, name, budgets=(1000,)) for name in ("alpaca", "tulu")]
+    join(folders, tmp_path / "joined")
+    shown = opened(tmp_path / "joined" / "joined.html")
+    assert shown.texts(".facts dd") == ["2", "3", "4 of 12", "4 of 12"]
+    assert "better in 4 of 4, worse in none" in shown.texts("#section-1 td")
+    assert "alpaca, 1,000 rows: exact answers" in shown.texts("#section-2 th")
+    assert shown.page.evaluate("[...document.images].map(i => i.naturalWidth > 500)") == [True]

@@ -65,8 +65,8 @@ class Compare(Rows):
 
     def run(self) -> None:
         from hf_select.evaluation.compare import compare
-        from hf_select.evaluation.tables import said
         from hf_select.inference.chunks import leads
+        from hf_select.reports.comparison_pictures import shown_budget
         from hf_select.selection.top_k import TopK
 
         recipe = build_parts(self.parts({}), self.settings, "compare")
@@ -95,8 +95,8 @@ class Compare(Rows):
             return
         for budget, of_measure in result["budgets"].items():
             for measure, lines in of_measure.items():
-                _print(f"{said(budget)}: {measure}", result["measures"][measure], lines)
-        print(f"\nTables and figures: {self.output_dir}/result.md, result.json; the runs: cells/")
+                _print(f"{shown_budget(budget)}: {measure}", result["measures"][measure], lines)
+        print(f"\n{self.output_dir}/result.html (open it in a browser), result.md, result.json; the runs: cells/")
 
     def _measures(self) -> dict[str, Any]:
         from hf_select.cli.data import read_dataset

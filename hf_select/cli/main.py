@@ -15,6 +15,7 @@ from hf_select.cli.settings import add_flags, build, check_names, descriptions, 
 _COMMANDS = {
     "score": "hf_select.cli.score:Score",
     "index": "hf_select.cli.index:Index",
+    "advise": "hf_select.cli.advise:Advise",
     "select": "hf_select.cli.select:Select",
     "report": "hf_select.cli.report:Report",
     "publish": "hf_select.cli.publish:Publish",
@@ -24,6 +25,7 @@ _COMMANDS = {
     "train": "hf_select.cli.train:Train",
     "warm-up": "hf_select.cli.warm_up:WarmUpCommand",
     "compare": "hf_select.cli.compare:Compare",
+    "join": "hf_select.cli.join:Join",
     "generate": "hf_select.cli.generate:Generate",
     "run": "hf_select.cli.recipe:Run",
     "demo-pool": "hf_select.cli.demo:DemoPool",
@@ -146,7 +148,7 @@ def _peek(argv: list[str]) -> dict[str, Any]:
 
 def _epilog(name: str, cls: Any) -> str:
     text = f"example:\n  {cls.example}"
-    if name in ("score", "index", "select"):
+    if name in ("score", "index", "advise", "select"):
         kind = "selector" if name == "select" else "scorer"
         text += f"\n\nThe settings of a {kind}: hf-select {name} --{kind} NAME --help"
     if name == "run":

@@ -90,18 +90,12 @@ class Score(OverRows):
         from hf_select.inference.run import score
 
         scorer = build_scorer(self.scorer, self.settings)
-        targeted = hasattr(scorer, "fit")
-        if targeted != bool(self.queries):
-            needs = "needs --queries TASK=FILE" if targeted else "has no targets; leave out --queries"
-            raise ValueError(f"scorer {self.scorer} {needs}.")
-        if targeted:
-            queries = {task: read_dataset(source, self.split) for task, source in (self.queries or {}).items()}
-            options = {"pool": self.rows()} if getattr(scorer, "needs_pool", False) else {}
-            if self.subtask_column is not None and not hasattr(scorer, "each_query_alone"):
-                raise ValueError(f"scorer {self.scorer} knows no sub-tasks; leave out --subtask-column.")
-            if self.subtask_column is not None:
-                options["subtask_column"] = self.subtask_column
-            scorer.fit(queries, **options)
+        queries = {task: read_dataset(source, self.split) for task, source in (self.queries or {}).items()}
+        if hasattr(scorer, "fit"):
+            pool = self.rows() if getattr(scorer, "needs_pool", False) else None
+            scorer = fitted(scorer, self.scorer, queries, pool, self.subtask_column)
+        elif queries:
+            raise ValueError(f"scorer {self.scorer} has no targets; leave out --queries.")
         index = None
         if self.index is not None:
             from hf_select.features.store import PoolIndex
@@ -141,6 +135,18 @@ def scorer_class(name: str) -> type:
 def build_scorer(name: str, settings: dict[str, Any]) -> Any:
     """The scorer from its flat settings."""
     return build_parts(Score.parts({"scorer": name}), settings, f"scorer {name}")
+
+
+def fitted(scorer: Any, name: str, queries: dict[str, Any], pool: Any, subtask_column: str | None = None) -> Any:
+    """A scorer that has targets, with its queries; `pool` for those that compare the queries with it."""
+    if not queries:
+        raise ValueError(f"scorer {name} needs --queries TASK=FILE.")
+    options = {"pool": pool} if getattr(scorer, "needs_pool", False) else {}
+    if subtask_column is not None and not hasattr(scorer, "each_query_alone"):
+        raise ValueError(f"scorer {name} knows no sub-tasks; leave out --subtask-column.")
+    if subtask_column is not None:
+        options["subtask_column"] = subtask_column
+    return scorer.fit(queries, **options)
 
 
 def build_parts(parts: list[type], settings: dict[str, Any], where: str) -> Any:

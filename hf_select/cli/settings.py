@@ -120,6 +120,8 @@ def _checked(value: Any, hint: Any, name: str) -> Any:
             return float(value)  # YAML reads 1e-5 as text
         except ValueError:
             pass
+    if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)  # and 1000 as a number where a text is wanted
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"{name} is {value!r}; it must be {kind.__name__}.")
     return value

@@ -10,7 +10,8 @@ paired by it (statistics.py).
 output_dir/
   comparison.json                     pool, measures and recipe; a folder with others is refused
   cells/METHOD/BUDGET-seed-N.json     one training run: what it cost and its result on every item
-  result.json, result.md              tables and verdicts (tables.py)
+  result.json                         tables and verdicts (tables.py), costs and when they have paid (break_even.py)
+  result.html, result.md, pictures/   the same to look at
 
 A cell is written whole or not at all and never made twice; processes that share the folder share the cells. Under
 accelerate launch every process makes cells of its own on its own device; a run that needs several devices is launched
@@ -36,14 +37,15 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from hf_select import columns
+from hf_select.evaluation.break_even import with_ledger
 from hf_select.evaluation.measures import Measure, as_measures
-from hf_select.evaluation.tables import MATCHED, RANDOM, UNTRAINED, Cell, as_markdown, tables
-from hf_select.files import read_json, write_json, written_whole
-from hf_select.formats import Conversation, conversations
+from hf_select.evaluation.tables import MATCHED, RANDOM, UNTRAINED, Cell, tables
+from hf_select.files import read_json, write_json
 from hf_select.inference.causal_lm import CausalLM
 from hf_select.inference.pool import readable
+from hf_select.reports.comparison import comparison_report
 from hf_select.scoring.length import Length
-from hf_select.scoring.overlap import QueryOverlap
+from hf_select.scoring.overlap import rows_that_repeat
 from hf_select.selection.baselines import Longest, Random
 from hf_select.selection.selection import Selection
 from hf_select.training.equal_tokens import Recipe, labelled, train_on_tokens
@@ -136,10 +138,10 @@ class Comparison:
             cells[cell] = {**(self._record(cell) or {}), "matched_by": rows.matched_by}
         about = {name: {"better": m.better, "unit": m.unit} for name, m in self.measures.items()}
         found = tables(cells, list(self.methods), about, self.costs)
-        result = {**found, "overlap": overlap, "settings": settings}
-        write_json(self.folder / "result.json", result)
-        with written_whole(self.folder / "result.md") as temporary:
-            temporary.write_text(as_markdown(result), encoding="utf-8")
+        result = with_ledger({**found, "overlap": overlap, "settings": settings})
+        with FileLock(self.folder / ".result.lock"):  # processes end at once
+            write_json(self.folder / "result.json", result)
+            comparison_report(result, self.folder)
         return result
 
     # Which runs, on which rows.
@@ -205,12 +207,7 @@ class Comparison:
         for name, measure in self.measures.items():
             if measure.rows is None:
                 continue
-            repeats = QueryOverlap([row for row in conversations(measure.rows[:]) if isinstance(row, Conversation)])
-            count = 0
-            for batch in readable(self.pool).iter(batch_size=1000):
-                parsed = conversations(cast(dict, batch))
-                count += sum(bool(repeats(row)) for row in parsed if isinstance(row, Conversation))
-            found[name] = count
+            found[name] = count = rows_that_repeat(self.pool, measure.rows)
             if count:
                 logger.warning(
                     '%d rows of the pool repeat rows that "%s" measures on: a method that chooses them learns the '

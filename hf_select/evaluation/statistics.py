@@ -7,6 +7,7 @@ standard error of the mean of D; with few seeds a bootstrap's own percentiles ar
 are those of Student's t with S - 1 degrees of freedom. Of several methods the p-values are Holm's.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -127,6 +128,7 @@ def _difference(d: np.ndarray, lower_is_better: bool, confidence: float, rng: np
     )
 
 
+@functools.cache
 def _noncentrality(quantile: float, degrees: int) -> float:
     """How many standard errors a true difference must have for t to be above the quantile in 4 of 5 studies."""
     return float(brentq(lambda shift: nct.sf(quantile, degrees, shift) - _POWER, 0, 100))  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_select.evaluation.statistics import Difference, differences
+from hf_select.evaluation.statistics import differences
 
 
 RANDOM, UNTRAINED = "random", "untrained"
@@ -115,55 +115,3 @@ def _refuse_unequal(records: Mapping[Cell, Mapping[str, Any]]) -> None:
             )
     if len({record["tokens_wanted"] for record in records.values()}) > 1:
         raise ValueError("runs of one budget were to train unequally many tokens; they are not compared.")
-
-
-def as_markdown(result: Mapping[str, Any]) -> str:
-    """The tables in Markdown."""
-    parts = ["# Is a selection better than random rows?\n"]
-    for budget, of_measure in result["budgets"].items():
-        for measure, lines in of_measure.items():
-            about, some = result["measures"][measure], lines[RANDOM]
-            parts.append(
-                f"## {said(budget)}: {measure}\n\nEvery run trained {some['tokens']:,} tokens; {some['seeds']} seeds, "
-                f"{about['items']:,} items. In {about['unit']}, {about['better']} is better; differences to random "
-                f"rows with their 95 % intervals; p after Holm over {len(result['methods'])} methods. Selecting: "
-                "FLOPs of the scores over those of a run.\n"
-            )
-            parts.append("| method | mean | less random | p | seeds won | rows | passes | selecting | |")
-            parts.append("|---|---|---|---|---|---|---|---|---|")
-            parts += [_markdown_line(name, line) for name, line in lines.items()]
-            parts += _beside_matched(lines)
-            parts.append("")
-    for name, count in result["overlap"].items():
-        if count:
-            parts.append(f"{count} rows of the pool repeat rows that {name} measures on.\n")
-    return "\n".join(parts)
-
-
-def said(budget: str) -> str:
-    """ "1000 rows" -> "1,000 rows" """
-    amount, _, unit = budget.partition(" ")
-    return f"{int(amount):,} {unit}"
-
-
-def _markdown_line(name: str, line: Mapping[str, Any]) -> str:
-    rows = f"{line['rows']:,.0f} | {line['passes']:.2f} | {line['selecting']}" if "rows" in line else " | | "
-    if "difference" not in line:
-        return f"| {name} | {line['mean']:.4f} | | | | {rows} | |"
-    d = Difference(**line["difference"])
-    return (
-        f"| {name} | {line['mean']:.4f} | {d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}] | {d.p_holm:.3f} | "
-        f"{d.wins} of {d.seeds} | {rows} | {line['verdict']} |"
-    )
-
-
-def _beside_matched(lines: Mapping[str, Any]) -> list[str]:
-    found = []
-    for name, line in lines.items():
-        if "matched" in line:
-            d = Difference(**line["matched"]["difference"])
-            found.append(
-                f"- {name} less {line['matched']['baseline']}: {d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]; "
-                f"{line['matched']['verdict']}"
-            )
-    return ["", "Beside random rows of as many tokens:", "", *found] if found else []

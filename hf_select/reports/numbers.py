@@ -16,7 +16,7 @@ from hf_select import columns
 from hf_select.formats import BadRow, conversations, readable_columns
 from hf_select.reports.ledger import COSTS
 from hf_select.selection.baselines import random_order
-from hf_select.selection.combine import percentile_ranks
+from hf_select.selection.combine import rank_correlation
 from hf_select.selection.selection import Selection
 from hf_select.words import characters_of
 
@@ -234,7 +234,7 @@ def _agreement(dataset: Any, chosen: dict[str, np.ndarray]) -> dict[str, Any] | 
     return {
         "scores": names,
         "left_out": varied[_SHOWN_AGREEMENT:],
-        "spearman": [[_spearman(found[a], found[b]) for b in names] for a in names],
+        "spearman": [[rank_correlation(found[a], found[b]) for b in names] for a in names],
         "k": k,
         "labels": labels,
         "overlap": [[_share(highest[a], highest[b]) for b in labels] for a in labels],
@@ -250,14 +250,6 @@ def _highest(values: np.ndarray, k: int) -> np.ndarray:
 def _share(a: set[int], b: set[int]) -> float:
     """Of the smaller set, the share that is in the other one too."""
     return len(a & b) / max(1, min(len(a), len(b)))
-
-
-def _spearman(a: np.ndarray, b: np.ndarray) -> float | None:
-    there = ~np.isnan(a) & ~np.isnan(b)
-    x, y = percentile_ranks(a[there]), percentile_ranks(b[there])
-    if there.sum() < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return None
-    return float(np.clip(np.corrcoef(x, y)[0, 1], -1, 1))
 
 
 def _unscored(dataset: Any) -> dict[str, dict[str, int]]:

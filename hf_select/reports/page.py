@@ -14,8 +14,9 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+import hf_select
 from hf_select.reports.rows import Table
-from hf_select.reports.sections import sections
+from hf_select.reports.sections import Section, sections
 
 
 _BLOCK_ROWS = 250  # rows whose texts are unpacked together when one of them is opened
@@ -41,17 +42,8 @@ def page(
         light: name, description and PNG of each picture for a light page; `dark` the same for a dark one.
     Raises: ValueError if the page is larger even without the texts.
     """
-    from jinja2 import Environment
-    from markupsafe import Markup
-
-    pictures = {
-        name: {"alt": alt, "light": _base64(png), "dark": _base64(other)}
-        for (name, alt, png), (_, _, other) in zip(light, dark, strict=True)
-    }
-    style, script = _part("page.css"), _part("page.js")
-    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_part("page.html"))
     index = _packed(_index(table))
-    frame = sum(len(p["light"]) + len(p["dark"]) for p in pictures.values()) + len(index) + 100_000
+    frame = sum(len(png) for _, _, png in (*light, *dark)) * 4 // 3 + len(index) + 100_000
     blocks, cut = _blocks(table, int(max_megabytes * 1e6) - frame)
     about = {
         "blockRows": _BLOCK_ROWS,
@@ -60,24 +52,52 @@ def page(
         "numRows": len(table.rows),
         "ranks": list(table.ranks),
     }
-    return template.render(
-        title=title,
-        facts=_facts(numbers),
-        sections=sections(numbers, list(pictures)),
-        pictures=pictures,
-        version=numbers["hf_select"],
-        about=Markup(_json(about)),
-        index=index,
-        blocks=blocks,
-        style=Markup(style),
-        script=Markup(script),
-        style_hash=_hash(style),
-        script_hash=_hash(script),
-        cut=cut,
-    )
+    shown = {"about": about, "index": index, "blocks": blocks, "cut": cut}
+    return _rendered(title, _facts(numbers), sections(numbers, [name for name, *_ in light]), light, dark, shown)
+
+
+def plain_page(
+    title: str,
+    facts: list[tuple[str, str]],
+    parts: list[Section],
+    light: list[tuple[str, str, bytes]],
+    dark: list[tuple[str, str, bytes]],
+) -> str:
+    """A page of sections alone: no rows, and no script."""
+    return _rendered(title, facts, parts, light, dark, None)
 
 
 # --------------------------------------------------------------------------------------------------------------------
+
+
+def _rendered(
+    title: str,
+    facts: list[tuple[str, str]],
+    parts: list[Section],
+    light: list[tuple[str, str, bytes]],
+    dark: list[tuple[str, str, bytes]],
+    rows: dict[str, Any] | None,
+) -> str:
+    from jinja2 import Environment
+    from markupsafe import Markup
+
+    style, script = _part("page.css"), _part("page.js")
+    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_part("page.html"))
+    return template.render(
+        title=title,
+        facts=facts,
+        sections=parts,
+        pictures={
+            name: {"alt": alt, "light": _base64(png), "dark": _base64(other)}
+            for (name, alt, png), (_, _, other) in zip(light, dark, strict=True)
+        },
+        version=hf_select.__version__,
+        rows=rows and {**rows, "about": Markup(_json(rows["about"]))},
+        style=Markup(style),
+        script=Markup(script),
+        style_hash=_hash(style),
+        script_hash=_hash(script) if rows else None,
+    )
 
 
 def _facts(numbers: dict[str, Any]) -> list[tuple[str, str]]:

@@ -38,7 +38,7 @@ _INK = {
 def draw(numbers: dict[str, Any], theme: Theme = "light") -> Iterator[tuple[str, str, bytes]]:
     """(name, what it shows, PNG) of every picture of a report."""
     for name, (alt, paint, height) in _figures(numbers).items():
-        yield name, alt, _png(paint, height, theme)
+        yield name, alt, png(paint, height, theme)
 
 
 def _figures(numbers: dict[str, Any]) -> dict[str, tuple[str, Callable[..., None], float]]:
@@ -49,7 +49,7 @@ def _figures(numbers: dict[str, Any]) -> dict[str, tuple[str, Callable[..., None
     for kind in ("score", "length"):
         for name, values in numbers[f"{kind}s"].items():
             if any(part["known"] for part in values["parts"].values()):
-                found[_file_name(kind, name, found)] = (
+                found[file_name(kind, name, found)] = (
                     f"Distribution of {name}: {told}",
                     lambda axes, ink, v=values, n=name: _distribution(axes, ink, v, n),
                     _SIZE[1],
@@ -100,16 +100,16 @@ def _distribution(axes: Any, ink: dict[str, str], values: dict[str, Any], name: 
         if not found["known"]:
             continue
         shares = [100 * count / found["known"] for count in found["counts"]]
-        axes.stairs(shares, edges, label=_wrapped(part, 18), **style)
+        axes.stairs(shares, edges, label=wrapped(part, 18), **style)
     if values["log"]:
         axes.set_xscale("log")
         marks = _marks(edges[0], edges[-1])
         axes.set_xticks(marks, [f"{mark:,}" for mark in marks], fontsize=8)
         axes.minorticks_off()
-    axes.set_xlabel(_wrapped(name))
+    axes.set_xlabel(wrapped(name))
     axes.set_ylabel("% of its rows")
     axes.set_ylim(bottom=0)
-    _legend(axes, ink)
+    legend(axes, ink)
 
 
 def _marks(low: float, high: float, most: int = 6) -> list[int]:
@@ -127,10 +127,10 @@ def _sources(axes: Any, ink: dict[str, str], sources: dict[str, Any], rows: dict
     for n, (part, style) in enumerate(_styles(ink, parts)):
         shares = [100 * line[part] / max(1, rows[part]) for line in lines]
         places = [place + (n - (len(parts) - 1) / 2) * thick for place in range(len(lines))]
-        axes.barh(places, shares, thick, label=_wrapped(part, 18), color=style["edgecolor"])
-    _names(axes, [line["source"] for line in lines])
+        axes.barh(places, shares, thick, label=wrapped(part, 18), color=style["edgecolor"])
+    name_rows(axes, [line["source"] for line in lines])
     axes.set_xlabel("% of its rows")
-    _legend(axes, ink)
+    legend(axes, ink)
 
 
 def _tasks(axes: Any, ink: dict[str, str], tasks: dict[str, Any], parts: list[str]) -> None:
@@ -139,12 +139,12 @@ def _tasks(axes: Any, ink: dict[str, str], tasks: dict[str, Any], parts: list[st
             marks = task[part]["quantiles"]
             if marks:
                 height = place + (n - (len(parts) - 1) / 2) * 0.22
-                label = _wrapped(part, 18) if place == 0 else None
+                label = wrapped(part, 18) if place == 0 else None
                 axes.plot([marks["0.1"], marks["0.9"]], [height] * 2, color=style["edgecolor"], linewidth=2)
                 axes.plot(marks["0.5"], height, "o", color=style["edgecolor"], markersize=5, label=label)
-    _names(axes, list(tasks))
+    name_rows(axes, list(tasks))
     axes.set_xlabel("similarity")
-    _legend(axes, ink)
+    legend(axes, ink)
 
 
 def _matrix(axes: Any, ink: dict[str, str], values: list[list[float | None]], names: list[str], low: float) -> None:
@@ -159,7 +159,7 @@ def _matrix(axes: Any, ink: dict[str, str], values: list[list[float | None]], na
             strong = value is not None and abs(value) > 0.6
             text = "–" if value is None else f"{value:.2f}"
             axes.text(x, y, text, ha="center", va="center", fontsize=7, color=ink["page" if strong else "text"])
-    short = [_wrapped(name.removeprefix("score_"), 22) for name in names]
+    short = [wrapped(name.removeprefix("score_"), 22) for name in names]
     axes.set_yticks(range(len(names)), short)
     axes.set_xticks(range(len(names)), short, rotation=40, ha="right")
     axes.grid(visible=False)
@@ -170,25 +170,26 @@ def _cost(axes: Any, ink: dict[str, str], steps: list[dict[str, Any]]) -> None:
     axes.barh(range(len(steps)), seconds, 0.5, color=ink["first"])
     for place, second in enumerate(seconds):
         axes.text(second, place, f" {second:,.1f}", va="center", fontsize=8, color=ink["text"])
-    _names(axes, [step["step"] for step in steps])
+    name_rows(axes, [step["step"] for step in steps])
     axes.margins(x=0.15)
     axes.set_xlabel("seconds")
 
 
-def _legend(axes: Any, ink: dict[str, str]) -> None:
+def legend(axes: Any, ink: dict[str, str]) -> None:
     """Above the axes, where it hides nothing."""
     place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 3, "borderaxespad": 0.3}
     axes.legend(frameon=False, fontsize=8, labelcolor=ink["text"], columnspacing=1.2, **place)
 
 
-def _file_name(kind: str, name: str, taken: Any) -> str:
+def file_name(kind: str, name: str, taken: Any) -> str:
     """A column's name can be anything; a file's cannot."""
     safe = f"{kind}_" + re.sub(r"[^A-Za-z0-9_-]+", "_", name.removeprefix(f"{kind}_"))[:80]
     return safe if safe not in taken else f"{safe}_{len(taken)}"
 
 
-def _names(axes: Any, names: list[str]) -> None:
-    axes.set_yticks(range(len(names)), [_wrapped(name, 20) for name in names], fontsize=8)
+def name_rows(axes: Any, names: list[str], width: int = 20) -> None:
+    """The vertical axis as a list, read from above."""
+    axes.set_yticks(range(len(names)), [wrapped(name, width) for name in names], fontsize=8)
     axes.invert_yaxis()
 
 
@@ -201,13 +202,14 @@ def _styles(ink: dict[str, str], parts: Any) -> list[tuple[str, dict[str, Any]]]
     return list(zip(parts, looks, strict=False))
 
 
-def _wrapped(text: str, width: int = 40) -> str:
+def wrapped(text: str, width: int = 40) -> str:
     """Names come from the data: dollar signs are no mathematics, and a name as long as a row is cut."""
     text = " ".join(str(text).split())
     return (text if len(text) <= width else text[: width - 1] + "…").replace("$", r"\$")
 
 
-def _png(paint: Callable[..., None], height: float, theme: Theme) -> bytes:
+def png(paint: Callable[..., None], height: float, theme: Theme) -> bytes:
+    """What `paint(axes, ink)` draws, as wide as all pictures and so many inches high."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

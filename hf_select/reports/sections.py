@@ -7,12 +7,14 @@ from typing import Any
 
 @dataclass
 class Section:
-    """A title, a line or two that say how to read it, tables (a header and rows of cells), and names of pictures."""
+    """A title, a line or two that say how to read it, tables (a header and rows of cells), and names of pictures;
+    on a page the tables beside pictures are `folded` away until they are asked for."""
 
     title: str
     text: str = ""
     tables: list[tuple[list[str], list[list[str]]]] = field(default_factory=list)
     pictures: list[str] = field(default_factory=list)
+    folded: bool = True
 
 
 def sections(numbers: dict[str, Any], pictures: list[str]) -> list[Section]:

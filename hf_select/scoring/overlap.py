@@ -5,8 +5,10 @@ exactly with those that share any.
 """
 
 from collections import Counter
+from typing import Any, cast
 
-from hf_select.formats import Conversation
+from hf_select.formats import Conversation, conversations
+from hf_select.inference.pool import readable
 from hf_select.words import prompt_of, shingles, text_of, words
 
 
@@ -35,3 +37,12 @@ class QueryOverlap:
             if count / (len(own) + len(self.texts[query]) - count) >= self.threshold:
                 return f"nearly repeats query {query}"
         return ""
+
+
+def rows_that_repeat(dataset: Any, queries: Any) -> int:
+    """How many rows of one dataset repeat a row of another."""
+    repeats = QueryOverlap([row for row in conversations(queries[:]) if isinstance(row, Conversation)])
+    count = 0
+    for batch in readable(dataset).iter(batch_size=1000):
+        count += sum(bool(repeats(row)) for row in conversations(cast(dict, batch)) if isinstance(row, Conversation))
+    return count

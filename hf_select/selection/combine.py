@@ -28,6 +28,15 @@ def percentile_ranks(scores: np.ndarray) -> np.ndarray:
     return ranks
 
 
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Spearman's rho over the places that have both, or None where one of them does not vary."""
+    there = ~np.isnan(a) & ~np.isnan(b)
+    x, y = percentile_ranks(a[there]), percentile_ranks(b[there])
+    if there.sum() < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return None
+    return float(np.clip(np.corrcoef(x, y)[0, 1], -1, 1))
+
+
 def combined_ranks(ranks: dict[str, np.ndarray], weights: dict[str, float]) -> np.ndarray:
     """Weighted mean of percentile ranks by column, of 1 - rank where the weight is negative; see WeightedRanks."""
     total = sum(abs(weight) for weight in weights.values())

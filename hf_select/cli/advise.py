@@ -1,0 +1,75 @@
+"""hf-select advise"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from hf_select.cli.score import OverRows, build_scorer, fitted
+
+
+@dataclass(kw_only=True)
+class Advise(OverRows):
+    """Is this pool worth scoring, and by which model? Scores a sample of it with the scorer in question and with a
+    smaller one, and says whether they agree, what the scores follow, and what all rows would cost.
+
+    Args:
+        small: settings of the smaller scorer in place of those of the scorer, e.g. model=Qwen/Qwen2.5-0.5B.
+        share: of the rows that is scored.
+        fraction: of the rows that is to be selected.
+        which: whether the highest or the lowest scores are to be selected.
+        trainee: model to be trained, to set the cost of scoring beside that of training; by default the scorer's own.
+        passes: over the rows when training.
+        queries: rows of the target tasks, TASK=FILE_OR_ID; for scorers without targets, rows to look for in the pool.
+        source_column: column that says where a row comes from.
+        seed: of the sample.
+    """
+
+    small: dict[str, str] | None = None
+    share: float = 0.02
+    fraction: float = 0.1
+    which: Literal["best", "worst"] = "best"
+    trainee: str | None = None
+    passes: float = 2.0
+    queries: dict[str, str] | None = None
+    source_column: str | None = None
+    seed: int = 0
+
+    example: ClassVar[str] = (
+        "hf-select advise --scorer ifd --model Qwen/Qwen2.5-7B --small model=Qwen/Qwen2.5-0.5B --dataset "
+        "tatsu-lab/alpaca --share 0.05 --output-dir advice"
+    )
+
+    def run(self) -> None:
+        import yaml
+
+        from hf_select.cli.data import read_dataset
+        from hf_select.evaluation.advice import advise
+
+        queries = {task: read_dataset(source, self.split) for task, source in (self.queries or {}).items()}
+        pool = self.rows()
+        scorers: dict[str, Any] = {}
+        # On the command line settings of a mapping are texts; in a recipe they have their types already.
+        own = {key: yaml.safe_load(v) if isinstance(v, str) else v for key, v in (self.small or {}).items()}
+        for name, settings in {"large": {}, **({"small": own} if own else {})}.items():
+            scorer = build_scorer(self.scorer, {**self.settings, **settings})
+            scorers[name] = fitted(scorer, self.scorer, queries, pool) if hasattr(scorer, "fit") else scorer
+        model = scorers["large"].settings().get("model")
+        model = getattr(model, "model", model)
+        result = advise(
+            pool,
+            scorers["large"],
+            self.output_dir,
+            small=scorers.get("small"),
+            share=self.share,
+            fraction=self.fraction,
+            which=self.which,
+            trainee=self.trainee or (model if isinstance(model, str) else None),
+            passes=self.passes,
+            queries=queries,
+            source_column=self.source_column,
+            seed=self.seed,
+            chunk_rows=self.chunk_rows,
+        )
+        print(f"\n{result['advice']['words']}.")
+        for words in result["advice"]["besides"]:
+            print(f"- {words}.")
+        print(f"\n{self.output_dir}/advice.html (open it in a browser), advice.md, advice.json; pictures beside them")
