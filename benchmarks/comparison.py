@@ -112,7 +112,7 @@ def make_scores(args: argparse.Namespace) -> None:
 def methods(args: argparse.Namespace, pool: Dataset, folder: Path) -> tuple[Dataset, dict, dict]:
     """(pool with the score columns, method -> selector, method -> cost)"""
     costs = {}
-    for path in sorted((folder / "scores").iterdir()):
+    for path in sorted(path for path in (folder / "scores").iterdir() if (path / "summary.json").exists()):
         scores = pq.read_table(path / "scores.parquet")
         for name in scores.column_names:
             if name.startswith(SCORE_PREFIX) or name == NUM_TOKENS:
@@ -125,7 +125,7 @@ def methods(args: argparse.Namespace, pool: Dataset, folder: Path) -> tuple[Data
         "deita": TopK("score_deita"),
     }
     if args.pool == "corrupted":
-        found |= {name: TopK(f"score_{name}") for name in ("rds", "tfidf", "embedding", "less")}
+        found |= {name: TopK(f"score_{name}") for name in ("rds", "tfidf", "embedding", "less") if name in costs}
         # The combination that found most damage in likelihood_cpu.md.
         dedup = Dedup(of="prompt")
         dedup(pool)
@@ -136,7 +136,8 @@ def methods(args: argparse.Namespace, pool: Dataset, folder: Path) -> tuple[Data
     else:
         for name in ("rds", "tfidf", "embedding", "less"):
             columns = [column for column in pool.column_names if column.startswith(f"score_{name}_")]
-            found[name] = RoundRobin(columns)
+            if columns:
+                found[name] = RoundRobin(columns)
         found["answer key"] = RoundRobin([column for column in pool.column_names if column.startswith("key_")])
     costs["combined"] = costs["ifd"]
     return pool, found, costs
