@@ -27,6 +27,7 @@ _HOME = {
     "LESS": "hf_select.scoring.less",
     "Length": "hf_select.scoring.length",
     "Longest": "hf_select.selection.baselines",
+    "Mixture": "hf_select.mixtures.mixture",
     "Perplexity": "hf_select.scoring.perplexity",
     "PoolIndex": "hf_select.features.store",
     "RDSPlus": "hf_select.scoring.rds",
@@ -37,6 +38,7 @@ _HOME = {
     "SelectIT": "hf_select.scoring.selectit",
     "Selection": "hf_select.selection.selection",
     "ServerGenerator": "hf_select.generation.server",
+    "Source": "hf_select.mixtures.source",
     "TFIDF": "hf_select.scoring.lexical",
     "TopK": "hf_select.selection.top_k",
     "TransformersGenerator": "hf_select.generation.local",
@@ -68,6 +70,7 @@ __all__ = [
     "KMeansBuckets",
     "Length",
     "Longest",
+    "Mixture",
     "Perplexity",
     "PoolIndex",
     "RDSPlus",
@@ -78,6 +81,7 @@ __all__ = [
     "SelectIT",
     "Selection",
     "ServerGenerator",
+    "Source",
     "TopK",
     "TransformersGenerator",
     "VLLMGenerator",
@@ -98,6 +102,8 @@ if TYPE_CHECKING:
     from hf_select.hub.push import push_index, push_selected
     from hf_select.inference.causal_lm import CausalLM
     from hf_select.inference.run import score
+    from hf_select.mixtures.mixture import Mixture
+    from hf_select.mixtures.source import Source
     from hf_select.reports.report import report
     from hf_select.scoring.deita import DEITA
     from hf_select.scoring.embedding import Embedding

@@ -89,6 +89,37 @@ class DemoTeacher:
 
 
 @dataclass
+class DemoSources:
+    """Make small stand-ins for the sources of a mixture: conversations, multiple-choice questions and sums.
+
+    Args:
+        output_dir: folder for wildchat.jsonl, mmlu.jsonl and algebra.jsonl.
+        num_rows: rows of each.
+        seed: of the rows.
+    """
+
+    output_dir: str
+    num_rows: int = 300
+    seed: int = 0
+
+    example = "hf-select run rewild_tiny"
+
+    @staticmethod
+    def parts(values: dict[str, Any]) -> list[type]:
+        return []
+
+    def run(self) -> None:
+        from hf_select.demo import make_sources
+
+        folder = Path(self.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, rows in make_sources(self.num_rows, self.seed).items():
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
+            (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+        print(f"      3 sources of {self.num_rows} rows")
+
+
+@dataclass
 class DemoTable:
     """Compare the rows that SelectIT chose with random draws and the longest rows, against the answer key.
 
