@@ -32,6 +32,7 @@ _HOME = {
     "PoolIndex": "hf_select.features.store",
     "RDSPlus": "hf_select.scoring.rds",
     "Random": "hf_select.selection.baselines",
+    "Responses": "hf_select.generation.regenerate",
     "RoundRobin": "hf_select.selection.round_robin",
     "Sample": "hf_select.selection.baselines",
     "ScoreThenThreshold": "hf_select.selection.diversity",
@@ -75,6 +76,7 @@ __all__ = [
     "PoolIndex",
     "RDSPlus",
     "Random",
+    "Responses",
     "RoundRobin",
     "Sample",
     "ScoreThenThreshold",
@@ -97,6 +99,7 @@ if TYPE_CHECKING:
     from hf_select.features.store import PoolIndex
     from hf_select.generation.glan import GLAN
     from hf_select.generation.local import TransformersGenerator, VLLMGenerator
+    from hf_select.generation.regenerate import Responses
     from hf_select.generation.server import ServerGenerator
     from hf_select.hub.load import load_selection
     from hf_select.hub.push import push_index, push_selected

@@ -65,11 +65,11 @@ class DemoTeacher:
 
     Args:
         port: of http://127.0.0.1.
-        taxonomy: file for a taxonomy of three disciplines.
+        taxonomy: file for a taxonomy of three disciplines, for GLAN.
     """
 
     port: int
-    taxonomy: str
+    taxonomy: str | None = None
 
     example = "hf-select run glan_tiny"
     prints_only = True  # it is needed again whenever the recipe is
@@ -81,8 +81,8 @@ class DemoTeacher:
     def run(self) -> None:
         from hf_select.demo import serve_teacher
 
-        path = Path(self.taxonomy)
-        if not path.exists():  # it may have been edited since
+        path = None if self.taxonomy is None else Path(self.taxonomy)
+        if path is not None and not path.exists():  # it may have been edited since
             path.write_text("Sciences:\n  Physics: [Optics, Acoustics]\nArts: [Music]\n", encoding="utf-8")
         serve_teacher(self.port)
         print(f"      a scripted teacher answers at http://127.0.0.1:{self.port}/v1, in words that mean nothing")
