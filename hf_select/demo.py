@@ -143,6 +143,19 @@ def make_sources(num_rows: int, seed: int = 0) -> dict[str, list[dict[str, Any]]
     }
 
 
+def make_answers(num_prompts: int, spoilt: dict[str, float], seed: int = 0) -> list[dict[str, str]]:
+    """Answers {prompt, completion, model} of stand-in generators to the same prompts; `spoilt` says which share of its
+    answers each damages."""
+    rng = random.Random(seed)
+    rows = []
+    for _ in range(num_prompts):
+        row = clean_row(rng)
+        for model, share in spoilt.items():
+            own = damaged(row, rng.choice(DAMAGES), rng) if rng.random() < share else row
+            rows.append({"prompt": row["prompt"], "completion": own["completion"], "model": model})
+    return rows
+
+
 def rating_examples(num_rows: int, seed: int) -> Iterator[str]:
     """Texts that end in a rating, as SelectIT will ask for it: 4 or 5 for whole rows, 1 or 2 for damaged ones."""
     from hf_select.scoring.selectit import ANSWER, RATING_PROMPTS

@@ -2,7 +2,7 @@
 
 import glob
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from datasets import Dataset, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
@@ -61,7 +61,9 @@ def _from_file(path: Path, stream: bool) -> Any:
     options: dict[str, Any] = {"keep_default_na": False} if reader == "csv" else {}
     options["streaming"] = stream
     try:
-        return load_dataset(reader, data_files=glob.escape(str(path)), split="train", **options)
+        dataset = load_dataset(reader, data_files=glob.escape(str(path)), split="train", **options)
+        # A Parquet file is read ahead of whoever reads slowly, up to its end (pyarrow 26); a row group is not.
+        return cast(Any, dataset).reshard() if stream else dataset
     except (DatasetGenerationError, StopIteration, ValueError) as error:
         # A compressed file of no bytes, and one of no rows.
         if isinstance(error, StopIteration) or "corresponds to no data" in str(error):

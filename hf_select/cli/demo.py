@@ -19,6 +19,7 @@ class DemoPool:
         steps: training steps of the tiny LM.
         query_tasks: tasks of which eight example rows each are written to queries_TASK.jsonl.
         encoder: also save the tiny LM with mean pooling as a sentence-transformers model (extra `embed`).
+        answers: prompts that two stand-in generators answer in answers.jsonl, one of which spoils most answers.
         seed: of pool and training.
     """
 
@@ -28,6 +29,7 @@ class DemoPool:
     steps: int = 120
     query_tasks: list[str] | None = None
     encoder: bool = False
+    answers: int = 0
     seed: int = 0
 
     example = "hf-select run quickstart"
@@ -47,6 +49,8 @@ class DemoPool:
         files = {"pool.jsonl": rows, "answer_key.jsonl": key, "held_out.jsonl": held_out}
         for task in self.query_tasks or []:
             files[f"queries_{task}.jsonl"] = demo.make_queries(task, 8, self.seed + 2000)
+        if self.answers:
+            files["answers.jsonl"] = demo.make_answers(self.answers, {"good": 0.0, "poor": 0.8}, self.seed + 3000)
         for name, lines in files.items():
             (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         # The model learns on other rows: seeds far from the pool's.

@@ -24,6 +24,7 @@ _COMMANDS = {
     "train": "hf_select.cli.train:Train",
     "warm-up": "hf_select.cli.warm_up:WarmUpCommand",
     "compare": "hf_select.cli.compare:Compare",
+    "compare-generators": "hf_select.cli.generators:CompareGenerators",
     "generate": "hf_select.cli.generate:Generate",
     "mix": "hf_select.cli.mix:Mix",
     "run": "hf_select.cli.recipe:Run",
