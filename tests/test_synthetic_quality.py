@@ -222,13 +222,13 @@ def test_the_same_base_model_is_trained_on_each_models_answers_to_the_same_promp
     held_out = {"sum": Dataset.from_list(demo.make_queries("sum", 4, 9))}
     recipe = Recipe(model_path, learning_rate=3e-3, rows_per_step=8, max_length=64)
     result = quality.trained(found, held_out, recipe, tmp_path / "t", prompts=16, seeds=2, passes=1)
-    lines = result["budgets"]["16"]["sum"]
+    lines = result["budgets"]["16 rows"]["sum"]
     assert {"good", "poor", "random"} <= set(lines) and lines["good"]["rows"] == lines["poor"]["rows"] == 16
     tokens = {name: line["tokens"] for name, line in lines.items() if "tokens" in line}
     assert max(tokens.values()) - min(tokens.values()) <= 8 * 64, "runs were not trained on equally many tokens"
     (between,) = result["between"]["sum"].values()
     assert between["seeds"] == 2 and between["items"] == 4
-    assert between["mean"] == pytest.approx(lines["good"]["loss"] - lines["poor"]["loss"], abs=1e-6)
+    assert between["mean"] == pytest.approx(lines["good"]["mean"] - lines["poor"]["mean"], abs=1e-6)
 
 
 def test_from_the_command_line(tmp_path, capsys, monkeypatch):

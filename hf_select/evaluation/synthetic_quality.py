@@ -368,8 +368,8 @@ def _between(folder: Path, models: Sequence[str], budget: int, seeds: int) -> di
     losses: dict[str, dict[str, dict[int, list[float]]]] = defaultdict(lambda: defaultdict(dict))
     for path in (folder / "cells").rglob("*.json"):
         record = json.loads(path.read_text(encoding="utf-8"))
-        if record["method"] in models and record["budget"] == budget and record["seed"] < seeds:
-            for domain, values in record["losses"].items():
+        if record["method"] in models and record["budget"] == f"{budget} rows" and record["seed"] < seeds:
+            for domain, values in record["values"].items():
                 losses[domain][record["method"]][record["seed"]] = values
     found: dict[str, dict[str, Any]] = {}
     for domain, by_model in losses.items():
