@@ -2,11 +2,14 @@
 
     python benchmarks/generation.py throughput [--requests 3200] [--slots 64] [--latency 2]
     python benchmarks/generation.py memory [--questions 100000]
+    python benchmarks/generation.py batching --model PATH [--prompts 64] [--new-tokens 64]
 
 throughput   a server in another process answers each request after a fixed time, in so many slots. Time of all
              requests, connecting included, against requests * latency / slots, by requests under way
 memory       anonymous memory of a GLAN run of so many questions with a model that takes no time, while they are asked
              for and answered; and its time a question
+batching     answers of a causal LM in this process: all prompts given to TransformersGenerator at once, against one
+             prompt at a time; both greedy, and whether the answers are the same. The two take turns, three times
 """
 
 import argparse
@@ -105,6 +108,44 @@ def memory(args: argparse.Namespace) -> dict:
         }
 
 
+def batching(args: argparse.Namespace) -> dict:
+    import torch
+
+    from hf_select import CausalLM, TransformersGenerator
+    from hf_select.demo import make_pool
+    from hf_select.generation.engine import Sampling
+
+    lm = CausalLM(args.model, dtype="float32")
+    lm.load()
+    chats = [[{"role": "user", "content": row["prompt"]}] for row in make_pool(args.prompts, 0.0)]
+    sampling = Sampling(temperature=0.0, max_new_tokens=args.new_tokens)
+    model = TransformersGenerator(lm)
+    model.generate(chats[:2], sampling)  # warm
+    rounds = []
+    for _ in range(3):
+        begin = time.process_time(), time.perf_counter()
+        together = model.generate(chats, sampling)
+        middle = time.process_time(), time.perf_counter()
+        alone = [model.generate([chat], sampling)[0] for chat in chats]
+        end = time.process_time(), time.perf_counter()
+        rounds.append((middle[1] - begin[1], end[1] - middle[1], middle[0] - begin[0], end[0] - middle[0]))
+        assert [a.completion_tokens for a in together] == [a.completion_tokens for a in alone]
+    same = sum(a.text == b.text for a, b in zip(together, alone, strict=True))
+    tokens = sum(answer.completion_tokens for answer in together)
+    return {
+        "model": args.model,
+        "parameters": lm.num_parameters,
+        "threads": torch.get_num_threads(),
+        "prompts": len(chats),
+        "tokens_written": tokens,
+        "same_answers": same,
+        "tokens_per_s_together": [round(tokens / a) for a, _, _, _ in rounds],
+        "tokens_per_s_one_at_a_time": [round(tokens / b) for _, b, _, _ in rounds],
+        "times_faster": [round(b / a, 2) for a, b, _, _ in rounds],
+        "times_less_cpu_time": [round(d / c, 2) for _, _, c, d in rounds],
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -118,6 +159,11 @@ def main() -> None:
     run.set_defaults(function=memory)
     run.add_argument("--questions", type=int, default=100_000)
     run.add_argument("--near-duplicates", type=float, default=1.0)
+    run = commands.add_parser("batching")
+    run.set_defaults(function=batching)
+    run.add_argument("--model", required=True)
+    run.add_argument("--prompts", type=int, default=64)
+    run.add_argument("--new-tokens", type=int, default=64)
     args = parser.parse_args()
     print(json.dumps(args.function(args), indent=1))
 

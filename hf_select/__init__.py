@@ -27,16 +27,19 @@ _HOME = {
     "LESS": "hf_select.scoring.less",
     "Length": "hf_select.scoring.length",
     "Longest": "hf_select.selection.baselines",
+    "Mixture": "hf_select.mixtures.mixture",
     "Perplexity": "hf_select.scoring.perplexity",
     "PoolIndex": "hf_select.features.store",
     "RDSPlus": "hf_select.scoring.rds",
     "Random": "hf_select.selection.baselines",
+    "Responses": "hf_select.generation.regenerate",
     "RoundRobin": "hf_select.selection.round_robin",
     "Sample": "hf_select.selection.baselines",
     "ScoreThenThreshold": "hf_select.selection.diversity",
     "SelectIT": "hf_select.scoring.selectit",
     "Selection": "hf_select.selection.selection",
     "ServerGenerator": "hf_select.generation.server",
+    "Source": "hf_select.mixtures.source",
     "TFIDF": "hf_select.scoring.lexical",
     "TopK": "hf_select.selection.top_k",
     "TransformersGenerator": "hf_select.generation.local",
@@ -68,16 +71,19 @@ __all__ = [
     "KMeansBuckets",
     "Length",
     "Longest",
+    "Mixture",
     "Perplexity",
     "PoolIndex",
     "RDSPlus",
     "Random",
+    "Responses",
     "RoundRobin",
     "Sample",
     "ScoreThenThreshold",
     "SelectIT",
     "Selection",
     "ServerGenerator",
+    "Source",
     "TopK",
     "TransformersGenerator",
     "VLLMGenerator",
@@ -93,11 +99,14 @@ if TYPE_CHECKING:
     from hf_select.features.store import PoolIndex
     from hf_select.generation.glan import GLAN
     from hf_select.generation.local import TransformersGenerator, VLLMGenerator
+    from hf_select.generation.regenerate import Responses
     from hf_select.generation.server import ServerGenerator
     from hf_select.hub.load import load_selection
     from hf_select.hub.push import push_index, push_selected
     from hf_select.inference.causal_lm import CausalLM
     from hf_select.inference.run import score
+    from hf_select.mixtures.mixture import Mixture
+    from hf_select.mixtures.source import Source
     from hf_select.reports.report import report
     from hf_select.scoring.deita import DEITA
     from hf_select.scoring.embedding import Embedding

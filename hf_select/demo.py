@@ -119,6 +119,43 @@ def make_held_out(num_rows: int, pool: Sequence[dict[str, Any]], seed: int = 0) 
     return rows
 
 
+def make_sources(num_rows: int, seed: int = 0) -> dict[str, list[dict[str, Any]]]:
+    """Stand-ins for RE-WILD's sources in their shapes: `messages` (some with two turns), multiple-choice questions and
+    sums."""
+    rng = random.Random(seed)
+
+    def turns(*rows: dict[str, str]) -> dict[str, Any]:
+        said = [(role, row[key]) for row in rows for role, key in (("user", "prompt"), ("assistant", "completion"))]
+        return {"messages": [{"role": role, "content": text} for role, text in said]}
+
+    countries = list(_CAPITALS)
+    questions = []
+    for _ in range(num_rows):
+        chosen = rng.sample(countries, 4)
+        right = rng.randrange(4)
+        choices = [_CAPITALS[country] for country in chosen]
+        question = f"Which of these is the capital of {chosen[right]}?"
+        questions.append({"question": question, "choices": choices, "answer": right, "subject": "geography"})
+    return {
+        "wildchat": [turns(*(clean_row(rng) for _ in range(rng.choice((1, 1, 2))))) for _ in range(num_rows)],
+        "mmlu": questions,
+        "algebra": [turns(row) for row in make_queries("sum", num_rows, seed + 1)],
+    }
+
+
+def make_answers(num_prompts: int, spoilt: dict[str, float], seed: int = 0) -> list[dict[str, str]]:
+    """Answers {prompt, completion, model} of stand-in generators to the same prompts; `spoilt` says which share of its
+    answers each damages."""
+    rng = random.Random(seed)
+    rows = []
+    for _ in range(num_prompts):
+        row = clean_row(rng)
+        for model, share in spoilt.items():
+            own = damaged(row, rng.choice(DAMAGES), rng) if rng.random() < share else row
+            rows.append({"prompt": row["prompt"], "completion": own["completion"], "model": model})
+    return rows
+
+
 def rating_examples(num_rows: int, seed: int) -> Iterator[str]:
     """Texts that end in a rating, as SelectIT will ask for it: 4 or 5 for whole rows, 1 or 2 for damaged ones."""
     from hf_select.scoring.selectit import ANSWER, RATING_PROMPTS

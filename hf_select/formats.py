@@ -209,6 +209,8 @@ def _message(message: Any, where: str) -> dict[str, Any]:
         raise BadRow(f"{where} has no role")
     if message["role"] not in ROLES:
         raise BadRow(f'unknown role "{message["role"]}" (known: {", ".join(ROLES)})')
+    if len(message) == 2 and isinstance(message.get("content"), str):  # most are; nothing is to be mended
+        return message
     message = _without_nulls(message)
     content = message.get("content")
     if isinstance(content, list):  # parts, as OpenAI writes them
@@ -266,6 +268,19 @@ _NEEDED = {
 }
 # The only columns that reading a row looks at: what `score` keeps of a row in memory.
 READ_COLUMNS = sorted({name for needed in _NEEDED.values() for name in needed} | {"input", "system", "tools"})
+
+
+def openai_message(message: dict[str, Any]) -> dict[str, Any]:
+    """A message as OpenAI writes it: the arguments of a call are a JSON text."""
+    if not message.get("tool_calls"):
+        return message
+    calls = []
+    for call in message["tool_calls"]:
+        function = call.get("function", call)
+        arguments = function.get("arguments", {})
+        text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+        calls.append({"type": "function", "function": {"name": function["name"], "arguments": text}})
+    return {**message, "tool_calls": calls}
 
 
 # --------------------------------------------------------------------------------------------------------------------

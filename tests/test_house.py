@@ -28,7 +28,8 @@ MAY_IMPORT = {
     "features": {"choices", "columns", "files", "formats", "inference"},
     "scoring": {"choices", "columns", "formats", "words", "inference", "features"},
     "selection": {"choices", "columns", "files", "formats", "words"},
-    "mixtures": {"columns", "formats", "selection"},
+    "reading": {"columns", "inference"},
+    "mixtures": {"choices", "columns", "files", "formats", "inference", "reading", "selection", "words"},
     "generation": {"choices", "columns", "files", "formats", "inference", "selection", "words"},
     "training": {
         "choices",
@@ -51,6 +52,7 @@ MAY_IMPORT = {
         "scoring",
         "selection",
         "generation",
+        "mixtures",
         "training",
         "reports",
         "words",

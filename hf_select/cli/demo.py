@@ -19,6 +19,7 @@ class DemoPool:
         steps: training steps of the tiny LM.
         query_tasks: tasks of which eight example rows each are written to queries_TASK.jsonl.
         encoder: also save the tiny LM with mean pooling as a sentence-transformers model (extra `embed`).
+        answers: prompts that two stand-in generators answer in answers.jsonl, one of which spoils most answers.
         seed: of pool and training.
     """
 
@@ -28,6 +29,7 @@ class DemoPool:
     steps: int = 120
     query_tasks: list[str] | None = None
     encoder: bool = False
+    answers: int = 0
     seed: int = 0
 
     example = "hf-select run quickstart"
@@ -47,6 +49,8 @@ class DemoPool:
         files = {"pool.jsonl": rows, "answer_key.jsonl": key, "held_out.jsonl": held_out}
         for task in self.query_tasks or []:
             files[f"queries_{task}.jsonl"] = demo.make_queries(task, 8, self.seed + 2000)
+        if self.answers:
+            files["answers.jsonl"] = demo.make_answers(self.answers, {"good": 0.0, "poor": 0.8}, self.seed + 3000)
         for name, lines in files.items():
             (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         # The model learns on other rows: seeds far from the pool's.
@@ -65,11 +69,11 @@ class DemoTeacher:
 
     Args:
         port: of http://127.0.0.1.
-        taxonomy: file for a taxonomy of three disciplines.
+        taxonomy: file for a taxonomy of three disciplines, for GLAN.
     """
 
     port: int
-    taxonomy: str
+    taxonomy: str | None = None
 
     example = "hf-select run glan_tiny"
     prints_only = True  # it is needed again whenever the recipe is
@@ -81,11 +85,42 @@ class DemoTeacher:
     def run(self) -> None:
         from hf_select.demo import serve_teacher
 
-        path = Path(self.taxonomy)
-        if not path.exists():  # it may have been edited since
+        path = None if self.taxonomy is None else Path(self.taxonomy)
+        if path is not None and not path.exists():  # it may have been edited since
             path.write_text("Sciences:\n  Physics: [Optics, Acoustics]\nArts: [Music]\n", encoding="utf-8")
         serve_teacher(self.port)
         print(f"      a scripted teacher answers at http://127.0.0.1:{self.port}/v1, in words that mean nothing")
+
+
+@dataclass
+class DemoSources:
+    """Make small stand-ins for the sources of a mixture: conversations, multiple-choice questions and sums.
+
+    Args:
+        output_dir: folder for wildchat.jsonl, mmlu.jsonl and algebra.jsonl.
+        num_rows: rows of each.
+        seed: of the rows.
+    """
+
+    output_dir: str
+    num_rows: int = 300
+    seed: int = 0
+
+    example = "hf-select run rewild_tiny"
+
+    @staticmethod
+    def parts(values: dict[str, Any]) -> list[type]:
+        return []
+
+    def run(self) -> None:
+        from hf_select.demo import make_sources
+
+        folder = Path(self.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, rows in make_sources(self.num_rows, self.seed).items():
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
+            (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+        print(f"      3 sources of {self.num_rows} rows")
 
 
 @dataclass

@@ -3,38 +3,69 @@
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
+from hf_select.cli.score import build_parts
+from hf_select.cli.settings import build, settable
+
 
 @dataclass(kw_only=True)
-class Generate:
-    """Make synthetic instructions: GLAN, from a taxonomy of human knowledge over subjects and syllabi to questions and
-    answers. A killed run goes on where it stopped; between stages its files may be edited.
+class OfGLAN:
+    """What generate glan is told besides GLAN's settings.
 
     Args:
-        method: glan.
-        output_dir: folder for all that is made; the same command continues a killed run in it.
-        backend: where the models are: behind an OpenAI-compatible server or at Inference Providers, or in this
-            process by transformers or vllm.
         answer_base_url: the answers' server, if it is another.
         answer_provider: the answers' provider, if it is another.
         answer_api_key_env: environment variable that holds the key of the answers' server.
         against: evaluation sets whose text may be in no pair: NAME=FILE_OR_ID, several for several sets.
         split: their split, of saved or Hub datasets.
         until: stop after this stage, to look at its files and edit them.
-        retry_failed: ask again for what failed for good before: could not be read, was refused or cut.
         dry_run: say how many requests and tokens it will take, and at what price, and ask nothing.
     """
 
-    method: Literal["glan"]
-    output_dir: str
-    backend: Literal["server", "transformers", "vllm"] = "server"
     answer_base_url: str | None = None
     answer_provider: str | None = None
     answer_api_key_env: str | None = None
     against: dict[str, str] | None = None
     split: str = "train"
     until: Literal["taxonomy", "subjects", "syllabi", "questions", "pairs"] = "pairs"
-    retry_failed: bool = False
     dry_run: bool = False
+
+
+@dataclass(kw_only=True)
+class OfResponses:
+    """What generate responses is told besides the settings of Responses.
+
+    Args:
+        dataset: conversations whose user turns are answered: a JSON, JSONL, CSV or Parquet file (also .gz), a saved
+            dataset or a Hub id.
+        split: split of a saved or Hub dataset.
+        rename: columns to rename first, e.g. conversation=messages conversation_hash=row_id.
+        limit: only the first rows.
+    """
+
+    dataset: str
+    split: str = "train"
+    rename: dict[str, str] | None = None
+    limit: int | None = None
+
+
+@dataclass(kw_only=True)
+class Generate:
+    """Make synthetic data. glan: instructions from a taxonomy of human knowledge over subjects and syllabi to
+    questions and answers. responses: the prompts of a dataset answered again by one model or many. A killed run goes
+    on where it stopped.
+
+    Args:
+        method: glan or responses.
+        output_dir: folder for all that is made; the same command continues a killed run in it.
+        backend: where the models are: behind an OpenAI-compatible server or at Inference Providers, or in this
+            process by transformers or vllm.
+        retry_failed: ask again for what failed for good before: could not be read, was refused or cut.
+    """
+
+    method: Literal["glan", "responses"]
+    output_dir: str
+    backend: Literal["server", "transformers", "vllm"] = "server"
+    retry_failed: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
 
     example: ClassVar[str] = (
@@ -45,59 +76,73 @@ class Generate:
     @property
     def prints_only(self) -> bool:
         """A dry run is for this terminal; a recipe does not count it as done."""
-        return self.dry_run
+        return bool(self.settings.get("dry_run"))
 
     @staticmethod
     def parts(values: dict[str, Any]) -> list[type]:
-        """Classes whose settings this command takes besides its own: GLAN and the home of its models."""
+        """Classes whose settings this command takes besides its own: the method and the home of its models."""
         from hf_select.generation.glan import GLAN
+        from hf_select.generation.regenerate import Responses
 
+        of_method = [OfResponses, Responses] if values.get("method") == "responses" else [OfGLAN, GLAN]
         backend = values.get("backend")
         if backend == "transformers":
             from hf_select.inference.causal_lm import CausalLM
 
-            return [GLAN, CausalLM]
+            return [*of_method, CausalLM]
         if backend == "vllm":
             from hf_select.generation.local import VLLMGenerator
 
-            return [GLAN, VLLMGenerator]
+            return [*of_method, VLLMGenerator]
         from hf_select.generation.server import ServerGenerator
 
-        return [GLAN, ServerGenerator]
+        return [*of_method, ServerGenerator]
 
     def run(self) -> None:
+        command, *parts = self.parts({"method": self.method, "backend": self.backend})
+        own = {f.name for f in settable(command)}
+        told = build(command, {k: v for k, v in self.settings.items() if k in own}, f"generate {self.method}")
+        rest = {key: value for key, value in self.settings.items() if key not in own}
+        if self.method == "glan":
+            self._run_glan(told, self._glan(told, parts, rest))
+        else:
+            self._run_responses(told, build_parts(parts, rest, "generate responses"))
+
+    def _run_glan(self, told: OfGLAN, glan: Any) -> None:
         from hf_select.cli.data import read_dataset
 
-        glan = self._glan()
-        if self.dry_run:
+        if told.dry_run:
             self._print_estimate(glan)
             return
-        against = {name: read_dataset(source, self.split) for name, source in (self.against or {}).items()}
-        summary = glan.run(self.output_dir, against, self.until, self.retry_failed)
-        self._print_summary(summary, glan)
+        against = {name: read_dataset(source, told.split) for name, source in (told.against or {}).items()}
+        summary = glan.run(self.output_dir, against, told.until, self.retry_failed)
+        self._print_summary(summary, told.until)
 
-    def _glan(self) -> Any:
-        from hf_select.cli.score import build_parts
+    def _run_responses(self, told: OfResponses, responses: Any) -> None:
+        from hf_select.cli.data import read_dataset
 
-        settings = dict(self.settings)
+        if self.backend == "transformers":
+            responses.model = [_in_this_process(model) for model in responses.models()]
+        rows = read_dataset(told.dataset, told.split, told.rename, told.limit)
+        self._print_responses(responses.run(rows, self.output_dir, self.retry_failed))
+
+    def _glan(self, told: OfGLAN, parts: list[type], settings: dict[str, Any]) -> Any:
         elsewhere = {
             name.removeprefix("answer_"): value
             for name in ("answer_base_url", "answer_provider", "answer_api_key_env")
-            if (value := getattr(self, name)) is not None
+            if (value := getattr(told, name)) is not None
         }
         if elsewhere and self.backend != "server":
             raise ValueError(f"backend {self.backend} asks no server; leave out --answer-{'/'.join(elsewhere)}.")
         if elsewhere and "answer_model" not in settings:
             raise ValueError("another server for the answers needs the name of its model: --answer-model.")
-        glan = build_parts(self.parts({"backend": self.backend}), settings, f"generate {self.method}")
+        glan = build_parts(parts, settings, f"generate {self.method}")
         if elsewhere:
             other = {"base_url": None} if "provider" in elsewhere else {}
             glan.answer_model = replace(glan.answer_model, **{**other, **elsewhere})
         if self.backend == "transformers":
-            from hf_select.generation.local import TransformersGenerator
-
-            glan.model = TransformersGenerator(glan.model)
-            glan.answer_model = None if glan.answer_model is None else TransformersGenerator(glan.answer_model)
+            glan.model = _in_this_process(glan.model)
+            glan.answer_model = None if glan.answer_model is None else _in_this_process(glan.answer_model)
         return glan
 
     def _print_estimate(self, glan: Any) -> None:
@@ -105,10 +150,11 @@ class Generate:
 
         from hf_select.cli.table import print_table
         from hf_select.generation.estimate import estimate
+        from hf_select.generation.folder import alone
         from hf_select.generation.glan import GLANRun
 
         run = GLANRun(glan, Path(self.output_dir).expanduser())
-        with run.alone():
+        with alone(run.folder):
             stages = estimate(run)
         priced = glan.prices is not None or glan.answer_prices is not None
         rows = [
@@ -133,7 +179,7 @@ class Generate:
             + ("" if priced else " With --prices: dollars.")
         )
 
-    def _print_summary(self, summary: dict[str, Any], glan: Any) -> None:
+    def _print_summary(self, summary: dict[str, Any], until: str) -> None:
         from hf_select.cli.table import print_table
 
         names = ("disciplines", "subjects", "syllabi", "sessions", "questions", "pairs")
@@ -151,11 +197,45 @@ class Generate:
         print_table(["", ""], rows)
         if summary["failed"] or any(":" in reason for reason in summary.get("removed", {})):
             print("What failed is kept with its reason; the same command with --retry-failed asks for it again.")
-        if self.until != "pairs":
-            print(f"Stopped after {self.until}. Look at {self.output_dir}, edit it, and go on without --until.")
+        if until != "pairs":
+            print(f"Stopped after {until}. Look at {self.output_dir}, edit it, and go on without --until.")
             return
         print(f"Pairs: {self.output_dir}/pairs.parquet; what is not among them: removed.jsonl; topics: topics.html")
         print(
             f"Next: hf-select score --scorer ifd --model MODEL --dataset {self.output_dir}/pairs.parquet "
             "--output-dir scores"
         )
+
+    def _print_responses(self, summary: dict[str, Any]) -> None:
+        from hf_select.cli.table import print_table
+
+        rows = []
+        for name, model in summary["models"].items():
+            speed = model["throughput"]["tokens_written_per_second"]
+            removed = sum(model["removed"].values())
+            rows.append(
+                [
+                    name,
+                    f"{model['rows']:,}",
+                    f"{removed:,}",
+                    f"{model['refused']:,}",
+                    f"{model['completion_tokens'] / model['rows']:,.0f}" if model["rows"] else "-",
+                    "-" if speed is None else f"{speed:,.0f}",
+                ]
+            )
+        print_table(["model", "replies", "left out", "refusals", "tokens each", "tokens/s"], rows)
+        for name, model in summary["models"].items():
+            for reason, count in model["removed"].items():
+                print(f"  {name}, left out: {count:,} {reason}")
+        for reason, count in summary["unreadable"].items():
+            print(f"  {count:,} rows were not asked: {reason}")
+        print(f"Replies: {self.output_dir}/responses.parquet; what is not among them: removed.jsonl")
+        print(
+            f"Next: hf-select compare-generators --dataset {self.output_dir}/responses.parquet --output-dir generators"
+        )
+
+
+def _in_this_process(model: Any) -> Any:
+    from hf_select.generation.local import TransformersGenerator
+
+    return TransformersGenerator(model)

@@ -26,9 +26,12 @@ _COMMANDS = {
     "warm-up": "hf_select.cli.warm_up:WarmUpCommand",
     "compare": "hf_select.cli.compare:Compare",
     "join": "hf_select.cli.join:Join",
+    "compare-generators": "hf_select.cli.generators:CompareGenerators",
     "generate": "hf_select.cli.generate:Generate",
+    "mix": "hf_select.cli.mix:Mix",
     "run": "hf_select.cli.recipe:Run",
     "demo-pool": "hf_select.cli.demo:DemoPool",
+    "demo-sources": "hf_select.cli.demo:DemoSources",
     "demo-teacher": "hf_select.cli.demo:DemoTeacher",
     "demo-table": "hf_select.cli.demo:DemoTable",
 }
@@ -98,6 +101,8 @@ def _parse(argv: list[str]) -> tuple[str, dict[str, Any]]:
         argv = ["status", "--folder", *argv[2:]]
     if argv[0] in ("train", "generate") and len(argv) > 1 and not argv[1].startswith("-"):
         argv = [argv[0], "--method", *argv[1:]]
+    if argv[0] == "mix" and len(argv) > 1 and not argv[1].startswith("-"):
+        argv = ["mix", "--mixture", *argv[1:]]
     name, *rest = argv
     if name not in COMMANDS:
         raise suggest("command", name, [known for known in COMMANDS if not known.startswith("demo-")])

@@ -55,7 +55,7 @@ class Asking:
         unread: list[Item] = []  # what could not be read is rare; else it would be looked for in the files again
 
         def first_turns() -> Iterator[Request]:
-            for item, records in _with_records(items):
+            for item, records in with_records(items):
                 own = [record for record in records if not record.get("lost") and not record.get("repaired")]
                 last = records[-1] if records else None
                 if last is not None and last.get("unread") and not last.get("repaired") and not self.retry_failed:
@@ -115,7 +115,7 @@ class Asking:
         return [*nodes, {**record, "text": "", **more}]
 
 
-def _with_records(items: Iterable[Item]) -> Iterator[tuple[Item, list[dict[str, Any]]]]:
+def with_records(items: Iterable[Item]) -> Iterator[tuple[Item, list[dict[str, Any]]]]:
     """Each item with the records of its key; a file is read once for all its items, which stand together."""
     path, found = None, {}
     for item in items:

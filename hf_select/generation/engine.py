@@ -70,6 +70,8 @@ class Answer:
         attempts: how many times it was asked for.
         error: why there is no answer; "" if there is one.
         lost: the error was not this request's own: asked again at another time, it may well be answered.
+        seconds: that the answer took at the model's home: of a server from request to reply, in this process those of
+            its batch; 0 where nobody knows.
     """
 
     text: str = ""
@@ -79,6 +81,7 @@ class Answer:
     attempts: int = 1
     error: str = ""
     lost: bool = False
+    seconds: float = field(default=0.0, compare=False)
 
 
 @dataclass
@@ -108,6 +111,10 @@ class Generator:
 
     name: str
     usage: Usage
+    revision: str | None = None  # of the model, where it is known
+
+    def release(self) -> None:  # noqa: B027  # nothing to give back where the model is elsewhere
+        """Give back what loading took; the next request loads again."""
 
     def stream(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Answer]]:
         """Each request with its answer, exactly once, in whatever order they are ready.

@@ -2,6 +2,7 @@
 selection/dedup.py and selection/decontaminate.py."""
 
 import re
+from pathlib import Path
 
 from hf_select.generation.engine import Answer
 
@@ -23,6 +24,26 @@ _REFUSALS = re.compile(
 )
 
 
+def read_refusals(path: str | None) -> list[str]:
+    """Beginnings of answers that decline, one a line, in lower case.
+
+    Raises: ValueError if the file cannot be read.
+    """
+    if path is None:
+        return []
+    try:
+        lines = Path(path).expanduser().read_text(encoding="utf-8").lower().splitlines()
+    except OSError as error:
+        raise ValueError(f'cannot read refusals "{path}": {error.strerror}.') from None
+    return [line.strip() for line in lines if line.strip()]
+
+
+def is_refusal(text: str, more_refusals: list[str]) -> bool:
+    """Whether a text declines instead of answering, by how it begins."""
+    text = text.strip()
+    return bool(_REFUSALS.match(text)) or text.lower().startswith(tuple(more_refusals))
+
+
 def without_reasoning(text: str) -> str:
     """The text without the thoughts that some models write before it, where the server does not part them."""
     return re.sub(r"^\s*<think>.*?</think>\s*", "", text, flags=re.DOTALL)
@@ -42,6 +63,4 @@ def unusable(answer: Answer, more_refusals: list[str]) -> str:
         return "cut off at max_new_tokens"
     if not text:
         return "empty"
-    if _REFUSALS.match(text) or text.lower().startswith(tuple(more_refusals)):
-        return "refused"
-    return ""
+    return "refused" if is_refusal(text, more_refusals) else ""

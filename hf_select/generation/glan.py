@@ -25,22 +25,20 @@ Left out, as in the paper: correctness of answers is not checked.
 
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from filelock import FileLock, Timeout
-
 from hf_select.choices import check_choices
-from hf_select.files import read_json, write_json, written_whole
+from hf_select.files import written_whole
 from hf_select.generation import journal, parse, prompts
 from hf_select.generation.asking import Asking, Item
 from hf_select.generation.engine import Generator, Messages, Sampling
+from hf_select.generation.folder import alone, hold
+from hf_select.generation.gates import read_refusals
 from hf_select.generation.taxonomy import DEFAULT, Discipline
 from hf_select.generation.tree import Asked, Subject, Tree
-from hf_select.inference.chunks import differences
 
 
 Until = Literal["taxonomy", "subjects", "syllabi", "questions", "pairs"]
@@ -167,14 +165,7 @@ class GLANRun:
         self.writing = (self.model, settings.sampling())
         self.answering = (self.answer_model, settings.answer_sampling())
         self.tree = Tree(settings, folder)
-        more_refusals: list[str] = []
-        if settings.refusals is not None:
-            try:
-                lines = Path(settings.refusals).expanduser().read_text(encoding="utf-8").lower().splitlines()
-            except OSError as error:
-                raise ValueError(f'cannot read refusals "{settings.refusals}": {error.strerror}.') from None
-            more_refusals = [line.strip() for line in lines if line.strip()]
-        self.ask = Asking(folder, settings.seed, retry_failed, more_refusals)
+        self.ask = Asking(folder, settings.seed, retry_failed, read_refusals(settings.refusals))
 
     def run(self, against: dict[str, Any], until: Until) -> dict[str, Any]:
         from hf_select.generation.pairs import finish, gates
@@ -182,8 +173,8 @@ class GLANRun:
         copies, rule = gates(self.settings, against)
         if self.settings.taxonomy != "generate":
             self.tree.disciplines()  # their errors come before anything is made
-        self._open()
-        with self.alone():
+        hold(self.folder / "glan.json", self.settings.shaping())
+        with alone(self.folder):
             self.make_taxonomy()
             if until != "taxonomy":
                 self.make_subjects()
@@ -192,43 +183,6 @@ class GLANRun:
             if until in ("questions", "pairs"):
                 self.make_questions()
             return finish(self, copies, rule, answer=until == "pairs")
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Files are read, and their torn ends taken away, by one process at a time."""
-        if not self.folder.is_dir():
-            yield
-            return
-        lock = FileLock(self.folder / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise ValueError(f'another process is at work in "{self.folder}"; wait, or choose another.') from None
-        try:
-            yield
-        finally:
-            lock.release()
-
-    def _open(self) -> None:
-        path = self.folder / "glan.json"
-        here = {"settings": self.settings.shaping()}
-        try:
-            if not path.exists() and self.folder.is_dir():
-                others = [p.name for p in self.folder.iterdir() if not p.name.startswith((".lock", "glan.json."))]
-                if others:
-                    raise ValueError(f'output folder "{self.folder}" holds other files; give a new or empty one.')
-            self.folder.mkdir(parents=True, exist_ok=True)
-            there = read_json(path)
-            if there is None:
-                write_json(path, here)
-            elif changed := differences(there["settings"], here["settings"]):
-                raise ValueError(
-                    f'"{self.folder}" holds a run with other settings ({"; ".join(changed)}). Choose another folder.'
-                )
-        except OSError as error:
-            raise ValueError(
-                f'cannot write to output folder "{self.folder}": {error.strerror}. Choose another.'
-            ) from None
 
     # The stages.
 

@@ -6,9 +6,10 @@ argmax(log p + g) with g = -log(-log u), which draws from p, and u from the requ
 
 import contextlib
 import itertools
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hf_select.formats import FALLBACK_TEMPLATE, response_end
@@ -42,6 +43,13 @@ class TransformersGenerator(Generator):
     @property
     def name(self) -> str:  # type: ignore[override]
         return self.model.name
+
+    @property
+    def revision(self) -> str | None:  # type: ignore[override]
+        return self.model.details(None)["commit"] or self.model.revision
+
+    def release(self) -> None:
+        self.model.release()
 
     def stream(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Answer]]:
         for window in _windows(requests):
@@ -122,6 +130,7 @@ class TransformersGenerator(Generator):
             eos_token_id=sorted(ends) or None,  # type: ignore[arg-type]
             pad_token_id=min(ends, default=0),
         )
+        begin = time.perf_counter()
         with self.model.measuring([prompt for _, prompt in batch]), torch.inference_mode():
             out = loaded.model.generate(
                 input_ids=ids.to(loaded.device),
@@ -129,12 +138,14 @@ class TransformersGenerator(Generator):
                 generation_config=config,
                 logits_processor=processors,
             )[:, longest:].tolist()
+        seconds = time.perf_counter() - begin
         answers = []
         for (_, prompt), tokens in zip(batch, out, strict=True):
             end = next((t for t, token in enumerate(tokens) if token in ends), None)
             text = loaded.tokenizer.decode(tokens[:end], skip_special_tokens=True)
             count = len(tokens) if end is None else end + 1
-            answers.append(Answer(text, "length" if end is None else "stop", len(prompt), count))
+            finish = "length" if end is None else "stop"
+            answers.append(Answer(text, finish, len(prompt), count, seconds=seconds))
         return answers
 
 
@@ -165,6 +176,7 @@ class VLLMGenerator(Generator):
 
     Args:
         model: Hub id or path.
+        revision: branch, tag or commit on the Hub.
         dtype: as in vLLM: auto, bfloat16, float16 or float32.
         tensor_parallel_size: GPUs that share the model.
         max_model_len: tokens of prompt and answer; by default the model's own.
@@ -174,6 +186,7 @@ class VLLMGenerator(Generator):
     """
 
     model: str
+    revision: str | None = None
     dtype: str = "auto"
     tensor_parallel_size: int = 1
     max_model_len: int | None = None
@@ -189,17 +202,20 @@ class VLLMGenerator(Generator):
     def name(self) -> str:  # type: ignore[override]
         return self.model
 
+    def release(self) -> None:
+        self._llm = None
+
     def stream(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Answer]]:
         try:
             from vllm import LLM, SamplingParams  # type: ignore[import-not-found]
             from vllm.sampling_params import StructuredOutputsParams  # type: ignore[import-not-found]
         except ImportError as error:
             raise ImportError('vLLM in this process needs an extra: pip install "hf-select[vllm]"') from error
-        settings = ("dtype", "tensor_parallel_size", "max_model_len", "gpu_memory_utilization", "quantization")
+        of_llm = [f.name for f in fields(self) if f.name not in ("model", "usage")]
         # vLLM batches by itself: windows only bound what is held here.
         for window in _windows(requests, 8 * _WINDOW):
             if self._llm is None:
-                options = {name: getattr(self, name) for name in (*settings, "trust_remote_code")}
+                options = {name: getattr(self, name) for name in of_llm}
                 self._llm = LLM(model=self.model, **options)
             params = [
                 SamplingParams(

@@ -11,6 +11,7 @@ import os
 import queue
 import random
 import threading
+import time
 from collections.abc import Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -63,6 +64,7 @@ class ServerGenerator(Generator):
         timeout: seconds to wait for an answer.
         max_retries: times that a request is asked again, of these at most once after a time-out.
         json_schema: ask for JSON by its schema where there is one: auto, until the server refuses it, or off.
+        revision: of the model, as you know that the server runs it; it is only written down.
     """
 
     model: str
@@ -73,6 +75,7 @@ class ServerGenerator(Generator):
     timeout: float = 600.0
     max_retries: int = 6
     json_schema: Literal["auto", "off"] = "auto"
+    revision: str | None = None
     usage: Usage = field(default_factory=Usage, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -193,11 +196,12 @@ class _Line:
         while True:
             await self._pause()
             attempts += 1
+            begin = time.perf_counter()
             schema = request.schema if self.schemas else None
             try:
                 output = await asyncio.wait_for(self._ask(client, request, schema), self.settings.timeout)
                 self.answered = True
-                return _read(output, attempts)
+                return _read(output, attempts, time.perf_counter() - begin)
             except (asyncio.TimeoutError, InferenceTimeoutError):
                 timed_out += 1
                 reason, wait = f"no answer in {self.settings.timeout:g} s", 0.0
@@ -292,7 +296,7 @@ class _Unreadable(Exception):
     """A reply that is no chat completion."""
 
 
-def _read(output: Any, attempts: int) -> Answer:
+def _read(output: Any, attempts: int, seconds: float) -> Answer:
     choices = getattr(output, "choices", None)
     if not choices or getattr(choices[0], "message", None) is None:
         raise _Unreadable("the server's reply holds no choice")
@@ -306,6 +310,7 @@ def _read(output: Any, attempts: int) -> Answer:
         prompt_tokens=getattr(usage, "prompt_tokens", None) or 0,
         completion_tokens=getattr(usage, "completion_tokens", None) or 0,
         attempts=attempts,
+        seconds=seconds,
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_select.files import write_json, written_whole
-from hf_select.formats import BadRow, Conversation, conversations, layout, readable_columns
+from hf_select.formats import BadRow, Conversation, conversations, layout, openai_message, readable_columns
 
 
 def export(subset: Any, output_dir: str | os.PathLike, name: str = "subset") -> list[Path]:
@@ -55,20 +55,7 @@ def _line(row: Conversation) -> dict[str, Any]:
         return {"text": row.text}
     # Tools as a JSON text: their schemas differ from row to row, and readers of JSONL want one type a column.
     tools = {"tools": json.dumps(row.tools, ensure_ascii=False)} if row.tools else {}
-    return {"messages": [_plain(message) for message in row.messages], **tools}
-
-
-def _plain(message: dict[str, Any]) -> dict[str, Any]:
-    """A message as OpenAI writes it: the arguments of a call are a JSON text."""
-    if not message.get("tool_calls"):
-        return message
-    calls = []
-    for call in message["tool_calls"]:
-        function = call.get("function", call)
-        arguments = function.get("arguments", {})
-        text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-        calls.append({"type": "function", "function": {"name": function["name"], "arguments": text}})
-    return {**message, "tool_calls": calls}
+    return {"messages": [openai_message(message) for message in row.messages], **tools}
 
 
 def _snippets(file: Path, name: str, is_text: bool, has_tools: bool) -> dict[str, Any]:

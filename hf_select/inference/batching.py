@@ -76,7 +76,7 @@ def run(
             if (report := _on_batch.get()) is not None:
                 report(sum(lengths[i] for i in batch))
             continue
-        _release_cached_memory()
+        release_cached_memory()
         if len(batch) == 1:
             results[batch[0]] = OutOfMemory(f"{lengths[batch[0]]} tokens do not fit in memory, even alone")
             continue
@@ -100,7 +100,7 @@ def on_batch(report: Callable[[int], None]) -> Iterator[None]:
         _on_batch.reset(token)
 
 
-def _release_cached_memory() -> None:
+def release_cached_memory() -> None:
     import gc
 
     import torch

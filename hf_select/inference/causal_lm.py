@@ -129,6 +129,11 @@ class CausalLM:
             self._loaded = loading.load(self, rank)
         return self._loaded
 
+    def release(self) -> None:
+        """Give its memory back, of a model that was named; the next measurement loads it again."""
+        self._loaded = None
+        batching.release_cached_memory()
+
     @property
     def name(self) -> str:
         return self.model if isinstance(self.model, str) else type(self.model).__name__

@@ -1,0 +1,142 @@
+"""hf-select mix"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from hf_select.cli.settings import build, check_names
+
+
+@dataclass(kw_only=True)
+class Mix:
+    """Mix rows of several sources in given amounts into one dataset that says where each row came from.
+
+    Args:
+        output_dir: folder for mixture.parquet (messages, source, source_row), which SFTTrainer reads as it is, and
+            mixture.json (counts, what was passed over and why, settings).
+        mixture: a published one: rewild (246,750 + 99,800 + 20,000 rows), whose sources may be replaced by yours.
+        sources: NAME=FILE_OR_ID, several for several. In YAML also NAME: {data: ..., rows: ..., where: ...}, with the
+            settings of a source; scorer and selector are then mappings, too: {selector: top_k, column: score_ifd}.
+        weights: NAME=WEIGHT, shares of --rows or --tokens.
+        take_rows: NAME=ROWS, rows of each source, in place of weights.
+        against: evaluation sets whose text may not come in: NAME=FILE_OR_ID, several for several sets.
+        split: their split, of saved or Hub datasets.
+        quiz: of rewild, MMLU in the published quiz format in place of plain questions and answers.
+    """
+
+    output_dir: str
+    mixture: Literal["rewild"] | None = None
+    sources: dict[str, Any] | None = None
+    weights: dict[str, Any] | None = None
+    take_rows: dict[str, Any] | None = None
+    against: dict[str, str] | None = None
+    split: str = "train"
+    quiz: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    example: ClassVar[str] = (
+        "hf-select mix --sources chat=chat.jsonl math=math.jsonl --weights chat=3 math=1 --rows 10000 --output-dir mix"
+    )
+
+    @staticmethod
+    def parts(values: dict[str, Any]) -> list[type]:
+        """Classes whose settings this command takes besides its own."""
+        from hf_select.mixtures.mixture import Mixture
+
+        return [Mixture]
+
+    def run(self) -> None:
+        from hf_select.cli.data import read_dataset
+        from hf_select.cli.table import print_table
+        from hf_select.mixtures.mixture import Mixture
+        from hf_select.mixtures.rewild import rewild
+
+        sources = {name: self._source(name, said) for name, said in (self.sources or {}).items()}
+        for name in [*(self.weights or {}), *(self.take_rows or {})]:
+            if name not in sources:
+                raise ValueError(f'there is no source "{name}"; sources are {", ".join(sources) or "none"}.')
+        if self.mixture == "rewild":
+            if self.weights or self.take_rows:
+                raise ValueError("rewild has its own proportions; leave out weights and take_rows.")
+            mixture = rewild(sources, quiz=self.quiz, **self.settings)
+        elif self.quiz:
+            raise ValueError("quiz is of the mixture rewild; give a source reads: quiz.")
+        else:
+            mixture = build(Mixture, {"sources": sources, **self.settings}, "hf-select mix")
+        against = {name: read_dataset(source, self.split) for name, source in (self.against or {}).items()}
+        record = mixture.write(self.output_dir, against)
+        rows = [
+            [
+                name,
+                f"{line['rows']:,}",
+                f"{line['share']:.1%}",
+                f"{sum(line.get('passed_over', {}).values()):,}",
+                f"{line['each_at_most']} times" if "each_at_most" in line else "once",
+            ]
+            for name, line in record["sources"].items()
+        ]
+        print_table(["source", "rows", "share", "passed over", "each at most"], rows)
+        for names, count in record.get("overlap", {}).items():
+            print(f"{count:,} rows are in {names}.")
+        print(f"{record['rows']:,} rows: {self.output_dir}/mixture.parquet; why and from where: mixture.json")
+        print(
+            f"Next: hf-select train sft --model MODEL --dataset {self.output_dir}/mixture.parquet --output-dir sft, "
+            "or score it."
+        )
+
+    def _source(self, name: str, said: Any) -> Any:
+        """A source from what was said of it: where its rows are, or its settings."""
+        from hf_select.mixtures.source import Source
+
+        settings = dict(said) if isinstance(said, dict) else {"data": said}
+        for setting, values in (("weight", self.weights), ("rows", self.take_rows)):
+            if values and name in values:
+                settings[setting] = _number(name, values[name])
+        if self.mixture == "rewild" and not isinstance(said, dict):
+            return said
+        check_names(settings, [Source], f'source "{name}"')
+        try:
+            source = build(Source, settings, f'source "{name}"')
+            return replace(source, scorer=_scorer(source.scorer), selector=_selector(source.selector))
+        except ValueError as error:
+            raise ValueError(f'source "{name}": {error}') from error
+
+
+def _number(name: str, text: Any) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError(f'"{name}={text}": {text} is no number.') from None
+    return int(value) if value.is_integer() else value
+
+
+def _scorer(said: Any) -> Any:
+    from hf_select.cli.score import build_scorer
+
+    if said is None:
+        return None
+    name, settings = _named(said, "scorer")
+    return build_scorer(name, settings)
+
+
+def _selector(said: Any) -> Any:
+    """A selector by its settings, or the selection beside a subset that hf-select select wrote."""
+    from hf_select.cli.data import record_of
+    from hf_select.cli.select import selector_class
+    from hf_select.selection.selection import Selection
+
+    if said is None:
+        return None
+    if isinstance(said, str) and (found := record_of(Path(said).expanduser())).exists():
+        return Selection.load(found)
+    name, settings = _named(said, "selector")
+    cls = selector_class(name)
+    check_names(settings, [cls], f"selector {name}")
+    return build(cls, settings, f"selector {name}")
+
+
+def _named(said: Any, kind: str) -> tuple[str, dict[str, Any]]:
+    settings = {kind: said} if isinstance(said, str) else dict(said)
+    if kind not in settings:
+        raise ValueError(f"{kind} is {said!r}; it is a name, or a mapping with one: {{{kind}: NAME, ...}}.")
+    return settings.pop(kind), settings

@@ -1,0 +1,1 @@
+"""Sources and counts -> one dataset."""

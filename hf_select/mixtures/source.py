@@ -1,0 +1,239 @@
+"""One source of a mixture: which rows of it may come in, how they are read, and in which order they are drawn."""
+
+import math
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from datasets import Dataset, IterableDataset
+
+from hf_select import columns
+from hf_select.choices import check_choices
+from hf_select.formats import READ_COLUMNS, BadRow, Conversation, conversations, layout
+from hf_select.reading import read_dataset
+from hf_select.selection.selection import Selection
+
+
+# Rows that are read and looked at together.
+BATCH = 1000
+# What a question is read from; the first three need not be there.
+QUESTION_COLUMNS = ("choices", "category", "subject", "question", "answer")
+
+
+@dataclass
+class Source:
+    """Rows of a mixture that come from one place.
+
+    Exactly one of rows, tokens and weight says how many; without any of them all rows are taken.
+
+    Args:
+        data: a Hub id, a JSON, JSONL, CSV or Parquet file, a saved dataset, a folder of hf-select score, or a dataset.
+        rows: rows to take.
+        tokens: tokens to take: rows are taken as long as their sum stays within.
+        weight: share of the mixture's rows or tokens, in proportion to the other weights.
+        split: split of a saved or Hub dataset.
+        config: configuration of a Hub dataset that has several.
+        revision: branch, tag or commit on the Hub.
+        rename: columns to rename first, e.g. question=prompt answer=completion.
+        where: rows that may be taken: column -> its value, or a list of values; or a function of a row.
+        reads: conversation (any layout of formats.py); question: columns question, answer and, if there are some,
+            choices, as a question and its answer; quiz: question, answer, category, as a clue and "What is ...".
+        take: random, or first: in the order of the file.
+        shortfall: what to do if there are fewer rows than asked for: error; or repeat: all of them are taken again and
+            again, so that each comes equally often or once more than another.
+        scorer: a scorer that is run over the rows before they are selected.
+        selector: a selector, which is told the rows or tokens as its budget; or a Selection, whose first rows are
+            taken.
+    Raises: ValueError if the settings make no sense, or do not fit the data.
+    """
+
+    data: Any
+    rows: int | None = None
+    tokens: int | None = None
+    weight: float | None = None
+    split: str = "train"
+    config: str | None = None
+    revision: str | None = None
+    rename: dict[str, str] | None = None
+    where: Any = None
+    reads: Literal["conversation", "question", "quiz"] = "conversation"
+    take: Literal["random", "first"] = "random"
+    shortfall: Literal["error", "repeat"] = "error"
+    scorer: Any = None
+    selector: Any = None
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        given = [name for name in ("rows", "tokens", "weight") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"a source takes rows, tokens or a weight; given: {', '.join(given)}.")
+        for name in ("rows", "tokens"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} of a source is {getattr(self, name)}; it must be at least 1.")
+        if self.weight is not None and not (math.isfinite(self.weight) and self.weight >= 0):
+            raise ValueError(f"weight of a source is {self.weight}; it must be a number of at least 0.")
+        if self.where is not None and not isinstance(self.where, Mapping) and not callable(self.where):
+            raise ValueError(f"where is {self.where!r}; it is a mapping of columns to values, or a function of a row.")
+        if self.selector is not None and self.shortfall == "repeat":
+            raise ValueError("a selection is not repeated; leave out shortfall, or select before mixing.")
+        if self.scorer is not None and self.selector is None:
+            raise ValueError("the scores of a source are for its selector, and there is none; name one.")
+
+    def open(self, stream: bool) -> Dataset | IterableDataset:
+        """Its rows, renamed.
+
+        Raises: ValueError if it is missing or empty, or if columns that are named do not exist.
+        """
+        dataset = self.data
+        if isinstance(dataset, str):
+            dataset = read_dataset(
+                dataset, self.split, self.rename, stream=stream, revision=self.revision, config=self.config
+            )
+        elif not isinstance(dataset, (Dataset, IterableDataset)):
+            raise ValueError(f"data is a {type(dataset).__name__}; give a Hub id, a file or a dataset.")
+        else:
+            dataset = dataset.rename_columns(self.rename or {})
+        if isinstance(dataset, IterableDataset) and not stream:
+            raise ValueError("the source is a stream; mix streams with stream=True.")
+        if stream and isinstance(dataset, Dataset):
+            dataset = dataset.to_iterable_dataset()
+        if isinstance(dataset, Dataset) and len(dataset) == 0:
+            raise ValueError("the source is empty.")
+        names = column_names(dataset)
+        for name in self.where if isinstance(self.where, Mapping) else ():
+            if name not in names:
+                raise columns.missing_column(name, names, "It is named in where.")
+        for name in ("question", "answer") if self.reads != "conversation" else ():
+            if name not in names:
+                raise columns.missing_column(name, names, "Rename yours: rename={...: ...} of the source.")
+        if self.reads == "conversation":
+            try:
+                layout(names)
+            except ValueError as error:
+                if {"question", "answer"} <= set(names):
+                    raise ValueError(f"it has columns {names}; read them with reads=question.") from error
+                raise
+        return dataset
+
+    def may_be_taken(self, rows: Mapping[str, list[Any]]) -> list[bool]:
+        """Which rows of a batch `where` lets in."""
+        size = len(next(iter(rows.values())))
+        if self.where is None:
+            return [True] * size
+        if callable(self.where):
+            return [bool(self.where({name: values[i] for name, values in rows.items()})) for i in range(size)]
+        wanted = {name: value if isinstance(value, list) else [value] for name, value in self.where.items()}
+        return [all(rows[name][i] in values for name, values in wanted.items()) for i in range(size)]
+
+    def read(self, rows: Mapping[str, list[Any]]) -> list[Conversation | BadRow]:
+        """The conversations of a batch."""
+        if self.reads == "conversation":
+            return conversations({name: values for name, values in rows.items() if name in READ_COLUMNS})
+        size = len(rows["question"])
+        return [self._pair({name: values[i] for name, values in rows.items()}) for i in range(size)]
+
+    def reading(self, names: list[str], where: bool) -> list[str]:
+        """The columns that are looked at."""
+        wanted = READ_COLUMNS if self.reads == "conversation" else QUESTION_COLUMNS
+        if where and callable(self.where):
+            return names
+        also = {*(self.where or ())} if where else set()
+        return [name for name in names if name in wanted or name in also or name == columns.NUM_TOKENS]
+
+    def candidates(self, dataset: Dataset, dice: random.Random, target: dict[str, int]) -> np.ndarray:
+        """Row numbers in the order in which they are taken.
+
+        Args:
+            target: the budget of a selector: {"rows": n}, {"tokens": n} or nothing.
+        """
+        allowed = np.arange(len(dataset)) if self.where is None else self._allowed(dataset)
+        if isinstance(self.selector, Selection):
+            self.selector.check(dataset)
+            return self.selector.indices[np.isin(self.selector.indices, allowed)]
+        if self.selector is not None:
+            budget = {"rows": "k", "tokens": "tokens"}
+            named = {budget[unit]: count for unit, count in target.items()}
+            if not getattr(self.selector, "needs_budget", True):
+                named = {}
+            elif not named:
+                raise ValueError("a selector needs to know how many: give the source rows, tokens or a weight.")
+            found = self.selector(dataset if self.where is None else dataset.select(allowed), **named)
+            return allowed[found.indices]
+        return allowed if self.take == "first" else allowed[permutation(len(allowed), dice)]
+
+    def _allowed(self, dataset: Dataset) -> np.ndarray:
+        named = list(self.where) if isinstance(self.where, Mapping) else dataset.column_names
+        rows, found = dataset.select_columns(named), []
+        for start in range(0, len(dataset), BATCH):
+            found += self.may_be_taken(rows[start : start + BATCH])
+        return np.flatnonzero(found)
+
+    def _pair(self, row: dict[str, Any]) -> Conversation | BadRow:
+        question, answer, choices = row["question"], row["answer"], row.get("choices")
+        if not isinstance(question, str) or not question.strip():
+            return BadRow("question is empty or no text")
+        text = _answer(answer, choices)
+        if isinstance(text, BadRow):
+            return text
+        if self.reads == "quiz":
+            category = row.get("category") or row.get("subject")
+            heading = f"Category: {category}\n" if category else ""
+            prompt = f"Quiz show. Answer the clue in as few words as you can.\n{heading}Clue: {question}"
+            return _turns(prompt, f"What is {text}")
+        if not choices:
+            return _turns(question, text)
+        listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip(_LETTERS, choices, strict=False))
+        return _turns(f"{question}\n{listed}", f"{_LETTERS[choices.index(text)]}. {text}")
+
+
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def _answer(answer: Any, choices: list[str] | None) -> str | BadRow:
+    """The text of an answer that is given as such, or as the number or letter of a choice."""
+    if not choices:
+        return str(answer) if answer not in (None, "") else BadRow("answer is empty")
+    if answer in choices:
+        return str(answer)
+    number = _LETTERS.find(answer) if isinstance(answer, str) and len(answer) == 1 else answer
+    if not isinstance(number, int) or not 0 <= number < len(choices):
+        return BadRow(f"answer {answer!r} is none of the {len(choices)} choices")
+    return choices[number]
+
+
+def _turns(prompt: str, response: str) -> Conversation:
+    return Conversation([{"role": "user", "content": prompt}, {"role": "assistant", "content": response}])
+
+
+def column_names(dataset: Dataset | IterableDataset) -> list[str]:
+    """Its columns; a stream that does not know them is asked for its first row.
+
+    Raises: ValueError if there is no row.
+    """
+    if dataset.column_names:
+        return dataset.column_names
+    first = next(iter(dataset), None)
+    if first is None:
+        raise ValueError("the source is empty.")
+    return list(first)
+
+
+def permutation(n: int, dice: random.Random) -> np.ndarray:
+    """Numbers 0 to n - 1 in random order: of `random` only random() is used, which is promised never to change."""
+    return np.argsort(np.fromiter((dice.random() for _ in range(n)), np.float64, n), kind="stable")
+
+
+def shuffled(rows: Iterator[Any], size: int, dice: random.Random) -> Iterator[Any]:
+    """A stream in random order as far as a buffer of so many rows allows."""
+    buffer: list[Any] = []
+    for row in rows:
+        if len(buffer) < size:
+            buffer.append(row)
+            continue
+        place = int(dice.random() * size)
+        yield buffer[place]
+        buffer[place] = row
+    for place in permutation(len(buffer), dice).tolist():
+        yield buffer[place]

@@ -1,0 +1,105 @@
+"""Rows from wherever they lie: a local file, a saved dataset, the folder of hf-select score, the Hub."""
+
+import glob
+from pathlib import Path
+from typing import Any, cast
+
+from datasets import Dataset, load_dataset, load_from_disk
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+
+from hf_select import columns
+
+
+_READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+_COMPRESSED = (".gz", ".zst", ".xz", ".bz2")
+
+
+def read_dataset(
+    source: str,
+    split: str = "train",
+    rename: dict[str, str] | None = None,
+    limit: int | None = None,
+    stream: bool = False,
+    revision: str | None = None,
+    config: str | None = None,
+) -> Any:
+    """A dataset from a file (JSON, JSONL, CSV, Parquet, also compressed), a saved dataset, the folder of hf-select
+    score or the Hub (there at a revision, and of several configurations one by name); as a stream it is read while it
+    is used, and nothing is downloaded or kept before.
+
+    Raises: ValueError that says what is missing and what to do.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        dataset = _from_file(path, stream)
+    else:
+        dataset = _from_folder_or_hub(source, path, split, stream, revision, config)
+    for old, new in (rename or {}).items():
+        names = dataset.column_names or list(next(iter(dataset)))  # a stream may not know its columns
+        if old not in names:
+            raise columns.missing_column(old, names, "It was to be renamed: check --rename.")
+        if new in names:
+            raise ValueError(f'cannot rename "{old}" to "{new}": the dataset has a column of that name already.')
+        dataset = dataset.rename_column(old, new)
+    if limit is not None:
+        if limit < 1:
+            raise ValueError(f"limit is {limit}; it must be at least 1.")
+        dataset = dataset.take(limit) if stream else dataset.select(range(min(limit, len(dataset))))
+    if not stream and len(dataset) == 0:
+        raise ValueError(f'"{source}" is empty; there is nothing to do.')
+    return dataset
+
+
+def _from_file(path: Path, stream: bool) -> Any:
+    suffixes = [suffix for suffix in path.suffixes if suffix not in _COMPRESSED]
+    reader = _READERS.get(suffixes[-1] if suffixes else "")
+    if reader is None:
+        raise ValueError(f'"{path}" is no kind of file known here; give one of {", ".join(_READERS)}, also as .gz.')
+    if path.stat().st_size == 0:
+        raise ValueError(f'"{path}" is empty; there is nothing to do.')
+    # In a CSV an empty field is an empty text, and "None" or "NA" are words: pandas would make nulls of them.
+    options: dict[str, Any] = {"keep_default_na": False} if reader == "csv" else {}
+    options["streaming"] = stream
+    try:
+        dataset = load_dataset(reader, data_files=glob.escape(str(path)), split="train", **options)
+        # A Parquet file is read ahead of whoever reads slowly, up to its end (pyarrow 26); a row group is not.
+        return cast(Any, dataset).reshard() if stream else dataset
+    except (DatasetGenerationError, StopIteration, ValueError) as error:
+        # A compressed file of no bytes, and one of no rows.
+        if isinstance(error, StopIteration) or "corresponds to no data" in str(error):
+            raise ValueError(f'"{path}" is empty; there is nothing to do.') from None
+        cause = error.__cause__ or error
+        raise ValueError(f'cannot read "{path}" as {reader}: {str(cause).splitlines()[0]}. Mend the file.') from error
+
+
+def _from_folder_or_hub(
+    source: str, path: Path, split: str, stream: bool, revision: str | None, config: str | None
+) -> Any:
+    if path.is_dir():
+        if (path / "scored").is_dir():  # a finished scoring run: its rows with their scores
+            from hf_select.inference.run import read_scored
+
+            return _streamed(read_scored(path), stream)
+        if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
+            saved = load_from_disk(str(path))  # memory-mapped: nothing is read before its turn
+            return _streamed(saved if isinstance(saved, Dataset) else _split(saved, split, source), stream)
+    elif source.startswith((".", "/", "~")) or source.count("/") > 1 or path.suffix in (*_READERS, *_COMPRESSED):
+        raise ValueError(
+            f'no file or folder "{source}"; give a {", ".join(_READERS)} file, a saved dataset or a Hub id.'
+        )
+    try:
+        return _split(load_dataset(source, config, streaming=stream, revision=revision), split, source)
+    except (DatasetNotFoundError, ConnectionError) as error:
+        raise ValueError(
+            f'no file or folder "{source}", and no dataset of that name on the Hub ({str(error).splitlines()[0]}).'
+        ) from error
+
+
+def _streamed(dataset: Dataset, stream: bool) -> Any:
+    return dataset.to_iterable_dataset() if stream else dataset
+
+
+def _split(dataset: Any, split: str, source: str) -> Dataset:
+    if split not in dataset:
+        raise ValueError(f'"{source}" has no split "{split}"; it has {", ".join(dataset)}. Choose one with --split.')
+    return dataset[split]

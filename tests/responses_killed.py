@@ -1,0 +1,40 @@
+"""Replies asked for in children that are killed: reads from stdin after how many seconds each is, and lets the last
+one finish.
+
+python tests/responses_killed.py OUTPUT_DIR DATASET BASE_URL < seconds
+"""
+
+import os
+import signal
+import sys
+import time
+
+from datasets import load_dataset
+
+from hf_select.generation.regenerate import Responses
+from hf_select.generation.server import ServerGenerator
+
+
+rows = load_dataset("json", data_files=sys.argv[2], split="train")
+
+
+def run() -> None:
+    models = [ServerGenerator(name, base_url=sys.argv[3], concurrency=8) for name in ("a", "b")]
+    Responses(models, history="own_history").run(rows, sys.argv[1])
+
+
+killed = 0
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            run()
+            code = 0
+        finally:
+            os._exit(code)
+    time.sleep(float(line))
+    os.kill(child, signal.SIGKILL)
+    killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+run()
+print(killed)
