@@ -31,6 +31,7 @@ _HOME = {
     "PoolIndex": "hf_select.features.store",
     "RDSPlus": "hf_select.scoring.rds",
     "Random": "hf_select.selection.baselines",
+    "Reward": "hf_select.scoring.reward",
     "RoundRobin": "hf_select.selection.round_robin",
     "Sample": "hf_select.selection.baselines",
     "ScoreThenThreshold": "hf_select.selection.diversity",
@@ -72,6 +73,7 @@ __all__ = [
     "PoolIndex",
     "RDSPlus",
     "Random",
+    "Reward",
     "RoundRobin",
     "Sample",
     "ScoreThenThreshold",
@@ -107,6 +109,7 @@ if TYPE_CHECKING:
     from hf_select.scoring.lexical import DSIR, TFIDF
     from hf_select.scoring.perplexity import Perplexity
     from hf_select.scoring.rds import RDSPlus
+    from hf_select.scoring.reward import Reward
     from hf_select.scoring.selectit import SelectIT
     from hf_select.selection.baselines import Longest, Random, Sample
     from hf_select.selection.combine import WeightedRanks

@@ -15,6 +15,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, Trainer
 from trl import DPOConfig, DPOTrainer
 
+from hf_select.formats import response_end
 from hf_select.training.answering import weights_digest
 from hf_select.training.irft_config import IRFTConfig
 from hf_select.training.irft_trainer import IRFTTrainer
@@ -25,7 +26,6 @@ from hf_select.training.pairs import (
     REJECTED,
     encode_demonstrations,
     length_auc,
-    response_end,
     stream_seed,
 )
 from hf_select.training.resuming import last_whole_checkpoint

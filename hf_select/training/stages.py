@@ -26,11 +26,11 @@ from transformers.utils import logging
 from hf_select import columns
 from hf_select.choices import check_choices
 from hf_select.files import written_whole
-from hf_select.formats import FALLBACK_TEMPLATE
+from hf_select.formats import FALLBACK_TEMPLATE, response_end
 from hf_select.inference.pool import pool_fingerprint
 from hf_select.training import _compat
 from hf_select.training.answering import answer_all, on_main, weights_digest
-from hf_select.training.pairs import CHOSEN, PROMPT, REJECTED, StageFolder, length_auc, response_end, stream_seed
+from hf_select.training.pairs import CHOSEN, PROMPT, REJECTED, StageFolder, length_auc, stream_seed
 from hf_select.training.resuming import last_whole_checkpoint
 from hf_select.training.sampling import Sampling
 
