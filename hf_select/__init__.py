@@ -16,6 +16,7 @@ _HOME = {
     "DataSelectionCallback": "hf_select.training.callback",
     "Decontaminate": "hf_select.selection.decontaminate",
     "Dedup": "hf_select.selection.dedup",
+    "DemonstrationReward": "hf_select.training.demonstration_reward",
     "Embedding": "hf_select.scoring.embedding",
     "FacilityLocation": "hf_select.selection.diversity",
     "FarthestFirst": "hf_select.selection.diversity",
@@ -30,6 +31,8 @@ _HOME = {
     "Perplexity": "hf_select.scoring.perplexity",
     "PoolIndex": "hf_select.features.store",
     "RDSPlus": "hf_select.scoring.rds",
+    "RFTConfig": "hf_select.training.rft_config",
+    "RFTTrainer": "hf_select.training.rft_trainer",
     "Random": "hf_select.selection.baselines",
     "Reward": "hf_select.scoring.reward",
     "RoundRobin": "hf_select.selection.round_robin",
@@ -61,6 +64,7 @@ __all__ = [
     "DataSelectionCallback",
     "Decontaminate",
     "Dedup",
+    "DemonstrationReward",
     "Embedding",
     "FacilityLocation",
     "FarthestFirst",
@@ -72,6 +76,8 @@ __all__ = [
     "Perplexity",
     "PoolIndex",
     "RDSPlus",
+    "RFTConfig",
+    "RFTTrainer",
     "Random",
     "Reward",
     "RoundRobin",
@@ -120,8 +126,11 @@ if TYPE_CHECKING:
     from hf_select.selection.selection import Selection
     from hf_select.selection.top_k import TopK
     from hf_select.training.callback import DataSelectionCallback
+    from hf_select.training.demonstration_reward import DemonstrationReward
     from hf_select.training.irft_config import IRFTConfig
     from hf_select.training.irft_trainer import IRFTTrainer
+    from hf_select.training.rft_config import RFTConfig
+    from hf_select.training.rft_trainer import RFTTrainer
 
 
 def __getattr__(name: str):
