@@ -268,7 +268,7 @@ class RFTTrainer(InStages, RLOOTrainer):
         output_dir/reward."""
         done = super().train(resume_from_checkpoint, **kwargs)
         self.reward.save_pretrained(Path(str(self.args.output_dir)) / "reward")
-        if self._stage is not None and self.args.save_strategy != "no":
+        if self._stage is not None:
             self._forget(self._stage)
         return done
 
