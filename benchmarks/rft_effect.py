@@ -49,7 +49,7 @@ STAGES = {"RFT, T = 1": 1, "RFT, T = 4": 4}
 
 def run_rft(base: Path, method: str, rate: float, beta: float, seed: int, which: str) -> dict:
     data = rows(problems()["demonstrations"], right).shuffle(seed=seed)
-    begin = time.perf_counter()
+    begin, processor = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         settings = {**common(Path(folder), rate, seed), "num_train_epochs": 1, "logging_steps": 8}
         args = RFTConfig(
@@ -67,7 +67,7 @@ def run_rft(base: Path, method: str, rate: float, beta: float, seed: int, which:
         trainer = RFTTrainer(str(base), args=args, train_dataset=data, eval_dataset=held_out)
         trainer.train()
         updates, log = trainer.state.global_step, trainer.state.log_history
-    seconds = time.perf_counter() - begin
+    seconds, processor = time.perf_counter() - begin, time.process_time() - processor
     names = ("reward", "kl", "completions/mean_length")
     return {
         "method": method,
@@ -77,6 +77,7 @@ def run_rft(base: Path, method: str, rate: float, beta: float, seed: int, which:
         "which": which,
         "updates": updates,
         "seconds": seconds,
+        "processor_seconds": processor,
         **measured(trainer.model, trainer._tokenizer, problems()[which]),
         "history": [entry for entry in log if any(name.startswith("stage/") for name in entry)],
         "course": [{"step": e["step"], **{n: e[n] for n in names}} for e in log if "kl" in e],
