@@ -68,6 +68,9 @@ class RFTTrainer(InStages, RLOOTrainer):
         as it was before its step, and the gap afterwards) and at the end of each stage (means over it, kl among them).
         Answers are in output_dir/stages, samples of them in output_dir/completions.
     Raises: ValueError for what cannot work, with the cure.
+    Resuming: exact where every update draws its answers anew (the default). With num_iterations above 1, or
+        steps_per_generation above gradient_accumulation_steps, a run that goes on in the middle of such a block draws
+        the rest of it anew.
     """
 
     args: RFTConfig  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -161,9 +164,15 @@ class RFTTrainer(InStages, RLOOTrainer):
         return size // prompts * args.num_iterations * args.steps_per_generation  # type: ignore[operator]
 
     def _further_identity(self) -> dict[str, Any]:
-        args = self.args
-        names = ("model", "steps", "epochs", "batch_size", "learning_rate", "weight_decay", "loss", "bound", "lora")
-        return {f"reward_{name}": getattr(args, f"reward_{name}") for name in names}
+        args, reward = self.args, self.reward
+        names = ("loss", "bound", "batch_size", "learning_rate", "weight_decay")
+        return {
+            "reward_model": getattr(reward.model.config, "_name_or_path", ""),
+            "reward_lora": args.reward_lora,
+            "reward_steps": args.reward_steps,
+            "reward_epochs": args.reward_epochs,
+            **{f"reward_{name}": getattr(reward, name) for name in names},
+        }
 
     # A stage begins.
 
@@ -182,8 +191,10 @@ class RFTTrainer(InStages, RLOOTrainer):
             return
         if self._held_out is not None:
             folder, _ = self._answered(f"{name}-eval", self._held_out, fresh, number > 0, engine, self._stop_ids)
-            gap, _ = self._gap(*self._sides(with_answers(self._held_out, folder)))
-            report |= {f"stage/held_out_{name}": value for name, value in gap.items()}
+            demonstrations, answers = self._sides(with_answers(self._held_out, folder))
+            if answers:
+                gap, _ = self._gap(demonstrations, answers)
+                report |= {f"stage/held_out_{name}": value for name, value in gap.items()}
         self._say({"stage": float(number), **report})
 
     def _begin_pass(self, number: int, passed: int) -> None:
@@ -194,10 +205,7 @@ class RFTTrainer(InStages, RLOOTrainer):
         """The reward takes its K steps; rewards are normalised by what it then gives the stage's pairs."""
         args = self.args
         demonstrations, answers = self._sides(pairs)
-        different = [
-            i for i, (y, own) in enumerate(zip(demonstrations, answers, strict=True)) if not np.array_equal(y, own)
-        ]
-        if not different:
+        if not answers:
             logger.warning(
                 "Stage %d: all %d answers are their demonstrations, word for word. There is nothing left to learn "
                 "from them; training stops.",
@@ -206,17 +214,17 @@ class RFTTrainer(InStages, RLOOTrainer):
             )
             self.control.should_training_stop = True
             return {}
-        steps = args.reward_steps or args.reward_epochs * math.ceil(len(different) / self.reward.batch_size)
+        steps = args.reward_steps or args.reward_epochs * math.ceil(len(answers) / self.reward.batch_size)
         self._forget(number - 1)
         learnt = self.reward.fit(
-            [demonstrations[i] for i in different],
-            [answers[i] for i in different],
+            demonstrations,
+            answers,
             steps,
             folder=self._stage_path(f"stage-{number:02d}") / "reward",
             save_steps=max(1, int(args.save_steps)) if args.save_steps >= 1 else None,
             fresh=True,
         )
-        some = np.random.default_rng([args.seed, number]).permutation(len(pairs))[:_MEASURED]
+        some = np.random.default_rng([args.seed, number]).permutation(len(answers))[:_MEASURED]
         gap, values = self._gap([demonstrations[i] for i in some], [answers[i] for i in some])
         self.reward.normalise(values)
         return {
@@ -232,12 +240,14 @@ class RFTTrainer(InStages, RLOOTrainer):
             rmtree(self._stage_path(f"stage-{number:02d}") / "reward", ignore_errors=True)
 
     def _sides(self, pairs: Dataset) -> tuple[list[Any], list[Any]]:
-        """Demonstrations and answers as the reward reads them."""
+        """Demonstrations and answers as the reward reads them, without pairs that it cannot tell apart."""
         texts = self._tokenizer.batch_decode(list(pairs[REJECTED]), skip_special_tokens=True)
         kept = list(pairs[CONVERSATION])
         demonstrations = self.reward.encode([kept_conversation(row) for row in kept])
-        answers = [kept_conversation(row, text) for row, text in zip(kept, texts, strict=True)]
-        return demonstrations, self.reward.encode(answers, list(pairs["ended"]))
+        rows = [kept_conversation(row, text) for row, text in zip(kept, texts, strict=True)]
+        answers = self.reward.encode(rows, list(pairs["ended"]))
+        sides = [(y, own) for y, own in zip(demonstrations, answers, strict=True) if not np.array_equal(y, own)]
+        return [y for y, _ in sides], [own for _, own in sides]
 
     def _gap(self, demonstrations: list[Any], answers: list[Any]) -> tuple[dict[str, float], np.ndarray]:
         """Mean of r(y) - r(y') in the reward's own unit, share of pairs where it is above 0; and all r."""
