@@ -143,11 +143,14 @@ def test_the_policy_draws_for_the_ids_that_the_stage_was_answered_for(rft, sixte
     assert 4 in trainer._stop_ids, "the template's end of a turn ends an answer"
 
 
-def test_an_adapter_of_each(rft, model_path):
+def test_an_adapter_of_each_and_a_checkpoint_with_a_card_at_the_end_of_a_stage(rft, model_path, tmp_path):
     from peft import LoraConfig
 
     lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-    trainer = rft(trainer={"peft_config": lora}, reward_lora={"r": 4, "target_modules": ["q_proj"]})
+    trainer = rft(trainer={"peft_config": lora}, reward_lora={"r": 4, "target_modules": ["q_proj"]},
+                  save_strategy="steps", save_steps=100)  # fmt: skip
+    assert sorted(p.name for p in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-8"]
+    assert "2405.17888" in (tmp_path / "run" / "README.md").read_text()
     assert trainer.ref_model is None and trainer.state.global_step == 8
     before = AutoModelForCausalLM.from_pretrained(model_path).state_dict()
     for name, value in trainer.model.get_base_model().state_dict().items():
@@ -233,12 +236,6 @@ def test_what_cannot_work_is_refused(rft, sixteen, tmp_path, model_path):
     rft("one", num_stages=1)
     with pytest.raises(ValueError, match="holds answers of another run .*reward_loss"):
         rft("one", num_stages=1, reward_loss="linear", reward_bound=1.0)
-
-
-def test_a_card_names_the_paper(rft, tmp_path):
-    rft(save_strategy="steps", save_steps=100)
-    assert sorted(p.name for p in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-8"]
-    assert "2405.17888" in (tmp_path / "run" / "README.md").read_text()
 
 
 def test_vllm_is_asked_through_trls_own_class(rft, monkeypatch):

@@ -20,6 +20,7 @@ or a smaller model. Prompts, demonstrations and answers reach it as text under i
 another tokenizer than the policy, and both sides are tokenised alike.
 """
 
+import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -133,7 +134,8 @@ class DemonstrationReward(TrainerCallback):
         self._stop_ids: set[int] = set()
         with _compat.whole_weights(), torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.model, self.tokenizer = _loaded(model, tokenizer, dtype, trust_remote_code)
+            self.model, tokenizer = _loaded(model, tokenizer, dtype, trust_remote_code)
+            self.tokenizer = copy.deepcopy(tokenizer)  # it may be the policy's, and its padding may be changed here
             close = response_close(self.tokenizer)
             _give_padding(self.model, self.tokenizer, {close[-1] if close else self.tokenizer.eos_token_id})
             self.model.score.float()
@@ -322,30 +324,16 @@ class DemonstrationReward(TrainerCallback):
     # On disk.
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """An ordinary reward model with its tokenizer; an adapter is merged into it. By the first process."""
+        """An ordinary reward model with its tokenizer, whose logit is s; an adapter is merged into it. By the first
+        process. Load it with AutoModelForSequenceClassification, and push it from there."""
         if _place()[0] > 0:
             return
         model = self.model
         if hasattr(model, "merge_and_unload"):
-            import copy
-
             model = copy.deepcopy(model).cpu().merge_and_unload()
         with written_whole(Path(folder)) as temporary:
             model.save_pretrained(temporary)
             self.tokenizer.save_pretrained(temporary)
-
-    def push_to_hub(self, repo_id: str, private: bool = True) -> None:
-        """The same on the Hub, by the first process."""
-        import tempfile
-
-        from huggingface_hub import HfApi
-
-        if _place()[0] > 0:
-            return
-        with tempfile.TemporaryDirectory() as parent:
-            self.save_pretrained(Path(parent) / "reward")
-            HfApi().create_repo(repo_id, private=private, exist_ok=True)
-            HfApi().upload_folder(repo_id=repo_id, folder_path=str(Path(parent) / "reward"))
 
     def save_state(self, folder: Path, further: dict[str, Any] | None = None) -> None:
         """All that goes on from: trained weights, optimizer, normalisation. By the first process."""
@@ -445,7 +433,8 @@ def _loaded(model: Any, tokenizer: Any, dtype: str, trust_remote_code: bool) -> 
             )
         finally:
             logging.set_verbosity(before)
-        tokenizer = tokenizer or AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+        if tokenizer is None:
+            tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
         missing = set(info["missing_keys"])
         if missing - {"score.weight"}:
             raise ValueError(f'"{model}" cannot be a reward: its files lack {sorted(missing)[:2]}.')
