@@ -94,7 +94,8 @@ def generation(path: str, count: int) -> dict[str, float]:
     """Processor seconds of an answer, in batches and one prompt at a time; the answers are the same."""
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = AutoModelForCausalLM.from_pretrained(path).eval()
-    from hf_select.training.pairs import response_end, usable_demonstrations
+    from hf_select.formats import response_end
+    from hf_select.training.pairs import usable_demonstrations
 
     rows = usable_demonstrations(demonstrations(count), tokenizer, 256, 64)
     prompts, stop = list(rows[PROMPT]), [response_end(tokenizer)]

@@ -27,9 +27,10 @@ from scipy.stats import t as student
 from trl import SFTConfig, SFTTrainer
 
 from hf_select import demo
+from hf_select.formats import response_end
 from hf_select.training.irft_config import IRFTConfig
 from hf_select.training.irft_trainer import IRFTTrainer
-from hf_select.training.pairs import CHOSEN, PROMPT, as_labels, encode_demonstrations, response_end, stream_seed
+from hf_select.training.pairs import CHOSEN, PROMPT, as_labels, encode_demonstrations, stream_seed
 from hf_select.training.sampling import Sampling, answers
 
 

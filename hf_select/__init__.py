@@ -16,6 +16,7 @@ _HOME = {
     "DataSelectionCallback": "hf_select.training.callback",
     "Decontaminate": "hf_select.selection.decontaminate",
     "Dedup": "hf_select.selection.dedup",
+    "DemonstrationReward": "hf_select.training.demonstration_reward",
     "Embedding": "hf_select.scoring.embedding",
     "FacilityLocation": "hf_select.selection.diversity",
     "FarthestFirst": "hf_select.selection.diversity",
@@ -31,8 +32,11 @@ _HOME = {
     "Perplexity": "hf_select.scoring.perplexity",
     "PoolIndex": "hf_select.features.store",
     "RDSPlus": "hf_select.scoring.rds",
+    "RFTConfig": "hf_select.training.rft_config",
+    "RFTTrainer": "hf_select.training.rft_trainer",
     "Random": "hf_select.selection.baselines",
     "Responses": "hf_select.generation.regenerate",
+    "Reward": "hf_select.scoring.reward",
     "RoundRobin": "hf_select.selection.round_robin",
     "Sample": "hf_select.selection.baselines",
     "ScoreThenThreshold": "hf_select.selection.diversity",
@@ -63,6 +67,7 @@ __all__ = [
     "DataSelectionCallback",
     "Decontaminate",
     "Dedup",
+    "DemonstrationReward",
     "Embedding",
     "FacilityLocation",
     "FarthestFirst",
@@ -75,8 +80,11 @@ __all__ = [
     "Perplexity",
     "PoolIndex",
     "RDSPlus",
+    "RFTConfig",
+    "RFTTrainer",
     "Random",
     "Responses",
+    "Reward",
     "RoundRobin",
     "Sample",
     "ScoreThenThreshold",
@@ -116,6 +124,7 @@ if TYPE_CHECKING:
     from hf_select.scoring.lexical import DSIR, TFIDF
     from hf_select.scoring.perplexity import Perplexity
     from hf_select.scoring.rds import RDSPlus
+    from hf_select.scoring.reward import Reward
     from hf_select.scoring.selectit import SelectIT
     from hf_select.selection.baselines import Longest, Random, Sample
     from hf_select.selection.combine import WeightedRanks
@@ -126,8 +135,11 @@ if TYPE_CHECKING:
     from hf_select.selection.selection import Selection
     from hf_select.selection.top_k import TopK
     from hf_select.training.callback import DataSelectionCallback
+    from hf_select.training.demonstration_reward import DemonstrationReward
     from hf_select.training.irft_config import IRFTConfig
     from hf_select.training.irft_trainer import IRFTTrainer
+    from hf_select.training.rft_config import RFTConfig
+    from hf_select.training.rft_trainer import RFTTrainer
 
 
 def __getattr__(name: str):

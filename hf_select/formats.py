@@ -364,6 +364,34 @@ def encode_prompts(
     return found
 
 
+def response_end(tokenizer: Any, chat_template: str | None = None) -> int:
+    """The token that ends a response: the first special token that the template writes after it, else EOS.
+
+    Raises: ValueError if there is neither.
+    """
+    close = response_close(tokenizer, chat_template)
+    if not close and tokenizer.eos_token_id is None:
+        raise ValueError(
+            "neither the chat template nor the tokenizer has a token that ends a response, so no answer could end; "
+            "set tokenizer.eos_token."
+        )
+    return close[0] if close else tokenizer.eos_token_id
+
+
+def response_close(tokenizer: Any, chat_template: str | None = None) -> list[int]:
+    """What the template writes after a response, from its first special token on; [] if it writes none."""
+    user = {"role": "user", "content": "x"}
+    twice = [Conversation([user, {"role": "assistant", "content": word}]) for word in ("a", "b")]
+    encoded = [e for e in encode_all(twice, tokenizer, chat_template, responses=False) if not isinstance(e, BadRow)]
+    special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    if len(encoded) < 2:
+        return []
+    one, other = (e.input_ids for e in encoded)
+    common = next((i for i, (a, b) in enumerate(zip(one[::-1], other[::-1], strict=False)) if a != b), 0)
+    after = one[len(one) - common :]
+    return next((after[i:] for i, token in enumerate(after) if token in special), [])
+
+
 def cut(encoded: Encoded, max_length: int | None, context: int | None) -> tuple[Encoded, str]:
     """The row cut on the right to `max_length` tokens, and a note that says so (empty: nothing was cut).
 
@@ -483,26 +511,3 @@ def _token_spans(spans: list[tuple[int, int]], offsets: list[tuple[int, int]]) -
             position += 1
         found.append((first, position))
     return found
-
-
-def response_end(tokenizer: Any, chat_template: str | None = None) -> int:
-    """The token that ends a response: the first special token that the template writes after it, else EOS.
-
-    Raises: ValueError if there is neither.
-    """
-    user = {"role": "user", "content": "x"}
-    twice = [Conversation([user, {"role": "assistant", "content": word}]) for word in ("a", "b")]
-    encoded = [e for e in encode_all(twice, tokenizer, chat_template, responses=False) if not isinstance(e, BadRow)]
-    special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    if len(encoded) == 2:
-        one, other = (e.input_ids for e in encoded)
-        common = next((i for i, (a, b) in enumerate(zip(one[::-1], other[::-1], strict=False)) if a != b), 0)
-        for token in one[len(one) - common :]:
-            if token in special:
-                return token
-    if tokenizer.eos_token_id is None:
-        raise ValueError(
-            "neither the chat template nor the tokenizer has a token that ends a response, so no answer could end; "
-            "set tokenizer.eos_token."
-        )
-    return tokenizer.eos_token_id

@@ -10,10 +10,9 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from launching import surroundings
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from hf_select import demo
-from hf_select.training import irft_trainer
 from hf_select.training.irft_config import IRFTConfig
 from hf_select.training.irft_trainer import IRFTTrainer
 from hf_select.training.pairs import StageFolder
@@ -47,7 +46,7 @@ def kill_at(where: str) -> None:
         IRFTTrainer._reference_log_probabilities = die_second
     elif where == "training":
 
-        class Dying(irft_trainer.TrainerCallback):
+        class Dying(TrainerCallback):
             def on_step_end(self, args, state, control, **kwargs):
                 if state.global_step == 5 and last:
                     die()

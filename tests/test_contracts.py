@@ -6,6 +6,7 @@ import pytest
 from adapters import train_adapter
 from contracts import check_scorer, check_selector
 from datasets import Dataset
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_select import (
     DEITA,
@@ -19,6 +20,7 @@ from hf_select import (
     Perplexity,
     Random,
     RDSPlus,
+    Reward,
     RoundRobin,
     Sample,
     SelectIT,
@@ -52,6 +54,17 @@ def embedding(model: str, **settings) -> Embedding:
     return Embedding(str(folder), **settings).fit(QUERIES["a"])
 
 
+def reward(model: str, pads: bool, **settings) -> Reward:
+    folder = Path(model).parent / f"reward_{pads}"
+    if not folder.exists():
+        classifier = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1)
+        if not pads:
+            classifier.config.pad_token_id = None
+        classifier.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+    return Reward(str(folder), **settings)
+
+
 SCORERS = {
     "dsir": lambda model: DSIR(buckets=64).fit(QUERIES, pool=POOL),
     "dsir_one": lambda model: DSIR(per_ngram=True).fit(QUERIES["a"], pool=POOL),
@@ -74,6 +87,8 @@ SCORERS = {
     "perplexity_response": lambda model: Perplexity(model, scope="response", text_format="tulu"),
     "rds": lambda model: rds(model),
     "rds_tulu_response": lambda model: rds(model, text_format="tulu", scope="response", layer=1),
+    "reward": lambda model: reward(model, pads=True),
+    "reward_no_pad": lambda model: reward(model, pads=False, tokens_per_batch=100),
     "selectit": lambda model: SelectIT(model),
     "selectit_token": lambda model: SelectIT(model, level="token", seed=3),
     "selectit_repo": lambda model: SelectIT(model, mode="repo", details=True),

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,6 +15,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, Trainer
 from trl import DPOConfig, DPOTrainer
 
+from hf_select.formats import response_end
 from hf_select.training.answering import weights_digest
 from hf_select.training.irft_config import IRFTConfig
 from hf_select.training.irft_trainer import IRFTTrainer
@@ -24,7 +26,6 @@ from hf_select.training.pairs import (
     REJECTED,
     encode_demonstrations,
     length_auc,
-    response_end,
     stream_seed,
 )
 from hf_select.training.resuming import last_whole_checkpoint
@@ -339,8 +340,8 @@ def test_optimizer_and_schedule_begin_anew_with_a_stage_or_do_not(irft, model_pa
     def watch(trainer):
         forget = trainer._begin
 
-        def begin(number):
-            forget(number)
+        def begin(number, fresh):
+            forget(number, fresh)
             seen.append(len(trainer.optimizer.optimizer.state))
 
         trainer._begin = begin
@@ -361,7 +362,10 @@ def test_updates_between_two_generations(n, batch, epochs, updates):
         num_stages=1, data_per_stage="full", mix_last_stage=False, train_batch_size=batch, dataloader_drop_last=False
     )
     args.world_size = args.gradient_accumulation_steps = 1
-    (only,) = IRFTTrainer._planned(SimpleNamespace(args=args, _demonstrations=range(n), _passes=epochs))  # type: ignore
+    trainer: Any = IRFTTrainer.__new__(IRFTTrainer)
+    trainer.args, trainer._demonstrations = args, range(n)
+    args.num_train_epochs = epochs
+    (only,) = trainer._planned()
     assert epochs * only.updates == updates
 
 
@@ -533,7 +537,7 @@ def test_a_stage_says_what_sets_the_sides_apart(irft, tmp_path):
 
 
 def test_sides_that_length_alone_tells_apart_are_warned_of(irft, monkeypatch):
-    from hf_select.training import irft_trainer
+    from hf_select.training import stages
 
     def one_word(trainer, folder, *_, **__):
         for shard in range(folder.num_shards):
@@ -541,8 +545,8 @@ def test_sides_that_length_alone_tells_apart_are_warned_of(irft, monkeypatch):
         return {}
 
     heard = []
-    monkeypatch.setattr(irft_trainer, "answer_all", one_word)
-    monkeypatch.setattr(irft_trainer.logger, "warning", lambda text, *values: heard.append(text % values))
+    monkeypatch.setattr(stages, "answer_all", one_word)
+    monkeypatch.setattr(stages.logger, "warning", lambda text, *values: heard.append(text % values))
     irft(num_stages=1)
     assert "Length alone tells demonstrations" in heard[-1] and "AUC of 1.00" in heard[-1]
 
@@ -554,7 +558,7 @@ def test_length_auc_by_hand():
 
 
 def test_answers_that_are_their_demonstrations_are_replaced_and_when_all_are_training_stops(irft, monkeypatch, caplog):
-    from hf_select.training import irft_trainer
+    from hf_select.training import stages
 
     def parrot(every):
         def answer_all(trainer, folder, demonstrations, *_, **__):
@@ -566,11 +570,11 @@ def test_answers_that_are_their_demonstrations_are_replaced_and_when_all_are_tra
 
         return answer_all
 
-    monkeypatch.setattr(irft_trainer, "answer_all", parrot(2))
+    monkeypatch.setattr(stages, "answer_all", parrot(2))
     trainer = irft("half", num_stages=1)
     assert said(trainer, "stage/identical") == [8.0] and len(steps(trainer)) == 4, "steps stay as planned"
     assert all(row[CHOSEN] != row[REJECTED] for row in trainer.train_dataset)
-    monkeypatch.setattr(irft_trainer, "answer_all", parrot(1))
+    monkeypatch.setattr(stages, "answer_all", parrot(1))
     with caplog.at_level(logging.WARNING):
         trainer = irft("all", num_stages=1)
     assert trainer.state.global_step == 0
@@ -587,9 +591,9 @@ def test_generation_leaves_mode_cache_checkpointing_and_the_order_of_rows_alone(
     before, seen = torch.get_rng_state(), {}
     begin = trainer._begin
 
-    def watch(number):
+    def watch(number, fresh):
         trainer.model.train()
-        begin(number)
+        begin(number, fresh)
         seen["train"] = trainer.model.training and all(m.training for m in trainer.model.modules())
         seen["checkpointing"] = trainer.model.is_activation_checkpointing
         seen["cache"] = trainer.model.config.use_cache

@@ -36,7 +36,7 @@ class OverRows(Rows):
     """What every command that runs a scorer over a dataset is told.
 
     Args:
-        scorer: the method: deita, dsir, embedding, ifd, length, less, perplexity, rds, selectit or tfidf.
+        scorer: the method: deita, dsir, embedding, ifd, length, less, perplexity, rds, reward, selectit or tfidf.
         chunk_rows: rows that are processed and written together.
         when_running: what to do if another job is at work in output_dir: refuse, or join it.
     """

@@ -19,6 +19,7 @@ METHODS = {
         "hf_select.training.sft_baseline:SFTBaselineTrainer",
     ),
     "irft": ("hf_select.training.irft_config:IRFTConfig", "hf_select.training.irft_trainer:IRFTTrainer"),
+    "rft": ("hf_select.training.rft_config:RFTConfig", "hf_select.training.rft_trainer:RFTTrainer"),
 }
 
 ONLINE_SCORES = ("loss", "perplexity", "loss_change", "gradients")
@@ -119,11 +120,11 @@ class Train(Rows):
 
     Args:
         method: sft: supervised, on all rows or on those that the model selects while it trains. irft: reward learning
-            from demonstrations and the model's own answers, in stages (IRFT, SPIN). sft-baseline: supervised, on the
-            tokens that irft trains on.
+            from demonstrations and the model's own answers, in stages (IRFT, SPIN). rft: the same with an explicit
+            reward model and policy gradients. sft-baseline: supervised, on the tokens that irft trains on.
         model: Hub id or path of the causal LM.
-        args: settings of the method's configuration (sft: TRL's SFTConfig; irft: IRFTConfig), e.g. learning_rate=1e-5
-            max_steps=100.
+        args: settings of the method's configuration (sft: TRL's SFTConfig; irft: IRFTConfig; rft: RFTConfig), e.g.
+            learning_rate=1e-5 max_steps=100.
         lora: train a LoRA adapter with these settings of PEFT's LoraConfig, e.g. r=16 lora_alpha=32.
         eval_dataset: rows to measure the loss on; a file, a saved dataset or a Hub id.
     """

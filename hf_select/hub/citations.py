@@ -29,6 +29,12 @@ _PAPERS = {
         "Liu, Liangxin",
         2024,
     ),
+    "2405.17888": (
+        "Getting More Juice Out of the SFT Data: Reward Learning from Human Demonstration Improves SFT for LLM "
+        "Alignment",
+        "Li, Jiaxiang",
+        2024,
+    ),
     "2503.01807": ("Large-Scale Data Selection for Instruction Tuning", "Ivison, Hamish", 2025),
 }
 
@@ -42,6 +48,7 @@ PAPER_OF = {
     "less": "2402.04333",
     "perplexity": "2503.01807",
     "rds": "2503.01807",
+    "reward": "2405.17888",
     "selectit": "2402.16705",
     "Dedup": "2107.06499",
     "FarthestFirst": "1708.00489",

@@ -168,7 +168,7 @@ def load(spec: "CausalLM", rank: int | None) -> LoadedModel:
     tokenizer = spec.tokenizer or spec.model
     if isinstance(tokenizer, str):
         options = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
-        source = _checked(tokenizer)
+        source = checked(tokenizer)
         tokenizer = patiently(lambda: AutoTokenizer.from_pretrained(source, **options), source)
     model = patiently(lambda: _from_pretrained(spec, rank), spec.model) if isinstance(spec.model, str) else spec.model
     if spec.adapter is not None:
@@ -244,14 +244,14 @@ def _from_pretrained(spec: "CausalLM", rank: int | None) -> Any:
             "needs it whole in each process. Score without ZeRO-3: one process a device, or for a large model "
             "device_map=auto (one process over several devices) or quantization=4bit."
         )
-    source = _checked(spec.model)
+    source = checked(spec.model)
     loader: Any = AutoModelForCausalLM
     options: dict[str, Any] = {
         "dtype": spec.dtype,
         "revision": spec.revision,
         "trust_remote_code": spec.trust_remote_code,
         "use_safetensors": True,  # a pickle from outside could run code
-        "device_map": spec.device_map or {"": spec.device or _default_device(rank)},
+        "device_map": spec.device_map or {"": spec.device or default_device(rank)},
     }
     if spec.attn_implementation is not None:
         options["attn_implementation"] = spec.attn_implementation
@@ -279,7 +279,7 @@ def _from_pretrained(spec: "CausalLM", rank: int | None) -> Any:
 def _with_adapter(model: Any, adapter: str) -> Any:
     from peft import PeftModel
 
-    source = _checked(adapter)
+    source = checked(adapter)
     try:
         adapted = PeftModel.from_pretrained(model, source)
     except (RuntimeError, ValueError) as error:
@@ -291,7 +291,7 @@ def _with_adapter(model: Any, adapter: str) -> Any:
     return adapted
 
 
-def _checked(source: str) -> str:
+def checked(source: str) -> str:
     """The path or Hub id to load from. A path that is not there would be taken for a Hub id, with an error about
     authentication."""
     looks_local = source.startswith((".", "/", "~")) or source.count("/") > 1
@@ -300,7 +300,7 @@ def _checked(source: str) -> str:
     return os.path.expanduser(source)
 
 
-def _default_device(rank: int | None) -> str:
+def default_device(rank: int | None) -> str:
     if not torch.accelerator.is_available():
         return "cpu"
     index = int(os.environ.get("LOCAL_RANK", 0)) if rank is None else rank

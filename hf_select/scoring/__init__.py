@@ -9,6 +9,7 @@ SCORERS = {
     "less": "hf_select.scoring.less:LESS",
     "perplexity": "hf_select.scoring.perplexity:Perplexity",
     "rds": "hf_select.scoring.rds:RDSPlus",
+    "reward": "hf_select.scoring.reward:Reward",
     "selectit": "hf_select.scoring.selectit:SelectIT",
     "tfidf": "hf_select.scoring.lexical:TFIDF",
 }

@@ -71,3 +71,18 @@ def renew_zero3_hooks(engine: Any) -> None:
 
     remove_hooks(engine)
     add_hooks(engine)
+
+
+@contextmanager
+def whole_weights() -> Iterator[None]:
+    """Within the block `from_pretrained` gives each process the whole model, also where ZeRO-3 is configured, under
+    which it gives pieces (transformers 5.23: the weak reference `_hf_deepspeed_config_weak_ref` decides)."""
+    from transformers.integrations import deepspeed as home
+
+    integration: Any = home
+    before = integration._hf_deepspeed_config_weak_ref
+    integration._hf_deepspeed_config_weak_ref = None
+    try:
+        yield
+    finally:
+        integration._hf_deepspeed_config_weak_ref = before

@@ -3,15 +3,18 @@
 STAGE/
   manifest.json              what the answers depend on: weights, template, sampling, seed, rows
   generated/part-00000.parquet   answers to the next `rows_per_shard` prompts: token ids, whether the model ended it
-  reference.parquet          log-probabilities of both completions under the reference of the stage
+  reference.parquet          log-probabilities of both completions under the reference of the stage (IRFT)
+  reward/                    the reward while it learns from the stage (RFT)
 
 Every file is written whole or not at all, and a part that is there is never made again. A prompt and its completion
 are cut apart once, here: the ids that the policy answers are the ids that training puts before both completions.
 """
 
 import hashlib
+import json
 import logging
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 PROMPT, CHOSEN, REJECTED = "prompt_ids", "chosen_ids", "rejected_ids"  # the names that TRL's collator reads
 REASON = "demonstration_reason"
+CONVERSATION = "conversation"
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -44,18 +48,24 @@ def encode_demonstrations(
     tokenizer: Any,
     max_length: int,
     max_completion_length: int,
+    room: int = 1,
+    keep: bool = False,
 ) -> dict[str, list[Any]]:
     """For Dataset.map: prompt and completion ids of each row, and the reason why a row cannot be used ("": it can).
 
     The completion is what follows the prompt's ids in the whole row's, up to and with the one token that ends it. A
     demonstration that is longer than an answer may be is not used: cut short it would teach that answers do not end.
+
+    Args:
+        room: tokens that max_length must leave behind a prompt.
+        keep: also keep the conversation, as JSON.
     """
     parsed = conversations(batch)
     rows = [row for row in parsed if isinstance(row, Conversation)]
     prompts = iter(encode_prompts(rows, tokenizer))
     wholes = iter(encode_all(rows, tokenizer, responses=False))
     end = response_end(tokenizer)
-    found: dict[str, list[Any]] = {PROMPT: [], CHOSEN: [], REASON: []}
+    found: dict[str, list[Any]] = {PROMPT: [], CHOSEN: [], REASON: [], **({CONVERSATION: []} if keep else {})}
     for row in parsed:
         prompt, chosen, reason = [], [], ""
         try:
@@ -69,6 +79,8 @@ def encode_demonstrations(
             chosen = _completion(row, prompt, whole.input_ids, end)
             if len(prompt) >= max_length:
                 raise BadRow(f"the prompt alone has max_length = {max_length} tokens or more")
+            if len(prompt) > max_length - room:
+                raise BadRow(f"the prompt leaves less than {room} tokens of max_length = {max_length} for an answer")
             if len(chosen) > min(max_completion_length, max_length - len(prompt)):
                 raise BadRow(
                     f"the response is longer than max_completion_length = {max_completion_length} tokens, or than "
@@ -78,7 +90,18 @@ def encode_demonstrations(
             prompt, chosen, reason = [], [], str(bad)
         for name, value in ((PROMPT, prompt), (CHOSEN, chosen), (REASON, reason)):
             found[name].append(value)
+        if keep:
+            text = "" if reason else json.dumps({"messages": row.messages, "tools": row.tools})  # type: ignore[union-attr]
+            found[CONVERSATION].append(text)
     return found
+
+
+def kept_conversation(text: str, answer: str | None = None) -> Conversation:
+    """The conversation of a row, or its prompt with another answer."""
+    row = Conversation(**json.loads(text))
+    if answer is None:
+        return row
+    return Conversation([*row.messages[:-1], {"role": "assistant", "content": answer}], row.tools)
 
 
 def usable_demonstrations(
@@ -88,6 +111,8 @@ def usable_demonstrations(
     max_completion_length: int,
     num_proc: int | None = None,
     name: str = "train",
+    room: int = 1,
+    keep: bool = False,
 ) -> Dataset:
     """The rows of a dataset that can be used, as `prompt_ids` and `chosen_ids` beside their `row_id` (by default the
     row's number). One warning counts the others and says why.
@@ -103,6 +128,8 @@ def usable_demonstrations(
             "tokenizer": tokenizer,
             "max_length": max_length,
             "max_completion_length": max_completion_length,
+            "room": room,
+            "keep": keep,
         },
         remove_columns=[column for column in dataset.column_names if column != columns.ROW_ID],
         num_proc=num_proc,
@@ -178,6 +205,7 @@ class StageFolder:
                 )
             for stale in (*self.folder.glob("generated/*"), self.folder / "reference.parquet"):
                 stale.unlink(missing_ok=True)
+            shutil.rmtree(self.folder / "reward", ignore_errors=True)
         (self.folder / "generated").mkdir(parents=True, exist_ok=True)
         write_json(path, here)
 

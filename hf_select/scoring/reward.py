@@ -1,0 +1,193 @@
+"""The reward of a row under a reward model: any sequence-classification model with one output.
+
+That is what `RewardTrainer` and `DemonstrationReward` make and what most reward models on the Hub are. The paper on
+reward learning from demonstrations (Li et al. 2024, arXiv:2405.17888) ranks its own demonstrations by such a reward.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hf_select import columns
+from hf_select.formats import BadRow, Conversation, encode_all, response_close
+from hf_select.inference import batching
+from hf_select.inference.batching import OutOfMemory, TokenBudget
+from hf_select.inference.causal_lm import Usage
+from hf_select.inference.loading import checked, default_device, file_stamps, patiently
+from hf_select.scoring.scorer import Scorer
+
+
+@dataclass
+class Reward(Scorer):
+    """The number that a reward model gives to a conversation.
+
+    score = the model's one logit for the conversation under its own chat template (without one, under the Tulu layout)
+
+    Args:
+        reward_model: Hub id or path of a sequence-classification model with one label.
+        revision: branch, tag or commit on the Hub.
+        dtype: as in `from_pretrained`: auto, float32, bfloat16 or float16.
+        device: torch device; by default the accelerator of this process, else cpu.
+        max_length: tokens of a row; a longer one has no score, since the reward of a part is not the row's. By default
+            what the model was built for.
+        tokens_per_batch: tokens, padding included, of one forward pass; halved when memory runs out.
+        trust_remote_code: run model code from the Hub; off unless you have read it.
+    Reads: the whole conversation, which must end with a response.
+    Adds: score_reward (higher = better; no unit: only differences under the same model mean something).
+    Raises: ValueError if the model is not a reward model.
+    Relations: DEITA asks a causal LM for ratings; this asks a model that was trained on comparisons.
+    Reference: Li et al. 2024, arXiv:2405.17888, whose data were the top rows of a set by reward. Their code for it is
+        not published.
+    """
+
+    reward_model: str
+    revision: str | None = None
+    dtype: str = "auto"
+    device: str | None = None
+    max_length: int | None = None
+    tokens_per_batch: int = 16384
+    trust_remote_code: bool = False
+
+    name: ClassVar[str] = "reward"
+    citation: ClassVar[str] = "arXiv:2405.17888"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._model: Any = None
+        self._tokenizer: Any = None
+        self._usage = Usage()
+
+    def load(self, rank: int | None = None) -> None:
+        if self._model is None:
+            self._model, self._tokenizer = load_reward_model(self, rank)
+            self._budget = TokenBudget(self.tokens_per_batch)
+
+    def usage(self) -> dict[str, float]:
+        return vars(self._usage).copy()
+
+    def identity(self) -> dict[str, Any]:
+        where = ("device", "tokens_per_batch")  # they change nothing but the time
+        return {name: value for name, value in super().identity().items() if name not in where}
+
+    def _pickled(self) -> dict[str, Any]:
+        return {**self.settings(), "files": file_stamps(self.reward_model)}
+
+    def measure(self, rows: list[Conversation]) -> list[dict[str, Any] | BadRow]:
+        begin = time.perf_counter()
+        limits = (self.max_length, getattr(self._model.config.get_text_config(), "max_position_embeddings", None))
+        limit = min((n for n in limits if n is not None), default=None)
+        found: list[Any] = list(whole_rows(rows, self._tokenizer))
+        for i, (row, ids) in enumerate(zip(rows, found, strict=True)):
+            if not row.messages or row.messages[-1]["role"] != "assistant":
+                found[i] = BadRow("the row does not end with a response")
+            elif not row.messages[-1]["content"].strip() and not row.messages[-1].get("tool_calls"):
+                found[i] = BadRow("empty response")
+            elif not isinstance(ids, BadRow) and limit is not None and len(ids) > limit:
+                found[i] = BadRow(f"longer than {limit} tokens")
+        fits = [i for i, ids in enumerate(found) if not isinstance(ids, BadRow)]
+        sequences = [found[i] for i in fits]
+
+        def forward(indices: list[int]) -> list[float]:
+            ids, mask = padded([sequences[i] for i in indices], self._model.device)
+            # Where the checkpoint names no padding, the model would read its last token: so it does with a token that
+            # no row of the batch has.
+            config = self._model.config.get_text_config()
+            before = config.pad_token_id
+            if before is None:
+                config.pad_token_id = int(np.setdiff1d(np.arange(len(ids.unique()) + 1), ids.cpu().numpy())[0])
+                ids = ids.masked_fill(mask == 0, config.pad_token_id)
+            else:
+                ids = ids.masked_fill(mask == 0, before)
+            try:
+                with torch.inference_mode():
+                    logits = self._model(input_ids=ids, attention_mask=mask).logits  # (B, 1)
+            finally:
+                config.pad_token_id = before
+            self._usage.processed_tokens += ids.numel()
+            return logits[:, 0].double().tolist()
+
+        for i, value in zip(fits, batching.run([len(s) for s in sequences], self._budget, forward), strict=True):
+            if isinstance(value, OutOfMemory):
+                found[i] = BadRow("out of memory on this row alone; lower max_length")
+            elif not np.isfinite(value):
+                found[i] = BadRow("the reward is not finite")
+            else:
+                found[i] = {columns.score_column(self.name): value}
+        self._usage.sequences += len(sequences)
+        self._usage.tokens += sum(map(len, sequences))
+        self._usage.flops = 2.0 * self._model.num_parameters() * self._usage.processed_tokens
+        self._usage.seconds += time.perf_counter() - begin
+        return found
+
+
+def whole_rows(
+    rows: Sequence[Conversation], tokenizer: Any, ended: Sequence[bool] | None = None
+) -> list["list[int] | BadRow"]:
+    """Token ids of conversations that end with a response, as a reward model reads them.
+
+    Args:
+        ended: whether the response ended by itself; one that was cut stops before what closes it.
+    """
+    close = response_close(tokenizer)
+    found: list[Any] = list(encode_all(list(rows), tokenizer, responses=False))
+    for i, encoded in enumerate(found):
+        if isinstance(encoded, BadRow):
+            continue
+        ids = found[i] = encoded.input_ids
+        whole = ended is None or ended[i]
+        if close and not whole:
+            found[i] = ids[: -len(close)]
+        elif not close and whole and tokenizer.eos_token_id is not None:
+            found[i] = [*ids, tokenizer.eos_token_id]
+    return found
+
+
+def padded(sequences: Sequence[Any], device: Any) -> tuple[Tensor, Tensor]:
+    """(B, T) ids, padded on the right with 0, and their mask."""
+    longest = max(map(len, sequences))
+    ids = np.zeros((2, len(sequences), longest), dtype=np.int64)
+    for b, sequence in enumerate(sequences):
+        ids[0, b, : len(sequence)], ids[1, b, : len(sequence)] = sequence, 1
+    both = torch.from_numpy(ids).to(device)
+    return both[0], both[1]
+
+
+def load_reward_model(spec: Reward, rank: int | None = None) -> tuple[Any, Any]:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    source = checked(spec.reward_model)
+    options = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
+    tokenizer = patiently(lambda: AutoTokenizer.from_pretrained(source, **options), source)
+    try:
+        model, info = patiently(
+            lambda: AutoModelForSequenceClassification.from_pretrained(
+                source,
+                dtype=spec.dtype,
+                use_safetensors=True,
+                device_map={"": spec.device or default_device(rank)},
+                output_loading_info=True,
+                **options,
+            ),
+            source,
+        )
+    except ValueError as error:
+        if "Unrecognized configuration class" not in str(error):
+            raise
+        raise _no_reward_model(spec.reward_model, "transformers knows no classifier of this type") from None
+    if info["missing_keys"]:  # transformers only warns and fills them with random numbers
+        raise _no_reward_model(spec.reward_model, f"its files lack {sorted(info['missing_keys'])[:2]}")
+    if model.config.num_labels != 1:
+        raise _no_reward_model(spec.reward_model, f"it has {model.config.num_labels} labels, not one")
+    return model.eval(), tokenizer
+
+
+def _no_reward_model(name: str, why: str) -> ValueError:
+    return ValueError(
+        f'"{name}" is not a reward model: {why}. Give a sequence-classification model with one label, as '
+        "RewardTrainer makes it."
+    )
