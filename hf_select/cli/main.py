@@ -27,6 +27,7 @@ _COMMANDS = {
     "compare": "hf_select.cli.compare:Compare",
     "join": "hf_select.cli.join:Join",
     "compare-generators": "hf_select.cli.generators:CompareGenerators",
+    "search-mixture": "hf_select.cli.search_mixture:SearchMixture",
     "generate": "hf_select.cli.generate:Generate",
     "mix": "hf_select.cli.mix:Mix",
     "run": "hf_select.cli.recipe:Run",

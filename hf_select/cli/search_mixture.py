@@ -1,0 +1,77 @@
+"""hf-select search-mixture"""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+
+@dataclass(kw_only=True)
+class SearchMixture:
+    """Search the weights of a mixture by small runs and a regression on them, and confirm what is found by further
+    runs. A killed search goes on.
+
+    Args:
+        sources: NAME=FILE_OR_ID, at least two.
+        held_out: rows to measure the loss on, NAME=FILE_OR_ID, several for several domains; each counts as much.
+        output_dir: folder for the runs and result.json.
+        rows: of each mixture that is tried.
+        runs: mixtures that are tried; five for each source are a beginning.
+        draws: dirichlet, around the sources' own sizes, or grid.
+        passes: every run trains as many tokens as so many passes over its rows.
+        seeds: runs of the weights found, of the sources' proportions and of equal shares.
+        seed: of the draws.
+        split: of saved or Hub datasets.
+    """
+
+    sources: dict[str, str]
+    held_out: dict[str, str]
+    output_dir: str
+    rows: int
+    runs: int = 20
+    draws: Literal["dirichlet", "grid"] = "dirichlet"
+    passes: float = 1.0
+    seeds: int = 3
+    seed: int = 0
+    split: str = "train"
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    example: ClassVar[str] = (
+        "hf-select search-mixture --model Qwen/Qwen2.5-0.5B --sources chat=chat.jsonl math=math.jsonl code=code.jsonl "
+        "--held-out mine=held_out.jsonl --rows 1000 --output-dir search"
+    )
+
+    @staticmethod
+    def parts(values: dict[str, Any]) -> list[type]:
+        """Classes whose settings this command takes besides its own."""
+        from hf_select.training.equal_tokens import Recipe
+
+        return [Recipe]
+
+    def run(self) -> None:
+        from hf_select.cli.settings import build
+        from hf_select.cli.table import print_table
+        from hf_select.evaluation.mixture_search import search_mixture
+        from hf_select.mixtures.source import Source
+        from hf_select.reading import read_dataset
+        from hf_select.training.equal_tokens import Recipe
+
+        result = search_mixture(
+            {name: Source(said, split=self.split) for name, said in self.sources.items()},
+            {name: read_dataset(said, self.split) for name, said in self.held_out.items()},
+            build(Recipe, self.settings, "hf-select search-mixture"),
+            self.output_dir,
+            self.rows,
+            self.runs,
+            self.draws,
+            self.passes,
+            self.seeds,
+            self.seed,
+        )
+        print_table(["source", "weight"], [[name, f"{w:.3f}"] for name, w in result["weights"].items()])
+        rows = [[name, f"{value:.4f}"] for name, value in result["confirmed"].items()]
+        print_table(["weights", "result, new seeds"], rows)
+        for name, d in result["differences"].items():
+            print(f"found less {name}: {d['mean']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]")
+        cost = result["cost"]
+        print(f"{result['verdict']}.\n{cost['tokens']:,} tokens, {cost['seconds']:,.0f} s, {cost['flops']:.2e} FLOPs.")
+        shares = " ".join(f"{name}={weight:.3f}" for name, weight in result["weights"].items())
+        print(f"Next: hf-select mix --sources ... --weights {shares} --rows N --output-dir mix")
