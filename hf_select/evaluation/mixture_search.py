@@ -27,11 +27,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from datasets import Dataset
-from scipy.stats import spearmanr
 from tqdm.auto import tqdm
 
 from hf_select.choices import check_choice
@@ -41,6 +40,7 @@ from hf_select.files import read_json, write_json
 from hf_select.inference.causal_lm import CausalLM
 from hf_select.mixtures.mixture import Mixture
 from hf_select.mixtures.source import Source
+from hf_select.selection.combine import rank_correlation
 from hf_select.training.equal_tokens import Recipe, labelled, train_on_tokens
 from hf_select.training.resuming import hold_to
 
@@ -55,7 +55,7 @@ _CONCENTRATION = (0.1, 5.0)
 # k sources, n runs, p terms of the regression
 
 
-def drawn_weights(proportions: Sequence[float], count: int, rng: np.random.Generator) -> np.ndarray:
+def drawn_weights(proportions: Sequence[float] | np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """(count, k) weights that sum to 1: Dirichlet(c k proportions), each with a c of its own."""
     around = np.asarray(proportions, dtype=np.float64)
     around = len(around) * around / around.sum()
@@ -74,14 +74,14 @@ def grid_weights(sources: int, steps: int) -> np.ndarray:
 class Regression:
     """Scheffe's polynomial of a result in the weights.
 
-    left_out: (n,) each run as foretold by all others. rank_correlation: of these with the results (Spearman).
+    left_out: (n,) each run as foretold by all others. rank_correlation: of these with the results (Spearman; None where all are equal).
     skill: 1 - squared error of these over that of the mean of all others; 0 or less foretells nothing.
     """
 
     degree: int
     coefficients: np.ndarray  # (p,)
     left_out: np.ndarray
-    rank_correlation: float
+    rank_correlation: float | None
     skill: float
 
     @classmethod
@@ -113,8 +113,7 @@ class Regression:
         of_mean = (results - results.mean()) * n / (n - 1)
         varied = float((of_mean**2).sum())
         skill = 1 - float(((results - left_out) ** 2).sum()) / varied if varied > 0 else 0.0
-        same = np.ptp(left_out) == 0 or np.ptp(results) == 0
-        rank = 0.0 if same else float(spearmanr(left_out, results).statistic)
+        rank = rank_correlation(left_out, results)
         return cls(degree, coefficients, left_out, rank, skill)
 
     def __call__(self, weights: np.ndarray) -> np.ndarray:
@@ -172,7 +171,7 @@ class _Search:
         for name, said in sources.items():
             source = said if isinstance(said, Source) else Source(said)
             try:
-                there = source.open(stream=False)
+                there = cast(Dataset, source.open(stream=False))
                 source = replace(source, rows=None, tokens=None, weight=1.0, data=there, rename=None)
             except ValueError as error:
                 raise ValueError(f'source "{name}": {error}') from error
