@@ -74,8 +74,9 @@ def grid_weights(sources: int, steps: int) -> np.ndarray:
 class Regression:
     """Scheffe's polynomial of a result in the weights.
 
-    left_out: (n,) each run as foretold by all others. rank_correlation: of these with the results (Spearman; None where all are equal).
-    skill: 1 - squared error of these over that of the mean of all others; 0 or less foretells nothing.
+    left_out: (n,) each run as foretold by all others. rank_correlation: of these with the results (Spearman; None
+    where all are equal). skill: 1 - squared error of these over that of the mean of all others; 0 or less foretells
+    nothing.
     """
 
     degree: int
