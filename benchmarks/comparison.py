@@ -34,6 +34,7 @@ from hf_select.training.warmup import WarmUp
 
 POOL_ROWS, QUERIES, HELD_OUT = 3000, 64, 100
 OF_TARGET = 12  # held-out rows of each target
+LONGEST = 1200  # characters of one: longer rows would lose their answers
 MAX_LENGTH = 512
 
 
@@ -74,7 +75,8 @@ def targeted(data: Path) -> tuple[Dataset, dict[str, Dataset], dict[str, Dataset
         half = len(some) // 2
         target = "super_ni" if name.startswith("task:") else name
         queries[name] = dataset(some[:half][:30])
-        held_out.setdefault(target, []).extend(some[half:][:OF_TARGET])
+        short = [query for query in some[half:] if len(query["prompt"]) + len(query["completion"]) < LONGEST]
+        held_out.setdefault(target, []).extend(short[:OF_TARGET])
         field, wanted = next(iter(some[0]["relevant_strict"].items()))
         keys[f"key_{name}"] = [float(labels[i][field] in wanted) for i in chosen]
     pool = dataset([rows[i] for i in chosen], source=[labels[i]["source"] for i in chosen], **keys)
@@ -165,7 +167,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="what scores")
     parser.add_argument("--trained", help="what is trained on the selections, by default the same")
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--budgets", type=int, nargs="+", default=[50, 100, 200])
+    parser.add_argument("--budgets", type=int, nargs="+", default=[25, 50, 100])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--learning-rate", type=float, default=5e-5)
     args = parser.parse_args()
