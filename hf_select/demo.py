@@ -240,7 +240,8 @@ def train_rater(folder: Path, num_examples: int, steps: int, batch_size: int = 6
     model = tiny_model(tokenizer, seed)
     ids = [torch.tensor(i) for i in tokenizer(examples)["input_ids"]]
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
-    rising = max(0.1, min(1.0, 2 / steps))  # OneCycleLR divides by zero if the rate rises for one step only
+    # OneCycleLR divides by zero if the rate rises for one step only, and falls for none.
+    rising = max(0.1, min(1.0, 2 / steps)) if steps > 1 else 0.1
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps, pct_start=rising)
     generator = torch.Generator().manual_seed(seed)
     losses = []
