@@ -10,6 +10,9 @@ os.environ.update(
     HF_DATASETS_DISABLE_PROGRESS_BARS="1",
 )
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: before torch is loaded
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
