@@ -107,7 +107,8 @@ def train_on_tokens(recipe: Recipe, lm: CausalLM, rows: Dataset, tokens: int, se
     if recipe.accelerate_config is not None:
         from hf_select.training.launched import train_launched
 
-        lm.release()  # the devices are the run's
+        del loaded  # the devices are the run's
+        lm.release()
         lm, figures = train_launched(recipe, rows, tokens, seed)
     else:
         with tempfile.TemporaryDirectory() as folder:
