@@ -93,8 +93,7 @@ def test_budgets_in_tokens_and_answers_in_a_comparison(ground, tmp_path):  # noq
     chosen = sum(sorted(pool["num_tokens"])[:8])
     assert by_rows["short"]["matched"]["baseline"] == f"random ({chosen:,} tokens)"
     text = (tmp_path / "c" / "result.md").read_text()
-    assert "## 200 tokens: right" in text and "higher is better" in text
-    assert f"- short less random ({chosen:,} tokens): " in text
+    assert "200 tokens: right" in text and f"random ({chosen:,} tokens)" in text
 
 
 def test_methods_of_like_length_share_their_baseline(ground, tmp_path, monkeypatch):  # noqa: F811
