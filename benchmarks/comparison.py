@@ -121,7 +121,8 @@ def methods(args: argparse.Namespace, pool: Dataset, folder: Path) -> tuple[Data
                 pool = pool.add_column(name, scores[name].to_pylist())  # type: ignore[call-arg]
         costs[path.name] = (read_json(path / "summary.json") or {})["cost"]
     found = {
-        "ifd": TopK("score_ifd"),
+        "ifd": TopK("score_ifd", at_most=1.0),
+        "ifd, not cut at 1": TopK("score_ifd"),
         "perplexity": TopK("score_perplexity", which="middle"),
         "selectit": TopK("score_selectit"),
         "deita": TopK("score_deita"),
