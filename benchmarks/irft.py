@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -156,6 +157,21 @@ def larger(folder: Path, tokenizer) -> str:  # noqa: ANN001
     return str(folder)
 
 
+def print_peaks(script: str, kinds: Sequence[str], tokenizer: str) -> None:
+    """Peak memory of each kind of run of a script, in a process of its own (its option --memory)."""
+    with tempfile.TemporaryDirectory() as folder:
+        model = larger(Path(folder), AutoTokenizer.from_pretrained(tokenizer))
+        for kind in kinds:
+            command = [sys.executable, script, "--model", model, "--memory", kind]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            told = json.loads(done.stdout.splitlines()[-1])
+            copies = told["MB"] / told["weights"]
+            print(
+                f"{kind}: peak {told['MB']:.0f} MB, {copies:.2f} times the weights ({told['weights']:.0f} MB)",
+                flush=True,
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
@@ -173,17 +189,7 @@ def main() -> None:
     found = generation(args.model, args.prompts)
     ratio = found["one at a time"] / found["in batches"]
     print(f"an answer: {json.dumps(found)}, one at a time takes {ratio:.1f} times as long", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        model = larger(Path(folder), AutoTokenizer.from_pretrained(args.model))
-        for kind in KINDS:
-            command = [sys.executable, __file__, "--model", model, "--memory", kind]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            told = json.loads(done.stdout.splitlines()[-1])
-            copies = told["MB"] / told["weights"]
-            print(
-                f"{kind}: peak {told['MB']:.0f} MB, {copies:.2f} times the weights ({told['weights']:.0f} MB)",
-                flush=True,
-            )
+    print_peaks(__file__, KINDS, args.model)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import random
 import re
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -203,10 +204,10 @@ def measured(model, tokenizer, pairs: list[tuple[int, int]]) -> dict:  # noqa: A
     return found
 
 
-def table(lines: list[dict]) -> None:
+def table(lines: list[dict], methods: Sequence[str]) -> None:
     print("| method | rate | beta | updates | seconds | drawn: right | drawn: form | greedy: right | greedy: form |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    for method in ("pretrained", *METHODS):
+    for method in ("pretrained", *methods):
         some = [line for line in lines if line["method"] == method and line["which"] == "test"]
         if not some:
             continue
@@ -223,27 +224,12 @@ def table(lines: list[dict]) -> None:
     print("\n± is the half width of a 95 % Student interval over the seeds.")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", required=True)
-    parser.add_argument("--base", default="irft_effect_base", help="folder of the pretrained model")
-    parser.add_argument("--steps", type=int, default=3000, help="of pretraining")
-    parser.add_argument("--start", choices=("pretrained", "sft"), default="pretrained")
-    parser.add_argument("--table", action="store_true")
-    args = parser.parse_args()
-    output, base = Path(args.output), Path(args.base)
-    lines = [json.loads(line) for line in output.read_text().splitlines()] if output.exists() else []
-    if args.table:
-        return table(lines)
-    torch.set_num_threads(1)
-    if not (base / "model.safetensors").exists():
-        pretrained(base, args.steps)
-    methods = METHODS
-    if args.start == "sft":
-        methods, first = AFTER_SFT, base.with_name(base.name + "_sft")
-        if not (first / "model.safetensors").exists():
-            run(base, "SFT", 1e-3, None, 0, "test", save=first)
-        base = first
+def read(output: Path) -> list[dict]:
+    return [json.loads(line) for line in output.read_text().splitlines()] if output.exists() else []
+
+
+def kept(output: Path, lines: list[dict], base: Path, run: Callable[..., dict]) -> Callable[..., dict]:
+    """Makes a run that is wanted, or gives the line of one that was made."""
 
     def done(**wanted) -> dict:  # noqa: ANN003
         for line in lines:
@@ -259,10 +245,35 @@ def main() -> None:
         with output.open("a") as file:
             file.write(json.dumps(found) + "\n")
         lines.append(found)
-        short = {name: value for name, value in found.items() if name != "history"}
-        print(json.dumps(short), flush=True)
+        print(json.dumps({name: v for name, v in found.items() if name not in ("history", "course")}), flush=True)
         return found
 
+    return done
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", required=True)
+    parser.add_argument("--base", default="irft_effect_base", help="folder of the pretrained model")
+    parser.add_argument("--steps", type=int, default=3000, help="of pretraining")
+    parser.add_argument("--start", choices=("pretrained", "sft"), default="pretrained")
+    parser.add_argument("--table", action="store_true")
+    args = parser.parse_args()
+    output, base = Path(args.output), Path(args.base)
+    lines = read(output)
+    if args.table:
+        return table(lines, list(METHODS))
+    torch.set_num_threads(1)
+    if not (base / "model.safetensors").exists():
+        pretrained(base, args.steps)
+    methods = METHODS
+    if args.start == "sft":
+        methods, first = AFTER_SFT, base.with_name(base.name + "_sft")
+        if not (first / "model.safetensors").exists():
+            run(base, "SFT", 1e-3, None, 0, "test", save=first)
+        base = first
+
+    done = kept(output, lines, base, run)
     done(method="pretrained", rate=0.0, beta=None, seed=0, which="test")
     for method, grid in methods.items():
         tried = [
@@ -273,7 +284,7 @@ def main() -> None:
         best = max(tried, key=lambda line: line["drawn"]["both"])
         for seed in SEEDS:
             done(method=method, rate=best["rate"], beta=best["beta"], seed=seed, which="test")
-    table(lines)
+    table(lines, list(METHODS))
 
 
 if __name__ == "__main__":

@@ -11,18 +11,14 @@ before it loaded a model.
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
-from pathlib import Path
 
 import psutil
 import torch
 from datasets import Dataset
-from irft import demonstrations, larger
-from transformers import AutoTokenizer
+from irft import demonstrations, print_peaks
 
 from hf_select.training import stages
 from hf_select.training.rft_config import RFTConfig
@@ -144,14 +140,7 @@ def main() -> None:
         seconds = statistics.median(run[name] for run in found)
         ratio = statistics.median(run[name] / run["SFT"] for run in found)
         print(f"{name}: {seconds:.1f} s, {ratio:.2f} times SFT", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        model = larger(Path(folder), AutoTokenizer.from_pretrained(args.model))
-        for kind in KINDS:
-            command = [sys.executable, __file__, "--model", model, "--memory", kind]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            told = json.loads(done.stdout.splitlines()[-1])
-            copies = told["MB"] / told["weights"]
-            print(f"{kind}: peak {told['MB']:.0f} MB, {copies:.2f} times the weights ({told['weights']:.0f} MB)")
+    print_peaks(__file__, KINDS, args.model)
 
 
 if __name__ == "__main__":

@@ -11,26 +11,26 @@ irft_effect.py chose; RFT's rate and beta are chosen here, on problems and a see
 """
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from irft_effect import (
     BATCH,
     CHOOSING,
     SEEDS,
     common,
+    kept,
     measured,
     pretrained,
     problems,
+    read,
     right,
     rows,
     run,
 )
-from scipy.stats import t as student
+from irft_effect import table as side_by_side
 
 from hf_select.training.rft_config import RFTConfig
 from hf_select.training.rft_trainer import RFTTrainer
@@ -85,23 +85,8 @@ def run_rft(base: Path, method: str, rate: float, beta: float, seed: int, which:
 
 
 def table(lines: list[dict]) -> None:
-    print("| method | rate | beta | updates | seconds | drawn: right | drawn: form | greedy: right | greedy: form |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    for method in ("pretrained", *CHOSEN_BEFORE, *STAGES):
-        some = [line for line in lines if line["method"] == method and line["which"] == "test"]
-        if not some:
-            continue
-        cells = [method, str(some[0]["rate"]), str(some[0]["beta"] or ""), str(some[0]["updates"])]
-        cells.append(f"{np.mean([line['seconds'] for line in some]):.0f}")
-        for how, what in (("drawn", "right"), ("drawn", "form"), ("greedy", "right"), ("greedy", "form")):
-            values = 100 * np.array([line[how][what] for line in some])
-            spread = ""
-            if len(values) > 1:
-                half = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-                spread = f" ± {half:.1f}"
-            cells.append(f"{values.mean():.1f}{spread}")
-        print("| " + " | ".join(cells) + " |")
-    print("\n± is the half width of a 95 % Student interval over the seeds.\n")
+    side_by_side(lines, [*CHOSEN_BEFORE, *STAGES])
+    print()
     for line in lines:
         if line["method"] in STAGES and line["which"] == "test":
             first, last = line["course"][0], line["course"][-1]
@@ -123,30 +108,17 @@ def main() -> None:
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
     output, base = Path(args.output), Path(args.base)
-    lines = [json.loads(line) for line in output.read_text().splitlines()] if output.exists() else []
+    lines = read(output)
     if args.table:
         return table(lines)
     torch.set_num_threads(1)
     if not (base / "model.safetensors").exists():
         pretrained(base, args.steps)
 
-    def done(**wanted) -> dict:  # noqa: ANN003
-        for line in lines:
-            if all(line[name] == value for name, value in wanted.items()):
-                return line
-        if wanted["method"] == "pretrained":
-            from transformers import AutoModelForCausalLM, AutoTokenizer
+    def made(base: Path, method: str, **wanted) -> dict:  # noqa: ANN003
+        return (run_rft if method in STAGES else run)(base, method, **wanted)
 
-            model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
-            found = {**wanted, "updates": 0, "seconds": 0.0, **measured(model, tokenizer, problems()[wanted["which"]])}
-        else:
-            found = (run_rft if wanted["method"] in STAGES else run)(base, **wanted)
-        with output.open("a") as file:
-            file.write(json.dumps(found) + "\n")
-        lines.append(found)
-        print(json.dumps({k: v for k, v in found.items() if k not in ("history", "course")}), flush=True)
-        return found
-
+    done = kept(output, lines, base, made)
     done(method="pretrained", rate=0.0, beta=None, seed=0, which="test")
     tried = [done(method="RFT, T = 1", rate=r, beta=b, seed=CHOOSING, which="choosing") for r, b in GRID]
     best = max(tried, key=lambda line: line["drawn"]["both"])

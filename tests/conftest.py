@@ -66,6 +66,16 @@ def rows() -> list[dict]:
 
 
 @pytest.fixture(scope="session")
+def sixteen(rows):
+    """Rows that are whole and short."""
+    from datasets import Dataset
+
+    return Dataset.from_list(
+        [row for row in rows if 0 < len(row["completion"]) < 90 and "<|" not in row["prompt"]][:16]
+    )
+
+
+@pytest.fixture(scope="session")
 def golden() -> Path:
     if not GOLDEN.is_dir():
         pytest.skip("shared/golden is not beside the project: parity with the reference codes is not checked here")

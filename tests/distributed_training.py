@@ -1,12 +1,11 @@
 """What test_distributed.py launches: one training run with selection, whose processes write down what they saw."""
 
-import json
 import os
 import sys
 from pathlib import Path
 
 import torch
-from launching import surroundings
+from launching import report, surroundings
 from test_callback import Collator, pool
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
@@ -61,16 +60,13 @@ def main(kind: str, folder: str, score: str, resume: str = "") -> None:
     callback._by_function = apart
     trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=resume or None)
-    report = {
+    words = {
         **surroundings(trainer),
         "seen": collator.seen,
         "scored": sum(map(len, scoring.seen)),
         "selected": callback.sampler.selected.tolist(),
     }
-    (Path(folder) / f"rank-{trainer.args.process_index}.json").write_text(json.dumps(report))
-    if torch.distributed.is_initialized():  # gloo's threads, left alone, abort one exit in four
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+    report(trainer, Path(folder), words)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,9 @@
 python tests/glan_killed.py OUTPUT_DIR TAXONOMY BASE_URL < seconds
 """
 
-import os
-import signal
 import sys
-import time
+
+from killing import killed_then_finished
 
 from hf_select.generation.glan import GLAN
 from hf_select.generation.server import ServerGenerator
@@ -18,18 +17,4 @@ def run() -> None:
     glan.run(sys.argv[1])
 
 
-killed = 0
-for line in sys.stdin:
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            run()
-            code = 0
-        finally:
-            os._exit(code)
-    time.sleep(float(line))
-    os.kill(child, signal.SIGKILL)
-    killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
-run()
-print(killed)
+killed_then_finished(run)

@@ -7,9 +7,8 @@ import signal
 import sys
 from pathlib import Path
 
-import torch
 from datasets import Dataset
-from launching import surroundings
+from launching import report, surroundings
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from hf_select import demo
@@ -90,15 +89,12 @@ def main(kind: str, folder: str, base: str, where: str = "", **settings) -> None
     tokenizer = AutoTokenizer.from_pretrained(base)
     trainer = IRFTTrainer(model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
     trainer.train(resume_from_checkpoint=kind != "fsdp2")
-    report = {
+    words = {
         **surroundings(trainer),
         "begun_at": trainer._initial_global_step,
         "margins": [entry["rewards/margins"] for entry in trainer.state.log_history if "loss" in entry],
     }
-    (root / f"rank-{trainer.args.process_index}.json").write_text(json.dumps(report))
-    if torch.distributed.is_initialized():  # gloo's threads, left alone, abort one exit in four
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+    report(trainer, root, words)
 
 
 if __name__ == "__main__":

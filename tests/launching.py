@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+import torch
+
 
 # What the two processes of each kind must find themselves to be: see `surroundings`.
 EXPECTED = {
@@ -53,3 +56,22 @@ def launched(kind: str, words: list[str], folder: Path, **environment: str) -> s
             config.write_text(json.dumps(settings))
             command = [*launcher, "--use_deepspeed", "--deepspeed_config_file", str(config), *words]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+
+
+def reported(folder: Path) -> list[dict[str, Any]]:
+    """What the processes of a launched script said with `report`, by rank."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("rank-*.json"))]
+
+
+def report(trainer: Any, folder: Path, words: dict[str, Any]) -> None:
+    """The last thing that a launched script does."""
+    (folder / f"rank-{trainer.args.process_index}.json").write_text(json.dumps(words))
+    if torch.distributed.is_initialized():  # gloo's threads, left alone, abort one exit in four
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+def generated(folder: Path, stage: int) -> list[list[int]]:
+    """The answers of a stage, as token ids."""
+    parts = sorted((folder / "run" / "stages" / f"stage-{stage:02d}" / "generated").glob("part-*.parquet"))
+    return [ids for part in parts for ids in pq.read_table(part).to_pydict()["rejected_ids"]]

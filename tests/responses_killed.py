@@ -4,12 +4,10 @@ one finish.
 python tests/responses_killed.py OUTPUT_DIR DATASET BASE_URL < seconds
 """
 
-import os
-import signal
 import sys
-import time
 
 from datasets import load_dataset
+from killing import killed_then_finished
 
 from hf_select.generation.regenerate import Responses
 from hf_select.generation.server import ServerGenerator
@@ -23,18 +21,4 @@ def run() -> None:
     Responses(models, history="own_history").run(rows, sys.argv[1])
 
 
-killed = 0
-for line in sys.stdin:
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            run()
-            code = 0
-        finally:
-            os._exit(code)
-    time.sleep(float(line))
-    os.kill(child, signal.SIGKILL)
-    killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
-run()
-print(killed)
+killed_then_finished(run)

@@ -7,9 +7,8 @@ import signal
 import sys
 from pathlib import Path
 
-import torch
 from datasets import Dataset
-from launching import surroundings
+from launching import report, surroundings
 from transformers import TrainerCallback
 
 from hf_select import demo
@@ -77,7 +76,7 @@ def main(folder: str, base: str, where: str = "", **settings) -> None:
     trainer = RFTTrainer(base, args=args, train_dataset=Dataset.from_list(rows), callbacks=callbacks)
     trainer.train(resume_from_checkpoint=True)
     history = trainer.state.log_history
-    report = {
+    words = {
         **surroundings(trainer),
         "begun_at": trainer._initial_global_step,
         "course": [[entry["reward"], entry["kl"], entry["grad_norm"]] for entry in history if "loss" in entry],
@@ -85,10 +84,7 @@ def main(folder: str, base: str, where: str = "", **settings) -> None:
         "gaps": [entry["stage/reward_gap_after"] for entry in history if "stage/reward_loss" in entry],
         "reward": sum(p.double().abs().sum().item() for p in trainer.reward.model.parameters()),
     }
-    (root / f"rank-{trainer.args.process_index}.json").write_text(json.dumps(report))
-    if torch.distributed.is_initialized():  # gloo's threads, left alone, abort one exit in four
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+    report(trainer, root, words)
 
 
 if __name__ == "__main__":

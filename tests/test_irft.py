@@ -61,14 +61,6 @@ def model(model_path):
     return AutoModelForCausalLM.from_pretrained(model_path)
 
 
-@pytest.fixture(scope="module")
-def sixteen(rows):
-    """Rows that are whole and short."""
-    return Dataset.from_list(
-        [row for row in rows if 0 < len(row["completion"]) < 90 and "<|" not in row["prompt"]][:16]
-    )
-
-
 @pytest.fixture
 def irft(tmp_path, model, tokenizer, sixteen):
     def make(folder="run", model=model, rows=sixteen, trained=True, trainer=None, **settings):

@@ -4,9 +4,8 @@ import json
 import math
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
-from launching import EXPECTED, launched
+from launching import EXPECTED, generated, launched, reported
 
 
 SCRIPT = Path(__file__).with_name("irft_training.py")
@@ -21,12 +20,7 @@ def run(kind: str, folder: Path, base: str, where: str = "", **settings):
 def ranks(kind: str, folder: Path, base: str, **settings) -> list[dict]:
     done = run(kind, folder, base, **settings)
     assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("rank-*.json"))]
-
-
-def answers(folder: Path, stage: int) -> list[list[int]]:
-    parts = sorted((folder / "run" / "stages" / f"stage-{stage:02d}" / "generated").glob("part-*.parquet"))
-    return [ids for part in parts for ids in pq.read_table(part).to_pydict()["rejected_ids"]]
+    return reported(folder)
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +48,11 @@ def test_two_processes_go_through_two_stages(kind, whole):
     assert found[0]["losses"] == found[1]["losses"]
     assert found[0]["losses"][0] == pytest.approx(math.log(2), abs=1e-4)
     assert found[0]["losses"][3] == pytest.approx(math.log(2), abs=1e-4)
-    assert len({len(ids) for ids in answers(folder, 0)}) > 3, "answers of one length do not try who waits for whom"
+    assert len({len(ids) for ids in generated(folder, 0)}) > 3, "answers of one length do not try who waits for whom"
     # Neither the number of processes nor how the weights are cut changes what is drawn or learnt.
-    assert answers(folder, 0) == answers(apart, 0)
+    assert generated(folder, 0) == generated(apart, 0)
     assert found[0]["losses"][:3] == pytest.approx(alone["losses"][:3], abs=2e-4)
-    if answers(folder, 1) == answers(apart, 1):  # sums in another order may turn a rare draw
+    if generated(folder, 1) == generated(apart, 1):  # sums in another order may turn a rare draw
         assert found[0]["losses"] == pytest.approx(alone["losses"], abs=2e-3)
 
 
@@ -86,6 +80,6 @@ def test_a_run_that_is_killed_and_goes_on_is_the_run_that_was_not(kind, kills, s
     assert found[0]["begun_at"] == 4, "neither the first stage nor the first step of the second is trained again"
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
     for stage in (0, 1):
-        assert answers(tmp_path, stage) == answers(apart, stage)
+        assert generated(tmp_path, stage) == generated(apart, stage)
     assert found[0]["losses"] == pytest.approx(uninterrupted[0]["losses"], abs=1e-6)
     assert found[0]["margins"] == pytest.approx(uninterrupted[0]["margins"], abs=1e-5)

@@ -39,14 +39,6 @@ def config(folder, **settings) -> RFTConfig:
     return RFTConfig(str(folder), **{**base, **settings})
 
 
-@pytest.fixture(scope="module")
-def sixteen(rows):
-    """Rows that are whole and short."""
-    return Dataset.from_list(
-        [row for row in rows if 0 < len(row["completion"]) < 90 and "<|" not in row["prompt"]][:16]
-    )
-
-
 @pytest.fixture
 def rft(tmp_path, model_path, sixteen):
     def make(folder="run", model=model_path, rows=sixteen, trained=True, trainer=None, **settings):

@@ -3,9 +3,8 @@
 import json
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
-from launching import EXPECTED, launched
+from launching import EXPECTED, generated, launched, reported
 from transformers import AutoModelForSequenceClassification
 
 
@@ -20,12 +19,7 @@ def run(kind: str, folder: Path, base: str, where: str = "", **settings):
 def ranks(kind: str, folder: Path, base: str, **settings) -> list[dict]:
     done = run(kind, folder, base, **settings)
     assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("rank-*.json"))]
-
-
-def answers(folder: Path, stage: int) -> list[list[int]]:
-    parts = sorted((folder / "run" / "stages" / f"stage-{stage:02d}" / "generated").glob("part-*.parquet"))
-    return [ids for part in parts for ids in pq.read_table(part).to_pydict()["rejected_ids"]]
+    return reported(folder)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +38,7 @@ def test_two_processes_go_through_two_stages(kind, alone, tmp_path, model_path):
     assert len(found) == 2 and all(rank["world"] == 2 and rank["steps"] == one["steps"] == 12 for rank in found)
     assert all(rank[key] == value for rank in found for key, value in EXPECTED[kind].items()), found[0]
     # What is drawn and learnt does not depend on the number of processes, nor on how the policy is cut.
-    assert answers(tmp_path, 0) == answers(apart, 0)
+    assert generated(tmp_path, 0) == generated(apart, 0)
     assert found[0]["learnt"][0] == pytest.approx(one["learnt"][0], abs=1e-3)
     assert found[0]["reward"] == found[1]["reward"], "each process has learnt another reward"
     assert found[0]["course"] == found[1]["course"]
@@ -64,7 +58,7 @@ def test_a_run_that_is_killed_in_each_phase_is_the_run_that_was_not(alone, tmp_p
             assert json.loads(state.read_text())["done"] == 4
     (found,) = ranks("alone", tmp_path, model_path)
     assert found["begun_at"] == 8, "neither the first stage nor the first updates of the second are made again"
-    assert answers(tmp_path, 1) == answers(apart, 1)
+    assert generated(tmp_path, 1) == generated(apart, 1)
     # What the killed processes had logged came back with the checkpoint.
     assert [value for step in found["course"] for value in step] == pytest.approx(
         [value for step in one["course"] for value in step], rel=1e-4, abs=1e-6

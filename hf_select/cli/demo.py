@@ -3,6 +3,7 @@ selection did to it.
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ class DemoPool:
         if self.answers:
             files["answers.jsonl"] = demo.make_answers(self.answers, {"good": 0.0, "poor": 0.8}, self.seed + 3000)
         for name, lines in files.items():
-            (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+            _write_lines(folder / name, lines)
         # The model learns on other rows: seeds far from the pool's.
         loss = demo.train_rater(folder / "model", num_examples=3000, steps=self.steps, seed=self.seed + 1000)
         if self.encoder:
@@ -118,8 +119,7 @@ class DemoSources:
         folder = Path(self.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         for name, rows in make_sources(self.num_rows, self.seed).items():
-            lines = "".join(json.dumps(row) + "\n" for row in rows)
-            (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+            _write_lines(folder / f"{name}.jsonl", rows)
         print(f"      3 sources of {self.num_rows} rows")
 
 
@@ -188,3 +188,7 @@ class DemoTable:
             "which flatters SelectIT,\n"
             "and one pool proves nothing. 'Damaged' is not the same as 'bad to train on': that only training shows."
         )
+
+
+def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -19,8 +19,6 @@ from hf_select.evaluation.statistics import Difference
 from hf_select.evaluation.tables import RANDOM, UNTRAINED
 
 
-_ALPHA = 0.05
-
 Span = tuple[float, float]  # the lowest and the highest that a number can be; equal where it is known
 
 
@@ -53,10 +51,7 @@ def with_ledger(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def outcome(line: dict[str, Any], lower_is_better: bool) -> str:
-    difference = Difference(**line["difference"])
-    if difference.p_holm > _ALPHA:
-        return "no evidence"
-    return "better" if (difference.mean < 0) == lower_is_better else "worse"
+    return Difference(**line["difference"]).outcome(lower_is_better)
 
 
 def random_curve(result: dict[str, Any], measure: str) -> list[tuple[float, float]]:

@@ -171,12 +171,13 @@ class Comparison:
                 chosen = [select(budget, seed) for seed in range(self.seeds)]
                 matched = None
                 if budget.unit == "rows" and not name.startswith(RANDOM):
-                    matched = self._matched(int(np.nansum(self.lengths[chosen[0].indices])), alike)
+                    tokens = int(np.nansum(self.lengths[chosen[0].indices]))
+                    matched = self._matched(tokens, alike)
                     if matched not in alike:
-                        alike[matched] = tokens = int(np.nansum(self.lengths[chosen[0].indices]))
-                        tokens = min(tokens, int(np.nansum(self.lengths)) - 1)
+                        alike[matched] = tokens
+                        paid = min(tokens, int(np.nansum(self.lengths)) - 1)
                         for seed in range(self.seeds):
-                            found[Cell(matched, str(budget), seed)] = _Rows(Random(seed)(self.pool, tokens=tokens))
+                            found[Cell(matched, str(budget), seed)] = _Rows(Random(seed)(self.pool, tokens=paid))
                 for seed, rows in enumerate(chosen):
                     found[Cell(name, str(budget), seed)] = _Rows(rows, None if matched == RANDOM else matched)
             if self.whole_pool:

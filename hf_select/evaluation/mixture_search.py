@@ -293,8 +293,8 @@ def _verdict(regression: Regression, against: Mapping[str, Any]) -> str:
         said = "the regression foretells left-out runs no better than their mean: the weights found mean nothing"
     else:
         said = f"the regression explains {regression.skill:.0%} of the spread of left-out runs"
-    beaten = [arm for arm, d in against.items() if d.p_holm <= 0.05 and d.mean < 0]
-    worse = [arm for arm, d in against.items() if d.p_holm <= 0.05 and d.mean > 0]
+    beaten = [arm for arm, d in against.items() if d.outcome() == "better"]
+    worse = [arm for arm, d in against.items() if d.outcome() == "worse"]
     if worse:
         return f"{said}; confirmed with new seeds, they are worse than {' and '.join(worse)}: do not use them"
     if beaten:

@@ -10,12 +10,15 @@ are those of Student's t with S - 1 degrees of freedom. Of several methods the p
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import nct
 from scipy.stats import t as student
 
+
+Outcome = Literal["better", "worse", "no evidence"]
 
 _DRAWS = 2000
 _POWER = 0.8
@@ -45,11 +48,17 @@ class Difference:
     seeds: int
     items: int
 
+    def outcome(self, lower_is_better: bool = True, alpha: float = 0.05) -> Outcome:
+        """By the corrected p-value."""
+        if self.p_holm > alpha:
+            return "no evidence"
+        return "better" if (self.mean < 0) == lower_is_better else "worse"
+
     def verdict(self, lower_is_better: bool = True, alpha: float = 0.05) -> str:
-        """In words, by the corrected p-value."""
-        if self.p_holm <= alpha:
-            better = (self.mean < 0) == lower_is_better
-            return f"{'better' if better else 'worse'} than the baseline by {abs(self.mean):.4g}"
+        """The same in words."""
+        outcome = self.outcome(lower_is_better, alpha)
+        if outcome != "no evidence":
+            return f"{outcome} than the baseline by {abs(self.mean):.4g}"
         return f"no evidence of a difference (one of {self.detectable:.2g} would be found in 4 of 5 such studies)"
 
 
