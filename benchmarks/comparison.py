@@ -7,7 +7,7 @@
 corrupted  3,000 of the damaged Alpaca rows, measured on clean rows that are not in the pool; methods that want
            examples are given other clean rows
 targeted   3,000 rows of 17 unnamed sources, measured on held-out rows of each target; methods that want examples are
-           given other rows of the targets, and take turns among them
+           given other rows of the targets, and take turns among them; held-out rows that the pool repeats are left out
 Scores are made once and kept (FOLDER/POOL/scores), and cost what their runs took; the answer key stands beside them
 for what could be reached. Several processes of `compare` share the runs.
 """
@@ -25,7 +25,9 @@ from hf_select import DEITA, IFD, LESS, TFIDF, Embedding, Perplexity, RDSPlus, R
 from hf_select.columns import NUM_TOKENS, SCORE_PREFIX
 from hf_select.evaluation.compare import compare
 from hf_select.files import read_json
+from hf_select.formats import conversations
 from hf_select.scoring.length import Length
+from hf_select.scoring.overlap import QueryOverlap
 from hf_select.selection.combine import WeightedRanks
 from hf_select.selection.dedup import Dedup
 from hf_select.training.equal_tokens import Recipe
@@ -33,7 +35,7 @@ from hf_select.training.warmup import WarmUp
 
 
 POOL_ROWS, QUERIES, HELD_OUT = 3000, 64, 100
-OF_TARGET = 12  # held-out rows of each target
+OF_TARGET = 30  # held-out rows of each target
 LONGEST = 1200  # characters of one: longer rows would lose their answers
 MAX_LENGTH = 512
 
@@ -80,6 +82,11 @@ def targeted(data: Path) -> tuple[Dataset, dict[str, Dataset], dict[str, Dataset
         field, wanted = next(iter(some[0]["relevant_strict"].items()))
         keys[f"key_{name}"] = [float(labels[i][field] in wanted) for i in chosen]
     pool = dataset([rows[i] for i in chosen], source=[labels[i]["source"] for i in chosen], **keys)
+    repeats = QueryOverlap(list(conversations(pool.select_columns(["prompt", "completion"])[:])))
+    for name, some in held_out.items():
+        held_out[name] = [
+            row for row, read in zip(some, conversations(dataset(some)[:]), strict=True) if not repeats(read)
+        ]
     return pool, queries, {name: dataset(some) for name, some in held_out.items()}
 
 

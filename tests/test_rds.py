@@ -186,6 +186,9 @@ def test_near_repeats_are_found_by_their_word_runs():
     assert overlap(row("Tell us", " ".join(f"word{i}" for i in range(30)))) == ""  # half of the runs
     assert overlap(row("", "")) == ""
     assert overlap(Conversation([], text="Another thing")) == "nearly repeats query 0"
+    # A query that holds the whole row and much more has as many runs in common, and comes first.
+    inside = QueryOverlap([row("Go on", f"{long} {long.upper().replace('WORD', 'other')}"), row("Tell me", long)])
+    assert inside(row("Tell us", long)) == "nearly repeats query 1"
 
 
 # ---------------------------------------------------------------------------------------------------------- embeddings

@@ -33,7 +33,8 @@ class QueryOverlap:
             return f"has the prompt of query {query}"
         own = shingles(text_of(row))
         common = Counter(query for shingle in own for query in self.queries_with.get(shingle, ()))
-        for query, count in common.most_common(1):
+        # The query with the most in common need not be the most similar: a short one may be, inside a long one.
+        for query, count in common.most_common():
             if count / (len(own) + len(self.texts[query]) - count) >= self.threshold:
                 return f"nearly repeats query {query}"
         return ""
