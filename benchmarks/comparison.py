@@ -8,12 +8,13 @@ corrupted  3,000 of the damaged Alpaca rows, measured on clean rows that are not
            examples are given other clean rows
 targeted   3,000 rows of 17 unnamed sources, measured on held-out rows of each target; methods that want examples are
            given other rows of the targets, and take turns among them; held-out rows that the pool repeats are left out
-Scores are made once and kept (FOLDER/POOL/scores), and cost what their runs took; the answer key stands beside them
-for what could be reached. Several processes of `compare` share the runs.
+Scores are made once and kept (FOLDER/POOL/scores), and cost what their runs took, LESS's warm-up included; the answer
+key stands beside them for what could be reached. Several processes of `compare` share the runs.
 """
 
 import argparse
 import json
+import os
 import random
 from pathlib import Path
 
@@ -94,7 +95,7 @@ POOLS = {"corrupted": corrupted, "targeted": targeted}
 
 
 def scorers(args: argparse.Namespace, pool: Dataset, queries: dict[str, Dataset], folder: Path):
-    """(name, scorer); those with queries are fitted. LESS's warm-up is part of its cost."""
+    """(name, scorer); those with queries are fitted."""
     yield "length", Length(tokenizer=args.model)
     yield "perplexity", Perplexity(args.model, max_length=MAX_LENGTH)
     yield "ifd", IFD(args.model, max_length=MAX_LENGTH)
@@ -127,6 +128,8 @@ def methods(args: argparse.Namespace, pool: Dataset, folder: Path) -> tuple[Data
             if name.startswith(SCORE_PREFIX) or name == NUM_TOKENS:
                 pool = pool.add_column(name, scores[name].to_pylist())  # type: ignore[call-arg]
         costs[path.name] = (read_json(path / "summary.json") or {})["cost"]
+    for state in sorted((folder / "warm_up").glob("checkpoint-*/trainer_state.json"), key=os.path.getmtime)[-1:]:
+        costs["less"]["flops"] += read_json(state)["total_flos"]
     found = {
         "ifd": TopK("score_ifd", at_most=1.0),
         "ifd, not cut at 1": TopK("score_ifd"),

@@ -210,8 +210,14 @@ def test_embeddings_are_those_of_the_sentence_encoder(model_path, rows, tmp_path
     alone = unit(np.stack([encoder.encode(text) for text in texts]))
     asked = unit(np.stack([encoder.encode("Find: " + text) for text in texts[:3]]))
     np.testing.assert_allclose(scorer(data[:])["embedding_similarities"], alone @ asked.T, atol=1e-5)
+    before = scorer.usage()
     long = scorer({"prompt": ["x"], "completion": ["word " * 400]})
     assert long["embedding_reason"] == ["cut to 256 tokens"]
+    # What is cut off costs nothing, and a table of token vectors is not multiplied with.
+    module = encoder[0].auto_model
+    weights = sum(p.numel() for p in module.parameters()) - module.get_input_embeddings().weight.numel()
+    assert scorer.usage()["tokens"] - before["tokens"] == 256
+    assert scorer.usage()["flops"] - before["flops"] == 2 * weights * 256
 
 
 def test_a_query_that_is_cut_is_said(model_path, caplog):

@@ -3,30 +3,49 @@
 import numpy as np
 import pytest
 
-from hf_select.evaluation.statistics import differences, holm, standard_error
+from hf_select.evaluation.statistics import differences, holm, standard_errors
 
 
-def results(rng, effect=0.0, seeds=5, items=60, of_seed=0.3, of_item=1.0, noise=0.5):
-    """(method, baseline): items differ in difficulty, runs in luck, and methods by the effect."""
-    difficulty = rng.normal(0, of_item, items)
+# Spread of runs, of what the method does to single items, and of both together.
+LUCK_OF_RUNS = {"of_seed": 0.3, "of_item": 0.0, "noise": 0.5}
+ITEMS_DIFFER = {"of_seed": 0.0, "of_item": 0.5, "noise": 0.5}
+BOTH = {"of_seed": 0.1, "of_item": 0.8, "noise": 0.3}
+
+
+def results(rng, effect=0.0, seeds=5, items=60, of_seed=0.3, of_item=0.0, noise=0.5):
+    """(method, baseline): items differ in difficulty and in what the method does to them, runs in luck."""
+    difficulty = rng.normal(0, 1.0, items)
+    helped = effect + rng.normal(0, of_item, items)
 
     def runs(shift):
         return difficulty + shift + rng.normal(0, of_seed, (seeds, 1)) + rng.normal(0, noise, (seeds, items))
 
-    return runs(effect), runs(0.0)
+    return runs(helped), runs(0.0)
 
 
-def test_false_alarms_stay_near_the_nominal_rate_and_planted_effects_are_found():
+@pytest.mark.parametrize("spread", [LUCK_OF_RUNS, ITEMS_DIFFER, BOTH])
+@pytest.mark.parametrize("seeds, low", [(2, 0.0), (3, 0.015), (5, 0.025)])
+def test_false_alarms_stay_near_the_nominal_rate(spread, seeds, low):
+    """Two or three seeds hold the rate by finding less, and five come to it from both sides."""
     rng = np.random.default_rng(0)
     alarms = inside = 0
-    for repeat in range(400):
-        method, baseline = results(rng)
-        found = differences({"m": method}, baseline, seed=repeat)["m"]
+    for _ in range(600):
+        method, baseline = results(rng, seeds=seeds, **spread)
+        found = differences({"m": method}, baseline)["m"]
         alarms += found.p <= 0.05
         inside += found.low <= 0 <= found.high
-    assert 0.02 <= alarms / 400 <= 0.08 and inside == 400 - alarms
-    planted = [differences({"m": m}, b)["m"] for m, b in (results(rng, effect=-1.0) for _ in range(100))]
-    assert sum(d.p <= 0.05 and d.mean < 0 for d in planted) >= 90
+    assert low <= alarms / 600 <= 0.075 and inside == 600 - alarms
+
+
+@pytest.mark.parametrize("spread", [LUCK_OF_RUNS, ITEMS_DIFFER, BOTH])
+def test_planted_effects_are_found_as_often_as_promised(spread):
+    """Three true standard errors are found in about 4 of 5, or fewer where five runs are all that is known of luck."""
+    rng = np.random.default_rng(1)
+    of_seed, of_item, noise = spread.values()
+    error = (2 * of_seed**2 / 5 + of_item**2 / 60 + 2 * noise**2 / 300) ** 0.5
+    found = [differences({"m": m}, b)["m"] for m, b in (results(rng, -3 * error, **spread) for _ in range(300))]
+    seen = np.mean([d.p <= 0.05 and d.mean < 0 for d in found])
+    assert seen >= (0.55 if of_item == 0 else 0.75)
 
 
 def test_the_smallest_difference_that_could_be_seen_is_seen_in_four_of_five():
@@ -37,24 +56,42 @@ def test_the_smallest_difference_that_could_be_seen_is_seen_in_four_of_five():
     assert 0.7 <= np.mean(seen) <= 0.92
 
 
+def test_of_several_methods_only_larger_differences_can_be_seen():
+    rng = np.random.default_rng(4)
+    method, baseline = results(rng)
+    alone = differences({"m": method}, baseline)["m"]
+    among = differences({name: method for name in "mnopq"}, baseline)["m"]
+    assert among.detectable > 1.2 * alone.detectable and among.low == alone.low
+
+
 def test_by_hand():
     baseline = np.zeros((3, 1))
     found = differences({"m": np.array([[-1.0], [-2.0], [-3.0]])}, baseline)["m"]
     assert found.mean == -2 and (found.wins, found.losses, found.seeds, found.items) == (3, 0, 3, 1)
     # Three differences of spread 1: standard error 1 / sqrt(3), t of two degrees of freedom 4.303.
-    assert found.high - found.low == pytest.approx(2 * 4.303 / 3**0.5, rel=0.05)
-    assert found.p == pytest.approx(0.0742, abs=0.01)  # t = 3.464
+    assert found.high - found.low == pytest.approx(2 * 4.3027 / 3**0.5, rel=1e-4)
+    assert found.p == pytest.approx(0.0742, abs=1e-4)  # t = 3.464
     even = differences({"m": baseline}, baseline)["m"]
     assert even.p == 1 and "no evidence" in even.verdict()
 
 
 def test_items_count_as_a_sample_too():
     """One item that is far off is a property of the item, not of the method."""
-    rng = np.random.default_rng(2)
     d = np.zeros((4, 5))
     d[:, 0] = 10
-    assert standard_error(d, rng) == pytest.approx(10 * np.sqrt(4 / 25 / 5) * np.sqrt(4 / 3), rel=0.1)
-    assert standard_error(np.ones((4, 5)), rng) == pytest.approx(0, abs=1e-9)
+    # The items' means are 10, 0, 0, 0, 0: a standard deviation of sqrt(20), of the mean of five sqrt(20 / 5).
+    assert standard_errors(d) == [(0.0, 3.0), (pytest.approx(2.0), pytest.approx(4.0))]
+    assert standard_errors(d.T) == [(pytest.approx(2.0), 4.0), (pytest.approx(2.0), pytest.approx(4.0))]
+    assert [error for error, _ in standard_errors(np.ones((4, 5)))] == [0, 0]
+
+
+def test_mean_squares_by_hand():
+    """2 x 2: the mean 3; seeds' means 2 and 4, items' 2.5 and 3.5; left are 0.5 and -0.5."""
+    d = np.array([[2.0, 2.0], [3.0, 5.0]])
+    ms_seeds, ms_items, ms_rest = 2 * (1 + 1), 2 * (0.25 + 0.25), 4 * 0.25
+    both = ms_seeds + ms_items - ms_rest
+    degrees = both**2 / (ms_seeds**2 + ms_items**2 + ms_rest**2)
+    assert standard_errors(d) == [(pytest.approx((4 / 4) ** 0.5), 1.0), (pytest.approx(1.0), max(1.0, degrees))]
 
 
 def test_holm():

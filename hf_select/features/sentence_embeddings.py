@@ -4,6 +4,7 @@ The RDS+ study (arXiv:2503.01807) runs GTR-T5-base and NV-Embed-v2 as baselines:
 and end tokens, cosine similarity, an instruction before the queries only.
 """
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from hf_select.features import Feature
 from hf_select.formats import BadRow, Conversation
+from hf_select.inference.causal_lm import Usage
 from hf_select.inference.loading import file_stamps
 
 
@@ -34,12 +36,18 @@ class SentenceEmbeddings:
 
     def __post_init__(self) -> None:
         self._encoder: Any = None
+        self._usage = Usage()
+
+    @property
+    def usage(self) -> Usage:
+        return self._usage
 
     def __getstate__(self) -> dict[str, Any]:
         return {**{k: v for k, v in vars(self).items() if not k.startswith("_")}, "files": file_stamps(self.model)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update({key: value for key, value in state.items() if key != "files"}, _encoder=None)
+        vars(self).update({key: value for key, value in state.items() if key != "files"})
+        self.__post_init__()
 
     def identity(self) -> dict[str, Any]:
         """What the vectors of rows depend on: not the queries' instruction, the device or the batches."""
@@ -69,23 +77,34 @@ class SentenceEmbeddings:
     def __call__(self, rows: list[Conversation], queries: bool = False) -> list[Feature | BadRow]:
         if not rows:
             return []
-        encoder = self.load()
+        encoder, begin = self.load(), time.perf_counter()
         texts = [tulu_text(row) for row in rows]
         prompt = self.query_instruction if queries else None
         vectors = encoder.encode(
             texts, prompt=prompt, batch_size=self.batch_size, show_progress_bar=False, convert_to_numpy=True
         )
-        limit = encoder.max_seq_length
-        lengths = [0] * len(texts)
-        if limit is not None:
+        limit, lengths = encoder.max_seq_length, [0] * len(texts)
+        if callable(getattr(encoder, "tokenizer", None)):  # a table of word vectors has one that is not
             whole = encoder.tokenizer([(prompt or "") + text for text in texts], truncation=False, verbose=False)
             lengths = [len(ids) for ids in whole["input_ids"]]
+        self._count([n if limit is None else min(n, limit) for n in lengths], time.perf_counter() - begin)
         return [
             Feature(np.asarray(vector, dtype=np.float32), f"cut to {limit} tokens" if limit and n > limit else "")
             if np.isfinite(vector).all()
             else BadRow("the embedding is not finite")
             for vector, n in zip(vectors, lengths, strict=True)
         ]
+
+    def _count(self, lengths: list[int], seconds: float) -> None:
+        """Padding, which the library adds to rows sorted by length, is not seen."""
+        looked_up = getattr(getattr(self._encoder[0], "auto_model", None), "get_input_embeddings", lambda: None)()
+        weights = sum(p.numel() for p in self._encoder.parameters())
+        weights -= sum(p.numel() for p in looked_up.parameters()) if looked_up is not None else 0
+        self._usage.sequences += len(lengths)
+        self._usage.tokens += sum(lengths)
+        self._usage.processed_tokens += sum(lengths)
+        self._usage.seconds += seconds
+        self._usage.flops += 2.0 * weights * sum(lengths)
 
 
 def tulu_text(row: Conversation) -> str:

@@ -292,8 +292,8 @@ def _finish(job: ChunkedJob) -> None:
 
 
 def _usage(featurizer: Any) -> dict[str, float]:
-    lm = getattr(featurizer, "lm", None)
-    return vars(lm.usage).copy() if lm is not None else {}
+    usage = getattr(getattr(featurizer, "lm", featurizer), "usage", None)
+    return vars(usage).copy() if usage is not None else {}
 
 
 def _probe(featurizer: Any) -> dict[str, Any]:

@@ -51,6 +51,9 @@ class Embedding(Similarity):
     def load(self, rank: int | None = None) -> None:
         self.featurizer.load(rank)
 
+    def usage(self) -> dict[str, float]:
+        return vars(self.featurizer.usage).copy()
+
     def identity(self) -> dict[str, Any]:
         where = ("device", "batch_size")  # they change nothing but the time
         return {name: value for name, value in super().identity().items() if name not in where}
