@@ -23,15 +23,30 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
 
 from hf_select import IFD, CausalLM, DataSelectionCallback, TopK
 from hf_select.training import online_scores
-from hf_select.training.equal_tokens import UntilTokens
 
 
 HELD_OUT, QUERIES = 400, 64
+
+
+class UntilTokens(TrainerCallback):
+    """Ends a run after its tokens; until then the rate falls from its highest to zero with the tokens that are left.
+    Which rows it will read is not known beforehand, as it is in hf_select.training.equal_tokens."""
+
+    def __init__(self, tokens: int):
+        self.tokens, self.seen = tokens, 0
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        for group in kwargs["optimizer"].param_groups:
+            group["lr"] = args.learning_rate * max(0.0, 1 - self.seen / self.tokens)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.seen = state.num_input_tokens_seen
+        control.should_training_stop = self.seen >= self.tokens
 
 
 def read(path: Path) -> list[dict]:

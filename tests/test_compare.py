@@ -2,15 +2,21 @@
 
 import json
 import random
+import signal
+import subprocess
+import sys
+import threading
 
+import numpy as np
 import pytest
 from datasets import Dataset
 
-from hf_select import TopK, demo
+from hf_select import CausalLM, TopK, demo
 from hf_select.cli.main import main
 from hf_select.evaluation.compare import compare
+from hf_select.evaluation.measures import HeldOutLoss
 from hf_select.evaluation.tables import UNTRAINED, Cell, tables
-from hf_select.training.equal_tokens import Recipe
+from hf_select.training.equal_tokens import Recipe, dealt, labelled, planned, train_on_tokens
 
 
 def rows_of(kind: str, count: int, seed: int) -> list[dict]:
@@ -65,8 +71,10 @@ def test_a_planted_selection_is_found_better_and_noise_worse(compared):
     assert lines["planted"]["difference"]["wins"] == 4 and lines["worst"]["difference"]["losses"] == 4
     assert lines["planted"]["mean"] < lines["random"]["mean"] < lines["worst"]["mean"] < lines[UNTRAINED]["mean"]
     assert lines["planted"]["verdict"].startswith("better") and lines[UNTRAINED]["verdict"].startswith("worse")
-    tokens = {name: line["tokens"] for name, line in lines.items() if "tokens" in line}
-    assert max(tokens.values()) - min(tokens.values()) <= 4 * 64
+    trained = [json.loads(path.read_text()) for path in (folder / "cells").rglob("24-rows*.json")]
+    longest = max(record["tokens_within"] for record in trained)
+    assert 0 < longest <= 32 and {abs(r["tokens"] - r["tokens_wanted"]) <= longest for r in trained} == {True}
+    assert {record["steps"] for record in trained} == {60}, "10 passes over 24 rows, 4 a step, whatever their length"
     assert lines["planted"]["selecting"] and lines["random"]["rows"] == 24
     text = (folder / "result.md").read_text()
     assert "| planted |" in text and "](pictures/" in text and "planted" in (folder / "result.html").read_text()
@@ -115,12 +123,16 @@ def test_what_cannot_be_compared_is_refused(compared, ground, tmp_path, monkeypa
         launched.setenv("ACCELERATE_USE_FSDP", "true")
         with pytest.raises(ValueError, match="launched one by one"):
             compare(pool, methods, {"sums": held_out}, recipe, tmp_path / "o", [8])
+    with pytest.raises(ValueError, match="would have no folder of its own"):
+        compare(pool, {**methods, "Planted": TopK("good")}, {"sums": held_out}, recipe, tmp_path / "o", [8])
+    with pytest.raises(ValueError, match="must be a datasets.Dataset"):
+        compare(pool, methods, {"sums": list(held_out)}, recipe, tmp_path / "o", [8])
     assert not (tmp_path / "o").exists()
 
 
 def test_unequal_tokens_are_refused():
     def record(tokens):
-        return {"tokens": tokens, "tokens_wanted": 1000, "step_tokens": 100, "values": {"d": [1.0]}}
+        return {"tokens": tokens, "tokens_wanted": 1000, "tokens_within": 100, "values": {"d": [1.0]}}
 
     cells = {Cell("random", "8 rows", s): record(1050) for s in (0, 1)}
     cells |= {Cell("m", "8 rows", s): record(1050 + 150 * s) for s in (0, 1)}
@@ -138,6 +150,100 @@ def test_overlap_with_the_pool_and_rows_out_of_reach_are_said(ground, tmp_path, 
     )  # fmt: skip
     assert result["overlap"]["sums"] >= 1 and 'rows of the pool repeat rows that "sums" measures on' in caplog.text
     assert result["budgets"]["8 rows"]["sums"]["half"]["could_choose_from"] == 40
+
+
+def test_a_plan_has_its_tokens_and_its_steps():
+    lengths = [3, 40, 7, 12, 5, 25, 9, 30]
+    for tokens, steps in ((131, 8), (500, 20), (60, 3), (1000, 7)):
+        plan = planned(lengths, tokens, steps, seed=0)
+        read = [row for rows in plan for row in rows]
+        of_steps = [sum(lengths[row] for row in rows) for rows in plan]
+        assert abs(sum(of_steps) - tokens) <= max(lengths) / 2
+        assert len(plan) <= steps and max(of_steps) <= tokens / steps + max(lengths)
+        often = [read.count(row) for row in range(8)]
+        assert max(often) - min(often) <= 1, "a row came again before all others had come"
+        assert plan == planned(lengths, tokens, steps, seed=0) != planned(lengths, tokens, steps, seed=1)
+    assert len(planned([10] * 8, 80, 4, 0)) == 4 and {len(rows) for rows in planned([10] * 8, 160, 4, 0)} == {4}
+    assert planned([100], 10, 2, 0) == [[0]], "one row at least"
+
+
+def test_shares_of_a_step_are_even():
+    lengths = [3, 40, 7, 12, 5, 25, 9, 30]
+    shares = dealt(range(8), lengths, 3)
+    assert sorted(row for share in shares for row in share) == list(range(8))
+    of_shares = [sum(lengths[row] for row in share) for share in shares]
+    assert max(of_shares) - min(of_shares) <= 9
+    assert dealt([1], lengths, 3) == [[1], [], []]
+
+
+def test_shares_of_a_step_change_nothing(ground):
+    """The loss is the mean over the step's response tokens, in one forward pass or in many, some of them empty."""
+    pool, held_out, recipe = ground
+    lm = CausalLM(recipe.model, dtype="float32")
+    rows, _, _ = labelled(lm, pool.select(range(6)), "chat", 64)
+    measure = HeldOutLoss(held_out)
+    whole, one_by_one, empty = (
+        measure(train_on_tokens(Recipe(**{**vars(recipe), **how}), lm_, rows, 400, 12, 0).lm)
+        for how, lm_ in (
+            ({}, CausalLM(recipe.model, dtype="float32")),
+            ({"rows_per_batch": 1}, CausalLM(recipe.model, dtype="float32")),
+            ({"rows_per_step": 9, "rows_per_batch": 1}, CausalLM(recipe.model, dtype="float32")),
+        )
+    )
+    np.testing.assert_allclose(one_by_one, whole, atol=1e-4)
+    np.testing.assert_allclose(empty, whole, atol=1e-4)
+    assert np.abs(np.subtract(measure(lm), whole)).max() > 0.1, "nothing was learned"
+
+
+def test_rows_that_cannot_be_trained_on_are_in_no_budget(ground, tmp_path, caplog, monkeypatch):
+    """Half of the rows end with the user's turn and one cannot be read: random draws are from the others alone."""
+    from hf_select.evaluation import compare as module
+
+    _, held_out, recipe = ground
+    turns = [[{"role": "user", "content": r["prompt"]}, {"role": "assistant", "content": r["completion"]}]
+             for r in rows_of("good", 24, 5)]  # fmt: skip
+    turns[0][1]["content"] = "so many words " * 40
+    rows = [{"messages": turn if i % 2 == 0 else turn[:1], "mark": float(i)} for i, turn in enumerate(turns)]
+    pool = Dataset.from_list([*rows, {"messages": None, "mark": 99.0}])
+    wanted = {}
+    monkeypatch.setattr(module.Comparison, "_make", lambda self, cells: wanted.update(cells))
+    with pytest.raises(KeyError):  # there are no runs to make a table of
+        compare(pool, {"m": TopK("mark")}, {"d": held_out}, recipe, tmp_path / "c", [12], seeds=2)
+    assert (
+        "12 rows of the pool cannot be trained on and are left out: no token of the response is left to learn"
+        in caplog.text
+    )
+    assert {len(rows.selection) for cell, rows in wanted.items() if cell.method in ("random", "m")} == {12}
+    with pytest.raises(ValueError, match="budget 13 rows: the pool has 12 rows to train on"):
+        compare(pool, {"m": TopK("mark")}, {"d": held_out}, recipe, tmp_path / "c", [13], seeds=2)
+    # What is cut off is not trained and counts for nothing: the long row has 64 tokens.
+    with pytest.raises(ValueError, match=r"the pool has (\d+) tokens to train on") as error:
+        compare(pool, {"m": TopK("mark")}, {"d": held_out}, recipe, tmp_path / "c", ["5000 tokens"], seeds=2)
+    lm = CausalLM(recipe.model, dtype="float32")
+    known, _, cut = labelled(lm, pool.select(range(24)), "chat", 64)
+    assert cut.total() == 1 and f"has {sum(map(len, known['input_ids'])):,} tokens" in str(error.value)
+
+
+def test_a_run_of_a_killed_process_is_taken_over(compared, ground):
+    """The killed one leaves its lock's file behind; the lock itself is gone with it."""
+    pool, held_out, recipe = ground
+    folder, methods, settings, _ = compared
+    cell = folder / "cells/planted/24-rows-seed-2.json"
+    cell.unlink()
+    code = f"from filelock import FileLock; import time; FileLock({str(cell.with_suffix('.lock'))!r}).acquire(); "
+    child = subprocess.Popen([sys.executable, "-c", f"{code}print('held', flush=True); time.sleep(600)"],
+                             stdout=subprocess.PIPE, text=True)  # fmt: skip
+    assert child.stdout is not None and child.stdout.readline() == "held\n"
+    threading.Timer(3.0, child.kill).start()
+    compare(pool, methods, {"sums": held_out}, recipe, folder, [24], **settings)
+    assert child.wait() == -signal.SIGKILL and cell.exists()
+
+
+def test_a_run_that_diverged_is_named(ground, tmp_path):
+    pool, held_out, recipe = ground
+    wild = Recipe(**{**vars(recipe), "learning_rate": 1e38})
+    with pytest.raises(ValueError, match='measure "sums" of "random" \\(8 rows, seed 0\\).*diverged'):
+        compare(pool, {"m": TopK("good")}, {"sums": held_out}, wild, tmp_path / "w", [8], seeds=2)
 
 
 @pytest.mark.slow

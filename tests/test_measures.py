@@ -61,7 +61,7 @@ def test_answers_are_checked_against_the_rows_own(ground):  # noqa: F811
     lm = CausalLM(recipe.model, dtype="float32")
     known, _, _ = labelled(lm, rows, "chat", 64)
     assert CheckableAnswers(rows, max_new_tokens=12)(lm) == [0.0, 0.0]
-    trained = train_on_tokens(Recipe(recipe.model, learning_rate=1e-2, rows_per_step=2), lm, known, 9000, 0).lm
+    trained = train_on_tokens(Recipe(recipe.model, learning_rate=1e-2, rows_per_step=2), lm, known, 9000, 240, 0).lm
     other = Dataset.from_list([*rows, {"prompt": "Add 3 and 1.", "completion": "I say 99"}])
     for final in ("number", "text", "contains"):
         assert CheckableAnswers(other, final, max_new_tokens=12)(trained) == [1.0, 1.0, 0.0], final
@@ -103,14 +103,16 @@ def test_methods_of_like_length_share_their_baseline(ground, tmp_path, monkeypat
     pool, held_out, recipe = ground
     wanted = {}
     monkeypatch.setattr(module.Comparison, "_make", lambda self, cells: wanted.update(cells))
-    pool = pool.add_column("num_tokens", [10 + (i % 2) * 30 for i in range(len(pool))])
+    pool = pool.map(lambda row, i: {"completion": f"{i} ".ljust(3) + "and " * (2 + i % 2 * 20)}, with_indices=True)
+    pool = pool.add_column("num_tokens", [1] * len(pool))  # of another tokenizer: counted anew
     pool = pool.add_column("a", [float(i % 2) * 100 + i for i in range(len(pool))])
     pool = pool.add_column("b", [float(i % 2) * 100 - i for i in range(len(pool))])
     with pytest.raises(KeyError, match="values"):  # there are no runs to make a table of
         compare(pool, {"a": TopK("a"), "b": TopK("b")}, {"d": held_out}, recipe, tmp_path / "c", [10], seeds=2)
     names = {cell.method for cell in wanted}
-    assert names == {"untrained", "random", "longest", "a", "b", "random (400 tokens)"}
-    assert {rows.matched_by for cell, rows in wanted.items() if cell.method in "ab"} == {"random (400 tokens)"}
+    (matched,) = names - {"untrained", "random", "longest", "a", "b"}
+    assert matched.startswith("random (") and matched.endswith(" tokens)")
+    assert {rows.matched_by for cell, rows in wanted.items() if cell.method in "ab"} == {matched}
 
 
 @pytest.mark.slow
@@ -181,9 +183,9 @@ def test_a_launched_run_is_that_of_one_process(ground, tmp_path, monkeypatch, lo
     lm = CausalLM(recipe.model, dtype="float32")
     rows, _, _ = labelled(lm, pool.select(range(4)), "chat", 64)
     base = Recipe(recipe.model, learning_rate=3e-3, rows_per_step=4, max_length=64, lora_r=lora_r)
-    one = train_on_tokens(base, lm, rows, 600, seed=1)
+    one = train_on_tokens(base, lm, rows, 600, 8, seed=1)
     both = Recipe(**{**vars(base), "accelerate_config": str(tmp_path / "two.yaml")})
-    two = train_on_tokens(both, CausalLM(recipe.model, dtype="float32"), rows, 600, seed=1)
+    two = train_on_tokens(both, CausalLM(recipe.model, dtype="float32"), rows, 600, 8, seed=1)
     assert (one.processes, two.processes) == (1, 2)
     assert (one.tokens, one.steps, one.flops) == (two.tokens, two.steps, two.flops)
     measure = HeldOutLoss(held_out)
@@ -193,7 +195,7 @@ def test_a_launched_run_is_that_of_one_process(ground, tmp_path, monkeypatch, lo
         np.testing.assert_allclose(measure(two.lm), after, atol=1e-4)
     with pytest.raises(RuntimeError, match="cannot be shared by 2 processes"):
         odd = Recipe(**{**vars(both), "rows_per_step": 3})
-        train_on_tokens(odd, CausalLM(recipe.model, dtype="float32"), rows, 600, seed=1)
+        train_on_tokens(odd, CausalLM(recipe.model, dtype="float32"), rows, 600, 8, seed=1)
 
 
 @pytest.mark.slow

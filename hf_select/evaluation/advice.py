@@ -278,7 +278,7 @@ def _besides(result: dict[str, Any], scorer: str) -> list[str]:
     source = result["source"]
     if source is not None and source[scorer]["low"] >= TELLS_SOURCES:
         found.append(
-            f"the scores mostly tell sources apart ({_shown(source['large'])} of the variance of ranks lies between "
+            f"the scores mostly tell sources apart ({_shown(source[scorer])} of the variance of ranks lies between "
             f"the {source['distinct']} of {result['settings']['source_column']}): choose among sources, or within each"
         )
     training = result["cost"]["training"]

@@ -21,11 +21,13 @@ by itself (Recipe.accelerate_config).
 import contextlib
 import functools
 import hashlib
+import json
 import logging
 import os
 import re
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,16 +41,17 @@ from tqdm.auto import tqdm
 from hf_select import columns
 from hf_select.evaluation.break_even import with_ledger
 from hf_select.evaluation.measures import Measure, as_measures
-from hf_select.evaluation.tables import MATCHED, RANDOM, UNTRAINED, Cell, tables
-from hf_select.files import read_json, write_json
+from hf_select.evaluation.tables import MATCHED, RANDOM, TOGETHER, UNTRAINED, Cell, tables
+from hf_select.files import read_json, write_json, written_whole
+from hf_select.formats import BadRow, conversations
 from hf_select.inference.causal_lm import CausalLM
+from hf_select.inference.loading import file_stamps
 from hf_select.inference.pool import readable
 from hf_select.reports.comparison import comparison_report
-from hf_select.scoring.length import Length
 from hf_select.scoring.overlap import rows_that_repeat
 from hf_select.selection.baselines import Longest, Random
 from hf_select.selection.selection import Selection
-from hf_select.training.equal_tokens import Recipe, labelled, train_on_tokens
+from hf_select.training.equal_tokens import Recipe, labelled, train_on_tokens, with_responses
 from hf_select.training.resuming import hold_to
 
 
@@ -100,7 +103,7 @@ class Comparison:
     costs: Mapping[str, Mapping[str, float]]
 
     def __post_init__(self) -> None:
-        if torch.cuda.device_count() > 1:
+        if torch.cuda.device_count() > 1 and self.recipe.accelerate_config is None:
             raise ValueError(
                 "one process sees several devices, and a run is trained on one of them: start the command under "
                 "accelerate launch, or show it one (CUDA_VISIBLE_DEVICES=0). A run that needs several devices is "
@@ -114,8 +117,14 @@ class Comparison:
             if budget.unit == "rows" and budget.amount > len(self.pool):
                 raise ValueError(f"budget {budget}: the pool has {len(self.pool)} rows.")
         for name in self.methods:
-            if name in (RANDOM, UNTRAINED) or name.startswith((MATCHED, "whole pool", "longest")):
+            if name in (RANDOM, UNTRAINED, "whole pool", "longest") or name.startswith(MATCHED):
                 raise ValueError(f'"{name}" is a baseline that is there in any case; call the method otherwise.')
+            if not _slug(name) or sum(_slug(other) == _slug(name) for other in self.methods) > 1:
+                raise ValueError(f'"{name}" would have no folder of its own; call the method otherwise.')
+        if TOGETHER in self.measures:
+            raise ValueError(
+                f'"{TOGETHER}" is what all held-out sets together are called; name the measure otherwise.'
+            )
 
     def run(self) -> dict[str, Any]:
         recipe = {name: value for name, value in asdict(self.recipe).items() if name not in _WHERE}
@@ -123,13 +132,15 @@ class Comparison:
         settings = {"recipe": recipe, "passes": self.passes, "measures": measured}
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder.parent / f".{self.folder.name}.lock") as lock:  # processes start at once
-            hold_to(self.folder / "comparison.json", settings, self.pool, "comparison")
+            held = {**settings, "model_files": file_stamps(self.recipe.model)}
+            hold_to(self.folder / "comparison.json", held, self.pool, "comparison")
             Path(lock.lock_file).unlink(missing_ok=True)
-        self.pool = _with_lengths(self.pool, self.recipe)
-        self.lengths = np.asarray(self.pool[columns.NUM_TOKENS], dtype=np.float64)
+        self.pool, left_out = _trainable(self.pool, self.recipe, self.folder / "lengths.npz")
+        self.lengths = np.asarray(self.pool[columns.NUM_TOKENS])
         for budget in self.budgets:
-            if budget.unit == "tokens" and budget.amount >= np.nansum(self.lengths):
-                raise ValueError(f"budget {budget}: the pool has {int(np.nansum(self.lengths)):,} tokens.")
+            there = len(self.pool) if budget.unit == "rows" else int(self.lengths.sum())
+            if budget.amount > there - (budget.unit == "tokens"):
+                raise ValueError(f"budget {budget}: the pool has {there:,} {budget.unit} to train on.")
         overlap = self._overlap()
         wanted = self._wanted()
         self._make(wanted)
@@ -138,7 +149,7 @@ class Comparison:
             cells[cell] = {**(self._record(cell) or {}), "matched_by": rows.matched_by}
         about = {name: {"better": m.better, "unit": m.unit} for name, m in self.measures.items()}
         found = tables(cells, list(self.methods), about, self.costs)
-        result = with_ledger({**found, "overlap": overlap, "settings": settings})
+        result = with_ledger({**found, "overlap": overlap, "left_out": left_out, "settings": settings})
         with FileLock(self.folder / ".result.lock"):  # processes end at once
             write_json(self.folder / "result.json", result)
             comparison_report(result, self.folder)
@@ -166,16 +177,16 @@ class Comparison:
         """Cells with their rows; the untrained model is a cell without."""
         found: dict[Cell, _Rows] = {Cell(UNTRAINED, "", 0): _Rows(None)}
         for budget in self.budgets:
-            alike = {RANDOM: budget.amount * float(np.nanmean(self.lengths))}  # baselines and the tokens they choose
+            alike = {RANDOM: budget.amount * float(self.lengths.mean())}  # baselines and the tokens they choose
             for name, select in self._selectors().items():
                 chosen = [select(budget, seed) for seed in range(self.seeds)]
                 matched = None
                 if budget.unit == "rows" and not name.startswith(RANDOM):
-                    tokens = int(np.nansum(self.lengths[chosen[0].indices]))
+                    tokens = int(self.lengths[chosen[0].indices].sum())
                     matched = self._matched(tokens, alike)
                     if matched not in alike:
                         alike[matched] = tokens
-                        paid = min(tokens, int(np.nansum(self.lengths)) - 1)
+                        paid = min(tokens, int(self.lengths.sum()) - 1)
                         for seed in range(self.seeds):
                             found[Cell(matched, str(budget), seed)] = _Rows(Random(seed)(self.pool, tokens=paid))
                 for seed, rows in enumerate(chosen):
@@ -197,10 +208,12 @@ class Comparison:
     def tokens_for(self, budget: Budget) -> int:
         """Tokens that every run of a budget trains: `passes` over so many tokens, or over so many rows of the pool's
         mean length."""
-        if budget.unit == "tokens":
-            return max(1, round(self.passes * budget.amount))
-        mean = float(np.nanmean(np.minimum(self.lengths, self.recipe.max_length)))
-        return max(1, round(self.passes * budget.amount * mean))
+        tokens = budget.amount if budget.unit == "tokens" else budget.amount * float(self.lengths.mean())
+        return max(1, round(self.passes * tokens))
+
+    def steps_for(self, budget: Budget) -> int:
+        """Steps that every run of a budget makes."""
+        return max(1, round(self.tokens_for(budget) / (self.recipe.rows_per_step * float(self.lengths.mean()))))
 
     def _overlap(self) -> dict[str, int]:
         """Rows of the pool that repeat a row that is measured on, by measure."""
@@ -224,25 +237,30 @@ class Comparison:
 
     def _make(self, wanted: Mapping[Cell, "_Rows"]) -> None:
         missing = [cell for cell, rows in wanted.items() if not self._is_done(cell, rows)]
-        for cell in tqdm(missing, desc="compare", unit="run", disable=not missing):
-            path = self._path(cell)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(path.with_suffix(".lock"))
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:  # another process has it in hand
-                continue
-            try:
-                if not self._is_done(cell, wanted[cell]):
-                    write_json(path, self._run_of(cell, wanted[cell].selection))
-            finally:
-                lock.release()
-                path.with_suffix(".lock").unlink(missing_ok=True)
-        while not all(self._is_done(cell, wanted[cell]) for cell in missing):
-            time.sleep(0.5)  # others are at work on the last ones
-            left = [cell for cell in missing if not self._is_done(cell, wanted[cell])]
-            if not any(self._path(cell).with_suffix(".lock").exists() for cell in left):
-                self._make({cell: wanted[cell] for cell in left})
+        with tqdm(total=len(missing), desc="compare", unit="run", disable=not missing) as bar:
+            while missing:
+                for cell in missing:
+                    self._make_one(cell, wanted[cell])
+                    bar.update()
+                missing = [cell for cell in missing if not self._is_done(cell, wanted[cell])]
+                bar.n = bar.total - len(missing)
+                if missing:
+                    time.sleep(0.5)  # others are at work on the last ones
+
+    def _make_one(self, cell: Cell, rows: "_Rows") -> None:
+        path = self._path(cell)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.with_suffix(".lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:  # another process has it in hand
+            return
+        try:
+            if not self._is_done(cell, rows):
+                write_json(path, self._run_of(cell, rows.selection))
+        finally:
+            lock.release()
+            path.with_suffix(".lock").unlink(missing_ok=True)
 
     def _record(self, cell: Cell) -> dict[str, Any] | None:
         return read_json(self._path(cell))
@@ -263,26 +281,28 @@ class Comparison:
         by = f"{socket.gethostname()} {os.getpid()}"
         record: dict[str, Any] = {**asdict(cell), "selection": _Rows(selection).digest(), "by": by}
         if selection is not None:
-            tokens = self.tokens_for(Budget.read(cell.budget))
-            rows, bad, _ = labelled(lm, self.pool.select(selection.indices), "chat", self.recipe.max_length)
-            if not len(rows):
-                raise ValueError(f'none of the rows of "{cell.method}" has a response to train on.')
-            trained = train_on_tokens(self.recipe, lm, rows, tokens, cell.seed)
+            budget = Budget.read(cell.budget)
+            tokens, steps = self.tokens_for(budget), self.steps_for(budget)
+            rows, _, notes = labelled(lm, self.pool.select(selection.indices), "chat", self.recipe.max_length)
+            trained = train_on_tokens(self.recipe, lm, rows, tokens, steps, cell.seed)
             lm = trained.lm
             record |= {name: value for name, value in vars(trained).items() if name != "lm"}
             record |= {
                 "rows": len(rows),
-                "rows_left_out": bad.total(),
+                "rows_cut": notes.total(),
                 "could_choose_from": _could_choose_from(selection),
                 "tokens_wanted": tokens,
-                "step_tokens": self.recipe.rows_per_step * self.recipe.max_length,
+                "tokens_within": max(len(ids) for ids in rows["input_ids"]) / 2,
             }
         record["values"] = {}
         for name, measure in self.measures.items():
+            of = f'measure "{name}" of "{cell.method}" ({cell.budget}, seed {cell.seed})'
             try:
-                record["values"][name] = measure(lm)
+                record["values"][name] = values = measure(lm)
             except ValueError as error:
-                raise ValueError(f'measure "{name}": {error}') from error
+                raise ValueError(f"{of}: {error}") from error
+            if not np.isfinite(values).all():
+                raise ValueError(f"{of} is no number: the run has diverged. Lower the learning rate.")
         return record
 
 
@@ -372,14 +392,29 @@ def _alone() -> Iterator[None]:
         os.environ.update(known)
 
 
-def _with_lengths(pool: Any, recipe: Recipe) -> Any:
-    """The pool with tokens counted, which token-matched baselines and the longest rows need."""
+def _trainable(pool: Any, recipe: Recipe, kept: Path) -> tuple[Any, dict[str, int]]:
+    """The rows that have a response to learn, with the tokens that a run reads of each, and why others are left out.
+    Whatever is drawn is drawn from these: a row that nothing is learned from is no part of a budget."""
+    if kept.exists():
+        found = np.load(kept)
+        lengths, reasons = found["lengths"], json.loads(str(found["reasons"]))
+    else:
+        lm, tokens, bad = CausalLM(recipe.model, dtype="float32"), [], Counter()
+        for batch in readable(pool).iter(batch_size=1000):
+            for row in with_responses(lm, conversations(cast(dict, batch)), "chat", recipe.max_length):
+                tokens.append(0 if isinstance(row, BadRow) else len(row[0].input_ids))
+                bad[str(row)] += isinstance(row, BadRow)
+        lengths, reasons = np.array(tokens), {reason: count for reason, count in bad.most_common() if count}
+        with written_whole(kept) as temporary, open(temporary, "wb") as file:
+            np.savez(file, lengths=lengths, reasons=json.dumps(reasons))
+    for reason, count in reasons.items():
+        logger.warning("%d rows of the pool cannot be trained on and are left out: %s", count, reason)
+    there = np.flatnonzero(lengths)
     if columns.NUM_TOKENS in pool.column_names:
-        return pool
-    counter, counts = Length(tokenizer=recipe.model), []
-    for batch in readable(pool).iter(batch_size=1000):
-        counts += counter(cast(dict, batch))[columns.NUM_TOKENS]
-    return pool.add_column(columns.NUM_TOKENS, counts)
+        pool = pool.remove_columns(columns.NUM_TOKENS)
+    if len(there) < len(pool):
+        pool = pool.select(there)
+    return pool.add_column(columns.NUM_TOKENS, lengths[there].tolist()), reasons
 
 
 def _could_choose_from(selection: Selection) -> int:
@@ -389,4 +424,4 @@ def _could_choose_from(selection: Selection) -> int:
 
 
 def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return re.sub(r"[\W_]+", "-", name.lower()).strip("-")

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, Protocol, cast
 
 import numpy as np
 
+from hf_select.formats import BadRow, conversations
 from hf_select.inference.causal_lm import CausalLM
 from hf_select.inference.pool import pool_fingerprint, readable
 from hf_select.training.equal_tokens import with_responses
@@ -46,6 +47,8 @@ class HeldOutLoss:
     unit: ClassVar[str] = "nats"
 
     def __init__(self, rows: Any, max_length: int | None = None):
+        if not hasattr(rows, "column_names") or not hasattr(rows, "__len__"):
+            raise ValueError(f"held-out rows must be a datasets.Dataset, and not a {type(rows).__name__}.")
         if len(rows) == 0:
             raise ValueError("there is nothing to measure on: the held-out set has no rows.")
         self.rows, self.max_length = rows, max_length
@@ -54,14 +57,18 @@ class HeldOutLoss:
         return {"held-out rows": pool_fingerprint(readable(self.rows)), "max_length": self.max_length}
 
     def __call__(self, lm: CausalLM) -> list[float]:
-        encoded, bad, _ = with_responses(lm, self.rows, "chat", self.max_length)
+        found = with_responses(lm, conversations(self.rows[:]), "chat", self.max_length)
+        encoded = [row[0] for row in found if not isinstance(row, BadRow)]
+        nll = iter(lm.response_nll([e.input_ids for e in encoded], [e.responses for e in encoded]))
+        values = [row if isinstance(row, BadRow) else next(nll) for row in found]
+        bad = [(place, str(row)) for place, row in enumerate(values) if not isinstance(row, np.ndarray)]
         if bad:
+            place, reason = bad[0]
             raise ValueError(
-                f"{bad.total()} of {len(self.rows)} rows cannot be measured (the first: {next(iter(bad))}). Take them "
+                f"{len(bad)} of {len(values)} rows cannot be measured (the first is row {place}: {reason}). Take them "
                 "out."
             )
-        nll = lm.response_nll([e.input_ids for e in encoded], [e.responses for e in encoded])
-        return [float(np.mean(cast(np.ndarray, row))) for row in nll]
+        return [float(np.mean(cast(np.ndarray, row))) for row in values]
 
 
 def as_measures(given: Mapping[str, Any], max_length: int) -> dict[str, Measure]:

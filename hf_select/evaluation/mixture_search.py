@@ -197,7 +197,9 @@ class _Search:
         }  # fmt: skip
         whole = Dataset.from_dict({"source": names, "rows": sizes.tolist()})
         hold_to(self.folder / "search.json", settings, whole, "mixture search")
-        self.tokens = self._tokens(passes)
+        mean = self._mean_length()
+        self.tokens = max(1, round(passes * self.rows * mean))
+        self.steps = max(1, round(self.tokens / (self.recipe.rows_per_step * mean)))
         logger.warning(
             "mixture search: %d runs of %s tokens, and %d to confirm; a training run of %s tokens costs as much.",
             len(weights), f"{self.tokens:,}", 3 * seeds, f"{self.tokens * (len(weights) + 3 * seeds):,}",
@@ -238,7 +240,8 @@ class _Search:
         write_json(self.folder / "result.json", result)
         return result
 
-    def _tokens(self, passes: float) -> int:
+    def _mean_length(self) -> float:
+        """Tokens of a row, by the first rows of each source."""
         lm = CausalLM(self.recipe.model, dtype="float32")
         lengths: list[int] = []
         for source in self.sources.values():
@@ -248,7 +251,7 @@ class _Search:
             lengths += [len(ids) for ids in rows["input_ids"]]
         if not lengths:
             raise ValueError("none of the sources' rows has a response to train on.")
-        return max(1, round(passes * self.rows * float(np.mean(lengths))))
+        return float(np.mean(lengths))
 
     def _made(self, name: str, weights: np.ndarray, seed: int) -> dict[str, Any]:
         """The record of a run, made if it is not there."""
@@ -262,7 +265,7 @@ class _Search:
         )  # fmt: skip
         lm = CausalLM(self.recipe.model, dtype="float32")
         rows, _, _ = labelled(lm, Dataset.from_list(list(mixed.iterable())), "chat", self.recipe.max_length)
-        trained = train_on_tokens(self.recipe, lm, rows, self.tokens, seed)
+        trained = train_on_tokens(self.recipe, lm, rows, self.tokens, self.steps, seed)
         record: dict[str, Any] = {key: value for key, value in vars(trained).items() if key != "lm"}
         record |= {"weights": list(map(float, weights)), "seed": seed}
         record["values"] = {measure: self.measures[measure](trained.lm) for measure in self.measures}

@@ -75,12 +75,14 @@ def differences(
     baseline: np.ndarray,
     lower_is_better: bool = True,
     confidence: float = 0.95,
+    asked: int | None = None,
 ) -> dict[str, Difference]:
     """Each method's difference to the baseline.
 
     Args:
         methods: name -> results (S, I); seed s and item i are those of the baseline's.
         baseline: (S, I).
+        asked: methods that will be corrected for together, for `detectable`; by default these.
     Raises: ValueError for fewer than two seeds, results of another shape or without a value.
     """
     baseline = np.asarray(baseline, dtype=np.float64)
@@ -96,7 +98,7 @@ def differences(
             raise ValueError("one seed says nothing of the spread between seeds; give at least two.")
         if not (np.isfinite(results).all() and np.isfinite(baseline).all()):
             raise ValueError(f"{name} or the baseline has results that are no number.")
-        found[name] = _difference(results - baseline, lower_is_better, confidence, len(methods))
+        found[name] = _difference(results - baseline, lower_is_better, confidence, asked or len(methods))
     corrected = holm({name: difference.p for name, difference in found.items()})
     return {name: Difference(**{**vars(d), "p_holm": corrected[name]}) for name, d in found.items()}
 

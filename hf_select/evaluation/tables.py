@@ -1,12 +1,12 @@
 """The cells of a comparison -> for each budget and measure every method beside random rows, with a verdict."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from hf_select.evaluation.statistics import differences
+from hf_select.evaluation.statistics import Difference, differences, holm
 
 
 RANDOM, UNTRAINED = "random", "untrained"
@@ -74,15 +74,20 @@ def _lines(
     others = [name for name in (UNTRAINED, *values) if name not in (RANDOM, *methods)]
     against = {name: differences({name: values[name]}, values[RANDOM], lower)[name] for name in others}
     against |= differences({name: values[name] for name in methods if name in values}, values[RANDOM], lower)
+    beside: dict[str, Difference] = {}
     lines: dict[str, Any] = {RANDOM: {"mean": float(values[RANDOM].mean()), **runs[RANDOM]}}
     for name, difference in against.items():
         line = {"mean": float(values[name].mean()), **runs.get(name, {})}
         line |= {"difference": vars(difference), "verdict": difference.verdict(lower)}
         matched = line.get("matched_by")
         if matched is not None:
-            d = differences({name: values[name]}, values[matched], lower)[name]
-            line["matched"] = {"baseline": matched, "difference": vars(d), "verdict": d.verdict(lower)}
+            beside[name] = differences({name: values[name]}, values[matched], lower, asked=len(methods))[name]
         lines[name] = line
+    corrected = holm({name: d.p for name, d in beside.items()})
+    for name, alone in beside.items():
+        d = replace(alone, p_holm=corrected[name])
+        baseline = lines[name]["matched_by"]
+        lines[name]["matched"] = {"baseline": baseline, "difference": vars(d), "verdict": d.verdict(lower)}
     return lines
 
 
@@ -93,6 +98,8 @@ def _run(records: list[Mapping[str, Any]], cost: Mapping[str, float] | None) -> 
     return {
         "rows": float(np.mean([r["rows"] for r in records])),
         "tokens": round(float(np.mean([r["tokens"] for r in records]))),
+        "steps": float(np.mean([r["steps"] for r in records])),
+        "rows_cut": float(np.mean([r["rows_cut"] for r in records])),
         "passes": float(np.mean([r["passes"] for r in records])),
         "seeds": len(records),
         "could_choose_from": records[0]["could_choose_from"],
@@ -107,7 +114,7 @@ def _run(records: list[Mapping[str, Any]], cost: Mapping[str, float] | None) -> 
 
 def _refuse_unequal(records: Mapping[Cell, Mapping[str, Any]]) -> None:
     for cell, record in records.items():
-        if not 0 <= record["tokens"] - record["tokens_wanted"] <= record["step_tokens"]:
+        if abs(record["tokens"] - record["tokens_wanted"]) > record["tokens_within"]:
             raise ValueError(
                 f'the run of "{cell.method}" ({cell.budget}, seed {cell.seed}) trained {record["tokens"]:,} tokens '
                 f"and not {record['tokens_wanted']:,}: unequal runs are not compared. Delete its file in cells/ and "

@@ -323,6 +323,8 @@ def _probe(loaded: LoadedModel, name: str) -> None:
     loaded.model.eval()
     hidden = loaded.backbone(input_ids=ids, use_cache=False).last_hidden_state  # (1, 8, D)
     changed = loaded.backbone(input_ids=other, use_cache=False).last_hidden_state
+    if not hidden.isfinite().all():
+        raise ValueError(f'the hidden states of "{name}" are no numbers: damaged weights, or a run that has diverged.')
     # The same arithmetic on the same shapes, but 8bit rounds each batch by its largest numbers.
     limit = 5e-2 if getattr(loaded.model, "is_loaded_in_8bit", False) else 1e-4
     if not _near(changed[:, :-1], hidden[:, :-1], limit):

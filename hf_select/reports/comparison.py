@@ -32,8 +32,9 @@ def comparison_sections(result: dict[str, Any], pictures: dict[tuple[str, ...], 
     for budget, measures in result["budgets"].items():
         lines = next(iter(measures.values()))[_RANDOM]
         text = (
-            f"Every run trained about {lines['tokens']:,} tokens; {lines['seeds']} seeds. Differences are to random "
-            "rows of the same budget, paired by seed and item, with their 95 % intervals."
+            f"Every run trained about {lines['tokens']:,} tokens in {lines['steps']:,.0f} steps of equally many; "
+            f"{lines['seeds']} seeds. Differences are to random rows of the same budget, paired by seed and item, "
+            "with their 95 % intervals."
         )
         drawn = [pictures["differences", budget, measure] for measure in measures]
         tables = [_differences(measure, result, of) for measure, of in measures.items()]
@@ -97,7 +98,7 @@ def _short(line: dict[str, Any]) -> str:
 
 def _differences(measure: str, result: dict[str, Any], lines: dict[str, Any]) -> Table:
     header = [measure, result["measures"][measure]["unit"], "less random, 95 %", "p (Holm)", "seeds won", "verdict"]
-    header += ["rows", "passes", "could choose from"]
+    header += ["rows", "cut", "tokens", "steps", "passes", "could choose from"]
     rows = []
     for name in (_RANDOM, *in_order(result["methods"], [name for name in lines if name != _RANDOM])):
         line = lines[name]
@@ -109,6 +110,9 @@ def _differences(measure: str, result: dict[str, Any], lines: dict[str, Any]) ->
                 *(["", "", ""] if d is None else _difference(d)),
                 line.get("verdict", ""),
                 f"{line['rows']:,.0f}" if "rows" in line else "",
+                f"{line['rows_cut']:,.0f}" if line.get("rows_cut") else "",
+                f"{line['tokens']:,}" if "tokens" in line else "",
+                f"{line['steps']:,.0f}" if "steps" in line else "",
                 f"{line['passes']:.2f}" if "passes" in line else "",
                 f"{line['could_choose_from']:,}" if line.get("could_choose_from") is not None else "",
             ]
@@ -202,6 +206,8 @@ def _measured(result: dict[str, Any]) -> Section:
     text = "; ".join(said) + ": a method that chooses them learns the answers." if said else ""
     clean = [name for name, count in overlap.items() if not count]
     text += f" No row of the pool repeats a row of {', '.join(clean)}." if clean else ""
+    for reason, count in result.get("left_out", {}).items():
+        text += f" {count:,} rows cannot be trained on and nothing was drawn from them: {reason}."
     tables = [(["measure", "unit", "better", "items"], measures), (["setting", ""], settings)]
     return Section("How this was measured", text.strip(), tables)
 

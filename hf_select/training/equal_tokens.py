@@ -1,16 +1,20 @@
-"""Training that ends after a number of tokens, so that runs on different rows have cost the same.
+"""Training on a number of tokens in a number of steps, so that runs on different rows have cost the same.
 
-Rows differ in length, and so do the rows that different methods choose: after equal steps or epochs the one that likes
-long rows has trained more. Here a run reads its rows again and again until it has seen its tokens, and the learning
-rate falls with them to zero.
+Rows differ in length, and so do the rows that different methods choose: after equal steps of so many rows, the one
+that likes long rows has trained more, and after equal tokens it has made fewer steps. Here a run reads its rows again
+and again, until it has had its tokens to within half a row, in steps of equally many tokens, and the learning rate
+falls with them to zero.
 """
 
+import itertools
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
@@ -28,12 +32,12 @@ class Recipe:
     Args:
         model: Hub id or path of the base model.
         learning_rate: highest rate.
-        rows_per_step: rows of one optimizer step.
+        rows_per_step: rows of one optimizer step, counted in rows of mean length: a step of longer rows has fewer.
         max_length: tokens kept of a row; a longer one is cut on the right.
         lora_r: rank of a LoRA adapter on all linear layers; without it all weights are trained.
         bf16: train in bfloat16.
-        rows_per_batch: rows of one forward pass on a device; the others of a step are accumulated. By default a device
-            takes its share of a step at once.
+        rows_per_batch: rows of mean length in one forward pass on a device; the others of a step are accumulated. By
+            default a device takes its share of a step at once.
         accelerate_config: file of `accelerate config`; every run is launched with it, on several devices or with
             DeepSpeed or FSDP. Without it a run is trained by one process.
     """
@@ -57,7 +61,7 @@ class Recipe:
 @dataclass(frozen=True)
 class Trained:
     """A model after its run, and what the run took: tokens (all that were read, padding apart), optimizer steps,
-    passes over the rows, seconds, processes that trained, counted FLOPs (6 a parameter and token; with an adapter
+    passes over its rows, seconds, processes that trained, counted FLOPs (6 a parameter and token; with an adapter
     4)."""
 
     lm: CausalLM
@@ -70,22 +74,21 @@ class Trained:
 
 
 def with_responses(
-    lm: CausalLM, dataset: Any, text_format: str, max_length: int | None
-) -> tuple[list[Encoded], Counter[str], Counter[str]]:
-    """Rows that have a response to learn, encoded; why rows are left out, and why shortened."""
-    parsed = conversations(dataset[:])
-    rows = [row for row in parsed if isinstance(row, Conversation)]
-    found = encode_responses(lm, rows, text_format, max_length)
-    bad = Counter(str(item) for item in (*parsed, *found) if isinstance(item, BadRow))
-    whole = [item for item in found if not isinstance(item, BadRow)]
-    return [encoded for encoded, _ in whole], bad, Counter(note for _, note in whole if note)
+    lm: CausalLM, rows: Sequence[Conversation | BadRow], text_format: str, max_length: int | None
+) -> list[tuple[Encoded, str] | BadRow]:
+    """Rows that have a response to learn, encoded, with the note of a cut; or why they are left out."""
+    found = iter(encode_responses(lm, [row for row in rows if isinstance(row, Conversation)], text_format, max_length))
+    return [row if isinstance(row, BadRow) else next(found) for row in rows]
 
 
 def labelled(
     lm: CausalLM, dataset: Any, text_format: str, max_length: int | None
 ) -> tuple[Dataset, Counter[str], Counter[str]]:
-    """The same as `input_ids` and `labels`, responses alone being learned."""
-    encoded, bad, notes = with_responses(lm, dataset, text_format, max_length)
+    """(rows as `input_ids` and `labels`, responses alone being learned; why rows are left out; why shortened)"""
+    found = with_responses(lm, conversations(dataset[:]), text_format, max_length)
+    bad = Counter(str(row) for row in found if isinstance(row, BadRow))
+    whole = [row for row in found if not isinstance(row, BadRow)]
+    encoded, notes = [e for e, _ in whole], Counter(note for _, note in whole if note)
     labels = []
     for e in encoded:
         of_row = [-100] * len(e.input_ids)
@@ -95,60 +98,78 @@ def labelled(
     return Dataset.from_dict({"input_ids": [e.input_ids for e in encoded], "labels": labels}), bad, notes
 
 
-def train_on_tokens(recipe: Recipe, lm: CausalLM, rows: Dataset, tokens: int, seed: int) -> Trained:
-    """The base model after `tokens` tokens of the rows, in random orders of this seed; at most one step more.
+def planned(lengths: Sequence[int], tokens: int, steps: int, seed: int) -> list[list[int]]:
+    """The rows of each optimizer step: all rows in random orders of this seed, one after another, as near to `tokens`
+    as whole rows come (half a row at most, and one row at least), cut into steps of about as many tokens. Rows that
+    are longer than a step leave fewer steps.
+    """
+    rng, chosen, total = np.random.default_rng(seed), [], 0
+    for row in (row for _ in itertools.count() for row in rng.permutation(len(lengths)).tolist()):
+        if chosen and total + lengths[row] / 2 >= tokens:
+            break
+        chosen.append(row)
+        total += lengths[row]
+    found: list[list[int]] = [[] for _ in range(steps)]
+    before = 0
+    for row in chosen:  # to the step in which its middle lies
+        found[min(int((before + lengths[row] / 2) * steps / total), steps - 1)].append(row)
+        before += lengths[row]
+    return [rows for rows in found if rows]
+
+
+def train_on_tokens(recipe: Recipe, lm: CausalLM, rows: Dataset, tokens: int, steps: int, seed: int) -> Trained:
+    """The base model after `tokens` tokens of the rows in `steps` steps, as `planned`.
 
     Args:
         lm: the base model in fp32. It is trained itself, unless the run is launched with an accelerate_config.
+        rows: input_ids and labels.
     """
     loaded = lm.load()
     # Looking up an embedding multiplies nothing.
     flops = (6.0 if recipe.lora_r is None else 4.0) * (loaded.backbone_parameters + loaded.head_parameters)
+    plan = planned([len(ids) for ids in rows["input_ids"]], tokens, steps, seed)
     if recipe.accelerate_config is not None:
         from hf_select.training.launched import train_launched
 
         del loaded  # the devices are the run's
         lm.release()
-        lm, figures = train_launched(recipe, rows, tokens, seed)
+        lm, figures = train_launched(recipe, rows, plan, seed)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            trainer = make_trainer(recipe, loaded.model, loaded.tokenizer, rows, tokens, seed, folder)
-            figures = train(trainer, rows)
+            trainer, figures = train(recipe, loaded.model, loaded.tokenizer, rows, plan, seed, folder)
         model: Any = trainer.accelerator.unwrap_model(trainer.model)
         lm = CausalLM(model.eval(), tokenizer=loaded.tokenizer)
     return Trained(lm, **figures, flops=flops * figures["tokens"])
 
 
-def make_trainer(
-    recipe: Recipe, model: Any, tokenizer: Any, rows: Dataset, tokens: int, seed: int, folder: str, world: int = 1
-) -> Any:
-    """The stock SFTTrainer of a run.
+def train(
+    recipe: Recipe, model: Any, tokenizer: Any, rows: Dataset, plan: list[list[int]], seed: int, folder: str,
+    world: int = 1,
+) -> tuple[Any, dict[str, Any]]:  # fmt: skip
+    """(the stock SFTTrainer after its run, what the run took as in `Trained`).
 
     Args:
         model: loaded, or the path or Hub id to load from.
+        plan: rows of each step.
         world: processes that train together.
-    Raises: ValueError if a step cannot be shared evenly.
     """
     from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
 
-    of_rows = sum(len(ids) for ids in rows["input_ids"])
-    of_step = recipe.rows_per_step if world > 1 else min(recipe.rows_per_step, len(rows))
-    batch = min(recipe.rows_per_batch or of_step, of_step // world)
-    if batch < 1 or of_step % (batch * world):
-        raise ValueError(
-            f"a step of {of_step} rows cannot be shared by {world} processes in batches of {batch}; choose "
-            "rows_per_step as a multiple of rows_per_batch times the processes."
-        )
+    lengths = np.array([len(ids) for ids in rows["input_ids"]])
+    batches = 1 if recipe.rows_per_batch is None else -(-recipe.rows_per_step // (recipe.rows_per_batch * world))
+    shares = [share for step in plan for share in dealt(step, lengths, batches * world)]
+    of_steps = np.array([lengths[step].sum() for step in plan])
     config = SFTConfig(
         output_dir=folder,
-        num_train_epochs=2.0 + 2 * tokens / of_rows,  # more than enough; the tokens end it
-        per_device_train_batch_size=batch,
-        gradient_accumulation_steps=of_step // (batch * world),
+        num_train_epochs=1,
+        per_device_train_batch_size=1,  # share of a step
+        gradient_accumulation_steps=batches,
+        train_sampling_strategy="sequential",
         learning_rate=recipe.learning_rate,
-        lr_scheduler_type="constant",  # UntilTokens sets the rate
+        lr_scheduler_type="constant",  # FallingRate sets it
         weight_decay=0.0,
-        max_length=None,  # cut already
-        include_num_input_tokens_seen="non_padding",
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
         gradient_checkpointing=False,  # TRL's own default, under a name that transformers takes back
         activation_checkpointing=torch.accelerator.is_available(),
         save_strategy="no",
@@ -160,31 +181,59 @@ def make_trainer(
         disable_tqdm=True,
         model_init_kwargs={"dtype": "float32"} if isinstance(model, str) else None,
     )
-    trainer = SFTTrainer(
+    trainer: Any = SFTTrainer(
         model,
         args=config,
-        train_dataset=rows,
+        data_collator=_Shares(rows, tokenizer),
+        train_dataset=Dataset.from_dict({"rows": shares}),
         processing_class=tokenizer,
         peft_config=None if recipe.lora_r is None else _lora(recipe.lora_r),
-        callbacks=[UntilTokens(tokens)],
+        callbacks=[FallingRate(of_steps)],
     )
     trainer.remove_callback(PrinterCallback)  # whoever runs many of these shows one bar
-    return trainer
-
-
-def train(trainer: Any, rows: Dataset) -> dict[str, Any]:
-    """What the run took: tokens, steps, passes, seconds and processes, as in `Trained`."""
     begin = time.perf_counter()
     trainer.train()
-    seconds, seen = time.perf_counter() - begin, int(trainer.state.num_input_tokens_seen)
-    passes = seen / sum(len(ids) for ids in rows["input_ids"])
-    return {
-        "tokens": seen,
-        "steps": trainer.state.global_step,
-        "passes": passes,
+    seconds, made = time.perf_counter() - begin, trainer.state.global_step
+    if made != len(plan):
+        raise RuntimeError(f"the run made {made} steps and not {len(plan)}.")
+    tokens = int(of_steps.sum())
+    return trainer, {
+        "tokens": tokens,
+        "steps": made,
+        "passes": tokens / int(lengths.sum()),
         "seconds": seconds,
         "processes": trainer.accelerator.num_processes,
     }
+
+
+def dealt(rows: Sequence[int], lengths: Sequence[int] | np.ndarray, shares: int) -> list[list[int]]:
+    """Rows in shares of about as many tokens: each, the longest first, to the share that has fewest. Some may be
+    empty."""
+    found: list[list[int]] = [[] for _ in range(shares)]
+    tokens = [0] * shares
+    for row in sorted(rows, key=lambda row: -lengths[row]):
+        least = tokens.index(min(tokens))
+        found[least].append(row)
+        tokens[least] += int(lengths[row])
+    return found
+
+
+class _Shares:
+    """A share of a step -> its rows, padded to the longest. One without rows takes part with nothing to learn."""
+
+    def __init__(self, rows: Dataset, tokenizer: Any):
+        self.rows = rows
+        self.pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+
+    def __call__(self, shares: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        read = self.rows[[row for share in shares for row in share["rows"]]]
+        ids, labels = read["input_ids"] or [[self.pad] * 2], read["labels"] or [[-100] * 2]
+        width = max(map(len, ids))
+        return {
+            "input_ids": torch.tensor([row + [self.pad] * (width - len(row)) for row in ids]),
+            "attention_mask": torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids]),
+            "labels": torch.tensor([row + [-100] * (width - len(row)) for row in labels]),
+        }
 
 
 def _lora(rank: int) -> Any:
@@ -193,18 +242,14 @@ def _lora(rank: int) -> Any:
     return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
-class UntilTokens(TrainerCallback):
-    """Ends a run after its tokens; until then the rate falls from its highest to zero with the tokens that are left.
-    The trainer counts them (include_num_input_tokens_seen="non_padding"); its own schedule is to be constant."""
+class FallingRate(TrainerCallback):
+    """The rate falls from its highest to zero with the tokens that are left; the trainer's own schedule is to be
+    constant."""
 
-    def __init__(self, tokens: int):
-        self.tokens, self.seen = tokens, 0
+    def __init__(self, tokens_of_steps: np.ndarray):
+        self.left = 1 - np.concatenate([[0], tokens_of_steps.cumsum()]) / tokens_of_steps.sum()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # Not by a scheduler: DeepSpeed's optimizer steps before anyone can be told what was trained.
         for group in kwargs["optimizer"].param_groups:
-            group["lr"] = args.learning_rate * max(0.0, 1 - self.seen / self.tokens)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.seen = state.num_input_tokens_seen
-        control.should_training_stop = self.seen >= self.tokens
+            group["lr"] = args.learning_rate * float(self.left[state.global_step])

@@ -17,10 +17,10 @@ from datasets import Dataset
 
 from hf_select.files import read_json, write_json
 from hf_select.inference.causal_lm import CausalLM
-from hf_select.training.equal_tokens import Recipe, make_trainer, train
+from hf_select.training.equal_tokens import Recipe, train
 
 
-def train_launched(recipe: Recipe, rows: Dataset, tokens: int, seed: int) -> tuple[CausalLM, dict[str, Any]]:
+def train_launched(recipe: Recipe, rows: Dataset, plan: list[list[int]], seed: int) -> tuple[CausalLM, dict[str, Any]]:
     """(the trained model in fp32, the figures of equal_tokens.train).
 
     Raises: RuntimeError with the error of the run, or the last words of the launcher, if it fails.
@@ -29,7 +29,7 @@ def train_launched(recipe: Recipe, rows: Dataset, tokens: int, seed: int) -> tup
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         rows.save_to_disk(folder / "rows")
-        write_json(folder / "job.json", {"recipe": asdict(recipe), "tokens": tokens, "seed": seed})
+        write_json(folder / "job.json", {"recipe": asdict(recipe), "plan": plan, "seed": seed})
         command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
         command += [os.path.expanduser(recipe.accelerate_config), "-m", __name__, name]
         ended = subprocess.run(command, capture_output=True, text=True)
@@ -63,8 +63,7 @@ def run(folder: Path) -> None:
     recipe = Recipe(**job["recipe"])
     rows, tokenizer = Dataset.load_from_disk(str(folder / "rows")), AutoTokenizer.from_pretrained(recipe.model)
     out = str(folder / "run")
-    trainer = make_trainer(recipe, recipe.model, tokenizer, rows, job["tokens"], job["seed"], out, world)
-    figures = train(trainer, rows)
+    trainer, figures = train(recipe, recipe.model, tokenizer, rows, job["plan"], job["seed"], out, world)
     trainer.save_model(str(folder / "model"))
     state = PartialState()
     if state.is_main_process:
