@@ -20,13 +20,15 @@ class Compare(Rows):
 
     Args:
         methods: NAME=FOLDER of hf-select score over the dataset, several for several; NAME=FOLDER:worst or :middle
-            takes the lowest scores or those below the top third in place of the highest.
+            takes the lowest scores or those below the top third in place of the highest, and NAME=FOLDER:at_most=1
+            leaves out higher ones before, as IFD's papers do.
         held_out: rows to measure the loss on, NAME=FILE_OR_ID, several for several domains.
         answers: rows whose answers are checked, NAME=FILE_OR_ID: the model answers each prompt, and its final answer
             is to be that of the row's own response. NAME=FILE_OR_ID:letter, :text or :contains compares the letter of
             a choice, the whole text, or whether the right answer stands in it; without, the last number.
         max_new_tokens: of such an answer.
-        lm_eval: tasks of lm-evaluation-harness (extra `eval`), TASK or TASK:METRIC, one or several.
+        lm_eval: tasks of lm-evaluation-harness (extra `eval`), one or several: TASK, TASK:METRIC or
+            TASK:METRIC,FILTER.
         lm_eval_limit: documents of each task, from the first on.
         lm_eval_path: folder with the YAML files of your own tasks, in place of those that come with it.
         lm_eval_chat: ask such tasks in the model's chat template.
@@ -52,8 +54,8 @@ class Compare(Rows):
     whole_pool: bool = False
 
     example: ClassVar[str] = (
-        "hf-select compare --model Qwen/Qwen2.5-0.5B --dataset tatsu-lab/alpaca --methods ifd=runs/ifd/scores "
-        "--held-out task=held_out.jsonl --budgets 1000 5000 --output-dir comparison"
+        "hf-select compare --model Qwen/Qwen2.5-0.5B --dataset tatsu-lab/alpaca "
+        "--methods ifd=runs/ifd/scores:at_most=1 --held-out task=held_out.jsonl --budgets 1000 5000 --output-dir comparison"
     )
 
     @staticmethod
@@ -73,11 +75,12 @@ class Compare(Rows):
         rows, methods, costs = self.rows(), {}, {}
         pool = rows
         for name, value in self.methods.items():
-            folder, which = _ending(value, _WHICH, "best")
+            folder, at_most = _bounded(value)
+            folder, which = _ending(folder, _WHICH, "best")
             scores, costs[name] = _scores(rows, name, Path(folder).expanduser())
             column = f"{SCORE_PREFIX}{name}_of_comparison"
             pool = pool.add_column(column, scores)
-            methods[name] = TopK(column, which=which)  # type: ignore[arg-type]
+            methods[name] = TopK(column, which=which, at_most=at_most)  # type: ignore[arg-type]
         result = compare(
             pool,
             methods,
@@ -110,8 +113,9 @@ class Compare(Rows):
             found[name] = CheckableAnswers(rows, final, self.max_new_tokens)  # type: ignore[arg-type]
         for value in self.lm_eval:
             task, _, metric = value.partition(":")
+            metric, _, chosen = metric.partition(",")
             options = {"limit": self.lm_eval_limit, "include_path": self.lm_eval_path, "chat": self.lm_eval_chat}
-            found[value] = HarnessTask(task, metric or None, **options)
+            found[value] = HarnessTask(task, metric or None, chosen or None, **options)
         if len(found) < len(self.held_out) + len(self.answers) + len(self.lm_eval):
             raise ValueError("two measures have the same name; name held_out, answers and lm_eval apart.")
         return found
@@ -121,6 +125,17 @@ def _ending(value: str, endings: Sequence[str], default: str) -> tuple[str, str]
     """What stands before and after the last colon, if one of the endings does."""
     before, _, after = value.rpartition(":")
     return (before, after) if after in endings and before else (value, default)
+
+
+def _bounded(value: str) -> tuple[str, float | None]:
+    """A folder without its ":at_most=NUMBER", and the number."""
+    before, bound, number = value.rpartition(":at_most=")
+    if not bound:
+        return value, None
+    try:
+        return before, float(number)
+    except ValueError:
+        raise ValueError(f'methods: "{number}" after at_most= is no number.') from None
 
 
 def _scores(rows: Any, name: str, folder: Path) -> tuple[list[float | None], dict[str, float]]:
@@ -136,7 +151,9 @@ def _scores(rows: Any, name: str, folder: Path) -> tuple[list[float | None], dic
     if manifest["pool"]["fingerprint"] != Pool(rows, manifest["chunk_rows"]).fingerprint():
         raise ValueError(f'method {name}: the scores in "{folder}" are of other rows than the dataset.')
     scores = pq.read_table(folder / "scores.parquet")
-    return scores[f"{SCORE_PREFIX}{manifest['made_by']['name']}"].to_pylist(), summary["cost"]
+    cost, of_index = summary["cost"], summary.get("index_cost", {})
+    whole = {name: cost.get(name, 0.0) + of_index.get(name, 0.0) for name in ("flops", "seconds") if name in cost}
+    return scores[f"{SCORE_PREFIX}{manifest['made_by']['name']}"].to_pylist(), whole
 
 
 def _print(title: str, about: dict[str, Any], lines: dict[str, Any]) -> None:

@@ -20,9 +20,16 @@ from hf_select.inference.pool import pool_fingerprint, readable
 
 Final = Literal["number", "letter", "text", "contains"]
 
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
-# "B", "(B)", "B." and "The answer is B", but not the article "A" of a sentence.
-_LETTER = re.compile(r"(?:answer(?:\s+is)?\s*:?\s*\(?|^\s*\(?)([A-Z])\b(?![a-z'])", re.IGNORECASE | re.MULTILINE)
+# A minus after a digit, a letter or a bracket takes away; a comma stands before three digits.
+_NUMBER = re.compile(r"((?<![\w)\]])[-\u2212])?((?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
+# "The answer is (B)", "Answer: **b**" and "\\boxed{B}", but neither "the answer is a mammal" nor "... is I think".
+_CALLED = re.compile(
+    r"(?:answer(?:\s+is)?\s*:?\s*(?:option\s+|choice\s+)?|\\boxed\{|correct\s+option\s+is\s+)[\s*_(\[{]*"
+    r"(?:(?:\\text\{)?((?-i:[A-HJ-Z])|[a-z](?=\s*(?:[^\s\w]|$)))(?!['’\w]))",
+    re.IGNORECASE,
+)
+# "B", "(B) because", "**B.**", but not the article of "A dog barks".
+_BEGINS = re.compile(r"^[\s*_(\[]*([A-Z])(?=\s*$|[).:\]*_])", re.MULTILINE)
 
 
 def number(text: str) -> str | None:
@@ -30,15 +37,19 @@ def number(text: str) -> str | None:
     found = _NUMBER.findall(text.rpartition("####")[2])
     if not found:
         return None
-    plain = found[-1].replace(",", "")
-    value = float(plain)
-    return str(int(plain)) if "." not in plain else str(int(value)) if value.is_integer() else str(value)
+    sign, digits = found[-1]
+    whole, _, part = digits.replace(",", "").partition(".")
+    value = (whole.lstrip("0") or "0") + (f".{part.rstrip('0')}" if part.rstrip("0") else "")
+    return f"-{value}" if sign and value != "0" else value
 
 
 def letter(text: str) -> str | None:
-    """The letter of a choice: the last one that is called the answer, or that begins a line."""
-    found = _LETTER.findall(text)
-    return found[-1].upper() if found else None
+    """The letter of a choice: the last one that is called the answer, or else the first that begins a line."""
+    called = _CALLED.findall(text)
+    if called:
+        return called[-1].upper()
+    begins = _BEGINS.search(text)
+    return begins[1] if begins else None
 
 
 def plain(text: str) -> str:

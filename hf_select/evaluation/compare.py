@@ -336,7 +336,7 @@ def compare(
     Returns: the result that is written to result.json.
     Raises: ValueError for a folder of another comparison, budgets above the pool, nothing to measure on.
     """
-    with _alone():
+    with _alone(recipe.accelerate_config is not None):
         return Comparison(
             pool, methods, as_measures(measures, recipe.max_length), recipe, Path(output_dir).expanduser(),
             [Budget.read(budget) for budget in budgets], seeds, passes, balanced_by, whole_pool, costs or {},
@@ -366,12 +366,16 @@ _LAUNCHED = re.compile(
 
 
 @contextlib.contextmanager
-def _alone() -> Iterator[None]:
+def _alone(launches: bool) -> Iterator[None]:
     """Under a launcher every process is to make its own runs on its own device: meanwhile the others are forgotten, or
     Trainer would train with them.
 
-    Raises: ValueError under DeepSpeed or FSDP, whose processes train together.
+    Args:
+        launches: runs are launched on several devices each, which are not shared out among processes.
+    Raises: ValueError under DeepSpeed or FSDP, whose processes train together, and for several processes that launch.
     """
+    if launches and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("with accelerate_config every run is launched by itself: start the command as one process.")
     for engine in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):
         if os.environ.get(engine) == "true":
             raise ValueError(
@@ -382,8 +386,14 @@ def _alone() -> Iterator[None]:
     if "LOCAL_RANK" in known:
         # CUDA reads this when it is first used; if that was before, several devices are seen and the start is refused.
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        rank = int(known["LOCAL_RANK"])
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[rank] if visible else str(rank)
+        rank, named = int(known["LOCAL_RANK"]), visible.split(",") if visible else []
+        if visible != "":  # nothing is to be seen
+            if visible and rank >= len(named):
+                raise ValueError(
+                    f"process {rank + 1} of the launch has no device: CUDA_VISIBLE_DEVICES={visible}. Start as many "
+                    "processes as there are devices."
+                )
+            os.environ["CUDA_VISIBLE_DEVICES"] = named[rank] if named else str(rank)
     for name in known:
         del os.environ[name]
     try:

@@ -26,6 +26,8 @@ class HarnessTask:
     Args:
         task: name of a single task; a group is given as its tasks, one by one.
         metric: by default the first that the task lists.
+        filter: which reading of the model's answers, if the task has several (gsm8k: strict-match, flexible-extract);
+            by default the first.
         limit: documents, from the first on; all by default.
         num_fewshot: examples in the prompt; by default the task's own number.
         include_path: folder with the YAML files of your own tasks, in place of those that come with it.
@@ -36,6 +38,7 @@ class HarnessTask:
 
     task: str
     metric: str | None = None
+    filter: str | None = None
     limit: int | None = None
     num_fewshot: int | None = None
     include_path: str | None = None
@@ -57,11 +60,15 @@ class HarnessTask:
         self.metric = self.metric or next(iter(higher))
         if self.metric not in higher:
             raise ValueError(f'task "{self.task}" has no metric "{self.metric}"; it has {", ".join(higher)}.')
+        filters = [part["name"] for part in loaded.config.filter_list or []] or ["none"]
+        self.filter = self.filter or filters[0]
+        if self.filter not in filters:
+            raise ValueError(f'task "{self.task}" has no filter "{self.filter}"; it has {", ".join(filters)}.')
         self.better: Literal["lower", "higher"] = "higher" if higher[self.metric] else "lower"
         self.unit = self.metric
 
     def identity(self) -> dict[str, Any]:
-        of_task = ("task", "metric", "limit", "num_fewshot", "chat")
+        of_task = ("task", "metric", "filter", "limit", "num_fewshot", "chat")
         return {**{name: getattr(self, name) for name in of_task}, "version": self._version}
 
     def __call__(self, lm: CausalLM) -> list[float]:
@@ -79,13 +86,15 @@ class HarnessTask:
             apply_chat_template=self.chat,
             bootstrap_iters=0,
         )
-        by_document: dict[int, list[float]] = {}
+        by_document: dict[int, float] = {}
         for sample in found["samples"][self.task]:
+            if sample.get("filter", self.filter) != self.filter:
+                continue
             value = sample[self.metric]
             if not isinstance(value, (int, float, np.number)):
                 raise ValueError(
                     f'metric "{self.metric}" of task "{self.task}" is one number for all documents; choose a metric '
                     "of single documents (acc, exact_match, ...)."
                 )
-            by_document.setdefault(int(sample["doc_id"]), []).append(float(value))
-        return [float(np.mean(by_document[document])) for document in sorted(by_document)]
+            by_document[int(sample["doc_id"])] = float(value)
+        return [by_document[document] for document in sorted(by_document)]

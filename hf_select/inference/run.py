@@ -79,7 +79,7 @@ def score(
     job.run(
         lambda path, first, rows: _write_part(path, first, rows, scorer, index, bad_rows if stream else "null"),
         scorer.load,
-        lambda: _finish(job, scorer),
+        lambda: _finish(job, scorer, index),
         f"score {scorer.name}",
     )
     return read_scored(output_dir)
@@ -116,7 +116,7 @@ def _write_part(path: Path, first_row: int, rows: Dataset, scorer: Any, index: A
     return {name: value - before.get(name, 0) for name, value in scorer.usage().items()}
 
 
-def _finish(job: ChunkedJob, scorer: Any) -> None:
+def _finish(job: ChunkedJob, scorer: Any, index: Any) -> None:
     """Put the scores together, a part at a time: what stays in memory is a number a row."""
     column = columns.score_column(scorer.name)
     cost, reasons, notes = Counter(), Counter(), Counter()
@@ -146,6 +146,7 @@ def _finish(job: ChunkedJob, scorer: Any) -> None:
         if len(known)
         else {},
         "cost": {**cost, "rows_per_second": rows / cost["seconds"], "peak_memory_mib": _peak_memory_mib()},
+        **({} if index is None else {"index_cost": index.summary["cost"]}),  # the model's passes over these rows
         "device": _device_name(),
     }
     write_json(job.folder / job.summary, summary)
