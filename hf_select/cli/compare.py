@@ -55,7 +55,8 @@ class Compare(Rows):
 
     example: ClassVar[str] = (
         "hf-select compare --model Qwen/Qwen2.5-0.5B --dataset tatsu-lab/alpaca "
-        "--methods ifd=runs/ifd/scores:at_most=1 --held-out task=held_out.jsonl --budgets 1000 5000 --output-dir comparison"
+        "--methods ifd=runs/ifd/scores:at_most=1 --held-out task=held_out.jsonl --budgets 1000 5000 "
+        "--output-dir comparison"
     )
 
     @staticmethod

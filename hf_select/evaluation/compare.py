@@ -2,13 +2,14 @@
 
     compare(pool, {"ifd": TopK("score_ifd")}, {"my task": rows}, Recipe("my/model"), "comparison", budgets=[1000])
 
-Every selection is trained by one recipe on equally many tokens with several seeds and measured (measures.py), beside
-what it has to beat: no training, random rows, random rows of as many tokens, random rows balanced over sources, the
-longest rows and, if asked for, the whole pool. A seed gives the random draw and the order of training; results are
-paired by it (statistics.py).
+Every selection is trained by one recipe on equally many tokens in equally many steps (training/equal_tokens.py) with
+several seeds and measured (measures.py), beside what it has to beat: no training, random rows, random rows of as many
+tokens, random rows balanced over sources, the longest rows and, if asked for, the whole pool. A seed gives the random
+draw and the order of training; results are paired by it (statistics.py).
 
 output_dir/
   comparison.json                     pool, measures and recipe; a folder with others is refused
+  lengths.npz                         tokens that a run reads of each row, and why some are left out
   cells/METHOD/BUDGET-seed-N.json     one training run: what it cost and its result on every item
   result.json                         tables and verdicts (tables.py), costs and when they have paid (break_even.py)
   result.html, result.md, pictures/   the same to look at
@@ -322,7 +323,8 @@ def compare(
     """Train and measure every method at every budget; a killed comparison goes on.
 
     Args:
-        pool: the dataset that is selected from, with the score columns that the methods read.
+        pool: the dataset that is selected from, with the score columns that the methods read. Rows without a response
+            to learn are left out first, and counted.
         methods: name -> selector.
         measures: name -> what every run is measured by: held-out rows (mean response NLL of each, in nats),
             CheckableAnswers, HarnessTask, or anything else with the contract of measures.Measure.
@@ -334,7 +336,8 @@ def compare(
         whole_pool: also train on the whole pool, for as many tokens.
         costs: name -> {"flops", "seconds"} of its scores, for the ledger.
     Returns: the result that is written to result.json.
-    Raises: ValueError for a folder of another comparison, budgets above the pool, nothing to measure on.
+    Raises: ValueError for a folder of another comparison, budgets above the pool, nothing to measure on, a run that
+        diverged.
     """
     with _alone(recipe.accelerate_config is not None):
         return Comparison(
