@@ -178,6 +178,41 @@ def test_tasks_of_the_harness_are_its_own_numbers(ground, tmp_path, monkeypatch)
         HarnessTask("my_sums", metric="f1", include_path=str(tmp_path / "tasks"))
 
 
+@pytest.mark.slow
+def test_a_task_of_the_harness_is_read_by_one_of_its_filters(ground, tmp_path, monkeypatch):  # noqa: F811
+    """What the first filter cannot find is "[invalid]", which is the right answer here; the second takes all."""
+    pytest.importorskip("lm_eval", reason='needs the extra: pip install "hf-select[eval]"')
+    from hf_select.evaluation.harness import HarnessTask
+
+    _, held_out, recipe = ground
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "documents.jsonl").write_text("\n".join(json.dumps({"question": r["prompt"]}) for r in held_out))
+    first = {"function": "take_first"}
+    task = {
+        "task": "my_words",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "documents.jsonl")}},
+        "test_split": "test",
+        "output_type": "generate_until",
+        "generation_kwargs": {"max_gen_toks": 3},
+        "doc_to_text": "{{question}}",
+        "doc_to_target": "[invalid]",
+        "filter_list": [
+            {"name": "strict", "filter": [{"function": "regex", "regex_pattern": "(never said)"}, first]},
+            {"name": "whole", "filter": [first]},
+        ],
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    }
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "my_words.yaml").write_text(yaml.safe_dump(task))
+    lm, where = CausalLM(recipe.model, dtype="float32"), {"limit": 3, "include_path": str(tmp_path / "tasks")}
+    assert HarnessTask("my_words", **where)(lm) == [1.0] * 3
+    whole = HarnessTask("my_words", filter="whole", **where)
+    assert whole(lm) == [0.0] * 3 and whole.identity()["filter"] == "whole"
+    with pytest.raises(ValueError, match='no filter "loose"; it has strict, whole'):
+        HarnessTask("my_words", filter="loose", **where)
+
+
 # With ACCELERATE_USE_CPU; accelerate's own MULTI_CPU is one process, silently, where there is no MPI.
 CONFIGURATION = """compute_environment: LOCAL_MACHINE
 distributed_type: MULTI_GPU
