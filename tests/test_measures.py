@@ -246,9 +246,9 @@ def test_a_launched_run_is_that_of_one_process(ground, tmp_path, monkeypatch, lo
     assert np.abs(np.subtract(before, after)).max() > 0.01, "nothing was learned"
     if lora_r is None:  # an adapter begins at random numbers of its own process
         np.testing.assert_allclose(measure(two.lm), after, atol=1e-4)
-    with pytest.raises(RuntimeError, match="cannot be shared by 2 processes"):
-        odd = Recipe(**{**vars(both), "rows_per_step": 3})
-        train_on_tokens(odd, CausalLM(recipe.model, dtype="float32"), rows, 600, 8, seed=1)
+    with pytest.raises(RuntimeError, match="missing.yaml"):
+        missing = Recipe(**{**vars(both), "accelerate_config": str(tmp_path / "missing.yaml")})
+        train_on_tokens(missing, CausalLM(recipe.model, dtype="float32"), rows, 600, 8, seed=1)
 
 
 @pytest.mark.slow
