@@ -61,6 +61,13 @@ def test_scores_from_an_index_are_those_of_encoding(pool, model_path, tmp_path):
     for column in ("score_rds", "score_rds_a", "score_rds_b"):
         np.testing.assert_allclose(stored[column][:-1], asked[column][:-1], atol=1e-6)
         assert stored[column][-1] is asked[column][-1] is None
+    # What the scores cost: a pass over the pool in either case, in the index once for all that is asked of it.
+    direct, of_index = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("direct", "stored"))
+    assert of_index["index_cost"]["tokens"] == direct["cost"]["tokens"] > 0 == of_index["cost"]["tokens"]
+    from hf_select.cli.compare import _scores
+
+    _, cost = _scores(pool, "a", tmp_path / "stored")
+    assert cost["flops"] == of_index["index_cost"]["flops"] > 0 and cost["seconds"] > of_index["cost"]["seconds"]
     best, direct = (fitted().best_rows(pool, 4, batch_size=9, index=i) for i in (index, None))
     np.testing.assert_allclose(best.similarities, direct.similarities, atol=1e-6)  # near ties may swap their rows
 
