@@ -163,8 +163,11 @@ def _print(title: str, about: dict[str, Any], lines: dict[str, Any]) -> None:
     rows = []
     for name, line in lines.items():
         d = line.get("difference")
-        shown = ["", "", ""] if d is None else [f"{d['mean']:+.4f}", f"[{d['low']:+.4f}, {d['high']:+.4f}]"]
-        rows.append([name, f"{line['mean']:.4f}", *shown[:2], "" if d is None else f"{d['p_holm']:.3f}"])
+        shown = ["", "", ""]
+        if d is not None:
+            p = f"{d['p_holm']:.3f}" if d["p_holm"] >= 0.001 else "< 0.001"
+            shown = [f"{d['mean']:+.4f}", f"[{d['low']:+.4f}, {d['high']:+.4f}]", p]
+        rows.append([name, f"{line['mean']:.4f}", *shown])
     print_table(["", about["unit"], "less random", "95 %", "p"], rows, title)
     for name, line in lines.items():
         if "verdict" in line:

@@ -39,6 +39,7 @@ def comparison_sections(result: dict[str, Any], pictures: dict[tuple[str, ...], 
         drawn = [pictures["differences", budget, measure] for measure in measures]
         tables = [_differences(measure, result, of) for measure, of in measures.items()]
         tables += [table for measure, of in measures.items() if (table := _matched(measure, of)) is not None]
+        tables.append(_runs(result["methods"], next(iter(measures.values()))))
         found.append(Section(shown_budget(budget), text, tables, drawn, folded=False))
     text = (
         "A point is the mean of a method's runs at one budget, with its scores paid for by this budget alone; the "
@@ -98,7 +99,6 @@ def _short(line: dict[str, Any]) -> str:
 
 def _differences(measure: str, result: dict[str, Any], lines: dict[str, Any]) -> Table:
     header = [measure, result["measures"][measure]["unit"], "less random, 95 %", "p (Holm)", "seeds won", "verdict"]
-    header += ["rows", "cut", "tokens", "steps", "passes", "could choose from"]
     rows = []
     for name in (_RANDOM, *in_order(result["methods"], [name for name in lines if name != _RANDOM])):
         line = lines[name]
@@ -109,15 +109,21 @@ def _differences(measure: str, result: dict[str, Any], lines: dict[str, Any]) ->
                 f"{line['mean']:.4f}",
                 *(["", "", ""] if d is None else _difference(d)),
                 line.get("verdict", ""),
-                f"{line['rows']:,.0f}" if "rows" in line else "",
-                f"{line['rows_cut']:,.0f}" if line.get("rows_cut") else "",
-                f"{line['tokens']:,}" if "tokens" in line else "",
-                f"{line['steps']:,.0f}" if "steps" in line else "",
-                f"{line['passes']:.2f}" if "passes" in line else "",
-                f"{line['could_choose_from']:,}" if line.get("could_choose_from") is not None else "",
             ]
         )
     return header, rows
+
+
+def _runs(methods: list[str], lines: dict[str, Any]) -> Table:
+    """What was trained; the same for every measure."""
+    rows = []
+    for name in (_RANDOM, *in_order(methods, [name for name in lines if name != _RANDOM])):
+        line = lines[name]
+        if "tokens" in line:
+            numbers = [f"{line['rows']:,.0f}", f"{line['rows_cut']:,.0f}", f"{line['tokens']:,}"]
+            passes = [f"{line['steps']:,.0f}", f"{line['passes']:.2f}"]
+            rows.append([name, *numbers, *passes, f"{line['could_choose_from']:,}"])
+    return ["trained", "rows", "of these cut", "tokens", "steps", "passes", "could choose from"], rows
 
 
 def _matched(measure: str, lines: dict[str, Any]) -> Table | None:
@@ -127,14 +133,14 @@ def _matched(measure: str, lines: dict[str, Any]) -> Table | None:
         for name, line in lines.items()
         if "matched" in line
     ]
-    header = [f"{measure}, at equal tokens", "beside", "less those, 95 %", "p", "seeds won", "verdict"]
+    header = [f"{measure}, at equal tokens", "beside", "less those, 95 %", "p (Holm)", "seeds won", "verdict"]
     return (header, rows) if rows else None
 
 
 def _difference(d: dict[str, Any]) -> list[str]:
     return [
         f"{d['mean']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]",
-        f"{d['p_holm']:.3f}",
+        f"{d['p_holm']:.3f}" if d["p_holm"] >= 0.001 else "< 0.001",
         f"{d['wins']} of {d['seeds']}",
     ]
 
