@@ -182,14 +182,12 @@ def test_shares_of_a_step_change_nothing(ground):
     lm = CausalLM(recipe.model, dtype="float32")
     rows, _, _ = labelled(lm, pool.select(range(6)), "chat", 64)
     measure = HeldOutLoss(held_out)
-    whole, one_by_one, empty = (
-        measure(train_on_tokens(Recipe(**{**vars(recipe), **how}), lm_, rows, 400, 12, 0).lm)
-        for how, lm_ in (
-            ({}, CausalLM(recipe.model, dtype="float32")),
-            ({"rows_per_batch": 1}, CausalLM(recipe.model, dtype="float32")),
-            ({"rows_per_step": 9, "rows_per_batch": 1}, CausalLM(recipe.model, dtype="float32")),
-        )
-    )
+
+    def after(**how):
+        one = Recipe(**{**vars(recipe), **how})
+        return measure(train_on_tokens(one, CausalLM(recipe.model, dtype="float32"), rows, 400, 12, 0).lm)
+
+    whole, one_by_one, empty = after(), after(rows_per_batch=1), after(rows_per_step=9, rows_per_batch=1)
     np.testing.assert_allclose(one_by_one, whole, atol=1e-4)
     np.testing.assert_allclose(empty, whole, atol=1e-4)
     assert np.abs(np.subtract(measure(lm), whole)).max() > 0.1, "nothing was learned"

@@ -128,9 +128,25 @@ def test_methods_of_like_length_share_their_baseline(ground, tmp_path, monkeypat
     with pytest.raises(KeyError, match="values"):  # there are no runs to make a table of
         compare(pool, {"a": TopK("a"), "b": TopK("b")}, {"d": held_out}, recipe, tmp_path / "c", [10], seeds=2)
     names = {cell.method for cell in wanted}
-    (matched,) = names - {"untrained", "random", "longest", "a", "b"}
-    assert matched.startswith("random (") and matched.endswith(" tokens)")
+    known, _, _ = labelled(CausalLM(recipe.model, dtype="float32"), pool, "chat", recipe.max_length)
+    matched = f"random ({sum(sorted(map(len, known['input_ids']))[-10:]):,} tokens)"  # the longest come first
+    assert names == {"untrained", "random", "longest", "a", "b", matched}
     assert {rows.matched_by for cell, rows in wanted.items() if cell.method in "ab"} == {matched}
+
+
+def harness_task(folder, documents, **settings) -> dict[str, str]:
+    """A task of lm-evaluation-harness in a folder, and where HarnessTask finds it."""
+    (folder / "documents.jsonl").write_text("\n".join(map(json.dumps, documents)))
+    task = {
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "documents.jsonl")}},
+        "test_split": "test",
+        "doc_to_text": "{{question}}",
+        **settings,
+    }
+    (folder / "tasks").mkdir()
+    (folder / "tasks" / "task.yaml").write_text(yaml.safe_dump(task))
+    return {"include_path": str(folder / "tasks")}
 
 
 @pytest.mark.slow
@@ -145,37 +161,27 @@ def test_tasks_of_the_harness_are_its_own_numbers(ground, tmp_path, monkeypatch)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     documents = [{"question": r["prompt"], "choices": [r["completion"], "no"], "right": i % 2} for i, r in
                  enumerate(held_out)]  # fmt: skip
-    (tmp_path / "documents.jsonl").write_text("\n".join(map(json.dumps, documents)))
     listed = [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("acc", "acc_norm")]
-    task = {
-        "task": "my_sums",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "documents.jsonl")}},
-        "test_split": "test",
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{question}}",
-        "doc_to_choice": "{{choices}}",
-        "doc_to_target": "{{right}}",
-        "metric_list": listed,
-    }
-    (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks" / "my_sums.yaml").write_text(yaml.safe_dump(task))
+    where = harness_task(
+        tmp_path, documents, task="my_sums", output_type="multiple_choice", doc_to_choice="{{choices}}",
+        doc_to_target="{{right}}", metric_list=listed,
+    )  # fmt: skip
     lm = CausalLM(recipe.model, dtype="float32")
-    measure = HarnessTask("my_sums", include_path=str(tmp_path / "tasks"))
+    measure = HarnessTask("my_sums", **where)
     assert (measure.metric, measure.better) == ("acc", "higher")
     values = measure(lm)
-    manager = TaskManager(include_path=str(tmp_path / "tasks"), include_defaults=False)
+    manager = TaskManager(**where, include_defaults=False)
     loaded = lm.load()
     whole = lm_eval.simple_evaluate(
         HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer), tasks=["my_sums"], task_manager=manager
     )
     assert len(values) == 20 and np.mean(values) == whole["results"]["my_sums"]["acc,none"]
-    norm = HarnessTask("my_sums", metric="acc_norm", limit=6, include_path=str(tmp_path / "tasks"))(lm)
+    norm = HarnessTask("my_sums", metric="acc_norm", limit=6, **where)(lm)
     assert len(norm) == 6 and set(norm) <= {0.0, 1.0}
     with pytest.raises(ValueError, match='no single task "arc"'):
-        HarnessTask("arc", include_path=str(tmp_path / "tasks"))
+        HarnessTask("arc", **where)
     with pytest.raises(ValueError, match='no metric "f1"; it has acc, acc_norm'):
-        HarnessTask("my_sums", metric="f1", include_path=str(tmp_path / "tasks"))
+        HarnessTask("my_sums", metric="f1", **where)
 
 
 @pytest.mark.slow
@@ -186,26 +192,21 @@ def test_a_task_of_the_harness_is_read_by_one_of_its_filters(ground, tmp_path, m
 
     _, held_out, recipe = ground
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "documents.jsonl").write_text("\n".join(json.dumps({"question": r["prompt"]}) for r in held_out))
     first = {"function": "take_first"}
-    task = {
-        "task": "my_words",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "documents.jsonl")}},
-        "test_split": "test",
-        "output_type": "generate_until",
-        "generation_kwargs": {"max_gen_toks": 3},
-        "doc_to_text": "{{question}}",
-        "doc_to_target": "[invalid]",
-        "filter_list": [
+    where = harness_task(
+        tmp_path,
+        [{"question": row["prompt"]} for row in held_out],
+        task="my_words",
+        output_type="generate_until",
+        generation_kwargs={"max_gen_toks": 3},
+        doc_to_target="[invalid]",
+        filter_list=[
             {"name": "strict", "filter": [{"function": "regex", "regex_pattern": "(never said)"}, first]},
             {"name": "whole", "filter": [first]},
         ],
-        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
-    }
-    (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks" / "my_words.yaml").write_text(yaml.safe_dump(task))
-    lm, where = CausalLM(recipe.model, dtype="float32"), {"limit": 3, "include_path": str(tmp_path / "tasks")}
+        metric_list=[{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    )
+    lm, where = CausalLM(recipe.model, dtype="float32"), {"limit": 3, **where}
     assert HarnessTask("my_words", **where)(lm) == [1.0] * 3
     whole = HarnessTask("my_words", filter="whole", **where)
     assert whole(lm) == [0.0] * 3 and whole.identity()["filter"] == "whole"

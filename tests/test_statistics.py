@@ -46,6 +46,8 @@ def test_planted_effects_are_found_as_often_as_promised(spread):
     found = [differences({"m": m}, b)["m"] for m, b in (results(rng, -3 * error, **spread) for _ in range(300))]
     seen = np.mean([d.p <= 0.05 and d.mean < 0 for d in found])
     assert seen >= (0.55 if of_item == 0 else 0.75)
+    large = [differences({"m": m}, b)["m"] for m, b in (results(rng, effect=-1.0, **spread) for _ in range(100))]
+    assert sum(d.p <= 0.05 and d.mean < 0 for d in large) >= 90
 
 
 def test_the_smallest_difference_that_could_be_seen_is_seen_in_four_of_five():

@@ -159,14 +159,14 @@ def _scores(rows: Any, name: str, folder: Path) -> tuple[list[float | None], dic
 
 def _print(title: str, about: dict[str, Any], lines: dict[str, Any]) -> None:
     from hf_select.cli.table import print_table
+    from hf_select.reports.comparison import shown_p
 
     rows = []
     for name, line in lines.items():
         d = line.get("difference")
         shown = ["", "", ""]
         if d is not None:
-            p = f"{d['p_holm']:.3f}" if d["p_holm"] >= 0.001 else "< 0.001"
-            shown = [f"{d['mean']:+.4f}", f"[{d['low']:+.4f}, {d['high']:+.4f}]", p]
+            shown = [f"{d['mean']:+.4f}", f"[{d['low']:+.4f}, {d['high']:+.4f}]", shown_p(d)]
         rows.append([name, f"{line['mean']:.4f}", *shown])
     print_table(["", about["unit"], "less random", "95 %", "p"], rows, title)
     for name, line in lines.items():

@@ -212,10 +212,6 @@ class Comparison:
         tokens = budget.amount if budget.unit == "tokens" else budget.amount * float(self.lengths.mean())
         return max(1, round(self.passes * tokens))
 
-    def steps_for(self, budget: Budget) -> int:
-        """Steps that every run of a budget makes."""
-        return max(1, round(self.tokens_for(budget) / (self.recipe.rows_per_step * float(self.lengths.mean()))))
-
     def _overlap(self) -> dict[str, int]:
         """Rows of the pool that repeat a row that is measured on, by measure."""
         found = {}
@@ -282,8 +278,8 @@ class Comparison:
         by = f"{socket.gethostname()} {os.getpid()}"
         record: dict[str, Any] = {**asdict(cell), "selection": _Rows(selection).digest(), "by": by}
         if selection is not None:
-            budget = Budget.read(cell.budget)
-            tokens, steps = self.tokens_for(budget), self.steps_for(budget)
+            tokens = self.tokens_for(Budget.read(cell.budget))
+            steps = self.recipe.steps(tokens, float(self.lengths.mean()))
             rows, _, notes = labelled(lm, self.pool.select(selection.indices), "chat", self.recipe.max_length)
             trained = train_on_tokens(self.recipe, lm, rows, tokens, steps, cell.seed)
             lm = trained.lm

@@ -199,7 +199,7 @@ class _Search:
         hold_to(self.folder / "search.json", settings, whole, "mixture search")
         mean = self._mean_length()
         self.tokens = max(1, round(passes * self.rows * mean))
-        self.steps = max(1, round(self.tokens / (self.recipe.rows_per_step * mean)))
+        self.steps = self.recipe.steps(self.tokens, mean)
         logger.warning(
             "mixture search: %d runs of %s tokens, and %d to confirm; a training run of %s tokens costs as much.",
             len(weights), f"{self.tokens:,}", 3 * seeds, f"{self.tokens * (len(weights) + 3 * seeds):,}",

@@ -137,10 +137,15 @@ def _matched(measure: str, lines: dict[str, Any]) -> Table | None:
     return (header, rows) if rows else None
 
 
+def shown_p(difference: dict[str, Any]) -> str:
+    p = difference["p_holm"]
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
 def _difference(d: dict[str, Any]) -> list[str]:
     return [
         f"{d['mean']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]",
-        f"{d['p_holm']:.3f}" if d["p_holm"] >= 0.001 else "< 0.001",
+        shown_p(d),
         f"{d['wins']} of {d['seeds']}",
     ]
 

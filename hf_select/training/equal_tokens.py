@@ -17,12 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PrinterCallback, TrainerCallback
 
 from hf_select.choices import check_choices
 from hf_select.features.gradients import encode_responses
 from hf_select.formats import BadRow, Conversation, Encoded, conversations
 from hf_select.inference.causal_lm import CausalLM
+from hf_select.scoring.reward import padded
 
 
 @dataclass
@@ -56,6 +58,10 @@ class Recipe:
         for name in ("rows_per_step", "max_length", "rows_per_batch"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+
+    def steps(self, tokens: int, mean_length: float) -> int:
+        """Optimizer steps of a run on so many tokens, where a row has `mean_length`."""
+        return max(1, round(tokens / (self.rows_per_step * mean_length)))
 
 
 @dataclass(frozen=True)
@@ -184,7 +190,7 @@ def train(
     trainer: Any = SFTTrainer(
         model,
         args=config,
-        data_collator=_Shares(rows, tokenizer),
+        data_collator=_Shares(rows),
         train_dataset=Dataset.from_dict({"rows": shares}),
         processing_class=tokenizer,
         peft_config=None if recipe.lora_r is None else _lora(recipe.lora_r),
@@ -221,18 +227,17 @@ def dealt(rows: Sequence[int], lengths: Sequence[int] | np.ndarray, shares: int)
 class _Shares:
     """A share of a step -> its rows, padded to the longest. One without rows takes part with nothing to learn."""
 
-    def __init__(self, rows: Dataset, tokenizer: Any):
+    def __init__(self, rows: Dataset):
         self.rows = rows
-        self.pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
 
     def __call__(self, shares: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
         read = self.rows[[row for share in shares for row in share["rows"]]]
-        ids, labels = read["input_ids"] or [[self.pad] * 2], read["labels"] or [[-100] * 2]
-        width = max(map(len, ids))
+        ids, mask = padded(read["input_ids"] or [[0, 0]], "cpu")
+        labels = [torch.tensor(row) for row in read["labels"] or [[-100, -100]]]
         return {
-            "input_ids": torch.tensor([row + [self.pad] * (width - len(row)) for row in ids]),
-            "attention_mask": torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids]),
-            "labels": torch.tensor([row + [-100] * (width - len(row)) for row in labels]),
+            "input_ids": ids,
+            "attention_mask": mask,
+            "labels": pad_sequence(labels, batch_first=True, padding_value=-100),
         }
 
 
