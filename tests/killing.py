@@ -1,14 +1,15 @@
-"""Children that are killed: after how many seconds each is, stands on a line of stdin; the last run is let finish."""
+"""Children that are killed, and what they had finished."""
 
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 
 def killed_then_finished(run: Callable[[], object]) -> None:
-    """Print how many of the children died of it."""
+    """Kill a child for each line of stdin, after the seconds it says; let one finish; print how many died of it."""
     killed = 0
     for line in sys.stdin:
         child = os.fork()
@@ -24,3 +25,10 @@ def killed_then_finished(run: Callable[[], object]) -> None:
         killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
     run()
     print(killed)
+
+
+def finished_parts(folder: Path, pattern: str) -> dict[str, int]:
+    """When each finished part of a chunked job was written, by its name. A part is finished once its record is there:
+    a kill may come between the two, and that part is made anew."""
+    done = {path.stem for path in (folder / "done").glob("part-*.json")}
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob(pattern) if path.stem in done}

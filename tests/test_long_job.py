@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import Dataset, IterableDataset, load_dataset
+from killing import finished_parts
 from launching import launched
 
 from hf_select import Length, Perplexity, PoolIndex, RDSPlus, score
@@ -120,9 +121,8 @@ def test_kill_9_at_random_moments_loses_only_the_chunks_in_hand(job, stream):
                 process.send_signal(signal.SIGKILL)
                 killed += 1
             process.wait()
-        for path in (job.folder / "scored").glob("part-*.parquet"):
-            if (job.folder / "done" / f"{path.stem}.json").exists():
-                assert finished.setdefault(path.name, path.stat().st_mtime_ns) == path.stat().st_mtime_ns
+        for name, stamp in finished_parts(job.folder, "scored/part-*.parquet").items():
+            assert finished.setdefault(name, stamp) == stamp
     assert killed >= 4 and finished
     left = [job.start(rank, 3, stream=stream) for rank in range(3)]
     said = wait(*left)

@@ -7,11 +7,11 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections import Counter
 
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, load_dataset
+from killing import finished_parts
 
 from hf_select import CausalLM, Length, SelectIT, score
 from hf_select.inference.pool import pool_fingerprint
@@ -169,18 +169,19 @@ def test_kill_9_at_any_moment_loses_only_the_chunk_in_flight(model_path, tmp_pat
         print(len(score(Dataset.from_list(rows), SelectIT({model_path!r}), {str(tmp_path / "o")!r}, chunk_rows=8)))
         """)
     )
-    kept: Counter[str] = Counter()
+    kept: dict[str, int] = {}
     for wait in (0.0, 0.08, 0.2, 0.31):
         process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        while process.poll() is None and len(list((tmp_path / "o").glob("scored/*.parquet"))) <= len(kept):
+        while process.poll() is None and len(finished_parts(tmp_path / "o", "scored/*.parquet")) <= len(kept):
             time.sleep(0.01)
         time.sleep(wait)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        parts = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "o").glob("scored/*.parquet")}
+        parts = finished_parts(tmp_path / "o", "scored/*.parquet")
         assert all(parts[name] == stamp for name, stamp in kept.items()), "a finished chunk was written again"
-        assert all(pq.read_table(tmp_path / "o" / "scored" / name).num_rows == 8 for name in parts), "half-written"
-        kept = Counter(parts)
+        for part in (tmp_path / "o").glob("scored/*.parquet"):
+            assert pq.read_table(part).num_rows == 8, "half-written"
+        kept = parts
     assert 0 < len(kept) < 30
     done = subprocess.run([sys.executable, script], capture_output=True, text=True)
     assert done.stdout.strip() == "240", done.stderr
