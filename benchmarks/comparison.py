@@ -14,7 +14,6 @@ key stands beside them for what could be reached. Several processes of `compare`
 
 import argparse
 import json
-import os
 import random
 from pathlib import Path
 
@@ -25,8 +24,8 @@ from targeted import read
 from hf_select import DEITA, IFD, LESS, TFIDF, Embedding, Perplexity, RDSPlus, RoundRobin, SelectIT, TopK, score
 from hf_select.columns import NUM_TOKENS, SCORE_PREFIX
 from hf_select.evaluation.compare import compare
-from hf_select.files import read_json
 from hf_select.formats import conversations
+from hf_select.inference.run import whole_cost
 from hf_select.scoring.length import Length
 from hf_select.scoring.overlap import QueryOverlap
 from hf_select.selection.combine import WeightedRanks
@@ -116,7 +115,7 @@ def make_scores(args: argparse.Namespace) -> None:
     rows = pool.select_columns(["prompt", "completion"])
     for name, scorer in scorers(args, rows, queries, folder):
         score(rows, scorer, folder / "scores" / name)
-        print(name, json.dumps(read_json(folder / "scores" / name / "summary.json")["cost"]), flush=True)
+        print(name, json.dumps(whole_cost(folder / "scores" / name)), flush=True)
 
 
 def methods(args: argparse.Namespace, pool: Dataset, folder: Path) -> tuple[Dataset, dict, dict]:
@@ -127,9 +126,7 @@ def methods(args: argparse.Namespace, pool: Dataset, folder: Path) -> tuple[Data
         for name in scores.column_names:
             if name.startswith(SCORE_PREFIX) or name == NUM_TOKENS:
                 pool = pool.add_column(name, scores[name].to_pylist())  # type: ignore[call-arg]
-        costs[path.name] = (read_json(path / "summary.json") or {})["cost"]
-    for state in sorted((folder / "warm_up").glob("checkpoint-*/trainer_state.json"), key=os.path.getmtime)[-1:]:
-        costs["less"]["flops"] += read_json(state)["total_flos"]
+        costs[path.name] = whole_cost(path)
     found = {
         "ifd": TopK("score_ifd", at_most=1.0),
         "ifd, not cut at 1": TopK("score_ifd"),

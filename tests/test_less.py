@@ -13,12 +13,13 @@ from adapters import train_adapter
 from datasets import Dataset
 from safetensors.torch import load_file
 
-from hf_select import LESS, PoolIndex, score
+from hf_select import LESS, Length, PoolIndex, score
 from hf_select.features import Feature
 from hf_select.features import gradients as gradients_module
 from hf_select.features.adam import mean_learning_rate
 from hf_select.features.gradients import AdapterGradients, adapter_layers
 from hf_select.formats import BadRow, conversations
+from hf_select.inference.run import whole_cost
 from hf_select.training.warmup import WarmUp
 
 
@@ -145,6 +146,21 @@ def test_the_warm_up_leaves_a_checkpoint_an_epoch_that_less_reads(model_path, wa
     assert scorer._weights[0] > scorer._weights[1], "the rate falls"
 
 
+def test_scores_cost_the_warm_up_and_the_queries_too(model_path, warm_up, rows, queries, tmp_path):
+    _, both = warm_up
+    pool = Dataset.from_list(rows[:4])
+    score(pool, LESS(model_path, both[::-1]).fit(queries), tmp_path / "o")
+    summary = json.loads((tmp_path / "o" / "summary.json").read_text())
+    last = json.loads((Path(both[1]) / "trainer_state.json").read_text())
+    spent = summary["preparation_cost"]
+    assert spent["warm-up"] == {"flops": last["total_flos"], "seconds": last["log_history"][-1]["seconds"]}
+    assert spent["queries"]["flops"] > 0 < spent["warm-up"]["seconds"]
+    whole = whole_cost(tmp_path / "o")["flops"]
+    assert whole == summary["cost"]["flops"] + spent["queries"]["flops"] + last["total_flos"]
+    assert LESS(model_path, both[:1]).preparation()["warm-up"]["flops"] == pytest.approx(last["total_flos"] / 2, 0.2)
+    assert Length().preparation() == {}
+
+
 def test_a_warm_up_that_was_killed_goes_on(model_path, warm_up, rows, tmp_path):
     folder, checkpoints = warm_up
     shutil.copytree(folder, tmp_path / "run")
@@ -155,6 +171,9 @@ def test_a_warm_up_that_was_killed_goes_on(model_path, warm_up, rows, tmp_path):
     again = WarmUp(model_path, lora_r=4, lora_alpha=16, **settings).run(Dataset.from_list(rows), tmp_path / "run")
     assert [Path(path).name for path in again] == [Path(path).name for path in checkpoints]
     assert first.stat().st_mtime_ns == stamp, "the first epoch was trained again"
+    log = json.loads((Path(again[1]) / "trainer_state.json").read_text())["log_history"]
+    seconds = [entry["seconds"] for entry in log if "loss" in entry]
+    assert seconds == sorted(seconds) and seconds[0] > 0, "the clock began anew"
     ours, theirs = (load_file(Path(run[1]) / "adapter_model.safetensors") for run in (again, checkpoints))
     for name, weight in ours.items():
         torch.testing.assert_close(weight, theirs[name])

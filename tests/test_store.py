@@ -18,6 +18,8 @@ from hf_select import PoolIndex, RDSPlus, score
 from hf_select.features import unit
 from hf_select.features.hidden_states import HiddenStates
 from hf_select.formats import conversations
+from hf_select.inference.run import whole_cost
+from hf_select.reports.ledger import read_step
 
 
 QUERIES = Dataset.from_list([{"prompt": "Name three fruits.", "completion": "Figs, plums and pears."}] * 2)
@@ -62,13 +64,17 @@ def test_scores_from_an_index_are_those_of_encoding(pool, model_path, tmp_path):
     for column in ("score_rds", "score_rds_a", "score_rds_b"):
         np.testing.assert_allclose(stored[column][:-1], asked[column][:-1], atol=1e-6)
         assert stored[column][-1] is asked[column][-1] is None
-    # What the scores cost: a pass over the pool in either case, in the index once for all that is asked of it.
+    # What the scores cost: a pass over the pool in either case, in the index once for all that is asked of it; and the
+    # queries, which no index holds.
     direct, of_index = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("direct", "stored"))
     assert of_index["index_cost"]["tokens"] == direct["cost"]["tokens"] > 0 == of_index["cost"]["tokens"]
-    from hf_select.cli.compare import _scores
-
-    _, cost = _scores(pool, "a", tmp_path / "stored")
-    assert cost["flops"] == of_index["index_cost"]["flops"] > 0 and cost["seconds"] > of_index["cost"]["seconds"]
+    queries = of_index["preparation_cost"]["queries"]
+    assert 0 < queries["tokens"] < direct["cost"]["tokens"] and queries["flops"] > 0
+    cost = whole_cost(tmp_path / "stored")
+    assert cost["flops"] == of_index["index_cost"]["flops"] + queries["flops"]
+    assert cost["seconds"] > of_index["cost"]["seconds"] + queries["seconds"]
+    assert whole_cost(tmp_path / "direct")["flops"] == direct["cost"]["flops"] + queries["flops"]
+    assert read_step(tmp_path / "direct")["flops"] == direct["cost"]["flops"] + queries["flops"]
     best, direct = (fitted().best_rows(pool, 4, batch_size=9, index=i) for i in (index, None))
     np.testing.assert_allclose(best.similarities, direct.similarities, atol=1e-6)  # near ties may swap their rows
 

@@ -145,16 +145,15 @@ def _scores(rows: Any, name: str, folder: Path) -> tuple[list[float | None], dic
 
     from hf_select.files import read_json
     from hf_select.inference.pool import Pool
+    from hf_select.inference.run import whole_cost
 
-    manifest, summary = read_json(folder / "manifest.json"), read_json(folder / "summary.json")
-    if manifest is None or summary is None:
+    manifest = read_json(folder / "manifest.json")
+    if manifest is None or not (folder / "summary.json").exists():
         raise ValueError(f'method {name}: "{folder}" is no finished run of hf-select score.')
     if manifest["pool"]["fingerprint"] != Pool(rows, manifest["chunk_rows"]).fingerprint():
         raise ValueError(f'method {name}: the scores in "{folder}" are of other rows than the dataset.')
     scores = pq.read_table(folder / "scores.parquet")
-    cost, of_index = summary["cost"], summary.get("index_cost", {})
-    whole = {name: cost.get(name, 0.0) + of_index.get(name, 0.0) for name in ("flops", "seconds") if name in cost}
-    return scores[f"{SCORE_PREFIX}{manifest['made_by']['name']}"].to_pylist(), whole
+    return scores[f"{SCORE_PREFIX}{manifest['made_by']['name']}"].to_pylist(), whole_cost(folder)
 
 
 def _print(title: str, about: dict[str, Any], lines: dict[str, Any]) -> None:

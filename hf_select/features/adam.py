@@ -5,7 +5,6 @@ Xia et al. 2024, "LESS: Selecting Influential Data for Targeted Instruction Tuni
 section 3.2.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +12,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+
+from hf_select.files import read_json
 
 
 # B rows, O outputs and I inputs of a layer
@@ -118,14 +119,29 @@ def _numbered_moments(folder: Path, layers: dict[str, torch.nn.Linear]) -> tuple
     return moments, int(entries[0]["step"]), {"betas": tuple(group["betas"]), "eps": float(group["eps"])}
 
 
+def cost_of_run(checkpoints: list[str]) -> dict[str, float]:
+    """What training up to these checkpoints took, each run once, as it stands in their trainer_state.json: the FLOPs
+    that Trainer counts (6 a parameter and token, embeddings left out) and, of a warm-up of this package, the seconds.
+    Empty where nothing is written down."""
+    runs: dict[Path, dict[str, float]] = {}
+    for path in checkpoints:
+        folder = Path(path).expanduser().resolve()
+        state = read_json(folder / "trainer_state.json")
+        if state is not None:
+            cost = runs.setdefault(folder.parent, {"flops": 0.0, "seconds": 0.0})
+            logged = [entry["seconds"] for entry in state["log_history"] if "seconds" in entry]
+            cost["flops"] = max(cost["flops"], state["total_flos"])
+            cost["seconds"] = max(cost["seconds"], *logged, 0.0)
+    return {name: sum(cost[name] for cost in runs.values()) for name in ("flops", "seconds")} if runs else {}
+
+
 def mean_learning_rate(path: str) -> float | None:
     """Mean learning rate that Trainer logged for the steps from the checkpoint before this one to this one (None: not
     logged)."""
     folder = Path(path).expanduser()
-    file = folder / "trainer_state.json"
-    if not file.exists():
+    state = read_json(folder / "trainer_state.json")
+    if state is None:
         return None
-    state = json.loads(file.read_text(encoding="utf-8"))
     steps = [int(p.name[11:]) for p in folder.parent.glob("checkpoint-*") if p.name[11:].isdigit()]
     before = max((step for step in steps if step < state["global_step"]), default=0)
     logged = [entry for entry in state["log_history"] if "learning_rate" in entry]

@@ -4,12 +4,13 @@ output_dir/
   manifest.json                what is scored by what; a run with other rows or settings is refused
   scored/part-00000.parquet    the rows of a chunk with row_id and their scores
   scores.parquet               row_id and the score columns of all rows, written at the end
-  summary.json                 counts, reasons, cost
+  summary.json                 counts, reasons, cost of the pass; of an index and of what came before beside it
 
 With an index (features/store.py) the vectors of the rows are read from it and no model runs over the pool.
 """
 
 import glob
+import json
 import os
 import resource
 from collections import Counter
@@ -96,6 +97,14 @@ def read_scored(output_dir: str | os.PathLike) -> Dataset:
     return load_dataset("parquet", data_files=[glob.escape(str(part)) for part in parts], split="train")  # type: ignore[return-value]
 
 
+def whole_cost(output_dir: str | os.PathLike) -> dict[str, float]:
+    """What the scores of a finished run cost in all, from nothing: flops (none where no model is counted) and seconds
+    of the pass over the rows, of the index that it read and of what came before the first row."""
+    summary = json.loads((Path(output_dir).expanduser() / "summary.json").read_text(encoding="utf-8"))
+    costs = [summary["cost"], summary.get("index_cost", {}), *summary.get("preparation_cost", {}).values()]
+    return {name: sum(cost.get(name, 0.0) for cost in costs) for name in ("flops", "seconds") if name in costs[0]}
+
+
 # --------------------------------------------------------------------------------------------------------------------
 
 
@@ -147,6 +156,7 @@ def _finish(job: ChunkedJob, scorer: Any, index: Any) -> None:
         else {},
         "cost": {**cost, "rows_per_second": rows / cost["seconds"], "peak_memory_mib": _peak_memory_mib()},
         **({} if index is None else {"index_cost": index.summary["cost"]}),  # the model's passes over these rows
+        "preparation_cost": scorer.preparation(),  # before them, once: the queries, a warm-up
         "device": _device_name(),
     }
     write_json(job.folder / job.summary, summary)

@@ -25,6 +25,7 @@ def read_step(folder: str | os.PathLike) -> dict[str, Any]:
     if summary is None:
         raise ValueError(f'"{folder}" is not finished; run the same hf-select {kind} command again.')
     made_by = manifest["made_by"]
+    cost, queries = summary["cost"], summary.get("preparation_cost", {}).get("queries", {})
     return {
         "step": f"{kind} {made_by['name']}",
         "scorer": made_by["name"] if kind == "score" else None,
@@ -34,7 +35,7 @@ def read_step(folder: str | os.PathLike) -> dict[str, Any]:
         "pool": manifest["pool"],
         "rows": summary["rows"],
         "device": summary.get("device"),
-        **{cost: summary["cost"][cost] for cost in COSTS if cost in summary["cost"]},
+        **{name: cost[name] + queries.get(name, 0) for name in COSTS if name in cost},
     }
 
 

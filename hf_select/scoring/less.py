@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from hf_select.features import Feature, unit
-from hf_select.features.adam import mean_learning_rate
+from hf_select.features.adam import cost_of_run, mean_learning_rate
 from hf_select.features.gradients import AdapterGradients
 from hf_select.formats import BadRow, Conversation
 from hf_select.scoring.similarity import Similarity
@@ -78,6 +78,10 @@ class LESS(Similarity):
 
     def usage(self) -> dict[str, float]:
         return vars(self._gradients.lm.usage).copy()
+
+    def preparation(self) -> dict[str, dict[str, float]]:
+        trained = cost_of_run(self.checkpoints)
+        return {**({"warm-up": trained} if trained else {}), **super().preparation()}
 
     def _pickled(self) -> dict[str, Any]:
         stamps = self._gradients.identity()["checkpoint_files"]

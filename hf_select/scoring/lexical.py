@@ -16,7 +16,7 @@ import numpy as np
 from hf_select import columns
 from hf_select.features import Feature
 from hf_select.formats import BadRow, Conversation, conversations, layout
-from hf_select.scoring.scorer import Scorer
+from hf_select.scoring.scorer import Scorer, prepares
 from hf_select.scoring.similarity import Similarity, by_task
 from hf_select.words import text_of, words
 
@@ -50,6 +50,7 @@ class TFIDF(Similarity):
         self.idf_: np.ndarray | None = None  # (V,)
         self._vectorizer: Any = None
 
+    @prepares
     def fit(
         self, queries: Any, task_column: str | None = None, subtask_column: str | None = None, pool: Any = None
     ) -> "TFIDF":
@@ -125,6 +126,7 @@ class DSIR(Scorer):
         self.tasks_: list[str] = []
         self.log_ratio_: np.ndarray | None = None  # (t, B)
 
+    @prepares
     def fit(self, queries: Any, task_column: str | None = None, pool: Any = None) -> "DSIR":
         """Count the n-grams of the queries of each task and of the pool.
 

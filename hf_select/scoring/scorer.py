@@ -7,10 +7,13 @@ pickled, so that the `datasets` cache hits and worker processes start clean.
 """
 
 import logging
+import time
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from functools import wraps
+from typing import Any, ClassVar, TypeVar, cast
 
 from datasets import Features, Value
 
@@ -22,6 +25,8 @@ from hf_select.inference.causal_lm import CausalLM
 
 
 logger = logging.getLogger(__name__)
+
+Fit = TypeVar("Fit", bound=Callable[..., Any])
 
 
 @dataclass
@@ -49,6 +54,11 @@ class Scorer(ABC):
     def usage(self) -> dict[str, float]:
         """What scoring has cost so far: tokens, counted FLOPs, seconds; empty for a method that runs no model."""
         return {}
+
+    def preparation(self) -> dict[str, dict[str, float]]:
+        """What was spent before the first row, by what it was spent on: seconds and, with a model, the rest of
+        `usage`. Empty for a method that prepares nothing."""
+        return {} if self._prepared is None else {"queries": self._prepared}
 
     def __call__(self, batch: dict[str, list[Any]], rank: int | None = None) -> dict[str, list[Any]]:
         """Columns of a batch. `rank` is that of a `map` worker (with_rank=True) and picks its accelerator."""
@@ -102,6 +112,7 @@ class Scorer(ABC):
     def __post_init__(self) -> None:
         check_choices(self)
         self._warned: set[str] = set()
+        self._prepared: dict[str, float] | None = None
 
     def _warn(self, what: str, reasons: Counter[str], total: int, of: str = "rows of this batch") -> None:
         """One line when a reason is met first; the column has every row's."""
@@ -110,6 +121,20 @@ class Scorer(ABC):
         if fresh:
             listed = "; ".join(f"{count} x {reason}" for reason, count in Counter(fresh).most_common(3))
             logger.warning("%s: %d of %d %s %s (%s).", self.name, reasons.total(), total, of, what, listed)
+
+
+def prepares(fit: Fit) -> Fit:
+    """Around a scorer's `fit`: what it takes is its `preparation`."""
+
+    @wraps(fit)
+    def counted(self: Scorer, *args: Any, **kwargs: Any) -> Any:
+        before, begin = self.usage(), time.perf_counter()
+        result = fit(self, *args, **kwargs)
+        spent = {name: value - before.get(name, 0) for name, value in self.usage().items()}
+        self._prepared = {**spent, "seconds": time.perf_counter() - begin}
+        return result
+
+    return cast(Fit, counted)
 
 
 @dataclass

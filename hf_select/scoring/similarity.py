@@ -13,7 +13,7 @@ from hf_select import columns
 from hf_select.features import Feature, unit
 from hf_select.formats import BadRow, Conversation, conversations
 from hf_select.scoring.overlap import QueryOverlap
-from hf_select.scoring.scorer import Scorer
+from hf_select.scoring.scorer import Scorer, prepares
 
 
 # n rows, q queries, p parts of tasks, t tasks, d dimensions
@@ -97,6 +97,7 @@ class Similarity(Scorer):
         self.overlap_: QueryOverlap | None = None
         self._fitted_to: tuple[Any, str | None, str | None] | None = None
 
+    @prepares
     def fit(self, queries: Any, task_column: str | None = None, subtask_column: str | None = None) -> "Similarity":
         """Encode the queries.
 

@@ -6,12 +6,14 @@ moments. The rows, templates and response tokens are those that LESS will measur
 
 import logging
 import os
+import time
 from collections import Counter
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from datasets import Dataset
+from transformers import TrainerCallback
 
 from hf_select.choices import check_choices
 from hf_select.inference.causal_lm import CausalLM
@@ -113,6 +115,7 @@ class WarmUp:
             train_dataset=rows,
             processing_class=loaded.tokenizer,
             peft_config=adapter,
+            callbacks=[_Clock()],
         )
         trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
         if _steps_an_epoch(trainer) < 2:
@@ -121,6 +124,18 @@ class WarmUp:
                 self.rows_per_step,
             )
         return [str(path) for path in sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))]
+
+
+class _Clock(TrainerCallback):
+    """Writes down with each step the seconds since training began, those before a kill included: checkpoints keep the
+    log."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        before = max((entry["seconds"] for entry in state.log_history if "seconds" in entry), default=0.0)
+        self._begin = time.perf_counter() - before
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        state.log_history[-1]["seconds"] = time.perf_counter() - self._begin
 
 
 def _steps_an_epoch(trainer: Any) -> float:
