@@ -1,6 +1,7 @@
 """Rows from wherever they lie: a local file, a saved dataset, the folder of hf-select score, the Hub."""
 
 import glob
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,9 +28,14 @@ def read_dataset(
     score or the Hub (there at a revision, and of several configurations one by name); as a stream it is read while it
     is used, and nothing is downloaded or kept before.
 
+    Args:
+        source: its path or id; "ID#SPLIT" or "ID#CONFIG/SPLIT" names the split, and the configuration, along with it.
     Raises: ValueError that says what is missing and what to do.
     """
+    said, (source, split, config) = source, located(source, split, config)
     path = Path(source).expanduser()
+    if path.is_file() and said != source:
+        raise ValueError(f'"{source}" is a file, which has no splits; leave out {said.removeprefix(source)}.')
     if path.is_file():
         dataset = _from_file(path, stream)
     else:
@@ -48,6 +54,15 @@ def read_dataset(
     if not stream and len(dataset) == 0:
         raise ValueError(f'"{source}" is empty; there is nothing to do.')
     return dataset
+
+
+def located(source: str, split: str = "train", config: str | None = None) -> tuple[str, str, str | None]:
+    """(path or id, split, configuration) of "ID", "ID#SPLIT" or "ID#CONFIG/SPLIT"; what stands after # comes first."""
+    name, _, where = source.partition("#")
+    if not where or Path(source).expanduser().exists():
+        return source, split, config
+    its_config, _, its_split = where.rpartition("/")
+    return name, its_split, its_config or config
 
 
 def _from_file(path: Path, stream: bool) -> Any:
@@ -88,7 +103,15 @@ def _from_folder_or_hub(
             f'no file or folder "{source}"; give a {", ".join(_READERS)} file, a saved dataset or a Hub id.'
         )
     try:
-        return _split(load_dataset(source, config, streaming=stream, revision=revision), split, source)
+        return _split(load_dataset(source, config, streaming=stream, revision=revision), split, source, config)
+    except ValueError as error:  # no configuration is named, or one that is not there
+        known = re.search(r"(?i)available(?: configs)?: \[(.*)\]", str(error))
+        if known is None:
+            raise
+        names = known[1].replace("'", "").split(", ")
+        what = "has several configurations" if config is None else f'has no configuration "{config}"'
+        one = f"{split}/train" if split in names else f"{names[0]}/{split}"
+        raise ValueError(f'"{source}" {what} ({", ".join(names)}). Name one: {source}#{one}') from error
     except (DatasetNotFoundError, ConnectionError) as error:
         raise ValueError(
             f'no file or folder "{source}", and no dataset of that name on the Hub ({str(error).splitlines()[0]}).'
@@ -99,7 +122,11 @@ def _streamed(dataset: Dataset, stream: bool) -> Any:
     return dataset.to_iterable_dataset() if stream else dataset
 
 
-def _split(dataset: Any, split: str, source: str) -> Dataset:
+def _split(dataset: Any, split: str, source: str, config: str | None = None) -> Dataset:
     if split not in dataset:
-        raise ValueError(f'"{source}" has no split "{split}"; it has {", ".join(dataset)}. Choose one with --split.')
+        one = "/".join(filter(None, (config, next(iter(dataset)))))
+        raise ValueError(
+            f'"{source}" has no split "{split}"; it has {", ".join(dataset)}. Choose one with --split, or by the '
+            f"name: {source}#{one}"
+        )
     return dataset[split]

@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from datasets import Dataset, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
 from hf_select.cli.main import main
 from hf_select.cli.recipe import recipes
+from hf_select.reading import read_dataset
 
 
 @pytest.fixture(autouse=True)
@@ -109,6 +110,36 @@ def test_every_kind_of_output(pool):
     assert read[0]["row_id"] == read[1]["row_id"] == read[2]["row_id"]
     assert run(*select, "deep/saved", "--overwrite") == 0
     assert run("select", "--scores", "s.jsonl", "--selector", "random", "--k", "2", "--output", "t.jsonl") == 0
+
+
+def test_a_name_may_say_split_and_configuration(pool, capsys):
+    rows = [json.loads(line) for line in Path(pool).read_text().splitlines()]
+    Path("d").mkdir()
+    for name, part in {"train": rows[:5], "test": rows[5:7], "other": rows[7:8]}.items():
+        Dataset.from_list(part).to_json(f"d/{name}.jsonl")
+    Path("d/README.md").write_text(
+        "---\nconfigs:\n"
+        "- config_name: main\n  data_files: [{split: train, path: train.jsonl}, {split: test, path: test.jsonl}]\n"
+        "- config_name: other\n  data_files: [{split: train, path: other.jsonl}]\n---\n"
+    )
+    for stream in (False, True):
+        for said, part in {"main/test": rows[5:7], "main/train": rows[:5], "other/train": rows[7:8]}.items():
+            assert [row["prompt"] for row in read_dataset(f"./d#{said}", stream=stream)] == [r["prompt"] for r in part]
+    assert len(read_dataset("./d#test", config="main")) == 2
+    for said, cure in {
+        "": "other). Name one: ./d#main/train",
+        "#main": "#main/train",
+        "#new/test": "#main/test",
+    }.items():
+        assert cure in fails(capsys, "score", "--scorer", "length", "--dataset", f"./d{said}", "--output-dir", "o")
+    with pytest.raises(ValueError, match='no split "dev"; it has train, test.*: ./d#main/train'):
+        read_dataset("./d#main/dev")
+    DatasetDict({"a": Dataset.from_list(rows[:3]), "b": Dataset.from_list(rows[3:4])}).save_to_disk("saved")
+    assert len(read_dataset("saved#b")) == 1
+    with pytest.raises(ValueError, match="a file, which has no splits; leave out #test"):
+        read_dataset(f"{pool}#test")
+    Path(pool).rename("pool#1.jsonl")
+    assert len(read_dataset("pool#1.jsonl")) == len(rows)
 
 
 def test_the_errors_of_score(capsys, pool, model_path, tokenizer):

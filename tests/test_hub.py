@@ -273,6 +273,11 @@ def test_a_source_on_the_hub_gives_its_licence_and_its_revision_and_is_watched(h
     card = DatasetCard(hub.files("me/subset")["README.md"].decode())
     assert card.data.license == "cc-by-sa-4.0" and card.data.language == ["de"]
     assert card.data.source_datasets == ["them/source"] and sha in card.text
+    assert 'load_dataset("them/source", split="train")' in card.text
+    push(pool(), license=None, source="them/source#main/test")
+    card = DatasetCard(hub.files("me/subset")["README.md"].decode())
+    assert card.data.source_datasets == ["them/source"]
+    assert 'load_dataset("them/source", "main", split="test")' in card.text
     load_selection("me/subset")
     assert "changed since" not in caplog.text
     source.commit({"README.md": (readme + b"new", False)}, "more data")

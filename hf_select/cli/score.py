@@ -11,9 +11,10 @@ class Rows:
     """What every command that reads rows and writes a folder is told.
 
     Args:
-        dataset: a JSON, JSONL, CSV or Parquet file (also .gz), a saved dataset or a Hub id.
+        dataset: a JSON, JSONL, CSV or Parquet file (also .gz), a saved dataset or a Hub id; ID#SPLIT and
+            ID#CONFIG/SPLIT, here and wherever rows are named, say which split of it.
         output_dir: folder for what is made; the same command continues a killed run in it.
-        split: split of a saved or Hub dataset.
+        split: split of every saved or Hub dataset that does not name its own.
         rename: columns to rename first, e.g. question=prompt answer=completion.
         limit: only the first rows.
     """

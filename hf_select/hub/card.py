@@ -143,12 +143,12 @@ def _reproduce(repo_id: str, source: dict[str, Any], has_recipe: bool) -> str:
             f"hf download {repo_id} config.yaml --repo-type dataset --local-dir . && hf-select run config.yaml\n"
             "```\n\n"
         )
-    name = source["name"] if source["on_hub"] else "path/to/" + source["name"]
+    which = [f'"{name}"' for name in (source["name"], source.get("config")) if name]
     text += (
         "The same rows from the source, with ranks and reasons; a source that changed is refused:\n\n```python\n"
         "from datasets import load_dataset\nfrom hf_select import load_selection\n\n"
         + (
-            f'source = load_dataset("{name}", split="{source["split"]}")\n'
+            f'source = load_dataset({", ".join(which)}, split="{source["split"]}")\n'
             if source["on_hub"]
             else f'source = ...  # the rows of "{inline(source["name"])}"\n'
         )

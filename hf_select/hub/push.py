@@ -34,6 +34,7 @@ from hf_select.hub.card import card
 from hf_select.hub.scrub import check_clean, scrubbed
 from hf_select.inference.loading import passes, patiently
 from hf_select.inference.pool import pool_fingerprint
+from hf_select.reading import located
 from hf_select.reports.ledger import is_hub_id, models_of, read_step
 from hf_select.reports.numbers import describe, score_columns
 from hf_select.reports.pictures import draw
@@ -404,6 +405,9 @@ def _status(error: Any) -> str:
 
 def _about_source(source: str | None, split: str, token: str | None) -> dict[str, Any]:
     """Name of the source, and for a dataset on the Hub its revision, licence and language."""
+    config = None
+    if source is not None:
+        source, split, config = located(source, split)
     if source is None or not is_hub_id(source):
         return {"name": scrubbed(source) if source else "a dataset", "on_hub": False, "split": split}
     from huggingface_hub import HfApi
@@ -415,6 +419,7 @@ def _about_source(source: str | None, split: str, token: str | None) -> dict[str
         "name": source,
         "on_hub": True,
         "split": split,
+        "config": config,
         "revision": info.sha,
         "license": said.get("license"),
         "language": [language] if isinstance(language, str) else language,
