@@ -146,7 +146,7 @@ def test_the_warm_up_leaves_a_checkpoint_an_epoch_that_less_reads(model_path, wa
     assert scorer._weights[0] > scorer._weights[1], "the rate falls"
 
 
-def test_scores_cost_the_warm_up_and_the_queries_too(model_path, warm_up, rows, queries, tmp_path):
+def test_scores_cost_the_warm_up_and_the_queries_too(model_path, warm_up, checkpoints, rows, queries, tmp_path):
     _, both = warm_up
     pool = Dataset.from_list(rows[:4])
     score(pool, LESS(model_path, both[::-1]).fit(queries), tmp_path / "o")
@@ -158,6 +158,8 @@ def test_scores_cost_the_warm_up_and_the_queries_too(model_path, warm_up, rows, 
     whole = whole_cost(tmp_path / "o")["flops"]
     assert whole == summary["cost"]["flops"] + spent["queries"]["flops"] + last["total_flos"]
     assert LESS(model_path, both[:1]).preparation()["warm-up"]["flops"] == pytest.approx(last["total_flos"] / 2, 0.2)
+    # Whoever trained the adapter: Trainer counts FLOPs, only our warm-up keeps the seconds.
+    assert set(LESS(model_path, checkpoints).preparation()["warm-up"]) == {"flops"}
     assert Length().preparation() == {}
 
 

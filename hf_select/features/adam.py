@@ -123,16 +123,20 @@ def cost_of_run(checkpoints: list[str]) -> dict[str, float]:
     """What training up to these checkpoints took, each run once, as it stands in their trainer_state.json: the FLOPs
     that Trainer counts (6 a parameter and token, embeddings left out) and, of a warm-up of this package, the seconds.
     Empty where nothing is written down."""
-    runs: dict[Path, dict[str, float]] = {}
+    last: dict[Path, dict[str, Any]] = {}  # run -> the last state that is asked for
     for path in checkpoints:
         folder = Path(path).expanduser().resolve()
         state = read_json(folder / "trainer_state.json")
-        if state is not None:
-            cost = runs.setdefault(folder.parent, {"flops": 0.0, "seconds": 0.0})
-            logged = [entry["seconds"] for entry in state["log_history"] if "seconds" in entry]
-            cost["flops"] = max(cost["flops"], state["total_flos"])
-            cost["seconds"] = max(cost["seconds"], *logged, 0.0)
-    return {name: sum(cost[name] for cost in runs.values()) for name in ("flops", "seconds")} if runs else {}
+        if state is not None and state["global_step"] >= last.get(folder.parent, state)["global_step"]:
+            last[folder.parent] = state
+    if not last:
+        return {}
+    cost = {"flops": float(sum(state["total_flos"] for state in last.values()))}
+    ends = [state["log_history"][-1] for state in last.values() if state["log_history"]]
+    seconds = [end["seconds"] for end in ends if "seconds" in end]
+    if len(seconds) == len(last):
+        cost["seconds"] = sum(seconds)
+    return cost
 
 
 def mean_learning_rate(path: str) -> float | None:
