@@ -2,6 +2,7 @@
 
 import glob
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,13 +41,7 @@ def read_dataset(
         dataset = _from_file(path, stream)
     else:
         dataset = _from_folder_or_hub(source, path, split, stream, revision, config)
-    for old, new in (rename or {}).items():
-        names = dataset.column_names or list(next(iter(dataset)))  # a stream may not know its columns
-        if old not in names:
-            raise columns.missing_column(old, names, "It was to be renamed: check --rename.")
-        if new in names:
-            raise ValueError(f'cannot rename "{old}" to "{new}": the dataset has a column of that name already.')
-        dataset = dataset.rename_column(old, new)
+    (dataset,) = renamed([dataset], rename)
     if limit is not None:
         if limit < 1:
             raise ValueError(f"limit is {limit}; it must be at least 1.")
@@ -54,6 +49,33 @@ def read_dataset(
     if not stream and len(dataset) == 0:
         raise ValueError(f'"{source}" is empty; there is nothing to do.')
     return dataset
+
+
+def renamed(datasets: Iterable[Any], rename: Mapping[str, str] | None) -> list[Any]:
+    """The datasets with columns by their new names, each in all that have it.
+
+    Raises: ValueError for a column that none has, or for a new name that is taken.
+    """
+    datasets = list(datasets)
+    for old, new in (rename or {}).items():
+        there = [dataset.column_names or list(next(iter(dataset))) for dataset in datasets]  # a stream may not know
+        if not any(old in names for names in there):
+            known = dict.fromkeys(name for names in there for name in names)
+            raise columns.missing_column(old, known, "It was to be renamed: check --rename.")
+        for i, names in enumerate(there):
+            if old in names and new in names:
+                raise ValueError(f'cannot rename "{old}" to "{new}": the dataset has a column of that name already.')
+            if old in names:
+                datasets[i] = datasets[i].rename_column(old, new)
+    return datasets
+
+
+def read_named(
+    sources: Mapping[str, str] | None, split: str = "train", rename: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Name -> the dataset at its path or id; columns as in `renamed`."""
+    found = {name: read_dataset(source, split) for name, source in (sources or {}).items()}
+    return dict(zip(found, renamed(found.values(), rename if found else None), strict=True))
 
 
 def located(source: str, split: str = "train", config: str | None = None) -> tuple[str, str, str | None]:

@@ -13,6 +13,7 @@ from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
 from hf_select.cli.main import main
 from hf_select.cli.recipe import recipes
+from hf_select.inference.run import read_scored
 from hf_select.reading import read_dataset
 
 
@@ -140,6 +141,31 @@ def test_a_name_may_say_split_and_configuration(pool, capsys):
         read_dataset(f"{pool}#test")
     Path(pool).rename("pool#1.jsonl")
     assert len(read_dataset("pool#1.jsonl")) == len(rows)
+
+
+@pytest.mark.parametrize("stream", [[], ["--stream"]])
+def test_columns_are_renamed_wherever_they_are(pool, capsys, stream):
+    Path("q.jsonl").write_text(json.dumps({"question": "What is 3 plus 4?", "answer": "7"}) + "\n")
+    score = (
+        "score",
+        "--scorer",
+        "tfidf",
+        "--dataset",
+        pool,
+        "--queries",
+        "sums=q.jsonl",
+        "--output-dir",
+        "o",
+        *stream,
+    )
+    assert "no conversation in columns ['question', 'answer']" in fails(capsys, *score)
+    renamed = ("--rename", "question=prompt", "answer=completion")
+    assert run(*score, *renamed) == 0
+    assert read_scored("o")["score_tfidf"][0] is not None
+    assert 'column "qestion" is missing' in fails(capsys, *score, "--rename", "qestion=prompt")
+    against = ("--scores", "o", "--selector", "decontaminate", "--min-words", "5", "--against", "sums=q.jsonl")
+    assert "no conversation" in fails(capsys, "select", *against, "--output", "s.jsonl")
+    assert run("select", *against, *renamed, "--output", "s.jsonl") == 0
 
 
 def test_the_errors_of_score(capsys, pool, model_path, tokenizer):

@@ -41,11 +41,9 @@ class Advise(OverRows):
     def run(self) -> None:
         import yaml
 
-        from hf_select.cli.data import read_dataset
         from hf_select.evaluation.advice import advise
 
-        queries = {task: read_dataset(source, self.split) for task, source in (self.queries or {}).items()}
-        pool = self.rows()
+        pool, queries = self.read(self.queries)
         scorers: dict[str, Any] = {}
         # On the command line settings of a mapping are texts; in a recipe they have their types already.
         own = {key: yaml.safe_load(v) if isinstance(v, str) else v for key, v in (self.small or {}).items()}

@@ -73,8 +73,8 @@ class Compare(Rows):
         from hf_select.selection.top_k import TopK
 
         recipe = build_parts(self.parts({}), self.settings, "compare")
-        rows, methods, costs = self.rows(), {}, {}
-        pool = rows
+        rows, measures = self._read()
+        pool, methods, costs = rows, {}, {}
         for name, value in self.methods.items():
             folder, at_most = _bounded(value)
             folder, which = _ending(folder, _WHICH, "best")
@@ -85,7 +85,7 @@ class Compare(Rows):
         result = compare(
             pool,
             methods,
-            self._measures(),
+            measures,
             recipe,
             self.output_dir,
             self.budgets,
@@ -102,16 +102,15 @@ class Compare(Rows):
                 _print(f"{shown_budget(budget)}: {measure}", result["measures"][measure], lines)
         print(f"\n{self.output_dir}/result.html (open it in a browser), result.md, result.json; the runs: cells/")
 
-    def _measures(self) -> dict[str, Any]:
-        from hf_select.cli.data import read_dataset
+    def _read(self) -> tuple[Any, dict[str, Any]]:
+        """(the rows, the measures by name)"""
         from hf_select.evaluation.answers import CheckableAnswers, Final
         from hf_select.evaluation.harness import HarnessTask
 
-        found: dict[str, Any] = {name: read_dataset(source, self.split) for name, source in self.held_out.items()}
-        for name, value in self.answers.items():
-            source, final = _ending(value, get_args(Final), "number")
-            rows = read_dataset(source, self.split)
-            found[name] = CheckableAnswers(rows, final, self.max_new_tokens)  # type: ignore[arg-type]
+        said = {name: _ending(value, get_args(Final), "number") for name, value in self.answers.items()}
+        rows, found, asked = self.read(self.held_out, {name: source for name, (source, _) in said.items()})
+        for name, (_, final) in said.items():
+            found[name] = CheckableAnswers(asked[name], final, self.max_new_tokens)  # type: ignore[arg-type]
         for value in self.lm_eval:
             task, _, metric = value.partition(":")
             metric, _, chosen = metric.partition(",")
@@ -119,7 +118,7 @@ class Compare(Rows):
             found[value] = HarnessTask(task, metric or None, chosen or None, **options)
         if len(found) < len(self.held_out) + len(self.answers) + len(self.lm_eval):
             raise ValueError("two measures have the same name; name held_out, answers and lm_eval apart.")
-        return found
+        return rows, found
 
 
 def _ending(value: str, endings: Sequence[str], default: str) -> tuple[str, str]:

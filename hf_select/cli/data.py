@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from hf_select.files import written_whole
-from hf_select.reading import read_dataset
+from hf_select.reading import read_dataset, read_named
 
 
-__all__ = ["check_output", "read_dataset", "record_behind", "record_of", "write_dataset"]
+__all__ = ["check_output", "read_dataset", "read_named", "record_behind", "record_of", "write_dataset"]
 
 
 def check_output(output: str, overwrite: bool, source: str = "") -> Path:

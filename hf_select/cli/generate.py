@@ -17,6 +17,7 @@ class OfGLAN:
         answer_api_key_env: environment variable that holds the key of the answers' server.
         against: evaluation sets whose text may be in no pair: NAME=FILE_OR_ID, several for several sets.
         split: their split, of saved or Hub datasets.
+        rename: columns of theirs to rename first, e.g. question=prompt answer=completion.
         until: stop after this stage, to look at its files and edit them.
         dry_run: say how many requests and tokens it will take, and at what price, and ask nothing.
     """
@@ -26,6 +27,7 @@ class OfGLAN:
     answer_api_key_env: str | None = None
     against: dict[str, str] | None = None
     split: str = "train"
+    rename: dict[str, str] | None = None
     until: Literal["taxonomy", "subjects", "syllabi", "questions", "pairs"] = "pairs"
     dry_run: bool = False
 
@@ -109,12 +111,12 @@ class Generate:
             self._run_responses(told, build_parts(parts, rest, "generate responses"))
 
     def _run_glan(self, told: OfGLAN, glan: Any) -> None:
-        from hf_select.cli.data import read_dataset
+        from hf_select.cli.data import read_named
 
         if told.dry_run:
             self._print_estimate(glan)
             return
-        against = {name: read_dataset(source, told.split) for name, source in (told.against or {}).items()}
+        against = read_named(told.against, told.split, told.rename)
         summary = glan.run(self.output_dir, against, told.until, self.retry_failed)
         self._print_summary(summary, told.until)
 

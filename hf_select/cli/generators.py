@@ -51,13 +51,13 @@ class CompareGenerators(Rows):
         return [Recipe]
 
     def run(self) -> None:
-        from hf_select.cli.data import read_dataset
         from hf_select.evaluation import synthetic_quality as quality
         from hf_select.files import write_json, written_whole
 
         if ("model" in self.settings) != bool(self.held_out):
             raise ValueError("to train on the answers give both --model, the base model, and --held-out NAME=FILE.")
-        answers = quality.Answers(self.rows(), self.model_column)
+        rows, held_out = self.read(self.held_out)
+        answers = quality.Answers(rows, self.model_column)
         folder = Path(self.output_dir).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         result = quality.described(answers, self._featurizer())
@@ -65,9 +65,8 @@ class CompareGenerators(Rows):
             result |= {"score": self.score_column, "scored": quality.scored(answers, self.score_column)}
         if self.judge is not None:
             result["judged"] = quality.judged(answers, self._judge(), folder, self.judge_prompts)
-        if self.held_out:
+        if held_out:
             recipe = build_parts(self.parts({}), self.settings, "compare-generators")
-            held_out = {name: read_dataset(source, self.split) for name, source in self.held_out.items()}
             result["trained"] = quality.trained(
                 answers, held_out, recipe, folder / "trained", self.train_prompts, self.seeds, self.passes
             )

@@ -21,6 +21,7 @@ class Mix:
         take_rows: NAME=ROWS, rows of each source, in place of weights.
         against: evaluation sets whose text may not come in: NAME=FILE_OR_ID, several for several sets.
         split: their split, of saved or Hub datasets.
+        rename: columns of theirs to rename first, e.g. question=prompt answer=completion.
         quiz: of rewild, MMLU in the published quiz format in place of plain questions and answers.
     """
 
@@ -31,6 +32,7 @@ class Mix:
     take_rows: dict[str, Any] | None = None
     against: dict[str, str] | None = None
     split: str = "train"
+    rename: dict[str, str] | None = None
     quiz: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -46,7 +48,7 @@ class Mix:
         return [Mixture]
 
     def run(self) -> None:
-        from hf_select.cli.data import read_dataset
+        from hf_select.cli.data import read_named
         from hf_select.cli.table import print_table
         from hf_select.mixtures.mixture import Mixture
         from hf_select.mixtures.rewild import rewild
@@ -63,8 +65,7 @@ class Mix:
             raise ValueError("quiz is of the mixture rewild; give a source reads: quiz.")
         else:
             mixture = build(Mixture, {"sources": sources, **self.settings}, "hf-select mix")
-        against = {name: read_dataset(source, self.split) for name, source in (self.against or {}).items()}
-        record = mixture.write(self.output_dir, against)
+        record = mixture.write(self.output_dir, read_named(self.against, self.split, self.rename))
         rows = [
             [
                 name,

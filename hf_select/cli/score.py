@@ -1,5 +1,6 @@
 """hf-select score"""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -15,7 +16,8 @@ class Rows:
             ID#CONFIG/SPLIT, here and wherever rows are named, say which split of it.
         output_dir: folder for what is made; the same command continues a killed run in it.
         split: split of every saved or Hub dataset that does not name its own.
-        rename: columns to rename first, e.g. question=prompt answer=completion.
+        rename: columns to rename first, wherever they are: in the rows, in queries, in held-out sets. E.g.
+            question=prompt answer=completion.
         limit: only the first rows.
     """
 
@@ -27,9 +29,17 @@ class Rows:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def rows(self) -> Any:
-        from hf_select.cli.data import read_dataset
+        return self.read()[0]
 
-        return read_dataset(self.dataset, self.split, self.rename, self.limit)
+    def read(self, *named: Mapping[str, str] | None, stream: bool = False) -> list[Any]:
+        """[the rows; for each mapping from names to files or ids, one from names to datasets]"""
+        from hf_select.cli.data import read_dataset, read_named
+        from hf_select.reading import renamed
+
+        rows = read_dataset(self.dataset, self.split, limit=self.limit, stream=stream)
+        groups = [read_named(sources, self.split) for sources in named]
+        found = iter(renamed([rows, *(each for group in groups for each in group.values())], self.rename))
+        return [next(found), *({name: next(found) for name in group} for group in groups)]
 
 
 @dataclass(kw_only=True)
@@ -85,15 +95,14 @@ class Score(OverRows):
     )
 
     def run(self) -> None:
-        from hf_select.cli.data import read_dataset
         from hf_select.cli.table import print_table
         from hf_select.inference.chunks import leads
         from hf_select.inference.run import score
 
         scorer = build_scorer(self.scorer, self.settings)
-        queries = {task: read_dataset(source, self.split) for task, source in (self.queries or {}).items()}
+        rows, queries = self.read(self.queries, stream=self.stream)
         if hasattr(scorer, "fit"):
-            pool = self.rows() if getattr(scorer, "needs_pool", False) else None
+            pool = (self.read(self.queries)[0] if self.stream else rows) if getattr(scorer, "needs_pool", 0) else None
             scorer = fitted(scorer, self.scorer, queries, pool, self.subtask_column)
         elif queries:
             raise ValueError(f"scorer {self.scorer} has no targets; leave out --queries.")
@@ -103,7 +112,7 @@ class Score(OverRows):
 
             index = PoolIndex.open(self.index)
         scored = score(
-            read_dataset(self.dataset, self.split, self.rename, self.limit, stream=self.stream),
+            rows,
             scorer,
             self.output_dir,
             chunk_rows=self.chunk_rows,

@@ -51,12 +51,12 @@ class SearchMixture:
         from hf_select.cli.table import print_table
         from hf_select.evaluation.mixture_search import search_mixture
         from hf_select.mixtures.source import Source
-        from hf_select.reading import read_dataset
+        from hf_select.reading import read_named
         from hf_select.training.equal_tokens import Recipe
 
         result = search_mixture(
             {name: Source(said, split=self.split) for name, said in self.sources.items()},
-            {name: read_dataset(said, self.split) for name, said in self.held_out.items()},
+            read_named(self.held_out, self.split),
             build(Recipe, self.settings, "hf-select search-mixture"),
             self.output_dir,
             self.rows,

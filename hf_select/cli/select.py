@@ -22,6 +22,7 @@ class Select:
         tokens: budget in tokens, spent in the column num_tokens.
         split: split of a saved or Hub dataset.
         against: evaluation sets, for a selector that removes what repeats them: NAME=FILE_OR_ID.
+        rename: columns of such sets to rename first, e.g. question=prompt answer=completion.
         overwrite: replace an output that exists.
     """
 
@@ -33,6 +34,7 @@ class Select:
     tokens: int | None = None
     split: str = "train"
     against: dict[str, str] | None = None
+    rename: dict[str, str] | None = None
     overwrite: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -77,7 +79,7 @@ class Select:
 
     def _selector(self) -> Any:
         """The selector from its flat settings: folders of vectors opened, evaluation sets read."""
-        from hf_select.cli.data import read_dataset
+        from hf_select.cli.data import read_named
 
         cls = selector_class(self.selector)
         check_names(self.settings, [cls], f"selector {self.selector}")
@@ -92,7 +94,7 @@ class Select:
             needs = "needs --against NAME=FILE" if compares else "compares with no other set; leave out --against"
             raise ValueError(f"selector {self.selector} {needs}.")
         if self.against:
-            selector.fit({name: read_dataset(source, self.split) for name, source in self.against.items()})
+            selector.fit(read_named(self.against, self.split, self.rename))
         return selector
 
 

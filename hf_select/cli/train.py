@@ -146,7 +146,6 @@ class Train(Rows):
         return [OnlineSelection] if values.get("method") == "sft" else []
 
     def run(self) -> None:
-        from hf_select.cli.data import read_dataset
         from hf_select.training.resuming import hold_to, last_whole_checkpoint
 
         if self.method not in METHODS:
@@ -154,10 +153,8 @@ class Train(Rows):
         config, trainer_class = (_imported(home) for home in METHODS[self.method])
         selection = build_parts(self.parts({"method": self.method}), self.settings, "train") if self.settings else None
         folder = Path(self.output_dir).expanduser()
-        rows = self.rows()
-        evaluation = {} if self.eval_dataset is None else {"eval": read_dataset(self.eval_dataset, self.split)}
-        if selection is not None and selection.queries is not None:
-            evaluation["queries"] = read_dataset(selection.queries, self.split)
+        named = {"eval": self.eval_dataset, "queries": None if selection is None else selection.queries}
+        rows, evaluation = self.read({name: source for name, source in named.items() if source is not None})
         settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("output_dir", "rename")}
         args = configured(config, {"output_dir": str(folder), **self.args})
         last = last_whole_checkpoint(folder)
