@@ -213,4 +213,7 @@ def test_the_command_advises(tmp_path, monkeypatch, capsys, model_path):
     assert main([*targeted, "--queries", "q=queries.jsonl"]) == 0
     found = json.loads((tmp_path / "b" / "advice.json").read_text(encoding="utf-8"))
     assert found["agreement"] is None and found["cost"]["training"] is None
+    summary = json.loads((tmp_path / "b" / "large" / "summary.json").read_text(encoding="utf-8"))
+    once, seconds = summary["preparation_cost"]["queries"]["seconds"], found["cost"]["pool"]["large"]["seconds"]
+    assert seconds == pytest.approx(5 * summary["cost"]["seconds"] + once), "queries are read once"
     assert (tmp_path / "b" / "advice.html").exists() and "no smaller one" in (tmp_path / "b" / "advice.md").read_text()

@@ -9,7 +9,8 @@ A random 1 to 5 % of the rows is scored by the scorer in question and, if there 
   rows): lift kept = lift of the small scorer's best k % / lift of the large one's own.
 - what the scores follow: rho with the length of the row and of its responses; the share of the variance of the ranks
   that lies between sources, corrected for their number (epsilon squared).
-- the cost of all rows: seconds measured and FLOPs counted on the sample, times the rows; beside that of training.
+- the cost of all rows: seconds measured and FLOPs counted on the sample, times the rows, and once those of queries and
+  a warm-up; beside that of training.
 - rows of the whole pool that repeat a query.
 
 Intervals are percentiles of a bootstrap over rows, and a piece of advice is given when its whole interval is on one
@@ -102,17 +103,17 @@ def advise(
     folder = Path(output_dir).expanduser()
     sample = pool.select(np.sort(random_order(len(pool), seed)[:count]))
     made = {"large": scorer} | ({"small": small} if small is not None else {})
-    scores, costs, unscored = {}, {}, {}
+    scores, costs, expected, unscored = {}, {}, {}, {}
     for name, one in made.items():
         scored = score(sample, one, folder / name, chunk_rows=chunk_rows, bad_rows="null")
         scores[name] = columns.score_values(scored, columns.score_column(one.name))
         summary = cast(Any, read_json(folder / name / "summary.json"))
-        costs[name] = {cost: summary["cost"].get(cost, 0) for cost in ("seconds", "tokens", "flops")}
+        costs[name] = _cost_of(summary, 1)
+        expected[name] = _cost_of(summary, len(pool) / count)
         unscored[name] = summary["reasons"]
     lengths = _lengths(sample)
     sources = None if source_column is None else np.array([str(value) for value in sample[source_column]])
     measured = measure(scores["large"], scores.get("small"), lengths, sources, fraction, which, seed)
-    expected = {name: _of_the_pool(cost, len(pool) / count) for name, cost in costs.items()}
     result = {
         "rows": {"pool": len(pool), "sample": count},
         "scorers": {name: {"name": one.name, "settings": _plain(one.settings())} for name, one in made.items()},
@@ -344,8 +345,13 @@ def _lengths(sample: Any) -> dict[str, np.ndarray]:
     }
 
 
-def _of_the_pool(cost: dict[str, float], times: float) -> dict[str, float]:
-    return {name: value * times for name, value in cost.items()}
+def _cost_of(summary: dict[str, Any], times: float) -> dict[str, float]:
+    """Of so many times the rows: the pass over them grows with them, the queries and a warm-up come once."""
+    once = summary["preparation_cost"].values()
+    return {
+        name: times * summary["cost"].get(name, 0) + sum(cost.get(name, 0) for cost in once)
+        for name in ("seconds", "tokens", "flops")
+    }
 
 
 def _training(trainee: str, sample: Any, rows: int, passes: float, fraction: float) -> dict[str, float]:
