@@ -59,6 +59,10 @@ def test_every_case_of_the_break_even_has_its_words():
     assert paid(1000, "little")["uses"] == pytest.approx(5 / (2**0.3 - 1), rel=0.05)
     assert paid(4000, "good")["kind"] == "unknown" and paid(4000, "good")["uses"] is None
     assert paid(4000, "good")["words"].startswith("no number: random rows would have to train more than measured")
+    # Half a row less than random rows is no saving, and no bound.
+    result["budgets"]["4000 rows"]["math"]["good"]["training_flops"] *= 0.999
+    again = with_ledger(result)["budgets"]["4000 rows"]["math"]["good"]["ledger"]
+    assert again["break_even"]["kind"] == "unknown" and again["saved"][0] == 0
     assert paid(1000, "nothing")["words"] == "no number: no evidence of a difference to random rows"
     assert paid(1000, "nothing")["uses"] is None and paid(1000, "nothing")["interval"] is None
     assert paid(1000, "bad")["words"] == "never: worse than random rows"

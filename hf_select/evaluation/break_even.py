@@ -1,10 +1,11 @@
 """What selecting cost and gained, and after how many uses of its scores it has paid for itself.
 
 Scores are made once and can be used often: an index serves any target, a perplexity any budget. What a use saves is
-what random rows would have had to train beyond the method's own run to be as good as it:
+what random rows would have had to train beyond a run of the budget to be as good as it:
 
-    uses(m) = scores(m) / (needed(m) - training(m))        all in counted FLOPs
+    uses(m) = scores(m) / (needed(m) - training)        all in counted FLOPs
 
+training is that of random rows: runs of a budget train equally many tokens, and half a row more or less saves nothing.
 needed(m) is the least training with which random rows reach the method's result, read off their own results through
 the budgets: straight lines over the logarithm of the FLOPs, and nothing beyond what was measured. Where random rows
 were never as good, needed(m) is "more than measured", and the number of uses has a bound on one side or none at all.
@@ -120,7 +121,7 @@ def _ledger(
     total = None if cost is None else cost + line["training_flops"]
     gain = (random["mean"] - line["mean"]) * (1 if lower else -1)
     needs = needed(curve, line["mean"], lower, untrained)
-    saved = (needs[0] - line["training_flops"], needs[1] - line["training_flops"])
+    saved = (needs[0] - random["training_flops"], needs[1] - random["training_flops"])
     found = {
         "total_flops": total,
         "total_seconds": line["training_seconds"] + (line.get("selection_seconds") or 0.0),
@@ -150,7 +151,7 @@ def _break_even(
     untrained: float | None,
     lower: bool,
 ) -> dict[str, Any]:
-    own, d = line["training_flops"], line["difference"]
+    own, d = random["training_flops"], line["difference"]
 
     def uses(value: float) -> Span:
         low, high = needed(curve, value, lower, untrained)

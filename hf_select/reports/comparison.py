@@ -170,7 +170,7 @@ def _costs(result: dict[str, Any]) -> Section:
         "Counted FLOPs and measured seconds; a run is the mean over seeds. Gain over all compute: the gain over the "
         "FLOPs of scores and training together, those of a run on random rows being 1. Random rows at this total: "
         "what they reach with as many FLOPs, on straight lines between their own budgets. Scores have paid after so "
-        "many uses: each saves what random rows would have to train beyond the method's own run to be as good; in "
+        "many uses: each saves what random rows would have to train beyond a run of the budget to be as good; in "
         "brackets by the ends of the difference's interval, with random's curve as measured. Nothing is read beyond "
         "what was measured."
     )
