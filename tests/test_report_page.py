@@ -311,6 +311,33 @@ def test_a_comparison_shows_verdicts_differences_and_what_they_cost(tmp_path, op
     assert opened(path, viewport={"width": 390, "height": 800}).page.evaluate("document.body.scrollWidth") <= 390
 
 
+def test_many_held_out_sets_are_shown_together_and_then_each(tmp_path, opened):
+    losses = {f"domain {n}": MEASURES["math"] for n in range(3)} | {"exact answers": MEASURES["exact answers"]}
+    result = made(budgets=(1000, 2000), measures=losses)
+    for lines in (lines for of in result["budgets"].values() for lines in of.values()):
+        lines["random (77 tokens)"] = lines["longest"]  # beside which the method "bad" was set
+        lines["bad"]["matched_by"] = "random (77 tokens)"
+        lines["bad"]["matched"] = {"baseline": "random (77 tokens)"} | {
+            key: lines["bad"][key] for key in ("difference", "verdict")
+        }
+    shown = opened(comparison_report(with_ledger(result), tmp_path))
+    titles = ["Verdicts", "1,000 rows", "2,000 rows", "Each held-out set", "Results against compute"]
+    assert shown.texts("h2")[:5] == titles
+    asked = [
+        "1,000 rows: all losses",
+        "1,000 rows: exact answers",
+        "2,000 rows: all losses",
+        "2,000 rows: exact answers",
+    ]
+    assert shown.texts("#section-1 th") == ["", *asked]
+    assert "random (77 tokens)" not in shown.texts("#section-1 td, #section-4 td")
+    assert "random (77 tokens)" in shown.texts("#section-2 td"), "beside the method, and among what was trained"
+    alts = shown.page.evaluate("[...document.images].map(i => i.alt)")
+    assert len(alts) == 2 * 2 + 2 + 2 and "Verdict of each method on each held-out set: 1,000 rows" in alts
+    assert shown.page.locator("#section-4 details").count() == 2 * 3 == shown.page.locator("details").count()
+    assert "1,000 rows: domain 0, as a table" in shown.texts("#section-4 summary")
+
+
 def test_names_of_methods_and_measures_are_text(tmp_path, opened):
     measures = {f"{name}: {text[:300]}": {**MEASURES["math"]} for name, text in HOSTILE.items()}
     names = {text[:300]: 0.1 for text in HOSTILE.values()}

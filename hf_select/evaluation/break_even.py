@@ -127,7 +127,7 @@ def _ledger(
         "total_seconds": line["training_seconds"] + (line.get("selection_seconds") or 0.0),
         "gain": gain,
         "gain_per_run": None if total is None else gain * random["training_flops"] / total,
-        "random_at_total": None if total is None else reached_with(curve, total),
+        "random_at_total": None if cost is None else reached_with(curve, cost + random["training_flops"]),
         "random_needs": _bounded(needs),
         "saved": _bounded(saved),
     }

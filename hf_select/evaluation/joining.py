@@ -23,6 +23,7 @@ from hf_select.evaluation.break_even import with_ledger
 from hf_select.evaluation.tables import RANDOM, TOGETHER, UNTRAINED, Cell, tables
 from hf_select.files import read_json, write_json
 from hf_select.reports.comparison import comparison_report
+from hf_select.reports.comparison_pictures import headlines
 from hf_select.reports.joined import joined_report
 
 
@@ -79,8 +80,8 @@ def side_by_side(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     columns, lines = [], []
     for name, result in results.items():
         for budget, measures in result["budgets"].items():
-            for measure in _headlines(result["measures"]):
-                about = result["measures"][measure]
+            for measure in headlines(result["measures"]):
+                about = {name: said for name, said in result["measures"][measure].items() if name != "parts"}
                 columns.append({"comparison": name, "budget": budget, "measure": measure, **about})
                 lines.append(measures[measure])
     everywhere = [name for name in lines[0] if all(name in of for of in lines)]
@@ -207,13 +208,6 @@ def _in_order(cell_and_record: tuple[Cell, Any]) -> tuple[int, float, str, int]:
     cell = cell_and_record[0]
     amount, _, unit = cell.budget.partition(" ")
     return int(unit == "tokens"), float(amount or -1), "", cell.seed
-
-
-def _headlines(measures: dict[str, Any]) -> list[str]:
-    if TOGETHER not in measures:
-        return list(measures)
-    unit = measures[TOGETHER]["unit"]
-    return [name for name, about in measures.items() if name == TOGETHER or about["unit"] != unit]
 
 
 def _ranks(column: dict[str, Any], means: list[float]) -> np.ndarray:

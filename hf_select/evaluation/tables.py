@@ -36,16 +36,18 @@ def tables(
         methods: the names that are asked about; all others are baselines.
         measures: name -> {"better", "unit"}.
         costs: name -> {"flops", "seconds"} of its scores.
-    Returns: "measures", and "budgets": budget -> measure -> name -> its line. `mean` over seeds and items, what its
-        runs were, and beside random rows the paired `difference` with its `verdict`; for a method that chose clearly
-        more or fewer tokens also `matched`: the same beside random rows of as many tokens.
+    Returns: "measures" (that of all losses together first, with its "parts"), and "budgets": budget -> measure -> name
+        -> its line. `mean` over seeds and items, what its runs were, and beside random rows the paired `difference`
+        with its `verdict`; for a method that chose clearly more or fewer tokens also `matched`: the same beside random
+        rows of as many tokens.
     Raises: ValueError if runs of one budget have trained unequally many tokens.
     """
     untrained = next(record for cell, record in cells.items() if cell.method == UNTRAINED)
     measures = {name: {**about, "items": len(untrained["values"][name])} for name, about in measures.items()}
     losses = [name for name, about in measures.items() if about["unit"] == "nats"]
     if len(losses) > 1:
-        measures[TOGETHER] = {**measures[losses[0]], "items": sum(measures[name]["items"] for name in losses)}
+        items = sum(measures[name]["items"] for name in losses)
+        measures = {TOGETHER: {**measures[losses[0]], "items": items, "parts": losses}, **measures}
     found: dict[str, Any] = {}
     for budget in dict.fromkeys(cell.budget for cell in cells if cell.method != UNTRAINED):
         of_budget = {cell: record for cell, record in cells.items() if cell.budget == budget}

@@ -1,11 +1,19 @@
 """A comparison in its folder as a page, Markdown and pictures: verdicts first, then every difference with its
-interval, results against compute, and what selecting cost. All numbers come from result.json."""
+interval, results against compute, and what selecting cost. Held-out sets that are measured together are shown together
+first, and each by itself in a section of its own. All numbers come from result.json."""
 
 import os
 from pathlib import Path
 from typing import Any
 
-from hf_select.reports.comparison_pictures import comparison_figures, in_order, shown_budget
+from hf_select.reports.comparison_pictures import (
+    compared,
+    comparison_figures,
+    headlines,
+    in_order,
+    parts,
+    shown_budget,
+)
 from hf_select.reports.sections import Section
 from hf_select.reports.written import write_sections
 
@@ -22,14 +30,15 @@ def comparison_report(result: dict[str, Any], output_dir: str | os.PathLike) -> 
     """
     figures = comparison_figures(result)
     title = "Is a selection better than random rows?"
-    parts = comparison_sections(result, {key: figure[0] for key, figure in figures.items()})
-    return write_sections(Path(output_dir).expanduser(), "result", title, _facts(result), parts, figures)
+    found = comparison_sections(result, {key: figure[0] for key, figure in figures.items()})
+    return write_sections(Path(output_dir).expanduser(), "result", title, _facts(result), found, figures)
 
 
 def comparison_sections(result: dict[str, Any], pictures: dict[tuple[str, ...], str]) -> list[Section]:
     """The sections of a comparison; `pictures` are names by what each is of."""
     found = [_verdicts(result)]
-    for budget, measures in result["budgets"].items():
+    for budget, of_budget in result["budgets"].items():
+        measures = {name: of_budget[name] for name in headlines(result["measures"]) if name in of_budget}
         lines = next(iter(measures.values()))[_RANDOM]
         text = (
             f"Every run trained about {lines['tokens']:,} tokens in {lines['steps']:,.0f} steps of equally many; "
@@ -41,12 +50,14 @@ def comparison_sections(result: dict[str, Any], pictures: dict[tuple[str, ...], 
         tables += [table for measure, of in measures.items() if (table := _matched(measure, of)) is not None]
         tables.append(_runs(result["methods"], next(iter(measures.values()))))
         found.append(Section(shown_budget(budget), text, tables, drawn, folded=False))
+    if parts(result["measures"]):
+        found.append(_parts(result, pictures))
     text = (
         "A point is the mean of a method's runs at one budget, with its scores paid for by this budget alone; the "
         "thin line leads back to what it costs once the scores are there. Random rows are the grey line. The front "
         "goes by means: neighbours on it need not differ."
     )
-    drawn = [pictures["compute", measure] for measure in result["measures"]]
+    drawn = [pictures["compute", measure] for measure in headlines(result["measures"])]
     found.append(Section("Results against compute", text, [], drawn))
     found.append(_costs(result))
     found.append(_measured(result))
@@ -59,8 +70,9 @@ def comparison_sections(result: dict[str, Any], pictures: dict[tuple[str, ...], 
 def _facts(result: dict[str, Any]) -> list[tuple[str, str]]:
     """What a reader wants to know first."""
     outcomes: dict[str, set[str]] = {name: set() for name in result["methods"]}
+    first = headlines(result["measures"])
     for measures in result["budgets"].values():
-        for lines in measures.values():
+        for lines in (measures[measure] for measure in first if measure in measures):
             for name in result["methods"]:
                 outcomes[name] |= {lines[name]["outcome"]} if name in lines else set()
     methods = len(outcomes)
@@ -74,8 +86,9 @@ def _facts(result: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _verdicts(result: dict[str, Any]) -> Section:
-    columns = [(budget, measure) for budget, of in result["budgets"].items() for measure in of]
-    names = dict.fromkeys(name for b, m in columns for name in result["budgets"][b][m] if name != _RANDOM)
+    first = headlines(result["measures"])
+    columns = [(budget, measure) for budget, of in result["budgets"].items() for measure in first if measure in of]
+    names = dict.fromkeys(name for b, m in columns for name in compared(result["methods"], result["budgets"][b][m]))
     rows = []
     for name in in_order(result["methods"], names):
         cells = [result["budgets"][budget][measure].get(name) for budget, measure in columns]
@@ -91,16 +104,39 @@ def _verdicts(result: dict[str, Any]) -> Section:
     )
 
 
+def _parts(result: dict[str, Any], pictures: dict[tuple[str, ...], str]) -> Section:
+    """The held-out sets one by one; they have fewer items, and there are many of them."""
+    names = parts(result["measures"])
+    text = (
+        f"The {len(names)} sets that are measured together above. Each has fewer rows, so only larger differences are "
+        "found, and among so many verdicts some are luck."
+    )
+    tables = [
+        _differences(measure, result, of[measure], f"{shown_budget(budget)}: {measure}")
+        for budget, of in result["budgets"].items()
+        for measure in names
+    ]
+    drawn = [pictures["parts", budget] for budget in result["budgets"]]
+    return Section("Each held-out set", text, tables, drawn)
+
+
 def _short(line: dict[str, Any]) -> str:
     if line["outcome"] == "no evidence":
         return "no evidence"
     return f"{line['outcome']} by {abs(line['difference']['mean']):.4g}"
 
 
-def _differences(measure: str, result: dict[str, Any], lines: dict[str, Any]) -> Table:
-    header = [measure, result["measures"][measure]["unit"], "less random, 95 %", "p (Holm)", "seeds won", "verdict"]
+def _differences(measure: str, result: dict[str, Any], lines: dict[str, Any], title: str = "") -> Table:
+    header = [
+        title or measure,
+        result["measures"][measure]["unit"],
+        "less random, 95 %",
+        "p (Holm)",
+        "seeds won",
+        "verdict",
+    ]
     rows = []
-    for name in (_RANDOM, *in_order(result["methods"], [name for name in lines if name != _RANDOM])):
+    for name in (_RANDOM, *compared(result["methods"], lines)):
         line = lines[name]
         d = line.get("difference")
         rows.append(
@@ -158,8 +194,8 @@ def _costs(result: dict[str, Any]) -> Section:
         for name in (_RANDOM, *(name for name in result["methods"] if name in lines)):
             costs.append([name, shown_budget(budget), *_cost(lines[name], lines[_RANDOM])])
     header = ["method", "budget", "scores: FLOPs", "seconds", "a run: FLOPs", "seconds", "scores over random's run"]
-    for measure, about in result["measures"].items():
-        rows = []
+    for measure in headlines(result["measures"]):
+        about, rows = result["measures"][measure], []
         for budget, of_budget in result["budgets"].items():
             lines = of_budget.get(measure, {})
             for name in (name for name in result["methods"] if name in lines):
@@ -195,7 +231,7 @@ def _gain(line: dict[str, Any]) -> list[str]:
     return [
         f"{ledger['gain']:+.4f}",
         "" if ledger["gain_per_run"] is None else f"{ledger['gain_per_run']:+.4f}",
-        "more than measured" if at_total is None else f"{at_total:.4f}",
+        "" if ledger["total_flops"] is None else "more than measured" if at_total is None else f"{at_total:.4f}",
         paid["words"] + _interval(paid),
     ]
 

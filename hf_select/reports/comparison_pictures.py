@@ -16,7 +16,8 @@ _MARKERS = "oD^vP*X<>hdp"
 
 
 def comparison_figures(result: dict[str, Any]) -> Figures:
-    """("differences", budget, measure) for each of them, and ("compute", measure)."""
+    """("differences", budget, measure) and ("compute", measure) for each headline; ("parts", budget) for the sets that
+    it holds."""
     found: Figures = {}
     taken: set[str] = set()
 
@@ -25,18 +26,36 @@ def comparison_figures(result: dict[str, Any]) -> Figures:
         taken.add(name)
         found[key] = (name, alt, paint, height)
 
+    first, rest = headlines(result["measures"]), parts(result["measures"])
     for budget, measures in result["budgets"].items():
-        for measure, lines in measures.items():
+        for measure in (measure for measure in first if measure in measures):
+            lines = measures[measure]
             about, title = result["measures"][measure], f"{shown_budget(budget)}, {measure}"
-            shown = {name: lines[name] for name in in_order(result["methods"], lines) if "difference" in lines[name]}
+            shown = {name: lines[name] for name in compared(result["methods"], lines)}
             add(
                 ("differences", budget, measure),
                 f"Differences to random rows with their 95 % intervals: {title}",
                 lambda axes, ink, s=shown, a=about, t=title: _differences(axes, ink, s, a, t),
                 1.25 + 0.27 * len(shown),
             )
-    for measure, about in result["measures"].items():
-        lines = [pair for of in result["budgets"].values() for pair in of.get(measure, {}).items()]
+        if rest:
+            names = compared(result["methods"], measures[rest[0]])
+            title = shown_budget(budget)
+            outcomes = [[measures[measure][name]["outcome"] for measure in rest] for name in names]
+            add(
+                ("parts", budget),
+                f"Verdict of each method on each held-out set: {title}",
+                lambda axes, ink, n=names, o=outcomes, t=title: _verdicts(axes, ink, n, rest, o, t),
+                _height(names, rest),
+            )
+    for measure in first:
+        about = result["measures"][measure]
+        lines = [
+            (name, of[measure][name])
+            for of in result["budgets"].values()
+            if measure in of
+            for name in ("random", *compared(result["methods"], of[measure]))
+        ]
         names = in_order(result["methods"], dict.fromkeys(name for name, _ in lines))
         add(
             ("compute", measure),
@@ -49,9 +68,8 @@ def comparison_figures(result: dict[str, Any]) -> Figures:
 
 def verdict_figure(rows: list[str], columns: list[str], verdicts: list[list[str | None]]) -> Figures:
     """Rows x columns of verdicts; None where there is none."""
-    height = 1.5 + 0.28 * len(rows) + 0.045 * max(len(wrapped(name, 30)) for name in columns)
     paint: Callable[..., None] = lambda axes, ink: _verdicts(axes, ink, rows, columns, verdicts)  # noqa: E731
-    return {("verdicts",): ("verdicts", "Verdict of each method in each comparison", paint, height)}
+    return {("verdicts",): ("verdicts", "Verdict of each method in each comparison", paint, _height(rows, columns))}
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -141,7 +159,13 @@ def _compute(
     axes.figure.legend(frameon=False, fontsize=7.5, labelcolor=ink["text"], **place)
 
 
-def _verdicts(axes: Any, ink: dict[str, str], rows: list[str], columns: list[str], verdicts: list[list[Any]]) -> None:
+def _height(rows: list[str], columns: list[str]) -> float:
+    return 1.5 + 0.28 * len(rows) + 0.045 * max(len(wrapped(name, 30)) for name in columns)
+
+
+def _verdicts(
+    axes: Any, ink: dict[str, str], rows: list[str], columns: list[str], verdicts: list[list[Any]], title: str = ""
+) -> None:
     seen = set()
     for y, line in enumerate(verdicts):
         for x, verdict in enumerate(line):
@@ -156,6 +180,8 @@ def _verdicts(axes: Any, ink: dict[str, str], rows: list[str], columns: list[str
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xticks(range(len(columns)), [wrapped(name, 30) for name in columns], rotation=40, ha="right", fontsize=8)
     axes.set_xlim(-0.6, len(columns) - 0.4)
+    if title:
+        axes.set_title(title, fontsize=9, loc="left", pad=18)
     legend(axes, ink)
 
 
@@ -168,3 +194,19 @@ def shown_budget(budget: str) -> str:
 def in_order(methods: list[str], names: Iterable[str]) -> list[str]:
     """What was asked about, then the baselines."""
     return sorted(names, key=lambda name: name not in methods)
+
+
+def headlines(measures: dict[str, Any]) -> list[str]:
+    """What is shown first: of the held-out losses all of them together, and every other measure."""
+    return [name for name in measures if name not in parts(measures)]
+
+
+def parts(measures: dict[str, Any]) -> list[str]:
+    """The measures that another one holds."""
+    return [part for about in measures.values() for part in about.get("parts", ())]
+
+
+def compared(methods: list[str], lines: dict[str, Any]) -> list[str]:
+    """What is shown beside random rows: random rows of as many tokens as a method chose stand beside that method."""
+    controls = {line.get("matched_by") for line in lines.values()}
+    return in_order(methods, [name for name, line in lines.items() if "difference" in line and name not in controls])
