@@ -58,7 +58,7 @@ MAY_IMPORT = {
         "words",
     },
     "reports": {"columns", "files", "formats", "words", "selection"},
-    "hub": {"columns", "files", "formats", "inference", "features", "selection", "reports"},
+    "hub": {"columns", "files", "formats", "inference", "features", "reading", "selection", "reports"},
     "demo": {"scoring"},  # the quickstart's ground: it trains on the prompts that SelectIT will ask with
 }
 

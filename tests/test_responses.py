@@ -245,12 +245,20 @@ def test_turns_of_odd_conversations():
     assert len(list(turns("0", row, ["x"]))) == 2
 
 
-def test_a_tokenizer_that_adds_bos_leaks_none_and_gives_the_model_one(model_path, tmp_path):
+@pytest.fixture
+def tiny(model_path, tmp_path, monkeypatch) -> str:
+    """The random model under a name that is the same in every run: draws are made of it, and some draws are empty."""
+    monkeypatch.chdir(tmp_path)
+    Path("tiny").symlink_to(model_path)
+    return "tiny"
+
+
+def test_a_tokenizer_that_adds_bos_leaks_none_and_gives_the_model_one(tiny, tmp_path):
     """The template writes <s>, as Llama's do, and the tokenizer would add one of its own."""
     from tokenizers.processors import TemplateProcessing
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model_path)
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
     tokenizer.add_special_tokens({"bos_token": "<s>"})
     bos = tokenizer.bos_token_id
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
@@ -261,7 +269,7 @@ def test_a_tokenizer_that_adds_bos_leaks_none_and_gives_the_model_one(model_path
         "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
     )
     assert tokenizer("x")["input_ids"][0] == bos
-    lm = CausalLM(model_path, tokenizer=tokenizer)
+    lm = CausalLM(tiny, tokenizer=tokenizer)
     model, prompts = TransformersGenerator(lm), []
     lm.load().model.resize_token_embeddings(len(tokenizer))
     encode = model._encode
@@ -283,9 +291,9 @@ def test_a_tokenizer_that_adds_bos_leaks_none_and_gives_the_model_one(model_path
         )
 
 
-def test_a_prompt_that_fills_the_context_is_refused_and_not_cut(model_path, tmp_path):
+def test_a_prompt_that_fills_the_context_is_refused_and_not_cut(tiny, tmp_path):
     data = Dataset.from_list([{"messages": chat("word " * 5000)}, {"messages": chat("Hi")}])
-    Responses(TransformersGenerator(CausalLM(model_path)), max_new_tokens=4, cut="keep").run(data, tmp_path / "o")
+    Responses(TransformersGenerator(CausalLM(tiny)), max_new_tokens=4, cut="keep").run(data, tmp_path / "o")
     (line,) = [json.loads(line) for line in (tmp_path / "o" / "removed.jsonl").read_text().splitlines()]
     assert line["conversation"] == "0" and "fills the context" in line["reason"]
     assert pq.read_table(tmp_path / "o" / "responses.parquet").num_rows == 1
@@ -315,8 +323,7 @@ def test_kill_9_at_random_moments_changes_nothing(tmp_path):
     assert asked_in_pieces <= asked + 16 * killed, "what was finished was asked for again"
 
 
-def test_from_the_command_line_and_straight_into_the_trainer(tmp_path, capsys, monkeypatch, model_path):
-    monkeypatch.chdir(tmp_path)
+def test_from_the_command_line_and_straight_into_the_trainer(capsys, tiny):
     Path("chats.jsonl").write_text(
         "".join(json.dumps({"conversation": m, "hash": f"h{i}"}) + "\n" for i, m in enumerate(CHATS))
     )
@@ -349,7 +356,7 @@ def test_from_the_command_line_and_straight_into_the_trainer(tmp_path, capsys, m
         "--backend",
         "transformers",
         "--model",
-        model_path,
+        tiny,
         "--max-new-tokens",
         "4",
         "--cut",
