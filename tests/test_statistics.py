@@ -106,6 +106,9 @@ def test_verdicts_and_errors():
     method, baseline = results(rng, effect=-3.0)
     assert differences({"m": method}, baseline)["m"].verdict().startswith("better than the baseline by")
     assert differences({"m": method}, baseline)["m"].verdict(lower_is_better=False).startswith("worse")
+    # No answer is right, of nobody: that says nothing of what would have been found.
+    assert differences({"m": 0 * method}, 0 * method)["m"].verdict().endswith("(all results are equal)")
+    assert "would be found in 4 of 5" in differences({"m": method[::-1]}, method)["m"].verdict()
     with pytest.raises(ValueError, match="give at least two"):
         differences({"m": method[:1]}, baseline[:1])
     with pytest.raises(ValueError, match="seeds x items"):

@@ -69,7 +69,7 @@ class Compare(Rows):
     def run(self) -> None:
         from hf_select.evaluation.compare import compare
         from hf_select.inference.chunks import leads
-        from hf_select.reports.comparison_pictures import headlines, parts, shown_budget
+        from hf_select.reports.comparison_pictures import compared, headlines, parts, shown_budget
         from hf_select.selection.top_k import TopK
 
         recipe = build_parts(self.parts({}), self.settings, "compare")
@@ -99,7 +99,9 @@ class Compare(Rows):
             return
         for budget, of_measure in result["budgets"].items():
             for measure in headlines(result["measures"]):
-                _print(f"{shown_budget(budget)}: {measure}", result["measures"][measure], of_measure[measure])
+                lines = of_measure[measure]
+                shown = {name: lines[name] for name in ("random", *compared(result["methods"], lines))}
+                _print(f"{shown_budget(budget)}: {measure}", result["measures"][measure], shown)
         if sets := parts(result["measures"]):
             print(f"\nEach of {', '.join(sets)}: in result.md.")
         print(f"\n{self.output_dir}/result.html (open it in a browser), result.md, result.json; the runs: cells/")

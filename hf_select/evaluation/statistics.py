@@ -67,6 +67,8 @@ class Difference:
         outcome = self.outcome(lower_is_better, alpha)
         if outcome != "no evidence":
             return f"{outcome} than the baseline by {abs(self.mean):.4g}"
+        if self.detectable == 0:  # nothing varied, so nothing is known of what would have been found
+            return "no evidence of a difference (all results are equal)"
         return f"no evidence of a difference (one of {self.detectable:.2g} would be found in 4 of 5 such studies)"
 
 
