@@ -5,7 +5,7 @@ them.
 import numpy as np
 import pytest
 
-from hf_select import CausalLM, SelectIT
+from hf_select import CausalLM, SelectIT, demo
 from hf_select.scoring.rating import rating_probabilities, rating_token_ids
 from hf_select.scoring.selectit import ANSWER, RATING_PROMPTS, model_score, sentence_score, token_scores
 
@@ -228,3 +228,52 @@ def test_a_reply_that_is_a_tool_call_is_no_empty_answer(model_path):
     call = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "f"}}]}
     out = SelectIT(model_path)({"messages": [[{"role": "user", "content": "Find x."}, call]]})
     assert out["score_selectit"] == [None] and "tool call" in out["selectit_reason"][0]
+
+
+@pytest.fixture(scope="module")
+def gpt2_like_path(tmp_path_factory) -> str:
+    """A random model whose tokenizer splits text as GPT-2 and GPT-NeoX do: a final " \\n" is one token, and two before
+    a digit."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    raw.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, special_tokens=["<|endoftext|>"])  # type: ignore[call-arg]
+    raw.train_from_iterator(["The answer is: \n", "It is:  \n"] * 20, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
+    folder = tmp_path_factory.mktemp("gpt2_like")
+    sizes: dict = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    demo.tiny_model(tokenizer, **sizes, initializer_range=0.3).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("position", ["first", "last"])
+def test_the_rating_is_read_where_the_tokenizer_writes_it(gpt2_like_path, position):
+    import torch
+
+    lm = CausalLM(gpt2_like_path).load()
+    alone, followed = (lm.tokenizer(ANSWER + digit)["input_ids"] for digit in ("", "1"))
+    assert followed[: len(alone)] != alone, "this tokenizer would not show the fault"
+    row = {"prompt": "Name a river.", "completion": "The Loire."}
+    scores = []
+    for line in RATING_PROMPTS:
+        pair = f"Instruction:{row['prompt']}\nResponse:{row['completion']}\n"
+        text = f"{line}\n{pair}{ANSWER}" if position == "first" else f"{pair}\n{line}{ANSWER}"
+        rated = [lm.tokenizer(text + digit)["input_ids"] for digit in "12345"]
+        assert all(ids[:-1] == rated[0][:-1] for ids in rated)
+        with torch.no_grad():
+            logits = lm.model(torch.tensor([rated[0][:-1]])).logits[0, -1]
+        scores.append(token_scores(rating_probabilities(logits[[ids[-1] for ids in rated]].numpy()))[0])
+    found = SelectIT(gpt2_like_path, rating_position=position)({k: [v] for k, v in row.items()})
+    assert found["selectit_reason"] == [""]
+    assert found["score_selectit"][0] == pytest.approx(float(sentence_score(np.array(scores))), rel=1e-4)
+
+
+def test_a_tokenizer_that_joins_digits_to_the_prompt_is_refused_with_what_it_writes(gpt2_like_path):
+    lm = CausalLM(gpt2_like_path)
+    with pytest.raises(ValueError, match=r"each rating 1 to 15 .* ends with the tokens \[.a., .<.endoftext.>., .1.\]"):
+        rating_token_ids(lm, "a<|endoftext|>", 15)

@@ -19,7 +19,7 @@ from hf_select import columns
 from hf_select.formats import BadRow, Conversation
 from hf_select.inference.batching import OutOfMemory
 from hf_select.inference.causal_lm import CausalLM
-from hf_select.scoring.rating import RatingText, cut_body, rating_probabilities, rating_token_ids
+from hf_select.scoring.rating import RatingText, cut_body, encode_before_rating, rating_probabilities, rating_token_ids
 from hf_select.scoring.scorer import Scorer
 
 
@@ -142,7 +142,7 @@ class DEITA(Scorer):
             return []
         context = model.load().max_length
         limit = min((n for n in (self.max_length, context) if n is not None), default=None)
-        sequences = model.encode_texts([text.whole for text in texts])
+        sequences = encode_before_rating(model, [text.whole for text in texts])
         found: list[Any] = [""] * len(texts)
         for i, sequence in enumerate(sequences):
             if limit is not None and len(sequence) > limit:

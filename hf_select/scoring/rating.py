@@ -2,6 +2,7 @@
 that is too long. SelectIT and DEITA read the same five or six numbers and differ in what they make of them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,19 +31,31 @@ def rating_probabilities(logits: np.ndarray) -> np.ndarray:
     return p / p.sum(axis=-1, keepdims=True)
 
 
+def encode_before_rating(model: CausalLM, prompts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
+    """Token ids of each prompt up to the position that predicts a rating.
+
+    The end of a prompt may be split differently once a digit follows: byte-level BPE (GPT-2, GPT-NeoX, OLMo) writes a
+    final " \n" as one token, but as two before a digit. The rating is read where running text has it, so a prompt is
+    encoded with a digit after it, and the digit's token is removed again.
+    """
+    return [ids[:-1] for ids in model.encode_texts([prompt + "1" for prompt in prompts], add_special_tokens)]
+
+
 def rating_token_ids(model: CausalLM, prompt: str, k: int) -> list[int]:
     """Ids of the tokens "1".."k" as they follow this prompt.
 
-    Encoding "1" alone gives another token on SentencePiece vocabularies (a space piece first), so each id is the one
-    token that prompt + digit has more than the prompt.
+    Encoding "1" alone gives another token on SentencePiece vocabularies (a space piece first), so each id is the last
+    token of prompt + digit, and everything before it must be the same for all digits.
     Raises: ValueError if a rating is not exactly one token there.
     """
-    plain, *rated = model.encode_texts([prompt, *(prompt + str(rating) for rating in range(1, k + 1))])
+    rated = model.encode_texts([prompt + str(rating) for rating in range(1, k + 1)])
     ids = [sequence[-1] for sequence in rated]
-    if any(sequence[:-1] != plain for sequence in rated) or len(set(ids)) < k:
+    if any(sequence[:-1] != rated[0][:-1] for sequence in rated) or len(set(ids)) < k:
+        split = model.load().tokenizer.convert_ids_to_tokens(rated[0][-3:])
         raise ValueError(
-            f"the tokenizer of {model.name} does not give each rating 1 to {k} a single token of its own after the "
-            "rating prompt, so its probability cannot be read. Choose a model whose tokenizer does."
+            f"the tokenizer of {model.name} has no single token for each rating 1 to {k} after the rating prompt (the "
+            f'prompt followed by "1" ends with the tokens {split}), so their probabilities cannot be compared. Choose '
+            "a model whose tokenizer writes digits as tokens of their own, or end the rating prompt in another way."
         )
     return ids
 

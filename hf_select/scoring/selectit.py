@@ -7,8 +7,9 @@ Left out: nothing of the method. The authors' rating prompts carry no licence an
 the path of their file, the defaults are our own words.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -18,7 +19,7 @@ from datasets import List, Value
 from hf_select.formats import BadRow, Conversation
 from hf_select.inference.batching import OutOfMemory
 from hf_select.inference.causal_lm import CausalLM
-from hf_select.scoring.rating import RatingText, cut_body, rating_probabilities, rating_token_ids
+from hf_select.scoring.rating import RatingText, cut_body, encode_before_rating, rating_probabilities, rating_token_ids
 from hf_select.scoring.scorer import Scorer
 
 
@@ -227,8 +228,10 @@ class SelectIT(Scorer):
         asks = [line + "\n" if first else line + ANSWER for line in self._prompts]
         heads, tail = (asks, "\n" + ANSWER) if first else ([""], "\n\n")
         texts = [[RatingText(head + "Instruction:" + x + "\nResponse:", y, tail) for x, y in pairs] for head in heads]
-        ids = _encode(model, texts, [head + "Instruction:" for head in heads])  # heads x n
-        ask_ids = [] if first else model.encode_texts(asks, add_special_tokens=False)
+        encode = partial(encode_before_rating, model) if first else model.encode_texts
+        stems = model.encode_texts([head + "Instruction:" for head in heads])
+        ids = _encode(encode, texts, stems)  # heads x n
+        ask_ids = [] if first else encode_before_rating(model, asks, add_special_tokens=False)
 
         context = model.load().max_length
         limit = min((n for n in (self.max_length, context) if n is not None), default=None)
@@ -270,25 +273,27 @@ class Rated:
     note: str = ""
 
 
-def _encode(model: CausalLM, texts: list[list["RatingText"]], stems: list[str]) -> list[list[list[int]]]:
+def _encode(
+    encode: Callable[[list[str]], list[list[int]]], texts: list[list["RatingText"]], stems: list[list[int]]
+) -> list[list[list[int]]]:
     """Token ids of the same rows under several heads, each row's own part tokenised once.
 
-    `stems` are the heads with the word that follows each of them. Where a row's ids start with those of its stem (but
-    for the last token, which may merge with what comes next), the rest does not depend on the head. A row that does
-    not is tokenised whole under every head, and so is a column whose first row comes out differently from tokenising
-    it whole.
+    `stems` are the token ids of the heads with the word that follows each of them. Where a row's ids start with those
+    of its stem (but for the last token, which may merge with what comes next), the rest does not depend on the head. A
+    row that does not is tokenised whole under every head, and so is a column whose first row comes out differently
+    from tokenising it whole.
     """
-    first = model.encode_texts([text.whole for text in texts[0]])
-    stem_ids = [ids[:-1] for ids in model.encode_texts(stems)]
+    first = encode([text.whole for text in texts[0]])
+    stem_ids = [ids[:-1] for ids in stems]
     cut = len(stem_ids[0])
     apart = [ids[:cut] == stem_ids[0] for ids in first]
     encoded = [first]
     for column, stem in zip(texts[1:], stem_ids[1:], strict=True):
         composed = [stem + ids[cut:] if ok else [] for ids, ok in zip(first, apart, strict=True)]
         rest = [i for i, ok in enumerate(apart) if not ok]
-        checked = model.encode_texts([column[i].whole for i in [0, *rest]])
+        checked = encode([column[i].whole for i in [0, *rest]])
         if apart[0] and composed[0] != checked[0]:
-            encoded.append(model.encode_texts([text.whole for text in column]))
+            encoded.append(encode([text.whole for text in column]))
             continue
         for i, ids in zip([0, *rest], checked, strict=True):
             composed[i] = ids
