@@ -30,6 +30,7 @@ from hf_select import columns
 from hf_select.choices import check_choice
 from hf_select.files import read_json, write_json
 from hf_select.formats import Conversation, conversations
+from hf_select.inference.parameters import active_parameters
 from hf_select.inference.pool import readable
 from hf_select.inference.run import score
 from hf_select.reports.advice import advice_report
@@ -369,9 +370,7 @@ def _trained_parameters(model: str) -> int:
 
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
-    embedding = cast(Any, empty.get_input_embeddings()).weight
-    tied = getattr(empty.get_output_embeddings(), "weight", None) is embedding
-    return empty.num_parameters() - (0 if tied else embedding.numel())
+    return active_parameters(empty)
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, str]:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_select.inference.batching import TokenBudget
+from hf_select.inference.parameters import active_parameters
 
 
 if TYPE_CHECKING:
@@ -47,10 +48,8 @@ class LoadedModel:
         self.vocab_size = self.config.vocab_size
         self.num_layers: int = self.config.num_hidden_layers
         self.num_parameters = model.num_parameters()
-        # What a token passes through: an embedding is looked up, not multiplied with.
         self.head_parameters = self.vocab_size * embedding.shape[1]
-        tied = self.head.weight is embedding
-        self.backbone_parameters = self.num_parameters - embedding.numel() - (0 if tied else self.head_parameters)
+        self.backbone_parameters = active_parameters(model) - self.head_parameters
         # The longest sequence that the model was built for; models with relative positions may name none.
         self.max_length: int | None = getattr(self.config, "max_position_embeddings", None)
         # Until the probe has shown that this architecture's cache can be copied, cropped and continued.

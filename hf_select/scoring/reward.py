@@ -19,6 +19,7 @@ from hf_select.inference import batching
 from hf_select.inference.batching import OutOfMemory, TokenBudget
 from hf_select.inference.causal_lm import Usage
 from hf_select.inference.loading import checked, default_device, file_stamps, patiently
+from hf_select.inference.parameters import active_parameters
 from hf_select.scoring.scorer import Scorer
 
 
@@ -120,7 +121,7 @@ class Reward(Scorer):
                 found[i] = {columns.score_column(self.name): value}
         self._usage.sequences += len(sequences)
         self._usage.tokens += sum(map(len, sequences))
-        self._usage.flops = 2.0 * self._model.num_parameters() * self._usage.processed_tokens
+        self._usage.flops = 2.0 * active_parameters(self._model) * self._usage.processed_tokens
         self._usage.seconds += time.perf_counter() - begin
         return found
 
