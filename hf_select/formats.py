@@ -106,20 +106,40 @@ class Encoded:
 # rows -> conversations
 
 
-def conversations(batch: Mapping[str, list[Any]]) -> list["Conversation | BadRow"]:
+def conversations(batch: Mapping[str, Any]) -> list["Conversation | BadRow"]:
     """Each row of a batch as a Conversation, or the BadRow that says why it is none.
 
+    Args:
+        batch: columns by name: lists, or what a formatted dataset hands to `map` (NumPy arrays, tensors, a pandas
+            DataFrame, an Arrow table).
     Raises: ValueError when the columns fit no layout; it lists the columns present.
     """
-    read = _LAYOUTS[layout(list(batch))]
-    size = len(next(iter(batch.values())))
+    names = list(getattr(batch, "column_names", batch))
+    read = _LAYOUTS[layout(names)]
+    columns = {name: _plain(batch[name]) for name in names if name in READ_COLUMNS}
     rows: list[Conversation | BadRow] = []
-    for i in range(size):
+    for values in zip(*columns.values(), strict=True):
         try:
-            rows.append(read({name: values[i] for name, values in batch.items()}))
+            rows.append(read(dict(zip(columns, values, strict=True))))
         except BadRow as reason:
             rows.append(reason)
     return rows
+
+
+def _plain(value: Any) -> Any:
+    """A value in Python's own types, at any depth."""
+    kind = type(value)
+    if kind is str or value is None:
+        return value
+    if kind is list:
+        return [_plain(item) for item in value]
+    if kind is dict:
+        return {key: _plain(item) for key, item in value.items()}
+    if hasattr(value, "to_pylist"):  # Arrow, whose items are Python's already
+        return value.to_pylist()
+    if hasattr(value, "notna"):  # pandas writes NaN for a text that is null
+        value = value.astype(object).where(value.notna(), None)
+    return _plain(value.tolist()) if hasattr(value, "tolist") else value
 
 
 def layout(column_names: list[str]) -> str:
@@ -176,7 +196,7 @@ def _sharegpt_turn(turn: Any, i: int) -> dict[str, Any]:
     if not isinstance(turn, dict) or "from" not in turn or "value" not in turn:
         raise BadRow(f"conversations[{i}] has no from and value")
     speaker, value = turn["from"], _string(turn["value"], f"conversations[{i}].value")
-    if speaker not in SHAREGPT_ROLES:
+    if not isinstance(speaker, str) or speaker not in SHAREGPT_ROLES:
         raise BadRow(f'unknown role "{speaker}" (known: {", ".join(SHAREGPT_ROLES)})')
     if speaker in ("function_call", "tool_call"):
         calls = _json(value, f"conversations[{i}] {speaker}")

@@ -9,7 +9,40 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from hf_select import SelectIT
+from hf_select import Length, Perplexity, SelectIT
+
+
+USER, REPLY = {"role": "user", "content": "Name a tool."}, {"role": "assistant", "content": "A saw."}
+CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]}
+LAYOUTS = {
+    "messages": {"messages": [[USER, REPLY], [USER, CALL], [USER, REPLY, USER, REPLY]]},
+    "prompt-completion": {"prompt": ["a", "b c", ""], "completion": ["x", None, "yy"]},
+    "conversational prompts": {"prompt": [[USER]] * 3, "completion": [[REPLY], [CALL], [REPLY]]},
+    "sharegpt": {
+        "conversations": [[{"from": "human", "value": "a"}, {"from": "gpt", "value": "b" * i}] for i in (1, 2)]
+    },
+    "alpaca": {"instruction": ["a", "b"], "input": ["", None], "output": ["x", "y"]},
+}
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch", "pandas", "arrow"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_formatted_dataset_is_scored_as_a_plain_one(layout, kind):
+    """NumPy, torch and pandas hand out arrays where a row has lists, at any depth."""
+    plain = Dataset.from_dict({**LAYOUTS[layout], "number": range(len(next(iter(LAYOUTS[layout].values()))))})
+    scored = plain.with_format(kind).map(Length(), batched=True).with_format(None)
+    expected = plain.map(Length(), batched=True)
+    assert scored["score_length"][:] == expected["score_length"][:]
+    assert scored["length_reason"][:] == expected["length_reason"][:]
+    assert any(score is not None for score in expected["score_length"])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_map_without_batched_says_so(layout, stream, model_path):
+    dataset = Dataset.from_dict(LAYOUTS[layout])
+    with pytest.raises(ValueError, match=r"Perplexity was given one row.*batched=True"):
+        list((dataset.to_iterable_dataset() if stream else dataset).map(Perplexity(model_path)))
 
 
 @pytest.mark.slow

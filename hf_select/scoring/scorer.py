@@ -10,7 +10,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import wraps
 from typing import Any, ClassVar, TypeVar, cast
@@ -20,7 +20,7 @@ from datasets import Features, Value
 import hf_select
 from hf_select import columns
 from hf_select.choices import check_choices
-from hf_select.formats import BadRow, Conversation, conversations
+from hf_select.formats import READ_COLUMNS, BadRow, Conversation, conversations
 from hf_select.inference.causal_lm import CausalLM
 
 
@@ -62,6 +62,7 @@ class Scorer(ABC):
 
     def __call__(self, batch: dict[str, list[Any]], rank: int | None = None) -> dict[str, list[Any]]:
         """Columns of a batch. `rank` is that of a `map` worker (with_rank=True) and picks its accelerator."""
+        _check_batched(batch, type(self).__name__)
         self.load(rank)
         parsed = conversations(batch)
         return self._columns(parsed, self.measure([row for row in parsed if isinstance(row, Conversation)]))
@@ -121,6 +122,20 @@ class Scorer(ABC):
         if fresh:
             listed = "; ".join(f"{count} x {reason}" for reason, count in Counter(fresh).most_common(3))
             logger.warning("%s: %d of %d %s %s (%s).", self.name, reasons.total(), total, of, what, listed)
+
+
+def _check_batched(batch: Mapping[str, Any], scorer: str) -> None:
+    """Raise ValueError if this is one row, as `map` without batched=True gives it."""
+    for name in getattr(batch, "column_names", batch):
+        value = batch[name] if name in READ_COLUMNS else []
+        chat = (
+            isinstance(value, list) and value and all(isinstance(v, dict) and {"role", "from"} & {*v} for v in value)
+        )
+        if chat or value is None or isinstance(value, (str, dict)):
+            raise ValueError(
+                f'{scorer} was given one row and not a batch (column "{name}" is not a list of rows). '
+                f"Call dataset.map({scorer}(...), batched=True)."
+            )
 
 
 def prepares(fit: Fit) -> Fit:
