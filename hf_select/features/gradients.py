@@ -27,6 +27,7 @@ from hf_select.features.adam import Adam, read_adam
 from hf_select.features.projection import Dense, Factored, Projection, of_factors
 from hf_select.formats import LESS_TEMPLATE, BadRow, Conversation, Encoded, cut, encode_all
 from hf_select.inference import batching
+from hf_select.inference.adapters import put_adapter
 from hf_select.inference.batching import OutOfMemory
 from hf_select.inference.causal_lm import CausalLM, predicted
 from hf_select.inference.loading import file_stamps, free_memory
@@ -379,20 +380,12 @@ class AdapterGradients:
         """The base model with every checkpoint's adapter on it, and their optimizer states."""
         if self._adapted is not None:
             return
-        from peft import PeftModel
-
         loaded = self.lm.load(rank)
         adapted: Any = None
         for number, path in enumerate(self.checkpoints):
             if not (Path(path).expanduser() / "adapter_config.json").exists():
                 raise ValueError(f'"{path}" is no adapter checkpoint: it has no adapter_config.json.')
-            try:
-                if adapted is None:
-                    adapted = PeftModel.from_pretrained(loaded.model, path, adapter_name=_adapter(number))
-                else:
-                    adapted.load_adapter(path, _adapter(number))
-            except (RuntimeError, ValueError) as error:
-                raise ValueError(f'adapter "{path}" does not fit the model: {str(error).splitlines()[0]}') from error
+            adapted = put_adapter(loaded.model if adapted is None else adapted, path, _adapter(number))
         adapted.eval()
         layers = [adapter_layers(loaded.model, _adapter(number)) for number in range(len(self.checkpoints))]
         if self.form == "adam":

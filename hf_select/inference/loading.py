@@ -171,7 +171,9 @@ def load(spec: "CausalLM", rank: int | None) -> LoadedModel:
         tokenizer = patiently(lambda: AutoTokenizer.from_pretrained(source, **options), source)
     model = patiently(lambda: _from_pretrained(spec, rank), spec.model) if isinstance(spec.model, str) else spec.model
     if spec.adapter is not None:
-        model = patiently(lambda: _with_adapter(model, str(spec.adapter)), spec.adapter)
+        from hf_select.inference.adapters import put_adapter
+
+        model = patiently(lambda: put_adapter(model, str(spec.adapter)), spec.adapter)
     if hasattr(model, "get_base_model"):  # a PeftModel: its layers sit inside the base model already
         model = model.get_base_model()
     loaded = LoadedModel(model, tokenizer, spec.tokens_per_batch)
@@ -273,21 +275,6 @@ def _from_pretrained(spec: "CausalLM", rank: int | None) -> Any:
     if info["missing_keys"]:  # transformers only warns and fills them with random numbers
         raise _not_causal(spec.model, f"its files lack {sorted(info['missing_keys'])[:2]}")
     return model.eval()
-
-
-def _with_adapter(model: Any, adapter: str) -> Any:
-    from peft import PeftModel
-
-    source = checked(adapter)
-    try:
-        adapted = PeftModel.from_pretrained(model, source)
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(f'adapter "{adapter}" does not fit the model: {str(error).splitlines()[0]}') from error
-    if adapted.active_peft_config.is_prompt_learning:
-        raise ValueError(
-            f'adapter "{adapter}" is a prompt-learning one; only adapters inside the layers (LoRA ...) work.'
-        )
-    return adapted
 
 
 def checked(source: str) -> str:
