@@ -181,7 +181,7 @@ def _alpaca(row: dict[str, Any]) -> Conversation:
 
 
 def _sharegpt(row: dict[str, Any]) -> Conversation:
-    turns = row["conversations"]
+    turns = _from_json_text(row["conversations"], "conversations")
     if not isinstance(turns, list) or not turns:
         raise BadRow("conversations is empty or not a list")
     if isinstance(turns[0], dict) and "role" in turns[0]:  # messages under another name
@@ -219,6 +219,7 @@ def _pair(prompt: str, response: str, row: dict[str, Any]) -> Conversation:
 
 
 def _chat(messages: Any, where: str) -> list[dict[str, Any]]:
+    messages = _from_json_text(messages, where)
     if not isinstance(messages, list) or not messages:
         raise BadRow(f"{where} is empty or not a list of messages")
     return [_message(message, f"{where}[{i}]") for i, message in enumerate(messages)]
@@ -240,6 +241,11 @@ def _message(message: Any, where: str) -> dict[str, Any]:
     if content is None and message.get("tool_calls"):
         content = ""
     return {**message, "content": _string(content, f"{where}.content")}
+
+
+def _from_json_text(value: Any, where: str) -> Any:
+    """Messages that stand in the row as JSON text, as in a CSV file or a column whose rows differ in type."""
+    return _json(value, where) if isinstance(value, str) else value
 
 
 def _tools(tools: Any) -> list[dict[str, Any]] | None:

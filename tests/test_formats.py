@@ -28,6 +28,7 @@ def one(**row):
     "row",
     [
         {"messages": [USER, REPLY]},
+        {"messages": json.dumps([USER, REPLY])},
         {"prompt": "Name a tool.", "completion": "A saw."},
         {"prompt": [USER], "completion": [REPLY]},
         {"instruction": "Name a tool.", "input": "", "output": "A saw."},
@@ -35,6 +36,7 @@ def one(**row):
         {"instruction": "Name a tool.", "output": "A saw."},
         {"conversations": [{"from": "human", "value": "Name a tool."}, {"from": "gpt", "value": "A saw."}]},
         {"conversations": [USER, REPLY]},
+        {"conversations": json.dumps([USER, REPLY])},
         {
             "messages": [
                 {**USER, "tool_calls": None},
@@ -197,6 +199,11 @@ def test_a_base_model_without_template_gets_the_documented_one(tokenizer, monkey
     assert tokenizer.decode(encoded.input_ids) == "<|begin|><|user|>\nName a tool.\n<|assistant|>\nA saw.<|end|>"
     assert spans(encoded, tokenizer) == ["A saw.<|end|>"]
     assert encode(Conversation([USER, REPLY]), tokenizer, FALLBACK_TEMPLATE).responses == encoded.responses
+
+
+def test_messages_that_are_text_but_not_json_give_the_reason():
+    assert str(one(messages="Name a tool.")) == "messages is not valid JSON"
+    assert "not a list" in str(one(messages='{"role": "user"}'))
 
 
 def test_text_is_all_response_but_its_start_token(tokenizer):
