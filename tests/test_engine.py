@@ -165,6 +165,25 @@ def test_the_token_of_the_hub_is_not_sent_to_any_address_and_no_key_is_told(monk
     assert answer.error == "400 bad key *** in the prompt"
 
 
+def test_no_part_of_a_key_is_left_wherever_a_long_error_is_cut(monkeypatch):
+    key = "sk-" + "".join(chr(97 + i % 26) for i in range(60))
+    monkeypatch.setenv("MY_KEY", key)
+    with ScriptedServer(lambda body: Reply("." * int(said(body)) + key, 400 if said(body) > "0" else 200)) as server:
+        asked = generator(server, api_key_env="MY_KEY", concurrency=1)
+        errors = [answer.error for _, answer in asked.stream(ask("0", *map(str, range(225, 305, 4))))][1:]
+    assert len(errors) == 20 and all(len(error) <= 300 for error in errors)
+    assert not [error for error in errors if key[:8] in error], "a part of the key stands at the cut"
+
+
+def test_the_password_of_an_address_is_in_no_message():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nobody = f"http://ada:hunter22@127.0.0.1:{free.getsockname()[1]}/v1"
+    with pytest.raises(ValueError, match="does not answer") as error:
+        list(ServerGenerator("tiny", base_url=nobody).stream(ask(*"abc")))
+    assert "hunter22" not in str(error.value) and "***127.0.0.1" in str(error.value)
+
+
 def test_a_server_that_dies_stops_the_stream_after_what_it_had_answered():
     count = [0]
 

@@ -16,6 +16,7 @@ from collections.abc import Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from huggingface_hub import AsyncInferenceClient, get_token
 from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError, OfflineModeIsEnabled
@@ -223,15 +224,15 @@ class _Line:
                 if status == 429:
                     self.pause_until = max(self.pause_until, asyncio.get_running_loop().time() + wait)
             except _Unreadable as error:
-                reason, wait = str(error), 0.0
+                reason, wait = self._clean(str(error)), 0.0
             except _WireError as error:
-                reason, wait = f"{type(error).__name__}: {error}".rstrip(": "), 0.0
+                reason, wait = self._clean(f"{type(error).__name__}: {error}".rstrip(": ")), 0.0
                 if not self.answered and "Connect" in reason and attempts >= _ATTEMPTS_AT_NOBODY:
                     raise _Fatal(
                         f"{self._where()} does not answer ({reason}). Start the server, or mend base_url."
                     ) from None
             if attempts > self.settings.max_retries or timed_out > 1:
-                return Answer(error=self._clean(reason), attempts=attempts, lost=True)
+                return Answer(error=reason, attempts=attempts, lost=True)
             backoff = min(60.0, _FIRST_WAIT * 2 ** (attempts - 1)) * self.dice.uniform(0.5, 1.5)
             await asyncio.sleep(max(wait, backoff))
 
@@ -275,7 +276,8 @@ class _Line:
             )
 
     def _where(self) -> str:
-        return f"the server at {self.settings.base_url}" if self.settings.base_url else "the inference provider"
+        address = self.settings.base_url
+        return f"the server at {self._clean(address)}" if address else "the inference provider"
 
     def _said(self, error: HfHubHTTPError) -> str:
         """The status and what the server says of it, in one short line."""
@@ -285,11 +287,15 @@ class _Line:
                 said = said.get(key, said) if isinstance(said, dict) else said
         except Exception:  # the body may be anything, or unread
             said = error.server_message or ""
-        text = " ".join(f"{error.response.status_code} {said}".split())
-        return self._clean(text[:300])
+        # The key is removed before the text is cut: the cut could leave a part of it.
+        return self._clean(" ".join(f"{error.response.status_code} {said}".split()))[:300]
 
     def _clean(self, text: str) -> str:
-        return text if self.key == "none" else text.replace(self.key, "***")
+        """The text without the key, and without the user and password of the address."""
+        user, at, _ = urlsplit(self.settings.base_url or "").netloc.rpartition("@")
+        for secret in ([] if self.key == "none" else [self.key]) + ([user + at] if user else []):
+            text = text.replace(secret, "***")
+        return text
 
 
 class _Unreadable(Exception):

@@ -567,7 +567,7 @@ def _described(source: Source) -> dict[str, Any]:
             value = f"a selection of {len(value):,} of {value.num_rows:,} rows"
         elif not isinstance(value, (str, int, float, dict)):
             plain = is_dataclass(value) or callable(value)
-            value = (str(value) if plain else f"{type(value).__name__} in memory")[:200]
+            value = str(value) if plain else f"{type(value).__name__} in memory"
         found[f.name] = value
     return found
 
