@@ -6,6 +6,7 @@ from typing import Any
 
 from hf_select.formats import readable_columns
 from hf_select.hub.push import RECORD, speaking_plainly
+from hf_select.hub.scrub import scrubbed
 from hf_select.inference.loading import patiently
 from hf_select.inference.pool import pool_fingerprint
 from hf_select.selection.selection import Selection
@@ -73,7 +74,7 @@ def _look(source: dict[str, Any], token: str | None) -> None:
     try:
         now = HfApi(token=token).dataset_info(source["name"]).sha
     except (HfHubHTTPError, OSError, json.JSONDecodeError) as error:
-        logger.warning("%s cannot be looked at (%s).", source["name"], str(error).splitlines()[0])
+        logger.warning("%s cannot be looked at (%s).", source["name"], scrubbed(str(error).splitlines()[0]))
         return
     if now != source["revision"]:
         logger.warning(

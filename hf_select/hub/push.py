@@ -315,7 +315,8 @@ def _without_secrets(table: pa.Table) -> pa.Table:
     for place, field in enumerate(table.schema):
         if field.name.endswith("_reason") and pa.types.is_string(field.type):
             said = table[field.name].to_pylist()
-            known = {reason: scrubbed(reason) for reason in dict.fromkeys(said)}
+            distinct = list(dict.fromkeys(said))
+            known = dict(zip(distinct, scrubbed(distinct), strict=True))
             table = table.set_column(place, field, pa.array([known[reason] for reason in said], field.type))
     return table
 
@@ -392,23 +393,23 @@ def speaking_plainly(act: Callable[[], Any], repo_id: str) -> Any:
     except Exception as error:
         if not passes(error) and not isinstance(error, RuntimeError):  # that of a file that could not be sent
             raise
+        said = scrubbed(str(error).splitlines()[0])
         raise ConnectionError(
-            f'"{repo_id}" could not be reached to the end ({str(error).splitlines()[0]}). Run the same command again, '
-            "it goes on where it was."
+            f'"{repo_id}" could not be reached to the end ({said}). Run the same command again, it goes on where it '
+            "was."
         ) from error
 
 
 def _status(error: Any) -> str:
     server = getattr(error, "server_message", None)
-    return f"{error.response.status_code}{': ' + ' '.join(server.split())[:200] if server else ''}"
+    said = scrubbed(" ".join(server.split()))[:200] if server else ""  # cut last: half a token is not recognised
+    return f"{error.response.status_code}{': ' + said if said else ''}"
 
 
 def _about_source(source: str | None, split: str, token: str | None) -> dict[str, Any]:
     """Name of the source, and for a dataset on the Hub its revision, licence and language."""
-    config = None
-    if source is not None:
-        source, split, config = located(source, split)
-    if source is None or not is_hub_id(source):
+    source, split, config = located(source or "", split)
+    if not source or not is_hub_id(source):
         return {"name": scrubbed(source) if source else "a dataset", "on_hub": False, "split": split}
     from huggingface_hub import HfApi
 

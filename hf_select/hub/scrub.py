@@ -1,37 +1,97 @@
-"""What is never published: tokens, places on this machine, and whose machine it is.
+"""What is never published: secrets, places on this machine and in private storage, and the names of user and machine.
 
 Rows are published as they are; this is for all that hf_select writes about them: settings, steps, reasons, cards.
+Formats of secrets are those of detect-secrets, with the tokens of model hubs and inference providers added here.
 """
 
 import getpass
 import os
 import re
 import socket
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 
 REMOVED = "[removed]"
 
-_TOKENS = re.compile(
-    r"\bhf_[A-Za-z0-9]{16,}|\bapi_org_[A-Za-z0-9]{16,}|\bsk-[A-Za-z0-9_-]{16,}|\bgh[opsur]_[A-Za-z0-9]{20,}"
-    r"|\bgithub_pat_\w{20,}|\bglpat-[\w-]{16,}|\bxox[abpr]-[\w-]{10,}|\bAKIA[0-9A-Z]{16}\b|\bAIza[\w-]{30,}"
-    r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)|(?i:(?<=bearer )[\w.~+/-]{12,}=*)"
+# Formats that detect-secrets 1.5 does not know, or of which it matches only a part (JWT without its signature).
+_KEYS = re.compile(
+    r"(?<![A-Za-z0-9])(?:(?:hf|api_org|gh[opsur]|gsk|fw|npm|r8|jina|shpat|dckr_pat|github_pat|tgp_v1|lsv2_[ps]t)_"
+    r"[\w-]{16,}"
+    r"|(?:sk|csk|nvapi|xai|pplx|voyage|tvly|glpat|GOCSPX|ya29\.|[rs]k_(?:live|test)_)-?[\w.-]{16,}"
+    r"|xox[a-z]-[\w-]{10,}|xapp-[\w-]{10,}|AIza[\w-]{30,}|AKC[A-Za-z0-9]{40,}|dapi[0-9a-f]{32}|key-[0-9a-f]{32})"
+    r"|eyJ[\w=-]{5,}\.[\w=-]+(?:\.[\w+/=-]*)*"
+    r"|-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?:(?!-----END).)*(?:-----END[^-]*-----)?",
+    re.DOTALL,
 )
-_SECRET_NAME = re.compile(r"(?i)(^|_)(token|secret|password|passwd|api_?key|access_?key|credentials?|authorization)$")
-# Two names deep at least: "and/or" and "/5" are no places.
+# detect-secrets: a key of Artifactory may be any word of capitals, and an IP address any version of four numbers.
+_LEFT_OUT = {"ArtifactoryDetector", "IPPublicDetector"}
+# Secrets that are known by the word before them. A value with neither digit nor capital is taken for a word.
+_ASSIGNED = re.compile(
+    r"(?i:(?P<before>(?<![A-Za-z])(?:bearer[ :]+"
+    r"|authorization[\"']?\s*[:=]\s*[\"']?(?:(?:basic|bearer|token)\s+)?"
+    r"|[\w-]{0,40}(?:password|passwd|secret|credentials?|api[_-]?key|access[_-]?key|auth[_-]?token|access[_-]?token)"
+    r"[\"']?(?:\s*[:=]\s*|\s+(?=[\"']?\S*\d))[\"']?)))"
+    r"(?=[^\s\"',;]*[\dA-Z])[^\s\"',;&\[]{6,}"
+)
+_USER_INFO = re.compile(r"(?<=://)[^/\s\"'<>?#]+(?=@)")
+_QUERY = re.compile(
+    r"(?i:(?<=[?&])([\w-]{0,40}(?:token|sig|signature|key|keyid|secret|password|credential|auth))=)[^&\s\"'<>#]+"
+)
+_SECRET_NAME = re.compile(
+    r"(?i)(?:^|_)(?:token|secret|password|passwd|api_?key|access_?key|credential|authorization)s?$"
+)
+# Names of tokens that are text of a vocabulary, or a number of them.
+_NO_SECRET_NAME = re.compile(
+    r"(?i)(?:^|_)(?:(?:bos|eos|pad|unk|sep|cls|mask|image|video|audio|start|end|stop|score|rating|special)_token|"
+    r"(?:\w+_)?tokens)$"
+)
+
+# A folder's name may hold spaces; in a sentence only as far as no fraction or "and/or" begins there.
+_FOLDER = r"[^\s\"'`<>|,;()\[\]{}/\\]+(?: (?!and/|or/|\d+/)[^\s\"'`<>|,;:()\[\]{}/\\]+){0,3}/+"
+_LAST = r"[^\s\"'`<>|,;()\[\]{}/\\]*"
+_WINDOWS_FOLDER, _WINDOWS_LAST = r"[^\\:*?\"<>|\r\n]+\\+", r"[^\\:*?\"<>|\s,;]*"
+_HOME = r"(?:~(?!\d)[\w.-]*|\$\{?HOME\}?|%USERPROFILE%)"
+_SHARE = r"\\\\+[\w.?$-]+\\+(?:[A-Za-z]:\\+)?"
+_ROOT = rf"(?:{_HOME}[\\/]|\.{{0,2}}/|[A-Za-z]:[\\/]|\\\\|(?!https?:|hf:)[A-Za-z][\w+.-]+://)"
+_ENDING = (
+    r"\.(?:jsonl?|csv|tsv|parquet|arrow|txt|md|log|ya?ml|toml|ini|cfg|env|pem|key|py|ipynb|sh|pt|pth|bin|safetensors"
+    r"|gguf|npy|npz|pkl|zip|tar|gz|zst|xz|bz2)(?:\.(?:gz|zst|xz|bz2))?"
+)
 _PLACE = re.compile(
-    r"(?<![\w:/.~-])(?:file://)?(?:~|/)[^\s\"'<>|,;()\[\]{}]*/(?P<unix>[^\s\"'<>|,;()\[\]{}/]*)"
-    r"|(?<![\w])[A-Za-z]:\\(?:[^\s\"'<>|,;\\]+\\)*(?P<windows>[^\s\"'<>|,;\\]*)"
+    "|".join(
+        [
+            rf"(?<=(?P<mark>[\"'`])){_ROOT}[^\"'`\n]*(?=(?P=mark))",  # in quotation marks a path may hold anything
+            rf"(?<![\w+.-])file:///?(?:{_FOLDER})+{_LAST}",
+            r"(?P<address>(?<![\w+.-])[A-Za-z][\w+.-]+://[^\s\"'`<>|]*)",
+            r"(?<![\w.@-])[\w.-]+@[\w.-]+:(?!//)[^\s\"'`<>|,;()]+",  # ada@host:path
+            rf"(?<![A-Za-z0-9])(?:[A-Za-z]:|{_SHARE}|{_HOME})\\*(?:{_WINDOWS_FOLDER})+{_WINDOWS_LAST}",
+            rf"(?<![A-Za-z0-9])[A-Za-z]:(?:\\+|/+(?:{_FOLDER})*){_WINDOWS_LAST}",
+            rf"(?<![\w/.~$}})\]>]){_HOME}/+(?:{_FOLDER})*{_LAST}",
+            rf"(?<![\w/.~$}})\]>])/{{1,2}}(?:{_FOLDER})+(?<=[^/]/){_LAST}",  # two names at least: "/5" is no path
+            rf"(?<![\w/.~${{}}-])(?:\.{{1,2}}/+)+(?:{_FOLDER})*{_LAST}",
+            rf"(?<![\w/.~${{}}@-])(?:[\w.@+-]+/)+[\w.@+-]+{_ENDING}(?![\w/])",  # relative, known by its ending
+        ]
+    )
 )
+_PUBLIC = ("http://", "https://", "hf://")
+_RELATIVE = re.compile(r"[^/\n]+(?:/[^/\n]+)+")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _ANYBODY = {"root", "user", "ubuntu", "admin", "debian", "ec2-user", "runner", "jovyan", "localhost", "nobody"}
+# Every place has one of _MARKS, and every secret the first, the second or a long word; most reasons have none of them.
+_MARKS = ("/", "\\", "@")
+_LONG = re.compile(r"[\w+=-]{18}|eyJ|xox|PRIVATE")
+_WORDED = re.compile(r"(?i:[abcps](?:earer|uthoriz|uth.?token|assw|ecret|redential|pi.?key|ccess.?(?:key|token)))")
 
 
 def scrubbed(value: Any) -> Any:
-    """The value without secrets: tokens and values of secret settings are taken out, an absolute path is cut to its
-    last name, and the names of user and machine to "user" and "machine"."""
-    return _scrubbed(value, _secrets(), _names())
+    """The value without secrets: tokens and values of secret settings are removed, a path and an address in private
+    storage are cut to the last name, and the names of user and machine become "user" and "machine".
+
+    Many texts in one call cost less than a call for each: what is looked up about this machine is looked up once.
+    """
+    return _Scrubber()(value)
 
 
 def check_clean(name: str, text: str) -> None:
@@ -41,34 +101,95 @@ def check_clean(name: str, text: str) -> None:
             raise ValueError(f"{name} would publish a token or a path of this machine; nothing was pushed.")
 
 
-def _scrubbed(value: Any, secrets: list[str], names: dict[str, str]) -> Any:
-    if isinstance(value, dict):
-        return {
-            _scrubbed(name, secrets, names): REMOVED
-            if isinstance(item, str) and item and _SECRET_NAME.search(str(name))
-            else _scrubbed(item, secrets, names)
-            for name, item in value.items()
-        }
-    if isinstance(value, (list, tuple)):
-        return [_scrubbed(item, secrets, names) for item in value]
-    if isinstance(value, Path):
-        value = str(value)
-    return _text(value, secrets, names) if isinstance(value, str) else value
+class _Scrubber:
+    def __init__(self) -> None:
+        secrets, self.names = _secrets(), _names()
+        self.secrets = re.compile("|".join(map(re.escape, secrets))) if secrets else None
+        self.own = [*secrets, *self.names]
+        self.known: dict[str, str] = {}
+
+    def __call__(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {
+                self(name): self._removed(item) if _is_secret(name) else self(item) for name, item in value.items()
+            }
+        if isinstance(value, (list, tuple)):
+            return [self(item) for item in value]
+        if isinstance(value, Path):
+            value = str(value)
+        if not isinstance(value, str):
+            return value
+        if value not in self.known:
+            self.known[value] = self._text(value)
+        return self.known[value]
+
+    def _removed(self, value: Any) -> Any:
+        """What stands under the name of a secret: its texts are removed, whatever they look like."""
+        if isinstance(value, dict):
+            return {self(name): self._removed(item) for name, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self._removed(item) for item in value]
+        return REMOVED if isinstance(value, str) and value else value
+
+    def _text(self, text: str) -> str:
+        has_mark, is_worded = any(mark in text for mark in _MARKS), _WORDED.search(text)
+        if not has_mark and not is_worded and not _LONG.search(text) and not any(own in text for own in self.own):
+            return text
+        if self.secrets is not None:
+            text = self.secrets.sub(REMOVED, text)
+        text = _QUERY.sub(rf"\1={REMOVED}", _USER_INFO.sub(REMOVED, text))
+        text = _KEYS.sub(REMOVED, text)
+        for pattern in _formats():
+            text = pattern.sub(REMOVED, text)
+        if is_worded:
+            text = _ASSIGNED.sub(rf"\g<before>{REMOVED}", text)
+        if has_mark:
+            text = _last_name(text) if _is_place(text) else _PLACE.sub(_cut, text)
+        if _HUB_ID.fullmatch(text):
+            return text  # on the Hub a name is public
+        for name, word in self.names.items():
+            if name in text:
+                text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", word, text)
+        return text
 
 
-def _text(text: str, secrets: list[str], names: dict[str, str]) -> str:
-    for secret in secrets:
-        text = text.replace(secret, REMOVED)
-    text = _TOKENS.sub(REMOVED, text)
-    if text.startswith(("/", "~", "file://")) and "\n" not in text and text.count("/") > 1:  # it may hold spaces
-        text = text.rstrip("/").rpartition("/")[2]
-    text = _PLACE.sub(lambda found: found["unix"] or found["windows"] or "", text)
-    if _HUB_ID.fullmatch(text) and not Path(text).exists():
-        return text  # on the Hub a name is public
-    for name, word in names.items():
-        if name in text:
-            text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", word, text)
-    return text
+@lru_cache(maxsize=1)
+def _formats() -> list[re.Pattern]:
+    """The formats of detect-secrets. What follows a match without a break belongs to it: some are of fixed lengths."""
+    from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
+    from detect_secrets.plugins.base import RegexBasedDetector
+
+    found = []
+    for detector in get_mapping_from_secret_type_to_class().values():
+        if issubclass(detector, RegexBasedDetector) and detector.__name__ not in _LEFT_OUT:
+            for pattern in detector.denylist:  # type: ignore[attr-defined]  # a property of the base, a list in each
+                found.append(re.compile(rf"(?:{pattern.pattern})(?:[\w+/=~-]|\.(?=\w))*", pattern.flags))
+    return found
+
+
+def _is_secret(name: Any) -> bool:
+    plain = re.sub(r"(?<=[a-z])(?=[A-Z])|[^A-Za-z0-9]+", "_", str(name))
+    return bool(_SECRET_NAME.search(plain)) and not _NO_SECRET_NAME.search(plain)
+
+
+def _is_place(text: str) -> bool:
+    """Whether the whole text is a path, which then may hold spaces: it begins as one, or is one that exists here."""
+    if "\n" in text or len(text) > 1000:
+        return False
+    if re.match(_ROOT, text):
+        return len(re.findall(r"[^\\/]+", text)) > 1 and not re.search(r"[,;:.] | (?:and|or|\d+)/", text)
+    return bool(_RELATIVE.fullmatch(text)) and os.path.exists(text)
+
+
+def _cut(found: re.Match) -> str:
+    return found[0] if (found["address"] or "").startswith(_PUBLIC) else _last_name(found[0])
+
+
+def _last_name(place: str) -> str:
+    scheme, _, rest = place.rpartition("://")
+    names = re.findall(r"[^\\/]+", rest)
+    # Of a bucket or a server alone the only name there is is private.
+    return REMOVED if (scheme and len(names) < 2 and not rest.startswith("/")) or not names else names[-1]
 
 
 def _names() -> dict[str, str]:
@@ -85,6 +206,6 @@ def _secrets() -> list[str]:
     """Secrets that this process knows by name."""
     from huggingface_hub import get_token
 
-    found = [value for name, value in os.environ.items() if _SECRET_NAME.search(name) and len(value) >= 8]
+    found = [value for name, value in os.environ.items() if _is_secret(name) and len(value) >= 8]
     token = get_token()
     return sorted({*found, *([token] if token else [])}, key=len, reverse=True)
