@@ -1,50 +1,130 @@
-"""A row as words and as runs of words: what it means that two texts are the same, or nearly, stands here once."""
+"""The text of a row: what it says, its words, and when two texts are the same or nearly the same.
 
+exact   the same after Unicode normalisation (NFC) and with all white space as one space; letter case and symbols count
+near    lower-case words and the symbols that carry meaning ("C++", "a < b", "5!"), in runs of five; sentence
+        punctuation and quotes are left out
+words   lower-case words alone, for word statistics and the search for shared runs of words
+"""
+
+import functools
 import json
-import re
-from typing import Any
+import unicodedata
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import regex
 
 from hf_select.formats import Conversation
 
 
-# Chinese and Japanese are written without spaces: each character is a word.
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
+Part = Literal["all", "prompt", "response"]
+
+# Letters, marks and digits of every script. `re` leaves out marks, and so splits Devanagari, Tamil or Thai at their
+# vowel signs. The symbols of a script are the letters of Braille and SignWriting; variation selectors choose a glyph.
+_CHARACTER = r"[[\w\p{N}[\p{S}--[\p{sc=Zyyy}\p{sc=Zinh}]]]--[\uFE00-\uFE0F]]"
+# Scripts without spaces between words, by Unicode's line breaking classes: Han, kana, Yi, Thai, Lao, Khmer, Burmese,
+# Javanese, ... Each of their letters with its marks is a word.
+_SYLLABIC = r"\p{lb=SA}\p{lb=AK}\p{lb=AP}\p{lb=AS}"
+_UNSPACED = rf"[[{_CHARACTER}&&[\p{{lb=ID}}\p{{lb=CJ}}{_SYLLABIC}]]--\p{{M}}]"
+_WORD = rf"{_UNSPACED}[\p{{M}}\p{{Join_Control}}]*|[{_CHARACTER}--{_UNSPACED}]+"
+
+_LETTER, _LIGHT = r"[\p{L}\p{M}]", r".,;:!?'\"`"
+_SYMBOL = "|".join(
+    [
+        r"[[\p{S}--[`]]#%&*/\\@()\[\]{}§‰′″＃％＆＊／＠（）［］｛｝]",
+        rf"(?<!{_LETTER})[-‐-–]|[-‐-–](?!{_LETTER})",  # a minus, but no hyphen
+        rf"(?<=\d)!|(?<![\p{{L}}\p{{M}})\]*{_LIGHT}])!(?=[^\s{_LIGHT}])",  # "5!", "!a", "a != b", but not "Hello!"
+        # Within numbers, formulas and code ("3.5", "12:30", "f'(x)"), but neither between letters nor at an edge.
+        rf"(?<=[^\s{_LIGHT}(\[{{])(?<!{_LETTER}(?=.{_LETTER}))[{_LIGHT}](?=[^\s{_LIGHT})\]}}])",
+    ]
+)
+_WORDS = regex.compile(_WORD, regex.V1)
+_WORDS_AND_SYMBOLS = regex.compile(f"{_WORD}|{_SYMBOL}", regex.V1)
+_SYLLABIC_LETTER = regex.compile(f"[{_SYLLABIC}]", regex.V1)
+_CACHED = 24  # characters of the longest piece between white space that is kept in memory: most come again and again
+
 _SHINGLE = 5
+# A message's reasoning: DeepSeek's and Qwen's name first, then OpenRouter's and gpt-oss's.
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+
+
+def exact(text: str) -> str:
+    """What exact copies have in common."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words; punctuation and white space tell nothing apart."""
-    return _WORD.findall(text.lower())
+    """Lower-case words; a letter of a script without spaces, with its marks, is a word."""
+    return _found(_WORDS, text)
 
 
-def prompt_of(row: Conversation) -> str:
-    return " ".join(message["content"] for message in row.messages if message["role"] != "assistant")
+def half_words(word: str) -> int:
+    """How much a word counts where runs of words are asked for: two, or one for a letter of Thai, Lao, Khmer, Burmese
+    and the like, of which a word has three or four. A Chinese character counts as a word."""
+    return 2 if word.isascii() or not _SYLLABIC_LETTER.match(word) else 1
 
 
-def text_of(row: Conversation) -> str:
-    """All that is said in the row, tool calls included."""
-    if row.text is not None:
-        return row.text
-    calls = [json.dumps(m["tool_calls"], ensure_ascii=False) for m in row.messages if m.get("tool_calls")]
-    return " ".join([*(message["content"] for message in row.messages), *calls])
-
-
-def characters_of(row: Conversation, of: str) -> int:
-    """Characters of all of the row, of its prompt or of its responses; tool calls count as they are written."""
-    if row.text is not None:
-        return 0 if of == "prompt" else len(row.text)
-    sizes = [(message["role"] == "assistant", _size(message)) for message in row.messages]
-    response = sum(size for is_response, size in sizes if is_response)
-    everything = sum(size for _, size in sizes)
-    return {"all": everything, "prompt": everything - response, "response": response}[of]
-
-
-def _size(message: dict[str, Any]) -> int:
-    calls = message.get("tool_calls")
-    return len(message["content"]) + (len(json.dumps(calls, ensure_ascii=False)) if calls else 0)
+def words_and_symbols(text: str) -> list[str]:
+    """Lower-case words and the symbols that carry meaning; a text of other signs alone, as "?!", is one token."""
+    return _found(_WORDS_AND_SYMBOLS, text) or ([exact(text)] if text.strip() else [])
 
 
 def shingles(text: str, n: int = _SHINGLE) -> set[tuple[str, ...]]:
-    """Runs of n words; a shorter text is one run."""
-    tokens = words(text)
+    """Runs of n words and symbols; a shorter text is one run."""
+    tokens = words_and_symbols(text)
     return {tuple(tokens[i : i + n]) for i in range(max(1, len(tokens) - n + 1))} if tokens else set()
+
+
+def text_of(row: Conversation, of: Part = "all") -> str:
+    """All that is said in the row, in its prompt or in its responses: names, reasoning, content and tool calls. The
+    tools that the row may call are not said."""
+    return " ".join(_said(row, of))
+
+
+def characters_of(row: Conversation, of: Part = "all") -> int:
+    """Characters of what is said in the row, in its prompt or in its responses."""
+    return sum(map(len, _said(row, of)))
+
+
+def prompt_of(row: Conversation) -> str:
+    return text_of(row, "prompt")
+
+
+def _said(row: Conversation, of: Part) -> Iterator[str]:
+    if row.text is not None:
+        yield from [] if of == "prompt" else [row.text]
+    for message in row.messages:
+        if of == "all" or (message["role"] == "assistant") == (of == "response"):
+            parts = [message.get("name"), *map(message.get, _REASONING), message["content"]]
+            yield from (part for part in parts if isinstance(part, str) and part)
+            yield from map(_call, message.get("tool_calls") or [])
+
+
+def _call(call: dict[str, Any]) -> str:
+    """A tool call as its name and arguments; arguments as an object or as JSON text, in any order, are the same."""
+    function = call.get("function", call)
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except json.JSONDecodeError:
+            return f"{function.get('name')} {arguments}"
+    return f"{function.get('name')} {json.dumps(arguments, ensure_ascii=False, sort_keys=True)}"
+
+
+def _found(pattern: regex.Pattern[str], text: str) -> list[str]:
+    """All matches in the text in lower case; none of them depends on what is beyond white space."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text)
+    found: list[str] = []
+    # Not casefold, by which "Maße" and "Masse" would be one word.
+    for piece in text.lower().split():
+        found += _found_before(pattern, piece) if len(piece) <= _CACHED else _in_piece(pattern, piece)
+    return found
+
+
+def _in_piece(pattern: regex.Pattern[str], piece: str) -> list[str]:
+    return pattern.findall(piece if piece.isascii() else unicodedata.normalize("NFC", piece))
+
+
+_found_before = functools.lru_cache(maxsize=1 << 16)(_in_piece)

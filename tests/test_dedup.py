@@ -100,18 +100,70 @@ def test_a_row_does_not_go_because_of_one_that_goes_itself():
     assert Dedup(threshold=32 / 48 + 1e-6)(rows_of(texts)).indices.tolist() == [0, 1, 2]
 
 
-def test_case_punctuation_and_space_tell_nothing_apart_but_a_word_does():
-    dataset = rows_of(["The cat, sat.", "the CAT sat", " the\ncat -- sat!", "the cat sits", "The cat sat"])
+def test_exact_copies_differ_in_nothing_but_white_space_and_normalisation():
+    dataset = rows_of(
+        ["The café, sat.", " the\ncafé,  sat.", "The\ncafe\u0301, sat. ", "The café sat", "The cafe, sat."]
+    )
     dedup = Dedup(threshold=None)
     selection = dedup(dataset)
-    assert selection.indices.tolist() == [0, 3]
-    assert dedup.removed_ == dict.fromkeys([1, 2, 4], "repeats row 0 exactly")
-    assert selection.reasons == ["kept for 3 rows that repeat it", "repeats no other row"]
+    assert selection.indices.tolist() == [0, 1, 3, 4]
+    assert dedup.removed_ == {2: "repeats row 0 exactly"}
+    assert selection.reasons[0] == "kept for 1 rows that repeat it"
     assert {name: selection.chain[0][name] for name in ("removed_exact", "removed_near", "unreadable")} == {
-        "removed_exact": 3,
+        "removed_exact": 1,
         "removed_near": 0,
         "unreadable": 0,
     }
+
+
+def test_short_copies_may_differ_in_letter_case_and_sentence_punctuation_but_not_in_a_word():
+    dedup = Dedup()
+    dataset = rows_of(["The cat, sat.", "the CAT sat", ' the\n"cat" sat!', "the cat sits", "The cat sat"])
+    assert dedup(dataset).indices.tolist() == [0, 3]
+    assert dedup.removed_ == dict.fromkeys([1, 2, 4], "nearly repeats row 0 (Jaccard 1.00)")
+
+
+@pytest.mark.parametrize("threshold", [None, 0.8])
+def test_symbols_that_carry_meaning_tell_texts_apart(threshold):
+    alike = [
+        ["What is C++?", "What is C#?", "What is C?"],
+        ["a < b", "a > b", "a <= b", "a = b", "a != b", "a b"],
+        ["x/2", "x*2", "x-2", "x+2", "x^2", "x_2", "x%2", "x2", "x 2", "x²", "x!2"],
+        ["What is -5 squared?", "What is 5 squared?", "What is 5! squared?"],
+        ["2*(3+4)", "2*3+4"],
+        ["f'(x)", "f(x)", "f[x]"],
+        ["3.5", "3,5", "35", "3:5", "3 5", "3-5", "3–5"],
+        ["$5", "€5", "5", "5%", "5‰", "5°", "#5", "@5"],
+        ["😀", "😡", "?!", "!!", "{}", "[]"],
+        ["!done", "done"],
+    ]
+    texts = list(dict.fromkeys(text for group in alike for text in group))
+    dedup = Dedup(threshold=threshold)
+    dedup(rows_of(texts))
+    assert dedup.removed_ == {}
+
+
+def test_reasoning_names_and_tool_calls_are_part_of_what_is_said():
+    def call(name, arguments, id):
+        return [{"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}]
+
+    ask = {"role": "user", "content": "Is 2 prime?"}
+    answers = [
+        {"content": "It is.", "reasoning_content": "Its only divisors are one and two."},
+        {"content": "It is.", "reasoning_content": "Nothing lies between one and two."},
+        {"content": "It is.", "thinking": "No smaller number would do."},
+        {"content": "It is.", "reasoning": "Every table of primes begins with it."},
+        {"content": "It is."},
+        {"content": "It is.", "name": "Euclid"},
+        {"content": "", "tool_calls": call("is_prime", '{"n": 2, "fast": true}', "a")},
+        {"content": "", "tool_calls": call("is_prime", '{"n": 3, "fast": true}', "b")},
+        {"content": "", "tool_calls": call("is_prime", '{"fast":true,"n":2}', "c")},
+    ]
+    rows = [{"messages": [ask, {"role": "assistant", **answer}]} for answer in answers]
+    for of in ("all", "response"):
+        dedup = Dedup(of=of)
+        dedup(Dataset.from_list(rows))
+        assert dedup.removed_ == {8: "repeats row 6 exactly"}, of
 
 
 def test_short_texts_and_texts_without_words_are_copies_only_if_equal():
@@ -124,8 +176,8 @@ def test_without_a_threshold_near_copies_stay_and_no_library_is_needed(monkeypat
     monkeypatch.setitem(sys.modules, "datasketch", None)
     text = " ".join(sentence(random.Random(1), 50))
     dataset = rows_of([text, text + " more", text.upper()])
-    assert Dedup(threshold=None)(dataset).indices.tolist() == [0, 1]
-    assert Dedup(threshold=1)(dataset).indices.tolist() == [0, 1]
+    assert Dedup(threshold=None)(dataset).indices.tolist() == [0, 1, 2]
+    assert Dedup(threshold=1)(dataset).indices.tolist() == [0, 1, 2]
     with pytest.raises(ImportError, match=r'near-duplicate search needs an extra: pip install "hf-select\[text\]"'):
         Dedup()(dataset)
 
@@ -292,7 +344,8 @@ def test_it_is_brute_force_on_random_texts(seed):
         return any(row[i : i + length] == run for run in runs for i in range(len(row)))
 
     found = Decontaminate(n=4, min_words=3).fit({"x": rows_of(items)})(rows_of(rows))
-    expected = [i for i, row in enumerate(rows) if not any(shares(row, item) for item in items)]
+    short = [item for item in items if 0 < len(item) < 3]
+    expected = [i for i, row in enumerate(rows) if row not in short and not any(shares(row, item) for item in items)]
     assert found.indices.tolist() == expected and 0 < len(expected) < 80
 
 
@@ -301,6 +354,24 @@ def test_case_and_punctuation_hide_nothing():
     row = "Q: how many legs do three spiders -- and TWO beetles -- have in all together"
     clean = Decontaminate().fit({"sums": rows_of([item])})
     assert clean(rows_of([row, "Something else."])).indices.tolist() == [1]
+
+
+def test_an_item_too_short_for_a_run_is_compared_whole():
+    clean = Decontaminate().fit({"sums": rows_of(["What is 3 + 4?", "", "!?"])})
+    texts = ["what is 3 + 4", "What is 3 - 4?", "They ask: what is 3 + 4?", "!?", "?!", ""]
+    step = clean(rows_of(texts)).chain[0]
+    assert clean.removed_ == {0: 'repeats sums item 0: "what is 3 + 4"', 3: 'repeats sums item 2: "!?"'}
+    assert step["sets"] == {"sums": {"items": 3, "too_short": 2, "unreadable": 1}} and step["removed"] == {"sums": 2}
+    asked = Dataset.from_dict({"prompt": ["What is 3 + 4?"] * 2, "completion": ["7", "It is seven."]})
+    for of, kept in (("all", []), ("prompt", []), ("response", [1])):
+        assert Decontaminate(of=of).fit({"sums": asked.select([0])})(asked).indices.tolist() == kept, of
+
+
+def test_a_run_of_thai_has_twice_as_many_letters_as_one_of_chinese_has_characters():
+    thai, chinese = "กขคงจชซญดตถทนบปผพฟมยรลวสหอฮ", "天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收冬藏"
+    clean = Decontaminate().fit({"thai": rows_of([thai]), "chinese": rows_of([chinese])})
+    rows = [f"ฬ{thai[:26]}ฬ", f"ฬ{thai[:25]}ฬ", f"的{chinese[3:16]}的", f"的{chinese[3:15]}的"]
+    assert clean(rows_of(rows)).indices.tolist() == [1, 3]
 
 
 def test_the_compared_part_is_that_of_rows_and_items_alike():
@@ -348,7 +419,7 @@ def test_evaluation_sets_that_cannot_be_compared_are_refused():
     for sets, message in (
         ({}, "no evaluation set"),
         ({"gsm8k": rows_of([])}, '"gsm8k" is empty'),
-        ({"gsm8k": rows_of(["two words", "three short words"])}, r'"gsm8k" has no item of 8 words \(2 shorter'),
+        ({"gsm8k": rows_of(["", " "])}, '"gsm8k" has no item with text; item 0: the item has no text'),
     ):
         with pytest.raises(ValueError, match=message):
             Decontaminate().fit(sets)

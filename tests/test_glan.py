@@ -466,8 +466,8 @@ def test_text_of_evaluation_sets_is_left_out_of_questions_and_answers(glan):
 
 def test_what_the_gates_cannot_do_is_said_before_anything_is_asked(glan, monkeypatch):
     short = Dataset.from_list([{"prompt": "2 + 2?", "completion": "4"}])
-    with pytest.raises(ValueError, match='"exam" has no item of 8 words'):
-        glan(run={"against": {"exam": short}})
+    with pytest.raises(ValueError, match='"exam" is empty'):
+        glan(run={"against": {"exam": short.select([])}})
     with pytest.raises(ValueError, match="threshold is 1.5"):
         glan(near_duplicates=1.5)
     with pytest.raises(ValueError, match="n is 0"):

@@ -69,7 +69,7 @@ class GLAN:
         answer_top_p: of answers.
         answer_max_new_tokens: of answers; what is cut there is left out.
         near_duplicates: Jaccard similarity of runs of five words from which on two questions count as one; 1: only
-            questions of the same words do.
+            exact copies do.
         decontaminate_n: words that a question or pair must share with an evaluation set to be left out.
         refusals: file of further beginnings of answers that decline, one a line; the built-in ones are English.
         prices: US dollars for a million tokens read and for a million written, for the estimate and the ledger.

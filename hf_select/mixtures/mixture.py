@@ -44,7 +44,7 @@ from hf_select.mixtures.source import BATCH, Source, column_names, permutation, 
 from hf_select.selection.decontaminate import Decontaminate
 from hf_select.selection.dedup import first_of_each, near_copies
 from hf_select.selection.selection import Selection
-from hf_select.words import text_of, words
+from hf_select.words import exact, text_of
 
 
 SOURCE, SOURCE_ROW, EPOCH = "source", "source_row", "epoch"
@@ -68,8 +68,8 @@ class Mixture:
         epochs: the whole mixture so many times, each time in another order (column `epoch`); a trainer must not
             shuffle it again.
         shuffle: mix the rows; otherwise one source follows the other.
-        dedup: rows that repeat an earlier one are passed over: exact (of the same words), near (by runs of five words;
-            extra `text`; all rows are compared), or none.
+        dedup: rows that repeat an earlier one are passed over: exact (the same text up to white space), near (by runs
+            of five words; extra `text`; all rows are compared), or none.
         near_duplicates: Jaccard similarity from which on two rows are near copies.
         decontaminate_n: words that a row must share with an evaluation set to be passed over.
         bad_rows: rows that are no conversation: error, or skip them and count them.
@@ -460,7 +460,7 @@ class _Mixing:
     # What comes in.
 
     def _let_in(self, name: str, rows: Iterator[_Row], unit: str, copies: set[int]) -> Iterator[tuple[_Row, int, int]]:
-        """(row, hash of its words, cost in the unit of the budget) of each row that is not passed over.
+        """(row, hash of its text, cost in the unit of the budget) of each row that is not passed over.
 
         Rows are judged one by one as they are asked for, since what is chosen of them decides what repeats an earlier
         one."""
@@ -511,8 +511,7 @@ class _Mixing:
     def _key(self, row: Conversation) -> int:
         if self.mixture.dedup != "exact":
             return 0
-        text = text_of(row)
-        return xxhash.xxh3_64_intdigest((" ".join(words(text)) or text.strip()).encode())
+        return xxhash.xxh3_64_intdigest(exact(text_of(row)).encode())
 
     def _repeats(self, name: str, key: int, number: int, copies: set[int]) -> str:
         if self.mixture.dedup == "near":

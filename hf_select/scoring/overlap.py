@@ -9,16 +9,16 @@ from typing import Any, cast
 
 from hf_select.formats import Conversation, conversations
 from hf_select.inference.pool import readable
-from hf_select.words import prompt_of, shingles, text_of, words
+from hf_select.words import prompt_of, shingles, text_of, words_and_symbols
 
 
 class QueryOverlap:
-    """Finds rows that repeat a query: the same prompt up to case and punctuation, or a whole text of which the share
-    `threshold` of word 5-grams is common (Jaccard similarity)."""
+    """Finds rows that repeat a query: the same prompt up to letter case and sentence punctuation, or a whole text of
+    which the share `threshold` of 5-grams of words and symbols is common (Jaccard similarity)."""
 
     def __init__(self, queries: list[Conversation], threshold: float = 0.8):
         self.threshold = threshold
-        self.prompts = {tuple(words(prompt_of(row))): i for i, row in reversed(list(enumerate(queries)))}
+        self.prompts = {tuple(words_and_symbols(prompt_of(row))): i for i, row in reversed(list(enumerate(queries)))}
         self.prompts.pop((), None)
         self.texts = [shingles(text_of(row)) for row in queries]
         self.queries_with: dict[tuple[str, ...], list[int]] = {}
@@ -28,7 +28,7 @@ class QueryOverlap:
 
     def __call__(self, row: Conversation) -> str:
         """What the row repeats, in words; empty if it repeats nothing."""
-        query = self.prompts.get(tuple(words(prompt_of(row))))
+        query = self.prompts.get(tuple(words_and_symbols(prompt_of(row))))
         if query is not None:
             return f"has the prompt of query {query}"
         own = shingles(text_of(row))

@@ -4,30 +4,38 @@ A row goes if it shares a run of n words with an item, as GPT-3's authors search
 2020, arXiv:2005.14165, appendix C). They used 13 words, and never fewer than 8, below which collisions are chance.
 Left out: they cut a window out of long documents and kept the rest, and passed over runs that more than ten documents
 have; rows of instruction data are short, so the whole row goes, and `removed_` shows the shared words, by which a
-common phrase can be told from a leak.
+common phrase can be told from a leak. Added: an item of too few words for a run is compared whole, since a short
+question leaks as well as a long one. In scripts without spaces a Chinese character counts as a word, and so do two
+letters of Thai, Lao, Khmer or Burmese: 13 of either are about eight English words.
 """
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, ClassVar, Literal
 
 from hf_select import columns
 from hf_select.choices import check_choices
-from hf_select.selection.dedup import keep, read_texts
+from hf_select.selection.dedup import keep, read_texts, texts_of
 from hf_select.selection.selection import Selection
-from hf_select.words import words
+from hf_select.words import half_words, words, words_and_symbols
 
 
 # Shared words that a reason shows.
 _SHOWN = 8
 
 
-def runs(text: str, length: int) -> Iterator[str]:
-    """Each run of `length` words, in the order of the text; none if it is shorter."""
+def runs(text: str, half: int) -> Iterator[str]:
+    """Each run of `half` half words (see words.half_words), in the order of the text; none if it is shorter."""
     tokens = words(text)
-    for i in range(len(tokens) - length + 1):
-        yield " ".join(tokens[i : i + length])
+    before = [0, *accumulate(map(half_words, tokens))]
+    for i in range(len(tokens)):
+        end = bisect_left(before, before[i] + half)
+        if end > len(tokens):
+            return
+        yield " ".join(tokens[i:end])
 
 
 @dataclass
@@ -40,10 +48,11 @@ class Decontaminate:
     Args:
         n: words that a run has.
         of: which part is compared, of the rows and of the evaluation items alike: all, prompt or response.
-        min_words: an item of fewer than n words, but at least so many, counts as one run; a shorter one is passed
-            over, since a few words are found anywhere.
+        min_words: an item of fewer than n words, but at least this many, counts as one run. A few words are found
+            anywhere, so a shorter item is compared whole: a row goes if it says the same up to letter case and
+            sentence punctuation, or (with of = all) has the same prompt.
         tokens_column: column that a budget in tokens is spent in.
-    Raises: ValueError before `fit`, if an evaluation set has no item that is long enough, or if no row can be read.
+    Raises: ValueError before `fit`, if an evaluation set has no item with text, or if no row can be read.
     Reference: Brown et al. 2020, arXiv:2005.14165, appendix C.
     """
 
@@ -59,32 +68,42 @@ class Decontaminate:
         if not 1 <= self.min_words <= self.n:
             raise ValueError(f"min_words is {self.min_words} and n is {self.n}; 1 <= min_words <= n is needed.")
         self.index_: dict[str, tuple[str, int]] = {}  # run -> the first item that has it
-        self.sets_: dict[str, dict[str, int]] = {}  # set -> its items, and how many of them could not be used
+        self.whole_: dict[str, tuple[str, int]] = {}  # a short item, or its prompt -> the first item
+        self.lengths_: list[int] = []  # of the runs, in half words, the longest first
+        self.sets_: dict[str, dict[str, int]] = {}  # set -> items, those compared whole, those without text
         self.removed_: dict[int, str] = {}
 
     def fit(self, sets: Mapping[str, Any]) -> "Decontaminate":
         """Learn the evaluation sets, each a dataset under its name; what was learned before is forgotten."""
         if not sets:
             raise ValueError('no evaluation set was given; give at least one: fit({"gsm8k": dataset}).')
-        self.index_, self.sets_, self.removed_ = {}, {}, {}
+        self.index_, self.whole_, self.sets_, self.removed_ = {}, {}, {}, {}
+        lengths = set()
         for name, dataset in sets.items():
             if len(dataset) == 0:
                 raise ValueError(f'evaluation set "{name}" is empty; leave it out, or give one with rows.')
             texts, unreadable = read_texts(dataset, self.of)
-            short = 0
+            short, prompts = 0, self._prompts(dataset)
             for item, text in enumerate(texts):
-                length = min(self.n, len(words(text)))
-                if length < self.min_words:
-                    short += item not in unreadable
+                if item in unreadable or not text.strip():
+                    unreadable.setdefault(item, "the item has no text")
                     continue
+                length = min(2 * self.n, sum(map(half_words, words(text))))
+                if length < 2 * self.min_words:
+                    short += 1
+                    for whole in filter(None, (text, prompts[item])):
+                        self.whole_.setdefault(_whole(whole), (name, item))
+                    continue
+                lengths.add(length)
                 for run in runs(text, length):
                     self.index_.setdefault(run, (name, item))
-            if short + len(unreadable) == len(texts):
+            if len(unreadable) == len(texts):
                 raise ValueError(
-                    f'evaluation set "{name}" has no item of {self.min_words} words ({short} shorter, '
-                    f"{len(unreadable)} unreadable); lower min_words, or compare another part with of."
+                    f'evaluation set "{name}" has no item with text; item 0: {unreadable[0]}. Compare another part '
+                    "with of, or give rows with text."
                 )
             self.sets_[name] = {"items": len(texts), "too_short": short, "unreadable": len(unreadable)}
+        self.lengths_ = sorted(lengths, reverse=True)
         return self
 
     def __call__(
@@ -93,18 +112,14 @@ class Decontaminate:
         """Select the rows that share no run with any item; a budget, if there is one, takes the first of them."""
         if not self.sets_:
             raise ValueError('Decontaminate knows no evaluation set yet; call fit({"gsm8k": dataset}) first.')
-        lengths = sorted({run.count(" ") + 1 for run in self.index_}, reverse=True)
         texts, unreadable = read_texts(dataset, self.of)
         removed, per_set = dict(unreadable), Counter(dict.fromkeys(self.sets_, 0))
+        prompts = self._prompts(dataset) if self.whole_ else [""] * len(texts)
         for row, text in enumerate(texts):
-            shared = next((run for length in lengths for run in runs(text, length) if run in self.index_), None)
-            if shared is None:
-                continue
-            name, item = self.index_[shared]
-            per_set[name] += 1
-            shown = shared.split()
-            more = " ..." if len(shown) > _SHOWN else ""
-            removed[row] = f'shares {len(shown)} words with {name} item {item}: "{" ".join(shown[:_SHOWN])}{more}"'
+            found = None if row in unreadable else self._found(text, prompts[row])
+            if found is not None:
+                removed[row], name = found
+                per_set[name] += 1
         self.removed_ = dict(sorted(removed.items()))
         return keep(
             dataset,
@@ -113,3 +128,25 @@ class Decontaminate:
             lambda row: f"shares no run of {self.n} words with {', '.join(self.sets_)}",
             {"sets": self.sets_, "removed": dict(per_set), "unreadable": len(unreadable)},
         )
+
+    def _prompts(self, dataset: Any) -> list[str]:
+        """The prompts of rows that are compared as a whole; empty where there is none."""
+        return texts_of(dataset, "prompt")[0] if self.of == "all" else [""] * len(dataset)
+
+    def _found(self, text: str, prompt: str) -> tuple[str, str] | None:
+        """What the row shares with an item, and the item's set."""
+        shared = next((run for length in self.lengths_ for run in runs(text, length) if run in self.index_), None)
+        if shared is not None:
+            name, item = self.index_[shared]
+            shown = shared.split()
+            more = " ..." if len(shown) > _SHOWN else ""
+            return f'shares {len(shown)} words with {name} item {item}: "{" ".join(shown[:_SHOWN])}{more}"', name
+        for whole in map(_whole, filter(None, (text, prompt))) if self.whole_ else ():
+            if whole in self.whole_:
+                name, item = self.whole_[whole]
+                return f'repeats {name} item {item}: "{whole}"', name
+        return None
+
+
+def _whole(text: str) -> str:
+    return " ".join(words_and_symbols(text))

@@ -1,9 +1,11 @@
-"""Rows that repeat another row, word for word or nearly: one of each is kept.
+"""Rows that repeat another row, exactly or nearly: one of each is kept.
 
-Two texts are the same if their words are (case, punctuation and white space tell nothing apart), and nearly the same
-if the sets of their runs of five words have a Jaccard similarity of at least a threshold; Lee et al. 2022
-(arXiv:2107.06499) found such near copies in web text. MinHash (Broder 1997) only proposes pairs; each is then compared
-exactly. Copies are found before, so a text that stands there a million times is sketched once.
+Exact copies have the same text after Unicode normalisation and up to white space: letter case and symbols count, since
+"C++" is not "C" and "Polish" is not "polish". Near copies are compared in lower case without sentence punctuation, but
+with the symbols that carry meaning (words.py): the sets of their runs of five words and symbols have a Jaccard
+similarity of at least a threshold. Lee et al. 2022 (arXiv:2107.06499) found such near copies in web text. Texts of a
+single run are compared whole. MinHash (Broder 1997) only proposes pairs; each is then compared exactly. Exact copies
+are found first, so a text that occurs a million times is sketched once.
 """
 
 import zlib
@@ -19,7 +21,7 @@ from hf_select.choices import check_choices
 from hf_select.formats import READ_COLUMNS, BadRow, Conversation, conversations, layout
 from hf_select.selection.budget import Budget
 from hf_select.selection.selection import Selection, select
-from hf_select.words import prompt_of, shingles, text_of, words
+from hf_select.words import Part, exact, shingles, text_of
 
 
 # Share of the pairs exactly at the threshold that the sketch may miss; of more similar ones it misses far fewer.
@@ -27,10 +29,9 @@ _MISSED = 1e-4
 
 
 def first_of_each(texts: list[str], order: np.ndarray) -> dict[int, int]:
-    """For each row of `order` the row, first in that order, that has the same words (itself, if it is the first)."""
+    """For each row of `order` the row, first in that order, that has the same text (itself, if it is the first)."""
     first: dict[str, int] = {}
-    # Without any word, as in "{}" or an empty response, only the very same signs are the same text.
-    return {row: first.setdefault(" ".join(words(texts[row])) or texts[row].strip(), row) for row in order.tolist()}
+    return {row: first.setdefault(exact(texts[row]), row) for row in order.tolist()}
 
 
 def near_copies(
@@ -39,7 +40,8 @@ def near_copies(
     """For each row of `order` that nearly repeats a kept one: that row, and their Jaccard similarity.
 
     Rows are walked in `order`, and each is kept unless it nearly repeats one kept before; of several that it repeats
-    the first is named. So a row never goes because of one that goes itself. A text of a single run has no near copies.
+    the first is named. So a row never goes because of one that goes itself. A text of a single run is a near copy of
+    those of the same run only.
     """
     rows, buckets = _buckets(texts, order, threshold, num_perm, seed)
     kept: dict[tuple[int, int], list[int]] = defaultdict(list)
@@ -52,8 +54,9 @@ def near_copies(
             for i in (place, candidate):
                 if i not in runs:
                     runs[i] = {numbers.setdefault(run, len(numbers)) for run in shingles(texts[rows[i]])}
-            common = len(runs[place] & runs[candidate])
-            similarity = common / (len(runs[place]) + len(runs[candidate]) - common)
+            sizes, common = (len(runs[place]), len(runs[candidate])), len(runs[place] & runs[candidate])
+            # A text of a single run is compared whole: it is no near copy of a longer one that holds it.
+            similarity = common / (sum(sizes) - common) if min(sizes) > 1 or sizes == (1, 1) else 0.0
             if similarity >= threshold:
                 found[row] = (rows[candidate], similarity)
                 del runs[place]
@@ -82,7 +85,7 @@ def _buckets(
     def hashes() -> Iterator[np.ndarray]:
         for row in order.tolist():
             runs = shingles(texts[row])
-            if len(runs) > 1:
+            if runs:
                 rows.append(row)
                 yield np.fromiter((zlib.crc32(" ".join(run).encode()) for run in runs), np.uint32, len(runs))
 
@@ -115,11 +118,12 @@ class Dedup:
 
     Rows are walked in file order, or best first, and a row is kept unless it repeats one kept before, exactly or
     nearly. The selection is in file order. `removed_` says of each row that is left out what it repeats, or why it
-    cannot be read. "3 + 4" and "3 - 4" have the same words: of short sums the response tells them apart, if at all.
+    cannot be read. What is compared is all that is said: names, reasoning, content and tool calls, not the list of
+    tools that may be called.
 
     Args:
-        threshold: Jaccard similarity of the runs of five words from which on two rows are near copies, in (0, 1];
-            1 or none: only rows of the same words.
+        threshold: Jaccard similarity of the runs of five words and symbols from which on two rows are near copies, in
+            (0, 1]; 1 or none: only exact copies.
         of: which part of a row is compared: all, prompt or response.
         keep_best_by: score column; of rows that repeat each other the one highest there is kept, not the first.
         num_perm: hashes of a sketch; more cost time and propose fewer pairs in vain.
@@ -190,10 +194,18 @@ class Dedup:
         )
 
 
-def read_texts(dataset: Any, of: str) -> tuple[list[str], dict[int, str]]:
-    """The compared part of each row, and for each row that has none the reason (its text is then empty)."""
+def read_texts(dataset: Any, of: Part) -> tuple[list[str], dict[int, str]]:
+    """As `texts_of`. Raises: ValueError if there is no row, or none that can be read."""
     if len(dataset) == 0:
         raise ValueError("the dataset is empty; there is nothing to select from.")
+    texts, unreadable = texts_of(dataset, of)
+    if len(unreadable) == len(dataset):
+        raise ValueError(f'no row can be read; row 0: "{unreadable[0]}". Fix the rows, or choose another part in of.')
+    return texts, unreadable
+
+
+def texts_of(dataset: Any, of: Part) -> tuple[list[str], dict[int, str]]:
+    """The compared part of each row, and for each row that has none the reason (its text is then empty)."""
     layout(dataset.column_names)  # its error names all columns
     read = dataset.with_format(None).select_columns([name for name in dataset.column_names if name in READ_COLUMNS])
     texts, unreadable = [], {}
@@ -206,18 +218,13 @@ def read_texts(dataset: Any, of: str) -> tuple[list[str], dict[int, str]]:
             except BadRow as reason:
                 unreadable[len(texts)] = str(reason)
                 texts.append("")
-    if len(unreadable) == len(dataset):
-        raise ValueError(f'no row can be read; row 0: "{unreadable[0]}". Mend the rows, or choose another part in of.')
     return texts, unreadable
 
 
-def _part(row: Conversation, of: str) -> str:
-    if of == "all":
-        return text_of(row)
-    turns = [message["content"] for message in row.messages if (message["role"] == "assistant") == (of == "response")]
-    if not turns:
+def _part(row: Conversation, of: Part) -> str:
+    if of != "all" and not any((message["role"] == "assistant") == (of == "response") for message in row.messages):
         raise BadRow(f"the row has no {of}")
-    return prompt_of(row) if of == "prompt" else " ".join(turns)
+    return text_of(row, of)
 
 
 def keep(dataset: Any, rule: Any, budget: dict[str, Any], reason: Any, counts: dict[str, Any]) -> Selection:

@@ -11,7 +11,7 @@ from hf_select.formats import READ_COLUMNS, BadRow, conversations
 from hf_select.selection.budget import Budget
 from hf_select.selection.combine import length_residual, length_strata
 from hf_select.selection.selection import Selection, select
-from hf_select.words import text_of
+from hf_select.words import characters_of
 
 
 def rank(scores: np.ndarray, which: str = "best") -> np.ndarray:
@@ -110,7 +110,7 @@ class TopK:
         lengths = []
         readable = [name for name in dataset.column_names if name in READ_COLUMNS]
         for batch in dataset.select_columns(readable).iter(batch_size=1000) if readable else []:
-            lengths += [np.nan if isinstance(row, BadRow) else len(text_of(row)) for row in conversations(batch)]
+            lengths += [np.nan if isinstance(row, BadRow) else characters_of(row) for row in conversations(batch)]
         if not lengths:
             raise ValueError(
                 f"length = {self.length} needs lengths, and the dataset has no text to count; name a length_column."
