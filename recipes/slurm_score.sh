@@ -5,7 +5,7 @@
 #
 # The processes share the chunks through the folder alone, so no port and no rendezvous is needed: srun starts them, and
 # each takes the next free chunk. Requeue or submit it again after a time limit, with any number of nodes: it goes on.
-# While it runs: hf-select score --status $OUTPUT
+# While it runs: hf-select status $OUTPUT
 #
 #SBATCH --job-name=hf-select
 #SBATCH --nodes=4

@@ -514,7 +514,7 @@ def test_our_own_list_of_disciplines_is_whole():
         ("A: {B: {A: [x]}}", "is cyclic: A > B > A"),
         ("A: {B: {C: [x]}}", "too deep at A > B > C > x"),
         ("A: [x, y, x]", "names A > x twice"),
-        ("A: [x\n", "is no YAML at line"),
+        ("A: [x\n", "is not valid YAML at line"),
         ('A: ["", x]', "nameless entry under A"),
     ],
 )

@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "choices": set(),
     "columns": set(),
     "files": set(),
+    "strict_yaml": set(),
     "formats": {"columns"},
     "words": {"formats"},
     "inference": {"choices", "columns", "files", "formats"},
@@ -30,7 +31,7 @@ MAY_IMPORT = {
     "selection": {"choices", "columns", "files", "formats", "words"},
     "reading": {"columns", "inference"},
     "mixtures": {"choices", "columns", "files", "formats", "inference", "reading", "selection", "words"},
-    "generation": {"choices", "columns", "files", "formats", "inference", "selection", "words"},
+    "generation": {"choices", "columns", "files", "formats", "inference", "selection", "strict_yaml", "words"},
     "training": {
         "choices",
         "columns",

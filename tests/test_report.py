@@ -216,7 +216,7 @@ def test_report_finds_what_stands_behind_a_subset(scored, model_path, capsys):
     assert found["cost"]["steps"][1]["flops"] > 0
     assert read_finished("top.parquet").source == "pool.jsonl"
     assert run("select", "--scores", "scores", "--selector", "random", "--k", "9", "--output", "random.jsonl") == 0
-    assert run("report", "top.parquet", "--against", "random.jsonl", "--output-dir", "c") == 0
+    assert run("report", "top.parquet", "--compare-with", "random.jsonl", "--output-dir", "c") == 0
     compared = json.loads(Path("c/comparison.json").read_text(encoding="utf-8"))
     assert compared["rows"] == {"pool": 40, "top": 5, "random": 9} and "score_ifd" in compared["scores"]
 
@@ -251,5 +251,5 @@ def test_the_errors_of_report(scored, capsys):
     Path("other.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": "d"}\n')
     assert run("score", "--scorer", "length", "--dataset", "other.jsonl", "--output-dir", "other") == 0
     assert run("select", "--scores", "other", "--selector", "longest", "--k", "1", "--output", "t.jsonl") == 0
-    against = ("s.jsonl", "--scores", "elsewhere", "--against", "t.jsonl")
+    against = ("s.jsonl", "--scores", "elsewhere", "--compare-with", "t.jsonl")
     assert "only selections from one pool can be compared" in error(*against)

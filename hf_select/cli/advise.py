@@ -39,14 +39,16 @@ class Advise(OverRows):
     )
 
     def run(self) -> None:
-        import yaml
-
         from hf_select.evaluation.advice import advise
+        from hf_select.strict_yaml import parse_yaml
 
         pool, queries = self.read(self.queries)
         scorers: dict[str, Any] = {}
         # On the command line settings of a mapping are texts; in a recipe they have their types already.
-        own = {key: yaml.safe_load(v) if isinstance(v, str) else v for key, v in (self.small or {}).items()}
+        own = {
+            key: parse_yaml(value, f'the value of small "{key}"') if isinstance(value, str) else value
+            for key, value in (self.small or {}).items()
+        }
         for name, settings in {"large": {}, **({"small": own} if own else {})}.items():
             scorer = build_scorer(self.scorer, {**self.settings, **settings})
             scorers[name] = fitted(scorer, self.scorer, queries, pool) if hasattr(scorer, "fit") else scorer

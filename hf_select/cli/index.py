@@ -21,7 +21,8 @@ class Index(OverRows):
         "hf-select index --scorer rds --model Qwen/Qwen2.5-0.5B --dataset tatsu-lab/alpaca --output-dir index"
     )
 
-    def run(self) -> None:
+    def run(self) -> str | None:
+        """Returns: the command that follows."""
         from hf_select.cli.table import print_table
         from hf_select.features.store import PoolIndex
         from hf_select.inference.chunks import leads
@@ -41,7 +42,7 @@ class Index(OverRows):
             when_running=self.when_running,
         )
         if not leads():  # one of the processes says how it went
-            return
+            return None
         summary = index.summary
         rows = [
             ["rows", f"{len(index):,}"],
@@ -51,7 +52,7 @@ class Index(OverRows):
             ["seconds, rows/s", f"{summary['cost']['seconds']:,.1f}, {len(index) / summary['cost']['seconds']:,.1f}"],
         ]
         print_table(["", ""], rows)
-        print(
-            f"Next: hf-select score --scorer {self.scorer} --index {self.output_dir} --dataset {self.dataset} "
+        return (
+            f"hf-select score --scorer {self.scorer} --index {self.output_dir} --dataset {self.dataset} "
             "--queries TASK=FILE --output-dir scores, with the settings of this command."
         )

@@ -5,36 +5,40 @@ names.
 import argparse
 import os
 import sys
+import tempfile
+import traceback
+from dataclasses import MISSING
 from importlib import import_module
 from typing import Any
 
 from hf_select import __version__
-from hf_select.cli.settings import add_flags, build, check_names, descriptions, settable, suggest
+from hf_select.cli.settings import add_flags, build, check_names, descriptions, nearest, settable, suggest
 
 
+# name -> (where it is, what it does in one line): `hf-select --help` imports none of them.
 _COMMANDS = {
-    "score": "hf_select.cli.score:Score",
-    "index": "hf_select.cli.index:Index",
-    "advise": "hf_select.cli.advise:Advise",
-    "select": "hf_select.cli.select:Select",
-    "report": "hf_select.cli.report:Report",
-    "publish": "hf_select.cli.publish:Publish",
-    "export": "hf_select.cli.exchange:Export",
-    "import-scores": "hf_select.cli.exchange:ImportScores",
-    "status": "hf_select.cli.status:Status",
-    "train": "hf_select.cli.train:Train",
-    "warm-up": "hf_select.cli.warm_up:WarmUpCommand",
-    "compare": "hf_select.cli.compare:Compare",
-    "join": "hf_select.cli.join:Join",
-    "compare-generators": "hf_select.cli.generators:CompareGenerators",
-    "search-mixture": "hf_select.cli.search_mixture:SearchMixture",
-    "generate": "hf_select.cli.generate:Generate",
-    "mix": "hf_select.cli.mix:Mix",
-    "run": "hf_select.cli.recipe:Run",
-    "demo-pool": "hf_select.cli.demo:DemoPool",
-    "demo-sources": "hf_select.cli.demo:DemoSources",
-    "demo-teacher": "hf_select.cli.demo:DemoTeacher",
-    "demo-table": "hf_select.cli.demo:DemoTable",
+    "run": ("hf_select.cli.recipe:Run", "run a recipe: all steps of a method, one after the other"),
+    "score": ("hf_select.cli.score:Score", "score every row of a dataset by one method"),
+    "select": ("hf_select.cli.select:Select", "select rows of a scored dataset under a budget"),
+    "report": ("hf_select.cli.report:Report", "write what a selection did as one HTML page"),
+    "compare": ("hf_select.cli.compare:Compare", "train selections and random rows at equal tokens: is one better?"),
+    "join": ("hf_select.cli.join:Join", "set finished comparisons side by side, or merge their parts"),
+    "advise": ("hf_select.cli.advise:Advise", "score a sample: is the pool worth scoring, and by which model?"),
+    "index": ("hf_select.cli.index:Index", "encode every row once and keep the vectors"),
+    "warm-up": ("hf_select.cli.warm_up:WarmUpCommand", "train the LoRA checkpoints that LESS needs"),
+    "train": ("hf_select.cli.train:Train", "train a model: sft, irft, rft, sft-baseline"),
+    "generate": ("hf_select.cli.generate:Generate", "make synthetic data: glan, responses"),
+    "compare-generators": ("hf_select.cli.generators:CompareGenerators", "compare several models' answers as data"),
+    "mix": ("hf_select.cli.mix:Mix", "mix rows of several sources in given amounts"),
+    "search-mixture": ("hf_select.cli.search_mixture:SearchMixture", "search the weights of a mixture by small runs"),
+    "publish": ("hf_select.cli.publish:Publish", "push a selection or an index to the Hub, with a card"),
+    "export": ("hf_select.cli.exchange:Export", "write a subset for LLaMA-Factory, axolotl and open-instruct"),
+    "import-scores": ("hf_select.cli.exchange:ImportScores", "add the scores of another program to a dataset"),
+    "status": ("hf_select.cli.status:Status", "show what a scoring or index job has done, and its time left"),
+    "demo-pool": ("hf_select.cli.demo:DemoPool", ""),
+    "demo-sources": ("hf_select.cli.demo:DemoSources", ""),
+    "demo-teacher": ("hf_select.cli.demo:DemoTeacher", ""),
+    "demo-table": ("hf_select.cli.demo:DemoTable", ""),
 }
 
 
@@ -49,7 +53,7 @@ class _Lazy:
         return getattr(import_module(module), name)
 
 
-COMMANDS = {name: _Lazy(home) for name, home in _COMMANDS.items()}
+COMMANDS = {name: _Lazy(home) for name, (home, _) in _COMMANDS.items()}
 
 
 def make_command(name: str, values: dict[str, Any]) -> Any:
@@ -64,19 +68,25 @@ def make_command(name: str, values: dict[str, Any]) -> Any:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run one command; errors are one line, with exit code 2."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         command, values = _parse(argv)
         _own_bars_only()
-        make_command(command, values).run()
-    except (ValueError, OSError, ImportError) as error:
+        if next_step := make_command(command, values).run():
+            print(f"Next: {next_step}")
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("\nhf-select: stopped. The same command resumes what can be resumed.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, head or less, has left; Python would complain once more at its exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
         if os.environ.get("HF_SELECT_TRACEBACK"):
             raise
         print(f"hf-select: error: {_one_line(error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("hf-select: stopped; the same command goes on where it was.", file=sys.stderr)
-        return 130
     return 0
 
 
@@ -91,23 +101,33 @@ def _own_bars_only() -> None:
 
 def _parse(argv: list[str]) -> tuple[str, dict[str, Any]]:
     """(command, its settings by name)."""
-    if not argv or argv[0] in ("-h", "--help", "--version") or argv[0].startswith("-"):
-        top = argparse.ArgumentParser("hf-select", description="Score, select and train on instruction data.")
+    listed = [name for name in _COMMANDS if not name.startswith("demo-")]
+    if not argv or argv[0].startswith("-") or argv[0] == "help":
+        top = _Parser(
+            "hf-select",
+            usage="hf-select COMMAND ...",
+            description="Score, select and train on instruction data.\n\ncommands:\n"
+            + "\n".join(f"  {name:<20}{_COMMANDS[name][1]}" for name in listed),
+            epilog="hf-select COMMAND --help shows its settings.\n"
+            "Start here: hf-select run quickstart   (offline, on a CPU, two minutes)",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         top.add_argument("--version", action="version", version=__version__)
-        listed = [name for name in _COMMANDS if not name.startswith("demo-")]
-        top.add_argument("command", choices=listed, help="hf-select COMMAND --help says more")
-        top.epilog = "Start here: hf-select run quickstart   (offline, on a CPU, two minutes)"
-        top.parse_args(argv or ["--help"])
-    if len(argv) > 1 and argv[0] in ("score", "index") and argv[1] == "--status":
-        argv = ["status", "--folder", *argv[2:]]
+        top.parse_args(["--help"] if not argv or argv[0] == "help" else argv)
+        raise ValueError(f'"{argv[0]}" comes before the command. See hf-select --help.')
+    if argv[0] in ("score", "index") and "--status" in argv:
+        argv = ["status", *(word for word in argv[1:] if word != "--status")]
     if argv[0] in ("train", "generate") and len(argv) > 1 and not argv[1].startswith("-"):
         argv = [argv[0], "--method", *argv[1:]]
     if argv[0] == "mix" and len(argv) > 1 and not argv[1].startswith("-"):
         argv = ["mix", "--mixture", *argv[1:]]
     name, *rest = argv
     if name not in COMMANDS:
-        raise suggest("command", name, [known for known in COMMANDS if not known.startswith("demo-")])
+        raise suggest("command", name, listed, otherwise="See hf-select --help.")
     cls = COMMANDS[name]()
+    asked = _peek(rest)
+    if not {"-h", "--help"} & set(rest):
+        _need_choice(name, cls, asked)
     parser = _Parser(
         prog=f"hf-select {name}",
         description=(cls.__doc__ or "").split("\n\n")[0],
@@ -123,7 +143,7 @@ def _parse(argv: list[str]) -> tuple[str, dict[str, Any]]:
     positional = getattr(cls, "positional", None)
     if positional:
         parser.add_argument(positional, metavar=positional.upper(), help=descriptions(cls)[positional])
-    for part in cls.parts(_peek(rest)):
+    for part in cls.parts(asked):
         add_flags(parser, part, f"settings of {part.__name__}", skip=[f.name for f in settable(cls)] + parser.taken())
     add_flags(parser, cls, "settings", skip=[positional] if positional else [])
     return name, vars(parser.parse_args(rest))
@@ -134,22 +154,44 @@ class _Parser(argparse.ArgumentParser):
         return [action.dest for action in self._actions]
 
     def error(self, message: str):  # noqa: ANN201
-        """One line and the nearest known flag, in place of the whole usage."""
-        flag = next((word for word in message.split() if word.startswith("--")), None)
-        if message.startswith("unrecognized arguments") and flag is not None:
-            name = flag.partition("=")[0]
-            raise suggest(
-                "flag", name, [option for a in self._actions for option in a.option_strings if option[:2] == "--"]
+        """One line with the nearest flags, in place of the whole usage."""
+        what, _, words = message.partition(": ")
+        if what != "unrecognized arguments":
+            raise ValueError(f"{message}. See {self.prog} --help.")
+        flag = next((word.partition("=")[0] for word in words.split() if word.startswith("--")), None)
+        if flag is None:
+            raise ValueError(f'"{words}" follows no flag. See {self.prog} --help.')
+        if flag[2:].replace("-", "_") in self.taken():  # a setting, and yet no flag
+            raise ValueError(f"{flag} is given without its name: {self.prog} {flag[2:].upper()}.")
+        flags = [option for action in self._actions for option in action.option_strings if option[:2] == "--"]
+        near = nearest(flag, flags)
+        if "--args" in flags and near in ([], ["--args"]):
+            raise ValueError(
+                f'unknown flag "{flag}". A setting of the trainer goes into --args: --args {_setting(flag)}=VALUE.'
             )
-        raise ValueError(f"{message}. See {self.prog} --help.")
+        raise suggest("flag", flag, flags, otherwise=f"See {self.prog} --help.")
+
+
+def _setting(flag: str) -> str:
+    return flag.lstrip("-").replace("-", "_")
 
 
 def _peek(argv: list[str]) -> dict[str, Any]:
     """The scorer, selector, method or backend that is asked for: which flags there are depends on it."""
-    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    peek = _Parser("hf-select", add_help=False, allow_abbrev=False)
     for flag in ("--scorer", "--selector", "--method", "--backend"):
         peek.add_argument(flag)
     return vars(peek.parse_known_args(argv)[0])
+
+
+def _need_choice(name: str, cls: Any, asked: dict[str, Any]) -> None:
+    """Raise if a scorer or selector is not named: without it none of its flags are known."""
+    from hf_select.scoring import SCORERS
+    from hf_select.selection import SELECTORS
+
+    for kind, known in (("scorer", SCORERS), ("selector", SELECTORS)):
+        if asked[kind] is None and any(f.name == kind and f.default is MISSING for f in settable(cls)):
+            raise ValueError(f"hf-select {name} needs --{kind}, one of {', '.join(known)}.")
 
 
 def _epilog(name: str, cls: Any) -> str:
@@ -165,10 +207,15 @@ def _epilog(name: str, cls: Any) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    text = str(error) or type(error).__name__
+    """What went wrong. What no user should cause names its kind, and where its traceback is."""
+    text = " ".join(str(error).split())
     if isinstance(error, FileNotFoundError) and error.filename:
-        text = f'no file "{error.filename}".'
-    return " ".join(text.split())
+        return f'no file "{error.filename}".'
+    if isinstance(error, (ValueError, OSError, ImportError)) and text:
+        return text
+    with tempfile.NamedTemporaryFile("w", prefix="hf-select-", suffix=".txt", delete=False, encoding="utf-8") as file:
+        traceback.print_exception(error, file=file)
+    return f"{type(error).__name__}{': ' if text else ''}{text}  (unexpected; the traceback is in {file.name})"
 
 
 if __name__ == "__main__":

@@ -47,7 +47,8 @@ class Mix:
 
         return [Mixture]
 
-    def run(self) -> None:
+    def run(self) -> str:
+        """Returns: the command that follows."""
         from hf_select.cli.data import read_named
         from hf_select.cli.table import print_table
         from hf_select.mixtures.mixture import Mixture
@@ -80,8 +81,8 @@ class Mix:
         for names, count in record.get("overlap", {}).items():
             print(f"{count:,} rows are in {names}.")
         print(f"{record['rows']:,} rows: {self.output_dir}/mixture.parquet; why and from where: mixture.json")
-        print(
-            f"Next: hf-select train sft --model MODEL --dataset {self.output_dir}/mixture.parquet --output-dir sft, "
+        return (
+            f"hf-select train sft --model MODEL --dataset {self.output_dir}/mixture.parquet --output-dir sft, "
             "or score it."
         )
 

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 from hf_select.cli.settings import check_names, settable, suggest
 from hf_select.files import write_json, written_whole
+from hf_select.strict_yaml import parse_yaml
 
 
 RECIPE_KEYS = ("description", "steps")
@@ -45,7 +46,10 @@ class Run:
         import yaml
 
         name, recipe = read_recipe(self.recipe)
-        for override in self.overrides:
+        names = [override.partition("=")[0] for override in self.overrides]
+        for setting, override in zip(names, self.overrides, strict=True):
+            if names.count(setting) > 1:
+                raise ValueError(f'"{setting}" is given twice; give it once.')
             _override(recipe["steps"], override)
         steps = {step: _resolved(step, settings) for step, settings in recipe["steps"].items()}
         folder = Path(self.output_dir or Path("hf_select_runs") / name).expanduser()
@@ -74,21 +78,19 @@ def recipes() -> dict[str, Path]:
 
 def read_recipe(name: str) -> tuple[str, dict[str, Any]]:
     """(name, recipe) from a file or by name, with its keys checked."""
-    import yaml
-
     path = Path(name).expanduser()
     if not path.is_file():
         if path.suffix in (".yaml", ".yml") or "/" in name:
             raise ValueError(f'no recipe file "{name}".')
         known = recipes()
         if name not in known:
-            raise suggest("recipe", name, known)
+            raise suggest("recipe", name, known, otherwise="See hf-select run --help.")
         path = known[name]
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        raise ValueError(f'"{path}" is not valid YAML{f" at line {where.line + 1}" if where else ""}.') from None
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f'recipe "{path}" is not UTF-8 text.') from None
+    recipe = parse_yaml(text, f'recipe "{path}"')
     if not isinstance(recipe, dict) or not isinstance(recipe.get("steps"), dict):
         raise ValueError(f'"{path}" is no recipe: it needs "steps", a mapping from step name to settings.')
     for key in recipe:
@@ -100,15 +102,13 @@ def read_recipe(name: str) -> tuple[str, dict[str, Any]]:
 
 def _override(steps: dict[str, dict[str, Any]], override: str) -> None:
     """Put step.setting=value into the steps; the value is read as YAML."""
-    import yaml
-
     path, found, value = override.partition("=")
     step, dot, setting = path.removeprefix("steps.").partition(".")
     if not (found and dot and setting):
         raise ValueError(f'"{override}" is not of the form step.setting=value.')
     if step not in steps:
         raise suggest("step", step, steps)
-    steps[step][setting] = yaml.safe_load(value)
+    steps[step][setting] = parse_yaml(value, f'the value of "{override}"')
 
 
 def _resolved(step: str, settings: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ class Report:
 
     Args:
         subset: what hf-select select wrote, or the folder of hf-select run (its last selection).
-        against: another subset or run from the same rows; the page then compares the two.
+        compare_with: another subset or run from the same rows; the page then compares the two.
         output_dir: folder for the report; by default report beside the subset.
         scores: the scored rows, if they are no longer where they were.
         split: split of a saved or Hub dataset.
@@ -25,7 +25,7 @@ class Report:
     """
 
     subset: str
-    against: str | None = None
+    compare_with: str | None = None
     output_dir: str | None = None
     scores: str | None = None
     split: str = "train"
@@ -53,12 +53,12 @@ class Report:
             "examples": self.examples,
             "max_megabytes": self.max_megabytes,
         }
-        if self.against is None:
+        if self.compare_with is None:
             title = self.title or f"Selection report: {found.name}"
             settings |= {"steps": found.steps, "earlier": found.earlier, "seed": self.seed}
             page = report(found.pool, found.selection, folder, title=title, **settings)
         else:
-            other = read_finished(self.against, None, self.split)
+            other = read_finished(self.compare_with, None, self.split)
             named = ([one.name, one.subset.name.split(".")[0], str(one.subset)] for one in (found, other))
             names = next(pair for pair in zip(*named, strict=True) if pair[0] != pair[1])
             title = self.title or f"Comparison: {names[0]} and {names[1]}"

@@ -73,7 +73,7 @@ class OverRows(Rows):
 @dataclass(kw_only=True)
 class Score(OverRows):
     """Score every row of a dataset by one method; a killed run goes on where it stopped. Under accelerate launch the
-    processes share the work. hf-select score --status DIR says what a running or dead job has done.
+    processes share the work. hf-select status DIR shows what a job has done.
 
     Args:
         bad_rows: rows that are no conversation: error stops before anything is scored, null leaves them without a

@@ -20,6 +20,7 @@ class SearchMixture:
         seeds: runs of the weights found, of the sources' proportions and of equal shares.
         seed: of the draws.
         split: of saved or Hub datasets.
+        rename: columns to rename first, in sources and held-out rows, e.g. question=prompt answer=completion.
     """
 
     sources: dict[str, str]
@@ -32,6 +33,7 @@ class SearchMixture:
     seeds: int = 3
     seed: int = 0
     split: str = "train"
+    rename: dict[str, str] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 
     example: ClassVar[str] = (
@@ -46,17 +48,21 @@ class SearchMixture:
 
         return [Recipe]
 
-    def run(self) -> None:
+    def run(self) -> str:
+        """Returns: the command that follows."""
         from hf_select.cli.settings import build
         from hf_select.cli.table import print_table
         from hf_select.evaluation.mixture_search import search_mixture
-        from hf_select.mixtures.source import Source
-        from hf_select.reading import read_named
+        from hf_select.reading import read_named, renamed
         from hf_select.training.equal_tokens import Recipe
 
+        sources = {name: self._source(name, where) for name, where in self.sources.items()}
+        held_out = read_named(self.held_out, self.split)
+        found = iter(renamed([*sources.values(), *held_out.values()], self.rename))
+        sources, held_out = ({name: next(found) for name in group} for group in (sources, held_out))
         result = search_mixture(
-            {name: Source(said, split=self.split) for name, said in self.sources.items()},
-            read_named(self.held_out, self.split),
+            sources,
+            held_out,
             build(Recipe, self.settings, "hf-select search-mixture"),
             self.output_dir,
             self.rows,
@@ -74,4 +80,12 @@ class SearchMixture:
         cost = result["cost"]
         print(f"{result['verdict']}.\n{cost['tokens']:,} tokens, {cost['seconds']:,.0f} s, {cost['flops']:.2e} FLOPs.")
         shares = " ".join(f"{name}={weight:.3f}" for name, weight in result["weights"].items())
-        print(f"Next: hf-select mix --sources ... --weights {shares} --rows N --output-dir mix")
+        return f"hf-select mix --sources ... --weights {shares} --rows N --output-dir mix"
+
+    def _source(self, name: str, where: str) -> Any:
+        from hf_select.reading import read_dataset
+
+        try:
+            return read_dataset(where, self.split)
+        except ValueError as error:
+            raise ValueError(f'source "{name}": {error}') from error

@@ -63,6 +63,8 @@ class Select:
             selection = selector(dataset, **budget)
         else:
             selection = selector(dataset)
+        if len(selection) == 0:
+            raise ValueError(f"selector {self.selector} leaves none of {len(dataset):,} rows; nothing was written.")
         selection.chain[-1]["scores"] = self.scores  # for the report and the card
         subset = selection.apply(dataset)
         write_dataset(subset, output)

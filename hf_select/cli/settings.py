@@ -13,14 +13,42 @@ from dataclasses import MISSING, Field, fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hf_select.choices import check_choices
+from hf_select.cli.synonyms import SYNONYMS
 
 
-def suggest(kind: str, name: str, known: Iterable[str], of: str = "") -> ValueError:
-    """The error for a name that is not known, with the nearest ones that are."""
+_LISTED = 14  # names that an error lists; of more it says how many there are
+
+
+def suggest(kind: str, name: str, known: Iterable[str], of: str = "", otherwise: str = "") -> ValueError:
+    """The error for a name that is not known, with the nearest ones that are.
+
+    Args:
+        otherwise: what to do if nothing is near and there are too many names to list.
+    """
     known = list(known)
-    near = difflib.get_close_matches(str(name), known, n=2, cutoff=0.6)
-    hint = f" Did you mean {' or '.join(near)}?" if near else f" Known: {', '.join(known)}."
+    near = nearest(str(name), known)
+    if near:
+        hint = f" Did you mean {' or '.join(near)}?"
+    elif len(known) <= _LISTED:
+        hint = f" Known: {', '.join(known)}."
+    else:
+        hint = f" None of the {len(known)} names that there are is like it.{f' {otherwise}' if otherwise else ''}"
     return ValueError(f'unknown {kind} "{name}"{f" of {of}" if of else ""}.{hint}')
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """At most three of the known names: the same thing under the name that other tools give it, a name spelt alike,
+    one that shares a word."""
+    bare = {_bare(one): one for one in known}
+    wanted = _bare(name)
+    same = [word for word in SYNONYMS.get(wanted, ()) if word in bare]
+    alike = difflib.get_close_matches(wanted, bare, n=2, cutoff=0.7 if same else 0.6)
+    sharing = [] if same or alike else [one for one in bare if set(one.split("_")) & set(wanted.split("_"))]
+    return [bare[word] for word in list(dict.fromkeys([*same, *alike, *sharing]))[:3]]
+
+
+def _bare(name: str) -> str:
+    return name.lstrip("-").replace("-", "_").lower()
 
 
 def check_names(names: Iterable[str], classes: Iterable[type], where: str) -> None:
@@ -65,24 +93,19 @@ def add_flags(parser: argparse.ArgumentParser, cls: type, title: str, skip: Iter
         kind = _without_none(hints[f.name])
         options: dict[str, Any] = {"help": help_text, "default": argparse.SUPPRESS, "metavar": f.name.upper()}
         if kind is bool:
-            parser_options = {
-                "action": argparse.BooleanOptionalAction,
-                "help": help_text,
-                "default": argparse.SUPPRESS,
-            }
-            group.add_argument(flag, **parser_options)
-            continue
-        if get_origin(kind) is list:
-            options |= {"nargs": "+", "type": get_args(kind)[0]}
+            options |= {"action": _Switch}
+            options.pop("metavar")
+        elif get_origin(kind) is list:
+            options |= {"nargs": "+", "type": get_args(kind)[0], "action": "extend"}
         elif get_origin(kind) is dict:
             options |= {"nargs": "+", "type": _pair, "action": _Pairs, "metavar": "NAME=VALUE"}
         elif get_origin(kind) is Literal:
-            options |= {"choices": get_args(kind)}
+            options |= {"choices": get_args(kind), "action": _Once}
             options.pop("metavar")
         elif kind is Any:  # a text, or several
-            options |= {"nargs": "+"}
+            options |= {"nargs": "+", "action": "extend"}
         else:
-            options |= {"type": kind}
+            options |= {"type": kind, "action": _Once}
         group.add_argument(flag, **options)
 
 
@@ -106,10 +129,12 @@ def _checked(value: Any, hint: Any, name: str) -> Any:
     if value is None:
         return None
     if kind is Any:
+        _refuse_repeated(value, name)
         return value[0] if isinstance(value, list) and len(value) == 1 else value
     if get_origin(kind) is Literal:  # left to check_choices
         return value
     if get_origin(kind) is list:
+        _refuse_repeated(value, name)
         return [_checked(item, get_args(kind)[0], name) for item in (value if isinstance(value, list) else [value])]
     if get_origin(kind) is dict:
         if not isinstance(value, dict):
@@ -124,7 +149,18 @@ def _checked(value: Any, hint: Any, name: str) -> Any:
         return str(value)  # and 1000 as a number where a text is wanted
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"{name} is {value!r}; it must be {kind.__name__}.")
+    if isinstance(value, str) and not value.strip():
+        raise ValueError(f"{name} is an empty text; give a value or leave {name} out.")
     return value
+
+
+def _refuse_repeated(value: Any, name: str) -> None:
+    """Numbers may be equal; a name or a file that is listed twice is a slip."""
+    seen = set()
+    for item in value if isinstance(value, list) else []:
+        if isinstance(item, str) and item in seen:
+            raise ValueError(f'{name} lists "{item}" twice; delete one.')
+        seen.add(item if isinstance(item, str) else id(item))
 
 
 def _without_none(hint: Any) -> Any:
@@ -142,5 +178,32 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 class _Pairs(argparse.Action):
+    """name=value pairs of one flag, given together or one after the other."""
+
     def __call__(self, parser, namespace, values, option_string=None):  # noqa: ANN001
-        setattr(namespace, self.dest, dict(values))  # type: ignore[arg-type]
+        pairs = dict(getattr(namespace, self.dest, {}))
+        for name, value in values:  # type: ignore[misc]
+            if name in pairs:
+                raise argparse.ArgumentError(self, f'"{name}" is there twice ({pairs[name]}, {value}); rename one')
+            pairs[name] = value
+        setattr(namespace, self.dest, pairs)
+
+
+class _Once(argparse.Action):
+    """A flag of one value: the second is refused and does not silently replace the first."""
+
+    def __call__(self, parser, namespace, values, option_string=None):  # noqa: ANN001
+        if hasattr(namespace, self.dest):
+            raise argparse.ArgumentError(
+                self, f"given twice ({getattr(namespace, self.dest)}, {values}); give it once"
+            )
+        setattr(namespace, self.dest, values)
+
+
+class _Switch(argparse.BooleanOptionalAction):
+    """--flag and --no-flag, of which one may be given once."""
+
+    def __call__(self, parser, namespace, values, option_string=None):  # noqa: ANN001
+        if hasattr(namespace, self.dest):
+            raise argparse.ArgumentError(self, "given twice; give it once")
+        super().__call__(parser, namespace, values, option_string)

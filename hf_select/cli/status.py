@@ -1,4 +1,4 @@
-"""What a running or dead scoring job has done: `hf-select score --status DIR` and `hf-select index --status DIR`."""
+"""hf-select status: what a scoring or index job has done so far; `hf-select score --status DIR` is the same."""
 
 import time
 from collections import Counter, defaultdict
@@ -12,7 +12,7 @@ from hf_select.inference.chunks import live_workers
 
 
 def job_status(folder: Path) -> dict[str, Any]:
-    """Rows and chunks done, by whom, at what rate, what failed and why, and who is at work now.
+    """Rows and chunks done, by whom, at what rate, what failed and why, and which processes are running.
 
     Raises: ValueError if the folder is not that of a job.
     """
@@ -49,15 +49,16 @@ def job_status(folder: Path) -> dict[str, Any]:
 
 @dataclass(kw_only=True)
 class Status:
-    """Say what a running or dead job of hf-select score or index has done, by whom, and what failed and why.
+    """Show what a job of hf-select score or index has done, by which processes, its time left, and what failed.
 
     Args:
-        folder: its --output-dir.
+        folder: the --output-dir of the job.
     """
 
     folder: str
 
-    example: ClassVar[str] = "hf-select score --status scores"
+    example: ClassVar[str] = "hf-select status scores"
+    positional: ClassVar[str] = "folder"
 
     @staticmethod
     def parts(values: dict[str, Any]) -> list[type]:
@@ -71,7 +72,7 @@ def print_status(status: dict[str, Any]) -> None:
     from hf_select.cli.table import print_table
 
     live = sum(worker["live"] for worker in status["workers"].values())
-    state = "finished" if status["finished"] else "at work" if live else "stopped: run the same command to go on"
+    state = "finished" if status["finished"] else "running" if live else "stopped: run the same command to resume"
     of = "?" if status["of"] is None else f"{status['of']:,}"
     of_chunks = "?" if status["of_chunks"] is None else f"{status['of_chunks']:,}"
     rows = [
@@ -81,13 +82,14 @@ def print_status(status: dict[str, Any]) -> None:
         ["rows/s, all together", f"{status['rows_per_second']:,.1f}" if status["rows_per_second"] else "-"],
     ]
     if status["seconds_left"] is not None:
-        rows.append(["time left", f"{status['seconds_left'] / 3600:,.1f} h"])
+        rows.append(["time left", duration(status["seconds_left"])])
     print_table([status["what"], ""], rows)
     if status["workers"]:
+        failed = {failure["by"] for failure in status["failed"].values()}
         table = [
             [
                 name,
-                "at work" if worker["live"] else "gone",
+                _state(name in failed, worker["live"], status["finished"]),
                 f"{worker.get('chunks', 0):,}",
                 f"{worker.get('rows', 0):,}",
                 f"{worker['rows'] / worker['seconds']:,.1f}" if worker.get("seconds") else "-",
@@ -97,3 +99,18 @@ def print_status(status: dict[str, Any]) -> None:
         print_table(["by", "", "chunks", "rows", "rows/s"], table)
     for chunk, failure in status["failed"].items():
         print(f"{chunk} failed at {failure['when']} ({failure['by']}): {failure['why']}")
+
+
+def duration(seconds: float) -> str:
+    """In the two largest units that say something: 45 s, 12 min 5 s, 3 h 20 min, 2 d 4 h."""
+    left = round(seconds)
+    units = [("d", left // 86400), ("h", left // 3600 % 24), ("min", left // 60 % 60), ("s", left % 60)]
+    largest = next((i for i, (_, count) in enumerate(units) if count), len(units) - 1)
+    return " ".join(f"{count} {unit}" for unit, count in units[largest : largest + 2] if count) or "0 s"
+
+
+def _state(failed: bool, live: bool, finished: bool) -> str:
+    """Of a process. One that left an unfinished job was stopped, or found no further chunk to do."""
+    if live:
+        return "running"
+    return "finished" if finished else "failed" if failed else "exited"

@@ -22,11 +22,12 @@ class WarmUpCommand(Rows):
 
         return [WarmUp, CausalLM]
 
-    def run(self) -> None:
+    def run(self) -> str:
+        """Returns: the command that follows."""
         warm_up = build_parts(self.parts({}), self.settings, "warm-up")
         checkpoints = warm_up.run(self.rows(), self.output_dir)
         print(f"{len(checkpoints)} checkpoints in {self.output_dir}")
-        print(
-            f"Next: hf-select score --scorer less --checkpoints {self.output_dir} --queries TASK=FILE "
+        return (
+            f"hf-select score --scorer less --checkpoints {self.output_dir} --queries TASK=FILE "
             f"--dataset {self.dataset} --output-dir scores, with the model of this command."
         )

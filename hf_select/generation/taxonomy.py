@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_select.strict_yaml import parse_yaml
+
 
 DEFAULT = Path(__file__).with_name("disciplines.yaml")
 _DEPTH = 3  # field, sub-field, discipline
@@ -52,15 +54,13 @@ def read_taxonomy(path: Path) -> list[Discipline]:
 
     Raises: ValueError if it is no YAML, empty, cyclic or too deep, or names a discipline twice in one place.
     """
-    import yaml
-
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ValueError(f'no taxonomy file "{path}"; give a YAML file, or one of default and generate.') from None
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-        where = getattr(error, "problem_mark", None)
-        raise ValueError(f'taxonomy "{path}" is no YAML{f" at line {where.line + 1}" if where else ""}.') from None
+    except (UnicodeDecodeError, IsADirectoryError):
+        raise ValueError(f'taxonomy "{path}" is not a YAML file.') from None
+    tree = parse_yaml(text, f'taxonomy "{path}"')
     found = [Discipline(names) for names in _leaves(tree, (), (), path)]
     if not found:
         raise ValueError(f'taxonomy "{path}" is empty: it names no discipline.')
