@@ -176,7 +176,7 @@ def load(spec: "CausalLM", rank: int | None) -> LoadedModel:
         model = patiently(lambda: put_adapter(model, str(spec.adapter)), spec.adapter)
     if hasattr(model, "get_base_model"):  # a PeftModel: its layers sit inside the base model already
         model = model.get_base_model()
-    loaded = LoadedModel(model, tokenizer, spec.tokens_per_batch)
+    loaded = LoadedModel(model, tokenizer, 1 if spec.batch_invariant else spec.tokens_per_batch)
     _probe(loaded, spec.name)
     return loaded
 
