@@ -312,7 +312,7 @@ def test_runs_that_cannot_work_are_refused_with_the_cure(tmp_path):
     with pytest.raises(ValueError, match="gave 15 rows, and a round needs 16"):
         trainer.train()
     trainer, _ = make(tmp_path / "shape", select(lambda model, batch: torch.zeros(1)))
-    with pytest.raises(ValueError, match=r"shape \(1,\) for 8 rows"):
+    with pytest.raises(ValueError, match=r"shape \(1,\) for 4 rows"):
         trainer.train()
     plain, _ = make(tmp_path / "plain", save_steps=2)
     plain.train()

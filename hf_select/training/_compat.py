@@ -16,10 +16,50 @@ def use_sampler(trainer: Any, sampler: Sampler) -> None:
 
 
 def own_sampler(trainer: Any) -> bool:
-    """Whether the trainer draws rows in a way of its own (GRPO and RLOO repeat each prompt)."""
+    """Whether the trainer draws rows in a way of its own (GRPO and RLOO repeat each prompt). KTOTrainer overrides the
+    method for transformers below 5.2 only (trl 1.16) and otherwise calls Trainer's."""
     from transformers import Trainer
+    from trl import KTOTrainer  # pyright: ignore[reportPrivateImportUsage]
 
-    return type(trainer)._get_train_sampler is not Trainer._get_train_sampler
+    return type(trainer)._get_train_sampler not in (Trainer._get_train_sampler, KTOTrainer._get_train_sampler)
+
+
+def sampler_of(loader: Any) -> Any:
+    """The sampler that a prepared dataloader draws rows from, or None. For several processes accelerate 1.15 wraps the
+    batch sampler (`BatchSamplerShard.batch_sampler`)."""
+    batches = getattr(loader, "batch_sampler", None)
+    while hasattr(batches, "batch_sampler"):
+        batches = batches.batch_sampler
+    return getattr(batches, "sampler", None)
+
+
+def has_fused_head(model: Any) -> bool:
+    """Whether `model(..., labels=labels, fused_lm_head=True)` gives log-probabilities in place of logits: TRL 1.16
+    replaces `model.forward` (`trl.trainer.add_fused_lm_head`), and accelerate wraps that once more for autocast."""
+    forward = model.forward
+    while forward is not None:
+        code = getattr(getattr(forward, "__func__", forward), "__code__", None)
+        if code is not None and "fused_lm_head" in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]:
+            return True
+        forward = getattr(forward, "__wrapped__", None)
+    return False
+
+
+@contextmanager
+def fused_head(model: Any) -> Iterator[None]:
+    """Within the block a causal LM has TRL's fused head (trl 1.16: `trl.trainer.add_fused_lm_head`, not exported by
+    `trl` itself)."""
+    from trl.trainer import add_fused_lm_head  # pyright: ignore[reportPrivateImportUsage]
+
+    before = vars(model).get("forward")
+    add_fused_lm_head(model)
+    try:
+        yield
+    finally:
+        if before is None:
+            del model.forward
+        else:
+            model.forward = before
 
 
 def model_inputs(trainer: Any, dataset: Dataset) -> Dataset:

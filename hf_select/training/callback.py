@@ -14,23 +14,19 @@ Left out: iterable datasets, packing, trainers with samplers of their own (GRPO,
 
 import logging
 import math
-import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from accelerate.utils import gather_object, send_to_device
-from datasets import Dataset, List
-from torch.distributed.tensor import DTensor
-from torch.utils.data import DataLoader, Sampler
+from accelerate.utils import gather_object
+from datasets import Dataset
+from torch.utils.data import Sampler
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
@@ -40,6 +36,8 @@ from hf_select.files import written_whole
 from hf_select.scoring.scorer import Scorer
 from hf_select.selection.top_k import TopK
 from hf_select.training import _compat
+from hf_select.training.candidate_scores import CandidateScores, untouched
+from hf_select.training.requirements import check_dataloader, check_settings, check_trainer, round_rows
 
 
 logger = logging.getLogger(__name__)
@@ -84,8 +82,11 @@ class DataSelectionCallback(TrainerCallback, ExportableState):
         warmup: rounds of random rows before the first selection.
         consume_once: a row that was trained on is no candidate again until too few are left.
         random_share: share of a round that is drawn at random in place of selected (epsilon).
-        order: of the rows of a round: random; easy_to_hard by rising score; hard_to_easy.
+        order: of the rows of a round: random (as they stand in the dataset with train_sampling_strategy="sequential");
+            easy_to_hard by rising score; hard_to_easy.
         source_column: column whose values are counted among the selected rows in the log.
+        tokens_per_batch: tokens, padding included, of one forward pass of a score function; halved when memory runs
+            out. By default as many as a training batch of the longest candidates has.
         seed: of candidates and random rows; by default the data seed of the trainer.
     Logs: selection/round, candidates, unscored, score quantiles, overlap with the last round, seconds, counted FLOPs,
         rows per source; output_dir/data_selection/round-*.parquet has each round's candidates and what was chosen.
@@ -110,6 +111,7 @@ class DataSelectionCallback(TrainerCallback, ExportableState):
         random_share: float = 0.0,
         order: Order = "random",
         source_column: str | None = None,
+        tokens_per_batch: int | None = None,
         seed: int | None = None,
     ):
         check_choice("order", order, Order)
@@ -120,20 +122,26 @@ class DataSelectionCallback(TrainerCallback, ExportableState):
         args = trainer.args
         data_seed = args.seed if args.data_seed is None else args.data_seed
         self.seed = data_seed if seed is None else seed
-        self._refuse_what_cannot_work()
+        self.tokens_per_batch = tokens_per_batch
+        if any(isinstance(other, DataSelectionCallback) for other in trainer.callback_handler.callbacks):
+            raise ValueError("the trainer has a DataSelectionCallback already; one run has one selection.")
+        check_trainer(trainer, score)
         self.dataset: Dataset = trainer.train_dataset
         self.step_rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        self.budget = self._budget(every, rows, fraction)
-        self._check_settings()
+        self.budget = round_rows(len(self.dataset), self.step_rows, every, rows, fraction)
+        check_settings(self)
+        self._candidate_scores = CandidateScores(trainer, score, tokens_per_batch)
         self.round = -1
         self.consumed = np.zeros(len(self.dataset), dtype=bool)
-        self.sampler = SelectionSampler(np.arange(self.budget), data_seed, shuffled=order == "random")
+        shuffled = order == "random" and getattr(args, "train_sampling_strategy", "random") == "random"
+        self.sampler = SelectionSampler(np.arange(self.budget), data_seed, shuffled)
         self._restored = False
         _compat.use_sampler(trainer, self.sampler)
 
     # What Trainer calls.
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        check_dataloader(self.trainer, kwargs["train_dataloader"], self.dataset, self.sampler)
         name = type(self).__name__
         if state.global_step > 0:
             saved = state.stateful_callbacks.get(name)
@@ -283,7 +291,7 @@ class DataSelectionCallback(TrainerCallback, ExportableState):
         share = -(-len(pool) // args.world_size)
         # Every process does as many forward passes as the others: under ZeRO-3 and FSDP one alone would wait for ever.
         mine = np.resize(pool[args.process_index :: args.world_size], share) if len(pool) >= args.world_size else pool
-        with _untouched(self.trainer.model):
+        with untouched(self.trainer.model):
             found, flops = self._by_scorer(mine) if isinstance(self.score, Scorer) else self._by_function(mine)
         if args.world_size == 1:
             gathered = [(mine, found, flops)]
@@ -299,58 +307,10 @@ class DataSelectionCallback(TrainerCallback, ExportableState):
         return scores, sum(flops for _, _, flops in gathered)
 
     def _by_function(self, rows: np.ndarray) -> tuple[dict[str, np.ndarray], float]:
-        score: Any = self.score
-        inputs = _compat.model_inputs(self.trainer, self.dataset).select(rows.tolist())
-        order = np.argsort(-_lengths(inputs), kind="stable")  # neighbours of one length waste no padding
-        scores, tokens = np.empty(len(rows)), 0
-        with torch.no_grad():
-            if hasattr(score, "begin"):
-                queries = _compat.model_inputs(self.trainer, score.queries)
-                score.begin(self.trainer.model_wrapped, self._batches(queries, np.arange(len(queries))))
-            start = 0
-            for batch in self._batches(inputs, order):
-                values = torch.as_tensor(score(self.trainer.model_wrapped, batch)).float().cpu()
-                there = order[start : start + self._scored_together]
-                if values.shape != there.shape:
-                    raise ValueError(
-                        f"the score function gave numbers of shape {tuple(values.shape)} for {len(there)} rows."
-                    )
-                scores[there] = values.double()
-                start += len(there)
-                tokens += sum(value.numel() for name, value in batch.items() if name.endswith("input_ids"))
-        parameters = sum(_full_size(p) for p in self.trainer.model.parameters())
-        return {"score": scores}, getattr(score, "forward_passes", 1.0) * 2.0 * parameters * tokens
-
-    @property
-    def _scored_together(self) -> int:
-        args = self.trainer.args
-        return 1 if getattr(args, "padding_free", False) else args.per_device_eval_batch_size
-
-    def _batches(self, inputs: Dataset, order: np.ndarray) -> Iterator[Any]:
-        """The rows in this order as the trainer's collator makes them into batches, within its autocast."""
-        loader = DataLoader(
-            inputs,  # pyright: ignore[reportArgumentType]
-            batch_size=self._scored_together,
-            sampler=order.tolist(),
-            collate_fn=self.trainer.data_collator,
-        )
-        for batch in loader:
-            with self.trainer.compute_loss_context_manager():
-                yield send_to_device(batch, self.trainer.accelerator.device)
+        return self._candidate_scores.by_function(self.dataset, rows)
 
     def _by_scorer(self, rows: np.ndarray) -> tuple[dict[str, np.ndarray], float]:
-        scorer: Any = self.score
-        if hasattr(scorer, "refit"):
-            scorer.refit()
-        before = scorer.usage().get("flops", 0.0)
-        wanted = [name for name in scorer.columns_out if name.startswith("score_")]
-        found: dict[str, list[float]] = {name: [] for name in wanted}
-        for start in range(0, len(rows), 1000):
-            batch = scorer(self.dataset.select(rows[start : start + 1000].tolist())[:])
-            for name in wanted:
-                found[name] += [math.nan if value is None else value for value in batch[name]]
-        named = {name: np.array(values, dtype=np.float64) for name, values in found.items()}
-        return {"score": next(iter(named.values())), **named}, scorer.usage().get("flops", 0.0) - before
+        return self._candidate_scores.by_scorer(self.dataset, rows)
 
     def _write(self, pool: np.ndarray, scores: dict[str, np.ndarray], chosen: np.ndarray) -> None:
         if not self.trainer.is_world_process_zero():
@@ -367,128 +327,3 @@ class DataSelectionCallback(TrainerCallback, ExportableState):
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(path) as temporary:
             pq.write_table(table, temporary)
-
-    # What cannot work, before anything runs.
-
-    def _refuse_what_cannot_work(self) -> None:
-        trainer, args = self.trainer, self.trainer.args
-        if any(isinstance(other, DataSelectionCallback) for other in trainer.callback_handler.callbacks):
-            raise ValueError("the trainer has a DataSelectionCallback already; one run has one selection.")
-        if getattr(args, "packing", False):
-            raise ValueError(
-                "packing puts several rows into one sequence, and rows are selected one by one; set packing=False "
-                "(padding_free=True saves the padding all the same)."
-            )
-        if not isinstance(trainer.train_dataset, Dataset):
-            raise ValueError(
-                f"the training data is a {type(trainer.train_dataset).__name__}; rows can be picked from a "
-                "datasets.Dataset only. Load it without streaming, or make one with Dataset.from_list."
-            )
-        if _compat.own_sampler(trainer):
-            raise ValueError(f"{type(trainer).__name__} draws rows in a way of its own; selection would break it.")
-        for name, wrong in (("auto_find_batch_size", True), ("restore_callback_states_from_checkpoint", True)):
-            if getattr(args, name, None) == wrong:
-                raise ValueError(f"{name}={wrong} cannot work with selection; leave it out.")
-        if getattr(args, "train_sampling_strategy", "random") != "random":
-            raise ValueError(
-                f'train_sampling_strategy="{args.train_sampling_strategy}" would be replaced by the selection; leave '
-                "it out, or choose the order of a round with order=."
-            )
-        if (isinstance(self.score, Scorer) or getattr(self.score, "whole_model", False)) and _in_pieces(trainer):
-            raise ValueError(
-                f"{type(self.score).__name__} reads the model's layers directly, and under ZeRO-3 and FSDP they are "
-                "in pieces; give a function (model, batch) -> scores such as training.online_scores.loss, a score "
-                "column, or train with ZeRO-2."
-            )
-
-    def _budget(self, every: Any, rows: int | None, fraction: float | None) -> int:
-        total, step = len(self.dataset), self.step_rows
-        if every != "epoch":
-            if not isinstance(every, int) or every < 1:
-                raise ValueError(f'every is {every!r}; give "epoch" or a number of steps of at least 1.')
-            if rows is not None or fraction is not None:
-                raise ValueError(
-                    f"every={every} steps makes a round of {every * step} rows; leave out rows and fraction."
-                )
-            budget = every * step
-            if budget > total:
-                raise ValueError(
-                    f"{every} steps take {budget} rows and the dataset has {total}; lower every to {total // step}."
-                )
-            return budget
-        if (rows is None) == (fraction is None):
-            raise ValueError("give the size of a round: either rows or fraction.")
-        if fraction is not None:
-            if not 0 < fraction <= 1:
-                raise ValueError(f"fraction is {fraction}; it must be above 0 and at most 1.")
-            rows = total if fraction == 1 else int(total * fraction + 1e-9) // step * step
-        if rows == total:
-            return total
-        if rows is None or rows < step or rows > total or rows % step:
-            below, above = (rows or 0) // step * step, ((rows or 0) // step + 1) * step
-            near = " or ".join(str(n) for n in (below, above) if step <= n <= total) or f"all {total}"
-            raise ValueError(
-                f"a round of {rows} rows is no whole number of optimizer steps of {step} rows (batch x accumulation x "
-                f"processes); give {near}."
-            )
-        return rows
-
-    def _check_settings(self) -> None:
-        if self.max_candidates is not None and self.max_candidates < self.budget:
-            raise ValueError(f"max_candidates is {self.max_candidates}, and a round has {self.budget} rows.")
-        shares = self.keep if isinstance(self.keep, tuple) else (self.keep,)
-        if any(share is not None and not 0 < share <= 1 for share in shares):
-            raise ValueError(f"keep is {self.keep}; shares are above 0 and at most 1.")
-        if not 0 <= self.random_share < 1:
-            raise ValueError(f"random_share is {self.random_share}; it must be at least 0 and below 1.")
-        if hasattr(self.score, "after") and (
-            self.warmup < 1 or self.keep is not None or self.max_candidates is not None
-        ):
-            raise ValueError(
-                f"{type(self.score).__name__} compares a row with itself a round before: give warmup of at least 1, "
-                "and neither keep nor max_candidates."
-            )
-        for name in (self.source_column, self.score if isinstance(self.score, str) else None):
-            if name is not None and name not in self.dataset.column_names:
-                raise columns.missing_column(name, self.dataset.column_names, "Name a column of the training data.")
-
-
-def _in_pieces(trainer: Any) -> bool:
-    """Whether no process holds, or will hold, a whole parameter."""
-    plugin = trainer.accelerator.state.deepspeed_plugin
-    return (
-        (plugin is not None and plugin.zero_stage == 3)
-        or trainer.is_fsdp_enabled
-        or any(isinstance(p, DTensor) for p in trainer.model.parameters())
-    )
-
-
-def _lengths(inputs: Dataset) -> np.ndarray:
-    """Tokens of each row, the longest of its lists; zeros where rows hold no lists."""
-    lists = [name for name, feature in inputs.features.items() if isinstance(feature, List)]
-    lengths = [np.zeros(0, dtype=np.int64)]
-    for batch in inputs.with_format("arrow").iter(1000):
-        counts = [pc.list_value_length(batch[name]).to_numpy() for name in lists]  # pyright: ignore
-        lengths.append(np.max([np.zeros(len(batch), dtype=np.int64), *counts], axis=0))
-    return np.concatenate(lengths)
-
-
-def _full_size(parameter: Any) -> int:
-    """Numbers of a parameter, also where DeepSpeed ZeRO-3 holds it in pieces."""
-    return getattr(parameter, "ds_numel", None) or parameter.numel()
-
-
-@contextmanager
-def _untouched(model: torch.nn.Module) -> Iterator[None]:
-    """Within the block the model is in eval mode; after it every module's mode and every random state is as before."""
-    training = [module for module in model.modules() if module.training]
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002
-    model.eval()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        for module in training:
-            module.training = True
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002

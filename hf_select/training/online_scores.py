@@ -12,32 +12,21 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate.utils import extract_model_from_parallel
 from datasets import Dataset
 from torch import Tensor
 
 from hf_select.features.gradients import GhostProducts, Reduce, Sum, factors_to
+from hf_select.training.label_losses import label_losses
 
 
-# B rows, T tokens, V vocabulary
+# B rows
 
 
 def loss(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
-    """Mean negative log-likelihood in nats of each row's labels, (B,) fp32; NaN for a row without a label."""
-    if "labels" not in batch:
-        raise ValueError(
-            f'the collator makes {", ".join(batch)} and no "labels"; give the callback a function of your own that '
-            "reads such a batch, or a score column."
-        )
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
-    logits = model(**inputs).logits  # (B, T, V)
-    found = []
-    for row, labels in zip(logits, batch["labels"], strict=True):  # fp32 logits of one row at a time
-        target = labels[1:]
-        nll = F.cross_entropy(row[:-1].float(), target, ignore_index=-100, reduction="sum")
-        found.append(nll / (target != -100).sum())
-    return torch.stack(found)
+    """Mean negative log-likelihood in nats of each row's labels, (B,) fp32; NaN for a row without a label. Of causal,
+    masked and encoder-decoder language models (see `label_losses`)."""
+    return label_losses(model, batch)
 
 
 def perplexity(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
@@ -106,6 +95,11 @@ class GradientSimilarity:
 
     def begin(self, model: Any, batches: Iterable[Mapping[str, Tensor]]) -> None:
         """Take the gradient of the queries' mean loss, before the rows of a round are scored."""
+        if extract_model_from_parallel(model).config.is_encoder_decoder:
+            raise ValueError(
+                f"{type(self).__name__} follows gradients through one stack of layers, and the model is an "
+                "encoder-decoder; use online_scores.loss, or a function of your own."
+            )
         total = Sum()
         for batch in batches:
             if not self._backward(model, batch, total).isfinite().all():

@@ -1,0 +1,119 @@
+"""What selection while training needs of a trainer and its settings, checked before anything runs."""
+
+from typing import Any
+
+from datasets import Dataset
+
+from hf_select import columns
+from hf_select.scoring.scorer import Scorer
+from hf_select.training import _compat
+from hf_select.training.candidate_scores import in_pieces
+
+
+def check_trainer(trainer: Any, score: Any) -> None:
+    """Raises: ValueError for a trainer that selection would break or that would ignore it, with the cure."""
+    args = trainer.args
+    if getattr(args, "packing", False):
+        raise ValueError(
+            "packing puts several rows into one sequence, and rows are selected one by one; set packing=False "
+            "(padding_free=True saves the padding all the same)."
+        )
+    if not isinstance(trainer.train_dataset, Dataset):
+        raise ValueError(
+            f"the training data is a {type(trainer.train_dataset).__name__}; rows can be picked from a "
+            "datasets.Dataset only. Load it without streaming, or make one with Dataset.from_list."
+        )
+    if _compat.own_sampler(trainer):
+        raise ValueError(f"{type(trainer).__name__} draws rows in a way of its own; selection would break it.")
+    for name, wrong in (("auto_find_batch_size", True), ("restore_callback_states_from_checkpoint", True)):
+        if getattr(args, name, None) == wrong:
+            raise ValueError(f"{name}={wrong} cannot work with selection; leave it out.")
+    strategy = getattr(args, "train_sampling_strategy", "random")
+    by_length = getattr(args, "group_by_length", False)  # its name before train_sampling_strategy
+    if by_length or strategy not in ("random", "sequential"):
+        setting = "group_by_length=True" if by_length else f'train_sampling_strategy="{strategy}"'
+        raise ValueError(
+            f"{setting} would be replaced by the selection; leave it out, or choose the order of a round with order=."
+        )
+    for kind in ("tensor", "context", "sequence"):
+        size = getattr(trainer, f"get_{kind[0]}p_size", lambda: 1)()
+        if size > 1:
+            raise ValueError(
+                f"{kind} parallelism lets {size} processes work on the same rows, and selection deals different rows "
+                "to all processes; train with data parallelism alone (DDP, DeepSpeed ZeRO, FSDP)."
+            )
+    if (isinstance(score, Scorer) or getattr(score, "whole_model", False)) and in_pieces(trainer):
+        raise ValueError(
+            f"{type(score).__name__} reads the model's layers directly, and under ZeRO-3 and FSDP they are "
+            "in pieces; give a function (model, batch) -> scores such as training.online_scores.loss, a score "
+            "column, or train with ZeRO-2."
+        )
+
+
+def check_dataloader(trainer: Any, loader: Any, dataset: Dataset, sampler: Any) -> None:
+    """Raises: ValueError unless the dataloader that training reads draws the rows of the sampler from the dataset."""
+    if trainer.train_dataset is not dataset:
+        raise ValueError(
+            "trainer.train_dataset was replaced after DataSelectionCallback was made, so its rows are not those that "
+            "are selected from; make the callback afterwards."
+        )
+    if _compat.sampler_of(loader) is not sampler:
+        raise ValueError(
+            f"the training dataloader of {type(trainer).__name__} does not draw the selected rows: its "
+            "get_train_dataloader() makes a loader without the trainer's sampler. Select before training "
+            "(hf_select.TopK and others), or use a trainer that keeps Trainer's dataloader."
+        )
+
+
+def round_rows(total: int, step: int, every: Any, rows: int | None, fraction: float | None) -> int:
+    """Rows of a round out of `total`, where an optimizer step takes `step`."""
+    if every != "epoch":
+        if not isinstance(every, int) or every < 1:
+            raise ValueError(f'every is {every!r}; give "epoch" or a number of steps of at least 1.')
+        if rows is not None or fraction is not None:
+            raise ValueError(f"every={every} steps makes a round of {every * step} rows; leave out rows and fraction.")
+        budget = every * step
+        if budget > total:
+            raise ValueError(
+                f"{every} steps take {budget} rows and the dataset has {total}; lower every to {total // step}."
+            )
+        return budget
+    if (rows is None) == (fraction is None):
+        raise ValueError("give the size of a round: either rows or fraction.")
+    if fraction is not None:
+        if not 0 < fraction <= 1:
+            raise ValueError(f"fraction is {fraction}; it must be above 0 and at most 1.")
+        rows = total if fraction == 1 else int(total * fraction + 1e-9) // step * step
+    if rows == total:
+        return total
+    if rows is None or rows < step or rows > total or rows % step:
+        below, above = (rows or 0) // step * step, ((rows or 0) // step + 1) * step
+        near = " or ".join(str(n) for n in (below, above) if step <= n <= total) or f"all {total}"
+        raise ValueError(
+            f"a round of {rows} rows is no whole number of optimizer steps of {step} rows (batch x accumulation x "
+            f"processes); give {near}."
+        )
+    return rows
+
+
+def check_settings(callback: Any) -> None:
+    """Raises: ValueError for settings of a DataSelectionCallback that cannot work."""
+    if callback.max_candidates is not None and callback.max_candidates < callback.budget:
+        raise ValueError(f"max_candidates is {callback.max_candidates}, and a round has {callback.budget} rows.")
+    shares = callback.keep if isinstance(callback.keep, tuple) else (callback.keep,)
+    if any(share is not None and not 0 < share <= 1 for share in shares):
+        raise ValueError(f"keep is {callback.keep}; shares are above 0 and at most 1.")
+    if not 0 <= callback.random_share < 1:
+        raise ValueError(f"random_share is {callback.random_share}; it must be at least 0 and below 1.")
+    if callback.tokens_per_batch is not None and callback.tokens_per_batch < 1:
+        raise ValueError(f"tokens_per_batch is {callback.tokens_per_batch}; it must be at least 1.")
+    if hasattr(callback.score, "after") and (
+        callback.warmup < 1 or callback.keep is not None or callback.max_candidates is not None
+    ):
+        raise ValueError(
+            f"{type(callback.score).__name__} compares a row with itself a round before: give warmup of at least 1, "
+            "and neither keep nor max_candidates."
+        )
+    for name in (callback.source_column, callback.score if isinstance(callback.score, str) else None):
+        if name is not None and name not in callback.dataset.column_names:
+            raise columns.missing_column(name, callback.dataset.column_names, "Name a column of the training data.")
