@@ -100,33 +100,39 @@ class Generate:
 
         return [*of_method, ServerGenerator]
 
-    def run(self) -> None:
+    def run(self) -> str | None:
+        """Returns: the command that follows."""
         command, *parts = self.parts({"method": self.method, "backend": self.backend})
         own = {f.name for f in settable(command)}
         told = build(command, {k: v for k, v in self.settings.items() if k in own}, f"generate {self.method}")
         rest = {key: value for key, value in self.settings.items() if key not in own}
         if self.method == "glan":
-            self._run_glan(told, self._glan(told, parts, rest))
-        else:
-            self._run_responses(told, build_parts(parts, rest, "generate responses"))
+            return self._run_glan(told, self._glan(told, parts, rest))
+        return self._run_responses(told, build_parts(parts, rest, "generate responses"))
 
-    def _run_glan(self, told: OfGLAN, glan: Any) -> None:
+    def _run_glan(self, told: OfGLAN, glan: Any) -> str | None:
         from hf_select.cli.data import read_named
 
         if told.dry_run:
             self._print_estimate(glan)
-            return
+            return None
         against = read_named(told.against, told.split, told.rename)
         summary = glan.run(self.output_dir, against, told.until, self.retry_failed)
         self._print_summary(summary, told.until)
+        if told.until != "pairs":
+            return f"look at {self.output_dir}, edit it, and run the same command without --until."
+        return (
+            f"hf-select score --scorer ifd --model MODEL --dataset {self.output_dir}/pairs.parquet --output-dir scores"
+        )
 
-    def _run_responses(self, told: OfResponses, responses: Any) -> None:
+    def _run_responses(self, told: OfResponses, responses: Any) -> str:
         from hf_select.cli.data import read_dataset
 
         if self.backend == "transformers":
             responses.model = [_in_this_process(model) for model in responses.models()]
         rows = read_dataset(told.dataset, told.split, told.rename, told.limit)
         self._print_responses(responses.run(rows, self.output_dir, self.retry_failed))
+        return f"hf-select compare-generators --dataset {self.output_dir}/responses.parquet --output-dir generators"
 
     def _glan(self, told: OfGLAN, parts: list[type], settings: dict[str, Any]) -> Any:
         elsewhere = {
@@ -200,13 +206,9 @@ class Generate:
         if summary["failed"] or any(":" in reason for reason in summary.get("removed", {})):
             print("What failed is kept with its reason; the same command with --retry-failed asks for it again.")
         if until != "pairs":
-            print(f"Stopped after {until}. Look at {self.output_dir}, edit it, and go on without --until.")
+            print(f"Stopped after {until}.")
             return
         print(f"Pairs: {self.output_dir}/pairs.parquet; what is not among them: removed.jsonl; topics: topics.html")
-        print(
-            f"Next: hf-select score --scorer ifd --model MODEL --dataset {self.output_dir}/pairs.parquet "
-            "--output-dir scores"
-        )
 
     def _print_responses(self, summary: dict[str, Any]) -> None:
         from hf_select.cli.table import print_table
@@ -232,9 +234,6 @@ class Generate:
         for reason, count in summary["unreadable"].items():
             print(f"  {count:,} rows were not asked: {reason}")
         print(f"Replies: {self.output_dir}/responses.parquet; what is not among them: removed.jsonl")
-        print(
-            f"Next: hf-select compare-generators --dataset {self.output_dir}/responses.parquet --output-dir generators"
-        )
 
 
 def _in_this_process(model: Any) -> Any:

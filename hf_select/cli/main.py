@@ -4,6 +4,7 @@ names.
 
 import argparse
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -128,10 +129,11 @@ def _parse(argv: list[str]) -> tuple[str, dict[str, Any]]:
     asked = _peek(rest)
     if not {"-h", "--help"} & set(rest):
         _need_choice(name, cls, asked)
+    about = _recipe_help(rest) if name == "run" else None
     parser = _Parser(
         prog=f"hf-select {name}",
-        description=(cls.__doc__ or "").split("\n\n")[0],
-        epilog=_epilog(name, cls),
+        description=about or (cls.__doc__ or "").split("\n\n")[0],
+        epilog=None if about else _epilog(name, cls),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -172,6 +174,14 @@ class _Parser(argparse.ArgumentParser):
         raise suggest("flag", flag, flags, otherwise=f"See {self.prog} --help.")
 
 
+def _recipe_help(argv: list[str]) -> str | None:
+    """What is said of the recipe whose help is asked for, if one is named."""
+    from hf_select.cli.recipe import recipe_help
+
+    named = bool(argv) and not argv[0].startswith("-")
+    return recipe_help(argv[0]) if named and {"-h", "--help"} & set(argv) else None
+
+
 def _setting(flag: str) -> str:
     return flag.lstrip("-").replace("-", "_")
 
@@ -202,7 +212,12 @@ def _epilog(name: str, cls: Any) -> str:
     if name == "run":
         from hf_select.cli.recipe import recipes
 
-        text += "\n\nrecipes: " + ", ".join(recipes())
+        described = {
+            known: re.search("^description: (.*)", path.read_text("utf-8"), re.M) for known, path in recipes().items()
+        }
+        text += "\n\nrecipes, most also as NAME_tiny (offline, on a CPU):\n" + "\n".join(
+            f"  {known:<22}{found[1]}" for known, found in described.items() if found and not known.endswith("_tiny")
+        )
     return text
 
 

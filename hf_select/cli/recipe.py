@@ -2,7 +2,8 @@
 
 A recipe is YAML: `description` and `steps`, a mapping from step name to the settings of a command (`command` names it
 where the step has another name). `${output_dir}` stands for the run's folder. The run writes its resolved config.yaml
-there, which is a recipe again: running it repeats the run.
+there, which is a recipe again: running it repeats the run. A run with other settings in the same folder is refused
+where it would replace the results of a finished step, unless it says --overwrite.
 """
 
 import hashlib
@@ -14,8 +15,8 @@ from pathlib import Path
 from string import Template
 from typing import Any, ClassVar
 
-from hf_select.cli.settings import check_names, settable, suggest
-from hf_select.files import write_json, written_whole
+from hf_select.cli.settings import check_names, descriptions, settable, suggest
+from hf_select.files import read_json, write_json, written_whole
 from hf_select.strict_yaml import parse_yaml
 
 
@@ -24,17 +25,20 @@ RECIPE_KEYS = ("description", "steps")
 
 @dataclass
 class Run:
-    """Run a recipe, by name or file; steps that are finished are skipped.
+    """Run a recipe, by name or file; steps that are finished are skipped. hf-select run RECIPE --help shows what a
+    recipe does, what it costs, and its settings.
 
     Args:
         recipe: name of a recipe that comes with hf_select (see the list below), or the path of a YAML file.
         overrides: settings in place of the recipe's: step.setting=value.
         output_dir: folder for all that the run makes; by default hf_select_runs/RECIPE.
+        overwrite: replace the results of steps that were run with other settings in this folder.
     """
 
     recipe: str
     overrides: list[str] = field(default_factory=list)
     output_dir: str | None = None
+    overwrite: bool = False
 
     example: ClassVar[str] = "hf-select run quickstart"
 
@@ -57,12 +61,15 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f'cannot write to output folder "{folder}": {error.strerror}. Choose another.') from None
-        config = {"description": recipe.get("description", name), "steps": steps}
+        _check_folder(folder, steps, self.overwrite)
+        changed = f"; run with {' '.join(self.overrides)}" if self.overrides else ""
+        config = {"description": f"{recipe.get('description', name)}{changed}", "steps": steps}
         with written_whole(folder / "config.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
         ran = False
         for number, (step, settings) in enumerate(steps.items(), 1):
-            ran |= _run_step(f"[{number}/{len(steps)}] {step}", folder, step, settings, again=ran)
+            label = f"[{number}/{len(steps)}] {step}"
+            ran |= _run_step(label, folder, step, settings, again=ran, overwrite=self.overwrite)
         print(
             f"\nDone. Everything is in {folder}; its config.yaml repeats this run: hf-select run {folder}/config.yaml"
         )
@@ -100,6 +107,27 @@ def read_recipe(name: str) -> tuple[str, dict[str, Any]]:
     return stem, {**recipe, "steps": {step: dict(settings or {}) for step, settings in recipe["steps"].items()}}
 
 
+def recipe_help(name: str) -> str:
+    """The header of a recipe and its settings, in the form in which they are overridden."""
+    _, recipe = read_recipe(name)
+    path = recipes().get(name, Path(name).expanduser())
+    header = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        header.append(line.removeprefix("#").removeprefix(" "))
+    lines = [line for step, settings in recipe["steps"].items() for line in _settings_of(step, settings)]
+    return "\n".join([*header, *([""] if header else []), "settings, with their values in the recipe:", *lines])
+
+
+def _settings_of(prefix: str, settings: dict[str, Any]) -> Iterator[str]:
+    for name, value in settings.items():
+        if isinstance(value, dict) and value:
+            yield from _settings_of(f"{prefix}.{name}", value)
+        else:
+            yield f"  {prefix}.{name}={value if isinstance(value, str) else json.dumps(value, default=str)}"
+
+
 def _override(steps: dict[str, dict[str, Any]], override: str) -> None:
     """Put step.setting=value into the steps; the value is read as YAML."""
     path, found, value = override.partition("=")
@@ -108,7 +136,14 @@ def _override(steps: dict[str, dict[str, Any]], override: str) -> None:
         raise ValueError(f'"{override}" is not of the form step.setting=value.')
     if step not in steps:
         raise suggest("step", step, steps)
-    steps[step][setting] = parse_yaml(value, f'the value of "{override}"')
+    *within, last = setting.split(".")  # train.args.learning_rate=1e-5: within a setting that is a mapping
+    place = steps[step]
+    for name in within:
+        inner = place.get(name) or {}
+        if not isinstance(inner, dict):
+            raise ValueError(f'"{override}": {name} is {inner!r} and no mapping; give step.setting=value.')
+        place[name] = place = dict(inner)
+    place[last] = parse_yaml(value, f'the value of "{override}"')
 
 
 def _resolved(step: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -133,28 +168,69 @@ def _defaults(classes: list[type]) -> Iterator[tuple[str, Any]]:
                 yield f.name, f.default
 
 
-def _run_step(label: str, folder: Path, step: str, settings: dict[str, Any], again: bool) -> bool:
+def _check_folder(folder: Path, steps: dict[str, dict[str, Any]], overwrite: bool) -> None:
+    """Raise if the run would replace something that is not its own: results made with other settings, or a config.yaml
+    that no run has written."""
+    config = folder / "config.yaml"
+    if config.exists():
+        try:
+            read_recipe(str(config))
+        except ValueError:
+            raise ValueError(f'"{config}" is not that of a run and is not replaced; choose another folder.') from None
+    changes = []
+    for step, settings in steps.items():
+        before = (read_json(_marker(folder, step)) or {}).get("settings")
+        now = _plain(settings)
+        places = [key for key in ("output", "output_dir") if before and key in now and before.get(key) == now[key]]
+        if not any(Path(placed(now[key], str(folder))).expanduser().exists() for key in places):
+            continue
+        for name in dict.fromkeys([*before, *now]):
+            if before.get(name) != now.get(name):
+                changes.append(f"{step}.{name} was {_shown(before.get(name))} and is {_shown(now.get(name))}")
+    if changes and not overwrite:
+        raise ValueError(
+            f'"{folder}" holds results of other settings: {"; ".join(changes)}. Give another --output-dir, or '
+            "--overwrite to replace them."
+        )
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """As JSON gives them back."""
+    return json.loads(json.dumps(settings, default=str))
+
+
+def _shown(value: Any) -> str:
+    return "not set" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def _marker(folder: Path, step: str) -> Path:
+    return folder / ".steps" / f"{step}.json"
+
+
+def _run_step(label: str, folder: Path, step: str, settings: dict[str, Any], again: bool, overwrite: bool) -> bool:
     """Run a step unless it is finished: the same settings, and every file they name as the step left it.
 
     Returns whether it ran; what comes after it must then run too (`again`).
     """
-    from hf_select.cli.main import make_command
+    from hf_select.cli.main import COMMANDS, make_command
 
+    name = settings["command"]
     given = placed({key: value for key, value in settings.items() if key != "command"}, str(folder))
-    marker = folder / ".steps" / f"{step}.json"
-    finished = json.loads(marker.read_text(encoding="utf-8")) if marker.exists() else None
-    if not again and finished is not None and finished["state"] == _state(settings["command"], given):
+    marker = _marker(folder, step)
+    finished = read_json(marker)
+    if not again and finished is not None and finished["state"] == _state(name, given):
         print(f"{label}: finished earlier, skipped", flush=True)
         return False
     print(label, flush=True)
     begin = time.perf_counter()
-    command = make_command(settings["command"], given)
-    command.run()
+    may_replace = {"overwrite": True} if overwrite and "overwrite" in descriptions(COMMANDS[name]()) else {}
+    command = make_command(name, given | may_replace)
+    command.run()  # the command that it proposes next is for a command line, not for a recipe
     if getattr(command, "prints_only", False):  # what it has to show was for this terminal
         return False
     marker.parent.mkdir(exist_ok=True)
     seconds = round(time.perf_counter() - begin, 3)
-    write_json(marker, {"state": _state(settings["command"], given), "seconds": seconds})
+    write_json(marker, {"state": _state(name, given), "seconds": seconds, "settings": _plain(settings)})
     return True
 
 

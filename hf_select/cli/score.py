@@ -5,6 +5,12 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from hf_select.cli.settings import build, check_names, settable, suggest
+from hf_select.columns import SCORE_PREFIX
+
+
+# The part of the scores that the papers take, in the words of select and of compare. IFD above 1 and the highest
+# perplexities are where damaged rows gather (benchmarks/results/likelihood_cpu.md).
+_PART = {"ifd": (" --at-most 1", ":at_most=1"), "perplexity": (" --which middle", ":middle")}
 
 
 @dataclass(kw_only=True)
@@ -94,7 +100,8 @@ class Score(OverRows):
         "hf-select score --scorer selectit --model Qwen/Qwen2.5-0.5B --dataset tatsu-lab/alpaca --output-dir scores"
     )
 
-    def run(self) -> None:
+    def run(self) -> str | None:
+        """Returns: the command that follows."""
         from hf_select.cli.table import print_table
         from hf_select.inference.chunks import leads
         from hf_select.inference.run import score
@@ -122,13 +129,33 @@ class Score(OverRows):
             when_running=self.when_running,
         )
         if not leads():  # one of the processes says how it went
-            return
+            return None
         print_table(*_summary(self.output_dir, scorer.name))
         print(f"{len(scored)} rows with their scores: {self.output_dir}/scored; the scores alone: scores.parquet")
-        print(
-            f"Next: hf-select select --scores {self.output_dir} --selector top_k --column score_{scorer.name} "
-            "--fraction 0.2 --output subset.parquet"
-        )
+        return next_step(scorer, self.output_dir, self.dataset)
+
+
+def next_step(scorer: Any, output_dir: str, dataset: str) -> str:
+    """What to do with the scores: with targets, what our comparisons found better than random rows; without, the part
+    of the scores that the paper takes, and the comparison that shows whether it beats random rows on this pool."""
+    name = scorer.name
+    several = [column for column in scorer.columns_out if column.startswith(f"{SCORE_PREFIX}{name}_")]
+    if f"{name}_similarities" in scorer.columns_out:
+        several = [f"{name}_similarities"]
+    part, of_methods = _PART.get(name, ("", ""))
+    taken = f"--selector top_k --column {SCORE_PREFIX}{name}{part}"
+    if name == "dsir":
+        taken = f"--selector sample --column {SCORE_PREFIX}{name}"
+    elif several:
+        taken = f"--selector round_robin --similarities {' '.join(several)}"
+    select = f"hf-select select --scores {output_dir} {taken} --fraction 0.2 --output subset.parquet"
+    if hasattr(scorer, "fit"):
+        return select
+    return (
+        f"{select}\n   or, to see whether it beats random rows here: hf-select compare --model MODEL "
+        f"--dataset {dataset} --methods {name}={output_dir}{of_methods} --held-out NAME=FILE --budgets ROWS "
+        "--output-dir comparison"
+    )
 
 
 def scorer_class(name: str) -> type:

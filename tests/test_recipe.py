@@ -1,0 +1,130 @@
+"""hf-select run: nothing that a run has made is replaced silently, and a recipe says what it does."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from datasets import Dataset, load_dataset
+
+from hf_select.cli.main import main
+from hf_select.cli.recipe import read_recipe, recipe_help, recipes
+from hf_select.cli.score import build_scorer, next_step
+
+
+@pytest.fixture(autouse=True)
+def work_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": f"p{i}", "completion": "c" * (i + 1)} for i in range(12)]
+    Path("pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("r.yaml").write_text(
+        "# Lengths.\n#\n#   cost:  nothing\ndescription: The 5 longest rows\nsteps:\n"
+        "  score: {scorer: length, dataset: pool.jsonl, output_dir: '${output_dir}/scores'}\n"
+        "  select: {scores: '${output_dir}/scores', selector: longest, k: 5, output: '${output_dir}/s.jsonl'}\n"
+    )
+
+
+def run(*argv: str) -> int:
+    return main(["run", *argv])
+
+
+def error_of(capsys, *argv: str) -> str:
+    capsys.readouterr()
+    assert run(*argv) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hf-select: error: ")]
+    return line
+
+
+def test_other_settings_do_not_replace_what_is_there(capsys):
+    assert run("r.yaml", "--output-dir", "o") == 0
+    before = {path: path.read_bytes() for path in Path("o").rglob("*") if path.is_file()}
+    said = error_of(capsys, "r.yaml", "--output-dir", "o", "select.k=3")
+    assert "select.k was 5 and is 3" in said and "--overwrite" in said and "--output-dir" in said
+    assert 'score.dataset was "pool.jsonl" and is "other.jsonl"' in error_of(
+        capsys, "r.yaml", "--output-dir", "o", "score.dataset=other.jsonl"
+    )
+    assert {path: path.read_bytes() for path in Path("o").rglob("*") if path.is_file()} == before
+    assert run("r.yaml", "--output-dir", "o", "select.k=3", "--overwrite") == 0
+    assert "[1/2] score: finished earlier, skipped" in capsys.readouterr().out
+    assert len(load_dataset("json", data_files="o/s.jsonl", split="train")) == 3
+    assert "select.k was 3 and is 5" in error_of(capsys, "r.yaml", "--output-dir", "o")
+
+
+def test_other_settings_with_a_place_of_their_own_reuse_the_finished_steps(capsys):
+    assert run("r.yaml", "--output-dir", "o") == 0
+    assert run("r.yaml", "--output-dir", "o", "select.k=3", "select.output=${output_dir}/t.jsonl") == 0
+    assert "score: finished earlier, skipped" in capsys.readouterr().out
+    assert len(Path("o/s.jsonl").read_text().splitlines()) == 5
+    assert len(Path("o/t.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_config_of_something_else_is_not_replaced(capsys):
+    Path("o").mkdir()
+    Path("o/config.yaml").write_text("model: mine\n")
+    assert "is not that of a run" in error_of(capsys, "r.yaml", "--output-dir", "o")
+    assert Path("o/config.yaml").read_text() == "model: mine\n"
+
+
+def test_the_description_of_a_run_says_what_was_changed():
+    assert run("r.yaml", "--output-dir", "a") == 0
+    assert run("r.yaml", "--output-dir", "b", "select.k=3") == 0
+    described = [yaml.safe_load(Path(f"{name}/config.yaml").read_text())["description"] for name in "ab"]
+    assert described == ["The 5 longest rows", "The 5 longest rows; run with select.k=3"]
+
+
+def test_a_recipe_proposes_no_next_command_between_its_steps(capsys):
+    assert run("r.yaml", "--output-dir", "o") == 0
+    assert "Next:" not in capsys.readouterr().out
+    assert main(["score", "--scorer", "length", "--dataset", "pool.jsonl", "--output-dir", "p"]) == 0
+    assert capsys.readouterr().out.splitlines()[-2].startswith("Next: hf-select select --scores p")
+
+
+@pytest.mark.parametrize(
+    ("scorer", "queries", "proposed"),
+    [
+        ("ifd", None, "top_k --column score_ifd --at-most 1 "),
+        ("perplexity", None, "top_k --column score_perplexity --which middle "),
+        ("tfidf", ["a"], "top_k --column score_tfidf "),
+        ("tfidf", ["a", "b"], "round_robin --similarities score_tfidf_a score_tfidf_b "),
+        ("dsir", ["a"], "sample --column score_dsir "),
+        ("length", None, "top_k --column score_length "),
+    ],
+)
+def test_the_next_command_takes_the_part_of_the_scores_that_the_method_is_for(scorer, queries, proposed):
+    rows = Dataset.from_list([{"prompt": f"what is {i}", "completion": "a number"} for i in range(8)])
+    made = build_scorer(scorer, {"model": "m"} if scorer in ("ifd", "perplexity") else {})
+    if queries:
+        made = made.fit(dict.fromkeys(queries, rows), pool=rows)
+    said = next_step(made, "o", "pool.jsonl")
+    assert proposed in said
+    assert ("hf-select compare" in said) == (queries is None), (
+        "without a target first see whether it beats random rows"
+    )
+
+
+def test_the_help_of_a_recipe_is_its_header_and_its_settings(capsys):
+    with pytest.raises(SystemExit):
+        run("r.yaml", "--help")
+    said = capsys.readouterr().out
+    assert "Lengths." in said and "cost:  nothing" in said and "  select.k=5\n" in said
+    for name, path in recipes().items():
+        text, settings = recipe_help(name), read_recipe(name)[1]["steps"]
+        header = [line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#")]
+        assert all(line in text for line in header)
+        assert all(f"  {step}.{key}" in text for step, of in settings.items() for key in of)
+    assert "Did you mean quickstart" in error_of(capsys, "quikstart", "--help")
+
+
+def test_an_override_reaches_into_a_mapping(capsys):
+    from hf_select.cli.recipe import _override
+
+    steps = {"train": {"args": {"num_stages": 5, "beta": 0.1}, "model": "m"}}
+    for override in ("train.args.beta=0.2", "train.args.report_to=none", "train.lora.r=16", "train.model=x"):
+        _override(steps, override)
+    expected = {"args": {"num_stages": 5, "beta": 0.2, "report_to": "none"}, "model": "x", "lora": {"r": 16}}
+    assert steps == {"train": expected}
+    with pytest.raises(ValueError, match="model is 'x' and no mapping"):
+        _override(steps, "train.model.name=y")
+    Path("t.yaml").write_text("steps: {train: {method: sft, model: m, dataset: pool.jsonl, output_dir: o}}\n")
+    said = error_of(capsys, "t.yaml", "train.args.learning_rat=1", "--output-dir", "x")
+    assert 'unknown setting "learning_rat" of SFTConfig. Did you mean learning_rate' in said
