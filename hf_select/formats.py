@@ -7,21 +7,35 @@ layout            | columns                                   | becomes
 messages          | `messages` [, `tools`]                    | as it is
 sharegpt          | `conversations` [, `system`, `tools`]     | from/value turns; function_call -> tool_calls
 prompt-completion | `prompt`, `completion` (text or messages) | one user and one assistant turn, or the joined lists
-alpaca            | `instruction`, `output` [, `input`]       | user = instruction + blank line + input
+alpaca            | `instruction`, `output` [, `input`,       | user = instruction + blank line + input, after the
+                  | `system`, `history`]                      | system turn and the pairs of the history
 text              | `text`                                    | raw text without roles
 
+A message may say that its response does not count: `train: false` (axolotl; also `training`) or `weight: 0` (OpenAI).
+It stays in the conversation and has no response span, hence no part in the scores and losses of responses. Weights
+between 0 and 1 are refused, since losses do not know them; so is a turn of another role that asks to be trained on.
+
 A broken row raises `BadRow` with the reason; it is never repaired by a guess. Response spans come from the model's own
-chat template: from its `{% generation %}` marks where it has them, else from what the template writes for each prefix
-of the conversation. Text is never searched for the response. A model without a template gets FALLBACK_TEMPLATE.
+chat template, see `chat_template.py`. A model without a template gets FALLBACK_TEMPLATE.
 """
 
 import json
-import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, cast
+from typing import Any
+
+from hf_select.chat_template import (
+    FALLBACK_TEMPLATE,
+    LESS_TEMPLATE,
+    BadRow,
+    Rendered,
+    Renderer,
+    counts,
+    render_with_spans,
+    renderer,
+    written,
+)
+from hf_select.chat_template import generation_prompt as opening
 
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -42,33 +56,6 @@ SHAREGPT_ROLES = {
     "tool": "tool",
 }
 
-# For base models without a template: the layout of the Tulu sets, which the RDS+ study (arXiv:2503.01807) uses for
-# every base model. Turns are stripped and open with their role; a response ends with EOS, both of which a model learns
-# from.
-FALLBACK_TEMPLATE = (
-    "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' }}"
-    "{% if message['role'] == 'assistant' %}"
-    "{% generation %}{{ message['content'] | trim + (eos_token or '') }}{% endgeneration %}"
-    "{% else %}{{ message['content'] | trim }}{% endif %}"
-    "{% if not loop.last %}{{ '\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '\n<|assistant|>\n' }}{% endif %}"
-)
-
-# LESS's (arXiv:2402.04333): the same, but every turn ends with a line break, which after a response is a token that is
-# learned.
-LESS_TEMPLATE = (
-    "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' }}"
-    "{% if message['role'] == 'assistant' %}"
-    "{% generation %}{{ message['content'] | trim + (eos_token or '') + '\n' }}{% endgeneration %}"
-    "{% else %}{{ message['content'] | trim + '\n' }}{% endif %}{% endfor %}"
-)
-
-_GENERATION_MARK = re.compile(r"\{%-?\s*generation\b")
-
-
-class BadRow(ValueError):
-    """A row that cannot be read or rendered; the message is the reason that its scores carry."""
-
 
 @dataclass(frozen=True)
 class Conversation:
@@ -82,24 +69,34 @@ class Conversation:
     text: str | None = None
     alpaca_input: str = ""
 
+    def responses(self) -> list[dict[str, Any]]:
+        """The assistant turns that count."""
+        return [message for message in self.messages if message["role"] == "assistant" and counts(message)]
+
     def first_pair(self) -> tuple[str, str]:
-        """(instruction, response): the first user turn and the assistant turn right after it."""
+        """(instruction, response): the first user turn with an assistant turn right after it that counts."""
         for user, reply in zip(self.messages, self.messages[1:], strict=False):
-            if user["role"] == "user" and reply["role"] == "assistant":
+            if user["role"] == "user" and reply["role"] == "assistant" and counts(reply):
                 if reply.get("tool_calls") and not reply["content"]:
                     raise BadRow("the first reply is a tool call, not an answer")
                 return user["content"], reply["content"]
         if self.text is not None:
             raise BadRow("plain text has no instruction and response")
+        if any(not counts(message) for message in self.messages):
+            raise BadRow("no user turn with an assistant turn after it that counts (train, weight)")
         raise BadRow("no user turn with an assistant turn after it")
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of a row and its responses as half-open token spans, one for each assistant turn."""
+    """Token ids of a row and its responses as half-open token spans, one for each assistant turn that counts.
+
+    `note` says what the template leaves out of the row by design.
+    """
 
     input_ids: list[int]
     responses: list[tuple[int, int]]
+    note: str = ""
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -177,7 +174,33 @@ def _alpaca(row: dict[str, Any]) -> Conversation:
     extra = _string(row.get("input") or "", "input")  # null and absent both mean "no input" in the Alpaca family
     if extra:
         instruction = f"{instruction}\n\n{extra}"
-    return replace(_pair(instruction, _string(row["output"], "output"), row), alpaca_input=extra)
+    last = _pair(instruction, _string(row["output"], "output"), row)
+    history = _history(row.get("history"))
+    messages = _with_system([*history, *last.messages], row)
+    return replace(last, messages=messages, alpaca_input="" if history else extra)
+
+
+def _history(history: Any) -> list[dict[str, Any]]:
+    """Earlier exchanges, as LLaMA-Factory defines them: a list of [user, assistant] pairs."""
+    if isinstance(history, str):  # CSV has no lists
+        history = _json(history, "history") if history.strip() else None
+    messages = []
+    for i, pair in enumerate(history or ()):
+        if not isinstance(history, list) or not isinstance(pair, list) or len(pair) != 2:
+            raise BadRow("history is not a list of [user, assistant] pairs")
+        for role, text in zip(("user", "assistant"), pair, strict=True):
+            messages.append({"role": role, "content": _string(text, f"history[{i}]")})
+    return messages
+
+
+def _with_system(messages: list[dict[str, Any]], row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The messages after the row's `system` column, where it has one."""
+    system = _string(row.get("system") or "", "system")
+    if not system or (messages and messages[0] == {"role": "system", "content": system}):
+        return messages
+    if messages and messages[0]["role"] == "system":
+        raise BadRow("two different system turns: the first message and the column system")
+    return [{"role": "system", "content": system}, *messages]
 
 
 def _sharegpt(row: dict[str, Any]) -> Conversation:
@@ -185,28 +208,25 @@ def _sharegpt(row: dict[str, Any]) -> Conversation:
     if not isinstance(turns, list) or not turns:
         raise BadRow("conversations is empty or not a list")
     if isinstance(turns[0], dict) and "role" in turns[0]:  # messages under another name
-        return Conversation(_chat(turns, "conversations"), _tools(row.get("tools")))
-    messages = [_sharegpt_turn(turn, i) for i, turn in enumerate(turns)]
-    if row.get("system"):
-        messages.insert(0, {"role": "system", "content": _string(row["system"], "system")})
-    return Conversation(messages, _tools(row.get("tools")))
+        messages = _chat(turns, "conversations")
+    else:
+        messages = [_sharegpt_turn(turn, i) for i, turn in enumerate(turns)]
+    return Conversation(_with_system(messages, row), _tools(row.get("tools")))
 
 
 def _sharegpt_turn(turn: Any, i: int) -> dict[str, Any]:
+    where = f"conversations[{i}]"
     if not isinstance(turn, dict) or "from" not in turn or "value" not in turn:
-        raise BadRow(f"conversations[{i}] has no from and value")
-    speaker, value = turn["from"], _string(turn["value"], f"conversations[{i}].value")
+        raise BadRow(f"{where} has no from and value")
+    speaker, value = turn["from"], _string(turn["value"], f"{where}.value")
     if not isinstance(speaker, str) or speaker not in SHAREGPT_ROLES:
         raise BadRow(f'unknown role "{speaker}" (known: {", ".join(SHAREGPT_ROLES)})')
+    flags = {name: turn[name] for name in _FLAGS if turn.get(name) is not None}
     if speaker in ("function_call", "tool_call"):
-        calls = _json(value, f"conversations[{i}] {speaker}")
-        calls = calls if isinstance(calls, list) else [calls]
-        return {
-            "role": "assistant",
-            "content": "",
-            "tool_calls": [{"type": "function", "function": call} for call in calls],
-        }
-    return {"role": SHAREGPT_ROLES[speaker], "content": value}
+        calls = _json(value, f"{where} {speaker}")
+        calls = [{"type": "function", "function": call} for call in (calls if isinstance(calls, list) else [calls])]
+        return _checked({"role": "assistant", "content": "", "tool_calls": calls, **flags}, where)
+    return _checked({"role": SHAREGPT_ROLES[speaker], "content": value, **flags}, where)
 
 
 def _text(row: dict[str, Any]) -> Conversation:
@@ -240,7 +260,22 @@ def _message(message: Any, where: str) -> dict[str, Any]:
         content = "".join(_string(part.get("text"), f"{where}.content") for part in content)
     if content is None and message.get("tool_calls"):
         content = ""
-    return {**message, "content": _string(content, f"{where}.content")}
+    return _checked({**message, "content": _string(content, f"{where}.content")}, where)
+
+
+def _checked(message: dict[str, Any], where: str) -> dict[str, Any]:
+    """The message, if what it says of training can be honoured and its calls are in tool_calls."""
+    flags = {name: message[name] for name in _FLAGS if name in message}
+    for name, value in flags.items():
+        if value not in (0, 1):  # True and False are these, too
+            raise BadRow(f"{where}.{name} is {value!r}; a response counts (1 or true) or does not (0 or false)")
+    if len({bool(value) for value in flags.values()}) > 1:
+        raise BadRow(f"{where} says both that it is trained on and that it is not: {flags}")
+    if message["role"] != "assistant" and any(flags.values()):
+        raise BadRow(f"{where} is a {message['role']} turn that asks to be trained on; only responses are")
+    if message.get("function_call"):
+        raise BadRow(f"{where} has a function_call, which chat templates do not read; give it as tool_calls")
+    return message
 
 
 def _from_json_text(value: Any, where: str) -> Any:
@@ -278,6 +313,9 @@ def _json(value: str, where: str) -> Any:
         raise BadRow(f"{where} is not valid JSON") from None
 
 
+# What says of a message whether it is trained on: axolotl's names, then OpenAI's.
+_FLAGS = ("train", "training", "weight")
+
 _LAYOUTS = {
     "messages": _messages,
     "sharegpt": _sharegpt,
@@ -293,7 +331,9 @@ _NEEDED = {
     "text": ("text",),
 }
 # The only columns that reading a row looks at: what `score` keeps of a row in memory.
-READ_COLUMNS = sorted({name for needed in _NEEDED.values() for name in needed} | {"input", "system", "tools"})
+READ_COLUMNS = sorted(
+    {name for needed in _NEEDED.values() for name in needed} | {"history", "input", "system", "tools"}
+)
 
 
 def openai_message(message: dict[str, Any]) -> dict[str, Any]:
@@ -347,23 +387,32 @@ def encode_all(
         template = _template(row, tokenizer, chat_template)
         special.append(row.text is not None or template in (FALLBACK_TEMPLATE, LESS_TEMPLATE))
         try:
-            found.append(_render_with_spans(row, tokenizer, template, responses))
+            found.append(_rendered(row, renderer(template, tokenizer, row.tools), responses))
         except BadRow as reason:
             found.append(reason)
     for with_special in (False, True):
-        chosen = [i for i, r in enumerate(found) if not isinstance(r, BadRow) and special[i] == with_special]
+        chosen = [i for i, r in enumerate(found) if isinstance(r, Rendered) and special[i] == with_special]
         if not chosen:
             continue
         encoding = tokenizer(
-            [found[i][0] for i in chosen],
+            [found[i].text for i in chosen],
             add_special_tokens=with_special,
             return_offsets_mapping=responses,
             verbose=False,
         )
         offsets = encoding["offset_mapping"] if responses else [[]] * len(chosen)
         for i, ids, places in zip(chosen, encoding["input_ids"], offsets, strict=True):
-            found[i] = Encoded(ids, _token_spans(found[i][1], places))
+            found[i] = Encoded(ids, _token_spans(found[i].spans, places), found[i].note)
     return found
+
+
+def _rendered(row: Conversation, render: Renderer, responses: bool) -> Rendered:
+    if row.text is not None:
+        return Rendered(row.text, [(0, len(row.text))] if responses else [])
+    if responses:
+        return render_with_spans(row.messages, render)
+    _, text, note, _ = written(row.messages, render)
+    return Rendered(text, [], note)
 
 
 def encode_prompts(
@@ -374,14 +423,12 @@ def encode_prompts(
     found: list[Any] = []
     for row in rows:
         template = _template(row, tokenizer, chat_template)
-        render = partial(_render, conversation=row, tokenizer=tokenizer, template=template, add_generation_prompt=True)
+        render = renderer(template, tokenizer, row.tools)
         try:
             if len(row.messages) < 2 or row.messages[-1]["role"] != "assistant":
                 raise BadRow("the row does not end with a response to a prompt")
-            try:
-                text, _ = render(row.messages[:-1])
-            except BadRow:
-                text, _ = render(_without_system(row.messages[:-1]))
+            messages, _, _, render = written(row.messages, render)
+            text = render.text(messages[:-1], prompt=True)
         except BadRow as reason:
             found.append(reason)
             continue
@@ -419,7 +466,8 @@ def response_close(tokenizer: Any, chat_template: str | None = None) -> list[int
 
 
 def cut(encoded: Encoded, max_length: int | None, context: int | None) -> tuple[Encoded, str]:
-    """The row cut on the right to `max_length` tokens, and a note that says so (empty: nothing was cut).
+    """The row cut on the right to `max_length` tokens, and a note that says so and what the template left out (empty:
+    nothing).
 
     Raises: BadRow if what is left is longer than the model's context.
     """
@@ -429,18 +477,16 @@ def cut(encoded: Encoded, max_length: int | None, context: int | None) -> tuple[
     if context is not None and len(ids) > context:
         raise BadRow(f"longer than the model's context of {context} tokens; lower max_length")
     if len(ids) == len(encoded.input_ids):
-        return encoded, ""
+        return encoded, encoded.note
     responses = [(start, min(end, len(ids))) for start, end in encoded.responses if start < len(ids)]
-    return Encoded(ids, responses), f"cut to {max_length} tokens"
+    notes = [f"cut to {max_length} tokens", *([encoded.note] if encoded.note else [])]
+    return Encoded(ids, responses, encoded.note), "; ".join(notes)
 
 
 def generation_prompt(tokenizer: Any, chat_template: str | None = None) -> str:
     """What the template writes before a response that stands alone: the assistant's header, or nothing."""
-    row = Conversation([{"role": "user", "content": "x"}])
-    template = _template(row, tokenizer, chat_template)
-    before, _ = _render(row.messages, row, tokenizer, template)
-    through, _ = _render(row.messages, row, tokenizer, template, add_generation_prompt=True)
-    return through.removeprefix(before).lstrip("\n") if through.startswith(before) else ""
+    template = _template(Conversation([]), tokenizer, chat_template)
+    return opening(renderer(template, tokenizer)).lstrip("\n")
 
 
 def _template(row: Conversation, tokenizer: Any, chat_template: str | None) -> str:
@@ -450,78 +496,6 @@ def _template(row: Conversation, tokenizer: Any, chat_template: str | None) -> s
     if not tokenizer.chat_template:
         return FALLBACK_TEMPLATE
     return tokenizer.get_chat_template(tools=row.tools)
-
-
-def _render_with_spans(
-    conversation: Conversation, tokenizer: Any, template: str, responses: bool
-) -> tuple[str, list[tuple[int, int]]]:
-    """The rendered text and, if asked for, the character span of each response in it."""
-    if conversation.text is not None:
-        return conversation.text, [(0, len(conversation.text))] if responses else []
-    messages = conversation.messages
-    render = partial(_render, conversation=conversation, tokenizer=tokenizer, template=template)
-    try:
-        text, spans = render(messages)
-    except BadRow:
-        messages = _without_system(messages)
-        text, spans = render(messages)
-    if not responses:
-        return text, []
-    if spans is not None:
-        return text, spans
-    spans = []
-    for i, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        if i > 0:
-            before, _ = render(messages[:i], add_generation_prompt=True)
-        else:  # templates give no generation prompt for nothing: what two different replies have before them
-            before = os.path.commonprefix([render([{"role": "assistant", "content": x}])[0] for x in "ab"])
-        through, _ = render(messages[: i + 1])
-        if not (text.startswith(before) and text.startswith(through) and len(before) <= len(through)):
-            raise BadRow(
-                f"the chat template rewrites turns before the last, so response {len(spans) + 1} cannot be placed; "
-                "give a template with {% generation %} marks (trl.get_training_chat_template has some)"
-            )
-        spans.append((len(before), len(through)))
-    return text, spans
-
-
-def _without_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Within the handling of a refused template: the system turn opens the first user turn instead, since templates
-    without a system role (Gemma 1 and 2, some Mistral ones) refuse it. Whatever else was refused is raised again."""
-    if messages[0]["role"] != "system" or len(messages) == 1 or messages[1]["role"] != "user":
-        raise
-    merged = f"{messages[0]['content']}\n\n{messages[1]['content']}"
-    return [{**messages[1], "content": merged}, *messages[2:]]
-
-
-def _render(
-    messages: list[dict[str, Any]],
-    conversation: Conversation,
-    tokenizer: Any,
-    template: str,
-    add_generation_prompt: bool = False,
-) -> tuple[str, list[tuple[int, int]] | None]:
-    """Rendered text, and the character spans of the template's generation marks (None if it has no marks)."""
-    from jinja2 import TemplateError
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    marked = bool(_GENERATION_MARK.search(template)) and not add_generation_prompt
-    try:
-        rendered, marks = render_jinja_template(
-            conversations=[messages],
-            tools=cast(Any, conversation.tools),
-            chat_template=template,
-            return_assistant_tokens_mask=marked,
-            add_generation_prompt=add_generation_prompt,
-            **tokenizer.special_tokens_map,
-        )
-    except TemplateError as error:
-        raise BadRow(f"the chat template refuses the row: {error}") from None
-    except (TypeError, KeyError, AttributeError) as error:  # the row lacks what the template takes for granted
-        raise BadRow(f"the chat template fails on the row: {type(error).__name__}: {error}") from None
-    return rendered[0], [tuple(mark) for mark in marks[0]] if marked else None  # pyright: ignore[reportReturnType]
 
 
 def _token_spans(spans: list[tuple[int, int]], offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -49,6 +49,36 @@ def test_every_layout_gives_the_same_conversation(row):
     assert one(**row) == Conversation([USER, REPLY])
 
 
+def test_alpaca_history_and_system_come_before_the_instruction():
+    row = {"instruction": "And now?", "input": "Rain.", "output": "Wet.", "system": "Be brief."}
+    earlier = [["Name a tool.", "A saw."], ["Another?", "An axe."]]
+    for history in (earlier, json.dumps(earlier)):
+        found = one(**row, history=history)
+        assert [(m["role"], m["content"]) for m in found.messages] == [
+            ("system", "Be brief."),
+            *(("user", "Name a tool."), ("assistant", "A saw."), ("user", "Another?"), ("assistant", "An axe.")),
+            *(("user", "And now?\n\nRain."), ("assistant", "Wet.")),
+        ]
+        assert found.first_pair() == ("Name a tool.", "A saw.") and found.alpaca_input == ""
+    for history in ([], None, ""):
+        assert one(**{**row, "system": None}, history=history) == one(
+            instruction="And now?", input="Rain.", output="Wet."
+        )
+
+
+@pytest.mark.parametrize("history", [["Name a tool."], [["a", "b", "c"]], "Name a tool.", [["a", None]], {"a": "b"}])
+def test_a_history_of_another_shape_is_refused(history):
+    assert isinstance(one(instruction="And now?", output="Wet.", history=history), BadRow)
+
+
+def test_a_system_column_that_repeats_the_first_turn_is_no_second_one():
+    system = {"role": "system", "content": "Be brief."}
+    assert one(conversations=[system, USER, REPLY], system="Be brief.").messages == [system, USER, REPLY]
+    assert one(conversations=[USER, REPLY], system="Be brief.").messages == [system, USER, REPLY]
+    found = one(conversations=[system, USER, REPLY], system="Be long.")
+    assert isinstance(found, BadRow) and "two different system turns" in str(found)
+
+
 def test_alpaca_input_follows_a_blank_line():
     assert one(instruction="Sum up.", input="Rain.", output="Wet.").messages[0]["content"] == "Sum up.\n\nRain."
 
@@ -224,14 +254,23 @@ def test_system_text_opens_the_first_user_turn_where_the_template_has_no_system_
         encode(Conversation([USER, {"role": "system", "content": "Late."}, REPLY]), tokenizer, template)
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer):
-    """As Qwen3's does, which drops the thoughts of all turns but the last."""
+def test_a_template_that_rewrites_earlier_turns_places_them_as_they_are_written(tokenizer):
+    """As Qwen3's does, which opens a thought in the last turn alone."""
     template = (
         "{% for m in messages %}[{{ m['role'] }}]{% if m['role'] == 'assistant' and loop.last %}<think>{% endif %}"
         "{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
     )
-    assert len(encode(Conversation([USER, REPLY]), tokenizer, template).responses) == 1
-    with pytest.raises(BadRow, match="response 1 cannot be placed"):
+    assert spans(encode(Conversation([USER, REPLY]), tokenizer, template), tokenizer) == ["<think>A saw."]
+    twice = encode(Conversation([USER, REPLY, USER, REPLY]), tokenizer, template)
+    assert spans(twice, tokenizer) == ["A saw.", "<think>A saw."]
+
+
+def test_a_response_that_stands_in_two_places_is_refused(tokenizer):
+    template = (
+        "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% else %}{{ messages[1]['content'] }}{% endif %}"
+    )
+    with pytest.raises(BadRow, match="a response cannot be placed in what the chat template writes"):
         encode(Conversation([USER, REPLY, USER, REPLY]), tokenizer, template)
 
 

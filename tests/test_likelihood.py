@@ -65,14 +65,14 @@ def test_perplexity_is_the_models_own_loss(lm):
 
 
 def test_a_prompt_that_adds_nothing_gives_1(lm):
-    """A template that writes nothing for the user: with and without the prompt is one text."""
+    """A template that writes nothing for the user, who said nothing: with and without the prompt is one text."""
     lm.load().tokenizer.chat_template, own = (
         "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}"
         "{% generation %}{{ m['content'] }}{% endgeneration %}{% endif %}{% endfor %}",
         lm.load().tokenizer.chat_template,
     )
     try:
-        out = score(IFD(lm), chat("Ignored.", "Figs, plums and pears."))
+        out = score(IFD(lm), chat("", "Figs, plums and pears."))
         assert out["score_ifd"] == [1.0] and out["ifd_alone"] == out["ifd_given_prompt"]
     finally:
         lm.load().tokenizer.chat_template = own

@@ -65,4 +65,8 @@ class Length(Scorer):
         response = sum(end - start for start, end in encoded.responses)
         tokens = len(encoded.input_ids)
         sizes = {"all": tokens, "prompt": tokens - response, "response": response, "turns": turns}
-        return {score: float(sizes[self.of]), columns.NUM_TOKENS: tokens}
+        return {
+            score: float(sizes[self.of]),
+            columns.NUM_TOKENS: tokens,
+            columns.reason_column(score): encoded.note,
+        }

@@ -5,7 +5,7 @@ the base model. Taking the highest, and taking from just below the top third on 
 end below random at 200,000 and at 5.8 million rows: treat it as a baseline here too.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -23,7 +23,8 @@ class Perplexity(LMScorer):
     nll = -1/N sum_t log p(x_t | x_<t), over the N tokens in scope that have a token before them
 
     Args:
-        scope: full is every token of the row, prompt included (as in the study); response the response tokens alone.
+        scope: full is every token of the row, prompt included (as in the study), and turns that do not count (train,
+            weight); response the tokens of the responses that count.
         text_format: chat is the model's own template; tulu is the study's layout for every model.
         max_length: tokens kept of a row; a longer one is cut on the right.
     Reads: the whole conversation.
@@ -73,11 +74,10 @@ class Perplexity(LMScorer):
 
 
 def has_response(row: Conversation) -> list[bool]:
-    """For each assistant turn whether it says anything; raw text is all response."""
+    """For each assistant turn that counts whether it says anything; raw text is all response."""
     if row.text is not None:
         return [bool(row.text.strip())]
-    turns = [message for message in row.messages if message["role"] == "assistant"]
-    return [bool(turn["content"].strip() or turn.get("tool_calls")) for turn in turns]
+    return [bool(turn["content"].strip() or turn.get("tool_calls")) for turn in row.responses()]
 
 
 def said(row: Conversation, encoded: Encoded) -> Encoded:
@@ -86,7 +86,7 @@ def said(row: Conversation, encoded: Encoded) -> Encoded:
     if len(encoded.responses) != len(has_response(row)):
         return encoded
     spans = [span for span, says in zip(encoded.responses, has_response(row), strict=True) if says]
-    return Encoded(encoded.input_ids, spans)
+    return replace(encoded, responses=spans)
 
 
 def mean_nll(nll: np.ndarray | OutOfMemory, note: str = "") -> tuple[float, str] | BadRow:

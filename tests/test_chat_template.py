@@ -1,0 +1,372 @@
+"""Responses are placed under every template that TRL ships; what a template leaves out is said."""
+
+import json
+from pathlib import Path
+
+import pytest
+import trl
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jinja2 import TemplateError
+
+from hf_select.chat_template import FALLBACK_TEMPLATE, LESS_TEMPLATE, render_with_spans, renderer
+from hf_select.formats import BadRow, Conversation, conversations, encode
+
+
+FOLDER = Path(trl.__file__).parent / "chat_templates"
+TEMPLATES = {path.stem: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.jinja"))}
+TRAINING = {name for name in TEMPLATES if name.endswith("_training")}
+SHIPPED = sorted(set(TEMPLATES) - TRAINING)
+
+CALL = {"id": "call12345", "type": "function", "function": {"name": "depth", "arguments": {"lake": "Inari", "m": 7}}}
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "depth",
+            "description": "Depth of a lake",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "lake": {"type": "string", "description": "its name"},
+                    "m": {"type": "integer", "description": "where"},
+                },
+                "required": ["lake"],
+            },
+        },
+    }
+]
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def reply(text, **more):
+    return {"role": "assistant", "content": text, **more}
+
+
+def thought(text, reasoning):
+    return reply(f"<think>\n{reasoning}\n</think>\n\n{text}")
+
+
+SYSTEM = {"role": "system", "content": "Answer gruffly."}
+RESULT = {"role": "tool", "tool_call_id": "call12345", "name": "depth", "content": "230 metres"}
+ASKED = [user("How deep is it?"), reply("", tool_calls=[CALL])]
+ROWS = {
+    "single": [user("Which lake?"), reply("Onega.")],
+    "multi": [
+        user("Which lake?"),
+        reply("Onega."),
+        user("Another?"),
+        reply("<b>Ladoga."),
+        user("More?"),
+        reply("Ohrid."),
+    ],
+    "system": [SYSTEM, user("Which lake?"), reply("Onega."), user("Another?"), reply("Ladoga.")],
+    "open": [user("Which lake?"), reply("Onega."), user("Another?")],
+    "call": ASKED,
+    "result": [*ASKED, RESULT, reply("230.")],
+    "two results": [*ASKED, RESULT, reply("230."), user("Sure?"), reply("", tool_calls=[CALL]), RESULT, reply("Yes.")],
+    "reasoning": [user("Which lake?"), reply("Onega.", reasoning_content="Karelia has it.")],
+    "two reasonings": [
+        user("Which lake?"),
+        reply("Onega.", reasoning_content="Karelia has it."),
+        user("Another?"),
+        reply("Ladoga.", reasoning_content="So does this."),
+    ],
+    "thought": [user("Which lake?"), thought("Onega.", "Karelia has it.")],
+    "two thoughts": [
+        user("Which lake?"),
+        thought("Onega.", "Karelia has it."),
+        user("Another?"),
+        thought("Ladoga.", "So?"),
+    ],
+    "reasoned call": [
+        user("How deep is it?"),
+        reply("", tool_calls=[CALL], reasoning_content="I ask."),
+        RESULT,
+        reply("230.", reasoning_content="It said so."),
+        user("Sure?"),
+        reply("Yes."),
+    ],
+    "leading reply": [reply("What do you want?"), user("Which lake?"), reply("Onega.")],
+    "two replies": [user("Which lake?"), reply("Onega."), reply("Or Ohrid.")],
+}
+TOOL_ROWS = ("call", "result", "two results", "reasoned call")
+
+# What the vendors' templates do not write, so that no such row can have a score under them.
+NO_CALLS = {
+    *("cohere", "cohere2", "gemma", "gemma3", "idefics3", "lfm2", "llama3", "llava_next", "phi3", "phi3_5"),
+    *("qwen2_5_vl", "smolvlm"),
+}
+NO_REASONING_FIELD = {
+    *("cohere", "cohere2", "deepseek_r1_distill", "deepseekv3", "gemma", "gemma3", "gemma4", "gemma4_v2", "gemma4_v3"),
+    *("gemma4_v4", "idefics3", "lfm2", "lfm2_v2", "llama3", "llama3_1", "llama3_2", "llava_next", "phi3", "phi3_5"),
+    *("qwen2_5", "qwen2_5_vl", "qwen3_instruct_2507", "qwen3_vl", "smolvlm"),
+}
+REASONED_CALL = (NO_REASONING_FIELD - {"gemma4", "gemma4_v3", "gemma4_v4"}) | {"gemma4_v2"}
+CUT_AT_THOUGHT = {"deepseek_r1_distill", "deepseekv3"}
+ALTERNATE = {"cohere", "cohere2", "gemma", "gemma3"}
+REFUSED = {
+    "call": NO_CALLS,
+    "result": NO_CALLS,
+    "two results": NO_CALLS,
+    "reasoning": NO_REASONING_FIELD,
+    "two reasonings": NO_REASONING_FIELD,
+    "thought": CUT_AT_THOUGHT,
+    "two thoughts": CUT_AT_THOUGHT,
+    "reasoned call": NO_REASONING_FIELD | NO_CALLS,
+    "leading reply": ALTERNATE,
+    "two replies": ALTERNATE | {"gemma4_v5", "diffusion_gemma"},  # they run into one turn without a mark between them
+}
+
+
+def row(kind):
+    return Conversation(ROWS[kind], TOOLS if kind in TOOL_ROWS else None)
+
+
+def texts(encoded, tokenizer):
+    return [tokenizer.decode(encoded.input_ids[a:b]) for a, b in encoded.responses]
+
+
+def answer(message):
+    return message["content"].rpartition("</think>")[2].strip()
+
+
+@pytest.mark.parametrize("kind", ROWS)
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_template_places_responses_or_says_truly_why_not(name, kind, tokenizer):
+    try:
+        encoded = encode(row(kind), tokenizer, TEMPLATES[name])
+    except BadRow as reason:
+        assert name in REFUSED.get(kind, ()), f"{reason}"
+        assert_true(str(reason), row(kind), tokenizer, TEMPLATES[name])
+        return
+    assert name not in REFUSED.get(kind, ())
+    spans, messages = texts(encoded, tokenizer), ROWS[kind]
+    replies = [message for message in messages if message["role"] == "assistant"]
+    assert len(spans) == len(replies)
+    for i, (span, message) in enumerate(zip(spans, replies, strict=True)):
+        assert answer(message) in span
+        assert not any(other["content"] in span for other in messages if other["role"] != "assistant")
+        assert all(
+            answer(other) not in span
+            for other in replies
+            if other is not message and answer(other) not in ("", "230.")
+        )
+        if message.get("tool_calls"):
+            assert "depth" in span and "Inari" in span and "7" in span
+        reasoning = message.get("reasoning_content") or message["content"].partition("</think>")[0][8:].strip()
+        if reasoning and reasoning not in span:  # of earlier responses, and then the row says so
+            assert i < len(replies) - 1 and "the reasoning of earlier responses" in encoded.note
+
+
+def assert_true(reason, row, tokenizer, template):
+    """What a refusal says, seen from outside: by what transformers itself renders, in any form of the messages."""
+    if "cannot be placed" in reason:
+        return
+    texts = []
+    for messages in (row.messages, [with_text(message) for message in row.messages]):
+        for form in (messages, in_parts(messages)):
+            try:
+                render = tokenizer.apply_chat_template
+                texts.append(render(form, tools=row.tools, chat_template=template, tokenize=False))
+            except (TemplateError, TypeError):
+                continue
+    if "refuses" in reason:
+        assert not texts
+    elif "tool calls" in reason:
+        assert all("Inari" not in text for text in texts)
+    else:
+        assert "the reasoning of a response" in reason
+        reasonings = [m.get("reasoning_content") or m["content"].partition("</think>")[0][8:] for m in row.messages]
+        assert any(all(words.strip() not in text for text in texts) for words in reasonings if words)
+
+
+def with_text(message):
+    """The message with the arguments of its calls as JSON text."""
+    calls = [
+        {**c, "function": {**c["function"], "arguments": '{"lake": "Inari"}'}} for c in message.get("tool_calls", [])
+    ]
+    return {**message, "tool_calls": calls} if calls else message
+
+
+def in_parts(messages):
+    return [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
+
+
+@pytest.mark.parametrize("name", sorted(TRAINING - {"glm4moe_training"}))  # it writes another text
+def test_trls_training_templates_mark_the_same_ends_and_the_same_starts_but_for_generation_prompts(name, tokenizer):
+    """Where a training template writes the same text, its marks are an independent answer. They may open before what
+    the generation prompt gives (<think>, the header), or fall in two."""
+    own = TEMPLATES[name.removesuffix("_training")]
+    compared = 0
+    for kind, messages in ROWS.items():
+        tools = TOOLS if kind in TOOL_ROWS else None
+        try:
+            ours = render_with_spans(messages, renderer(own, tokenizer, tools))
+            theirs = render_with_spans(messages, renderer(TEMPLATES[name], tokenizer, tools))
+        except BadRow:
+            continue
+        if ours.text != theirs.text:
+            continue
+        compared += 1
+        ends = {end for _, end in theirs.spans}
+        for start, end in ours.spans:
+            mark = min(begin for begin, stop in theirs.spans if stop > start)
+            before = ours.text[min(mark, start) : max(mark, start)]
+            assert "." not in before and "?" not in before, f"{before!r} holds somebody's words"
+            after = ours.text[max(stop for stop in ends if stop <= end) : end].strip()
+            assert after in ("", "<|tool_response>")  # with which Gemma stops after a call
+    assert compared >= 4
+
+
+@pytest.mark.parametrize("name", sorted({*SHIPPED, "ours", "less"} - NO_CALLS))
+def test_arguments_as_text_and_as_an_object_are_one_row(name, tokenizer):
+    template = {"ours": FALLBACK_TEMPLATE, "less": LESS_TEMPLATE, **TEMPLATES}[name]
+    encoded = []
+    for arguments in (CALL["function"]["arguments"], '{"lake":"Inari","m":7}', '{"lake": "Inari", "m": 7}'):
+        call = {**CALL, "function": {"name": "depth", "arguments": arguments}}
+        messages = [ROWS["result"][0], reply("", tool_calls=[call]), *ROWS["result"][2:]]
+        encoded.append(encode(Conversation(messages, TOOLS), tokenizer, template))
+    assert encoded[0] == encoded[1] == encoded[2]
+    assert "Inari" in texts(encoded[0], tokenizer)[0] and "\\" not in texts(encoded[0], tokenizer)[0]
+
+
+@pytest.mark.parametrize("arguments", ["{", "7", '"Ladoga"', [1]])
+def test_arguments_that_are_no_object_are_refused(arguments, tokenizer):
+    call = {**CALL, "function": {"name": "depth", "arguments": arguments}}
+    with pytest.raises(BadRow, match="arguments of a tool call are"):
+        encode(Conversation([user("x"), reply("", tool_calls=[call])]), tokenizer)
+
+
+def test_a_template_that_prints_python_gets_the_text_of_arguments(tokenizer):
+    template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.name }}"
+        "{{ c.function.arguments }}{% endfor %}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    assert texts(encode(row("call"), tokenizer, template), tokenizer) == ['depth{"lake": "Inari", "m": 7}']
+
+
+def test_our_template_writes_all_that_a_row_says_and_plain_rows_as_before(tokenizer):
+    reasoned = reply("Ask.", tool_calls=[CALL, CALL], reasoning_content="Hm.")
+    messages = [SYSTEM, {**user("How deep?"), "name": "Ann"}, reasoned, RESULT, reply("230.")]
+    for template, end in ((FALLBACK_TEMPLATE, ""), (LESS_TEMPLATE, "\n")):
+        encoded = encode(Conversation(messages, TOOLS), tokenizer, template)
+        call = '<tool_call>\n{"name": "depth", "arguments": {"lake": "Inari", "m": 7}}\n</tool_call>'
+        first = f"<think>\nHm.\n</think>\nAsk.\n{call}\n{call}<|end|>{end}"
+        assert texts(encoded, tokenizer) == [first, f"230.<|end|>{end}"]
+        assert encoded.note == ""
+        written = tokenizer.decode(encoded.input_ids)
+        assert written == (
+            f"<|begin|><|tools|>\n{json.dumps(TOOLS[0])}\n<|system|>\nAnswer gruffly.\n<|user name=Ann|>\nHow deep?\n"
+            f"<|assistant|>\n{first}{'' if end else chr(10)}<|tool name=depth|>\n230 metres\n"
+            f"<|assistant|>\n230.<|end|>{end}"
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "note"),
+    [
+        ("llama3", {"tools": TOOLS}, "the chat template leaves out the tools"),
+        ("qwen3", {"name": "Ann"}, "the chat template leaves out names"),
+    ],
+)
+def test_context_that_is_left_out_gives_a_note(name, change, note, tokenizer):
+    messages = [{**user("Which lake?"), **{k: v for k, v in change.items() if k == "name"}}, reply("Onega.")]
+    encoded = encode(Conversation(messages, change.get("tools")), tokenizer, TEMPLATES[name])
+    assert encoded.note == note
+
+
+@pytest.mark.parametrize(
+    ("name", "lost", "reason"),
+    [
+        ("qwen3", {"role": "developer", "content": "Be kind."}, "a developer turn"),
+        ("qwen3_vl", {"role": "system", "content": "Be kind."}, "a system turn"),
+        ("phi3", {"role": "tool", "content": "5"}, "tool results"),
+    ],
+)
+def test_a_turn_that_is_left_out_refuses_the_row(name, lost, reason, tokenizer):
+    messages = [user("Which lake, of 5?"), lost, reply("Onega.")]
+    with pytest.raises(BadRow, match=f"does not write {reason}"):
+        encode(Conversation(messages), tokenizer, TEMPLATES[name])
+
+
+def test_a_template_that_is_not_jinja_is_an_error_of_the_user_not_of_the_row(tokenizer):
+    with pytest.raises(ValueError, match="not valid Jinja: line 1") as error:
+        encode(row("single"), tokenizer, "{% for m in %}")
+    assert not isinstance(error.value, BadRow)
+
+
+# ------------------------------------------------------------------------------------------ generated conversations
+
+WORDS = st.text("aé世<|>/ \n{}'\"", max_size=12)
+REWRITING = ["qwen3", "qwen3_5_think", "phi3_5", "gptoss", "deepseekv3", "nemotron_3_nano", "gemma4_v5"]
+
+
+@pytest.mark.parametrize("name", REWRITING)
+@settings(max_examples=15, deadline=None, derandomize=True, database=None)
+@given(pairs=st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=4))
+def test_spans_hold_a_turns_words_and_nobody_elses(name, pairs, tokenizer):
+    """Each turn bears a number of its own, so that whose words stand in a span can be seen."""
+    messages = []
+    for i, (asked, said) in enumerate(pairs):
+        messages += [user(f"{asked}u{i}?{asked}"), reply(f"{said}r{i}!{said}")]
+    rendered = render_with_spans(messages, renderer(TEMPLATES[name], tokenizer))
+    spans = [rendered.text[a:b] for a, b in rendered.spans]
+    assert len(spans) == len(pairs)
+    for i, (span, (_, said)) in enumerate(zip(spans, pairs, strict=True)):
+        assert f"{said}r{i}!{said}".strip() in span
+        assert not any(f"r{j}!" in span for j in range(len(pairs)) if j != i)
+        assert not any(f"u{j}?" in span for j in range(len(pairs)))
+        assert span.strip() != f"{said}r{i}!{said}".strip()  # it ends with a mark
+    whole = tokenizer.apply_chat_template(messages, chat_template=TEMPLATES[name], tokenize=False)
+    assert rendered.text == whole
+
+
+# --------------------------------------------------------------------------------------------- responses that count
+
+
+@pytest.mark.parametrize("flag", [{"train": False}, {"training": False}, {"weight": 0}, {"weight": 0.0}])
+@pytest.mark.parametrize("name", [None, "qwen3", "phi3_training", "gptoss"])
+def test_a_response_that_does_not_count_has_no_span(name, flag, tokenizer):
+    template = None if name is None else TEMPLATES[name]
+    plain = encode(row("multi"), tokenizer, template)
+    flagged = [{**m, **(flag if m["content"] == "<b>Ladoga." else {})} for m in ROWS["multi"]]
+    (conversation,) = conversations({"messages": [flagged]})
+    encoded = encode(conversation, tokenizer, template)
+    assert encoded.input_ids == plain.input_ids
+    kept = "".join(texts(encoded, tokenizer))
+    assert "Onega." in kept and "Ohrid." in kept and "Ladoga" not in kept
+    assert set(encoded.responses) <= set(plain.responses)
+
+
+def test_sharegpt_turns_carry_their_weights(tokenizer):
+    turns = [
+        {"from": "human", "value": "Which lake?", "weight": None},
+        {"from": "gpt", "value": "Bananas.", "weight": 0},
+        {"from": "human", "value": "No."},
+        {"from": "gpt", "value": "Onega.", "weight": 1},
+    ]
+    (conversation,) = conversations({"conversations": [turns]})
+    assert texts(encode(conversation, tokenizer), tokenizer) == ["Onega.<|im_end|>\n"]
+    assert conversation.first_pair() == ("No.", "Onega.")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({1: {"weight": 0.5}}, r"messages\[1\].weight is 0.5"),
+        ({1: {"train": "no"}}, r"messages\[1\].train is 'no'"),
+        ({1: {"train": True, "weight": 0}}, "both"),
+        ({0: {"train": True}}, r"messages\[0\] is a user turn that asks to be trained on"),
+        ({1: {"weight": 0}}, "no response counts"),
+        ({1: {"function_call": {"name": "depth"}}}, "give it as tool_calls"),
+    ],
+)
+def test_weights_that_cannot_be_honoured_are_refused(changes, reason, tokenizer):
+    messages = [{**m, **changes.get(i, {})} for i, m in enumerate(ROWS["single"])]
+    (conversation,) = conversations({"messages": [messages]})
+    with pytest.raises(BadRow, match=reason):
+        raise conversation if isinstance(conversation, BadRow) else encode(conversation, tokenizer)
