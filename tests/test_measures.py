@@ -2,6 +2,7 @@
 are those of one process."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from launching import launched
 from test_compare import ground, rows_of  # noqa: F401
 
 from hf_select import CausalLM, TopK
-from hf_select.evaluation.answers import CheckableAnswers, letter, number, plain
+from hf_select.evaluation.answers import CheckableAnswers, letter, number, plain, same_number
 from hf_select.evaluation.compare import compare
 from hf_select.evaluation.measures import HeldOutLoss
 from hf_select.training.equal_tokens import Recipe, labelled, train_on_tokens
@@ -35,10 +36,85 @@ from hf_select.training.equal_tokens import Recipe, labelled, train_on_tokens
         ("-0.0", "0"),
         ("007.50", "7.5"),
         ("9" * 5000, "9" * 5000),
+        ("- 5 apples\n- 7 pears", "7"),
+        ("at 5:30", "5:30"),
+        ("so 3 1/2 of 12", "12"),
+        ("that leaves 6/8", "3/4"),
+        ("3 1/2", "7/2"),
+        ("so the area is $3\\sqrt{2}$.", "3\\sqrt{2}"),
+        ("so $3 \\times 4 = 12$ apples", "12"),
+        ("He pays $5 and then $7", "7"),
+        ("\\[ x = 12 \\]", "12"),
     ],
 )
 def test_the_last_number(text, found):
     assert number(text) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("#### 42 ... Step 1 done", "42"),
+        ("#### 42\nStep 1 done", "42"),
+        ("#### $1,234.50\n2 checks", "1234.5"),
+        ("#### -5 degrees, not 7", "-5"),
+        ("so 5.\n#### Step 3: multiply by 4\nThe answer is 20.", "20"),
+        ("The answer is 42. I used 3 steps.", "42"),
+        ("The answer is $12.50 per ticket, for 3 tickets.", "12.5"),
+        ("The answer is **42**, with 2 digits", "42"),
+        ("The answer is 3 + 4 = 7, of 2 numbers.", "7"),
+        ("The answer is that he has 3 dogs and 4 cats, so 7. Step 2 is easy.", "7"),
+        ("The answer to 3 + 4 is 7, as 2 + 5.", "7"),
+        ("The answer is approximately 3.14 (2 digits)", "3.14"),
+        ("The answer is 50%, up from 20%.", "50"),
+        ("The answer is as follows:\n\nfirst 1, then 42", "42"),
+        ("**Answer:** 18 apples (6 boxes of 3)", "18"),
+        ("**Final Answer**: 3/4 of 100", "3/4"),
+        ("### Final Answer\n42 km in 3 hours", "42"),
+        ("Answer: x = 5, y = 6", "5"),
+        ("Answer:\n\n$$ 42 $$\n3 notes", "42"),
+        ("<answer>1,000</answer> after 3 steps", "1000"),
+        ("答案是 42。因为 6 乘 7", "42"),
+        ("<think>The answer is 5? #### 5</think> It is 6.", "6"),
+        ("\\boxed{42} in 3 steps", "42"),
+        ("The final answer is $\\boxed{7}$. I am 100 % sure.", "7"),
+        ("\\boxed{12.50\\text{ dollars}} for 2", "12.5"),
+        ("\\boxed{\\$1{,}234}", "1234"),
+        ("\\boxed{50\\%}", "50"),
+        ("\\boxed{90^\\circ}", "90"),
+        ("\\boxed{5\\text{ cm}^2}", "5"),
+        ("\\boxed{x = 5}", "5"),
+        ("\\boxed{\\frac{3}{4}} of 12", "\\frac{3}{4}"),
+        ("\\boxed{\\text{no}} 5 is odd", "5"),
+        ("\\boxed{12", "12"),
+        ("first \\boxed{1}, at last \\boxed{\\frac{1}{\\sqrt{2}}}", "\\frac{1}{\\sqrt{2}}"),
+    ],
+)
+def test_a_marked_number_comes_first(text, found):
+    assert number(text) == found
+
+
+def test_numbers_and_formulas_are_compared_by_value():
+    same = [
+        ("1/2", "0.5", "\\frac{1}{2}", "\\frac12"),
+        ("2\\pi", "\\pi \\cdot 2"),
+        ("1200", "1.2 \\times 10^3"),
+        ("x^2 + 1", "1 + x^2"),
+        ("\\{1, 2\\}", "\\{2, 1\\}"),
+    ]
+    values = [(value, group) for group in same for value in group]
+    other = ["5:30", "5:45", "0.333", "1/3", "12.5", "12.50001", "-0.5"]
+    values += [(value, value) for value in other]
+    wrong = [(a, b) for a, one in values for b, two in values if same_number(a, b) != (one == two)]
+    assert wrong == [] and not same_number("(1, 2)", "(2, 1)")
+
+
+def test_without_math_verify_the_extra_is_named_before_anything_is_generated(monkeypatch):
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    rows = Dataset.from_list([{"prompt": "2 + 2?", "completion": "4"}])
+    with pytest.raises(ImportError, match=r'pip install "hf-select\[eval\]"'):
+        CheckableAnswers(rows)
+    assert CheckableAnswers(rows, "text")._right == ["4"]
 
 
 @pytest.mark.parametrize(
@@ -62,6 +138,29 @@ def test_the_last_number(text, found):
         ("**B**", "B"),
         ("the answer is (b) as said", "B"),
         ("Heat rises", None),
+        ("The correct choice is D", "D"),
+        ("The correct option is (C).", "C"),
+        ("The correct one is B, not A", "B"),
+        ("The best answer is **C. Mitochondria**", "C"),
+        ("**Answer: B) Paris**", "B"),
+        ("**Answer:** (B)\nA is wrong", "B"),
+        ("Final answer - B", "B"),
+        ("I'd go with (A)", "A"),
+        ("I would choose C.", "C"),
+        ("(B) is correct because A is wrong", "B"),
+        ("Therefore, D is the correct answer.", "D"),
+        ("Option A is wrong, so the answer is C. Option D is silly.", "C"),
+        ("A. no\nB. no\nTherefore: C", "C"),
+        ("so it must be (D).", "D"),
+        ("Option B", "B"),
+        ("b)", "B"),
+        ("#### C", "C"),
+        ("<answer>b</answer>", "B"),
+        ("答案是B", "B"),
+        ("\\boxed{\\textbf{(D)}}", "D"),
+        ("The answer is: $\\boxed{D}$, as A is wrong", "D"),
+        ("<think>The answer is A.</think>\n\nB", "B"),
+        ("The answer is not A", None),
     ],
 )
 def test_the_letter_of_a_choice(text, found):

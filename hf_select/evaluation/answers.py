@@ -1,13 +1,16 @@
 """Generation tasks whose answers can be checked: the share of rows whose final answer is right.
 
 The model answers each prompt greedily in its chat template; from its answer and from the row's own response the final
-answer is taken in the same way, and the two are compared.
+answer is taken in the same way, and the two are compared. A marked answer comes first: "#### 42", \\boxed{42},
+<answer>42</answer>, then "the answer is 42"; only without any of them the last number, or the letter that opens or
+ends the text. Reasoning that ends in </think> is left out. Numbers and formulas are compared by math-verify.
 """
 
 import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, ClassVar, Literal
 
 from hf_select.choices import check_choices
@@ -21,35 +24,91 @@ from hf_select.inference.pool import pool_fingerprint, readable
 Final = Literal["number", "letter", "text", "contains"]
 
 # A minus after a digit, a letter or a bracket takes away; a comma stands before three digits.
-_NUMBER = re.compile(r"((?<![\w)\]])[-\u2212])?((?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
-# "The answer is (B)", "Answer: **b**" and "\\boxed{B}", but neither "the answer is a mammal" nor "... is I think".
+_MINUS = r"(?:(?<![\w)\]}])[-\u2212])?"
+_DIGITS = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
+# 5:30, 3/4, 3 1/2, $1,234.50
+_NUMBER = re.compile(rf"({_MINUS})(?:[$€£¥]\s?)?(\d+(?::\d+)+|(?:\d+\s+)?\d+\s?/\s?\d+(?![\d/.])|{_DIGITS})")
+# What `number` returns for these has one spelling; 1/2, 0.5 and \frac{1}{2} are one number in three.
+_PLAIN = re.compile(r"-?[\d.:]+")
+# A number alone or with a unit: "5 apples", "12 km", but not "2x".
+_WITH_UNIT = re.compile(rf"{_NUMBER.pattern}(?:\s*[^\W\d_]{{2,}}(?:\s+[^\W\d_]+)*)?")
+# What may stand before the number of a marked answer: "x = ", "about ", "**".
+_BEFORE_NUMBER = re.compile(r"(?:[\s*_:=≈~(]|about\b|approximately\b|roughly\b|exactly\b|\\?[a-zA-Z]\s*=(?!=))*")
+# In front of "=": numbers, operators and single letters, but no words.
+_EQUATION = re.compile(r"(?:[^\W\d_](?![^\W\d_])|[^=\w\n,;]|,(?=\d)|[\d_])*=")
+_MATHS = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_WORD_OF_TEXT = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{3,}")
+# Text, spaces, currency, per cent and degrees in a formula.
+_DRESS = re.compile(
+    r"\\(?:text|mathrm|textbf|mathbf|mbox)\s?\{[^{}]*\}(?:\s?\^\s?\{?\d\}?)?|\^\s?\{?\\circ\}?|\\[,!;: %$]|[%$€£¥°]"
+)
+_IS = r"(?:\s+(?:is|are|was|would\s+be|should\s+be|must\s+be|equals)\b|\s*[:：=])"
+_ANSWER = re.compile(
+    rf"(?:\banswer[*_]*(?:\s+to\b[^.\n]{{1,80}}?)?{_IS}|\bfinal\s+answer[*_]*\s*\n|答案(?:是|为|：|:))[\s*_:]*", re.I
+)
+_TAGGED = re.compile(r"<answer>(.+?)</answer>", re.IGNORECASE | re.DOTALL)
+
+# "B", "(B)", "**b**", "$\text{(B)}$", but neither "a mammal" nor "I think".
+_CHOICE = (
+    r"[\s*_(\[{$]*(?:\\(?:text|textbf|mathrm|mathbf|boxed)\{[\s(*]*)*"
+    r"((?-i:[A-HJ-Z])|[a-z](?=\s*(?:[^\s\w]|$)))(?!['’\w])"
+)
 _CALLED = re.compile(
-    r"(?:answer(?:\s+is)?\s*:?\s*(?:option\s+|choice\s+)?|\\boxed\{|correct\s+option\s+is\s+)[\s*_(\[{]*"
-    r"(?:(?:\\text\{)?((?-i:[A-HJ-Z])|[a-z](?=\s*(?:[^\s\w]|$)))(?!['’\w]))",
+    r"(?:\banswer(?:\s+to\b[^.\n]{1,80}?)?(?:'s|\s+(?:is|would\s+be|should\s+be|must\s+be))?[\s*_]*[:：–-]?"
+    rf"|\b(?:choice|option|letter|(?:correct|best|right)\s+(?:one|statement|response))[*_]*{_IS}"
+    r"|\b(?:I|I'd|I'll|would|will|we|must)\s+(?:choose|pick|select|go\s+with)\b|答案(?:是|为|：|:)?)"
+    rf"[\s*_:]*(?:(?:option|choice|letter)\b[\s*_:]*)?{_CHOICE}",
     re.IGNORECASE,
 )
+_CONFIRMED = re.compile(r"(?<!['’\w])\(?([A-HJ-Z])\)?[*_]*\s+is\s+(?:the\s+|therefore\s+)?(?:correct|right|best)\b")
+_AT_START = re.compile(_CHOICE, re.IGNORECASE)
 # "B", "(B) because", "**B.**", but not the article of "A dog barks".
-_BEGINS = re.compile(r"^[\s*_(\[]*([A-Z])(?=\s*$|[).:\]*_])", re.MULTILINE)
+_BEGINS = re.compile(r"^[\s*_(\[]*(?:(?:[Oo]ption|[Cc]hoice)\s+\(?)?([A-Z])(?=\s*$|[).:\]*_])", re.MULTILINE)
+_ALONE = re.compile(r"[\s*_(\[]*([a-zA-Z])[\s*_)\].]*")
+# "Therefore: B", "so it is (B)."
+_ENDS = (re.compile(r"[:→⇒]\s*[*_(]*([A-Z])[*_).\s]*$"), re.compile(r"\(([A-Z])\)[*_.\s]*$"))
 
 
 def number(text: str) -> str | None:
-    """The last number of a text, after the last "####" if there is one: "so 1,234.50 dollars" -> "1234.5"."""
-    found = _NUMBER.findall(text.rpartition("####")[2])
-    if not found:
-        return None
-    sign, digits = found[-1]
-    whole, _, part = digits.replace(",", "").partition(".")
-    value = (whole.lstrip("0") or "0") + (f".{part.rstrip('0')}" if part.rstrip("0") else "")
-    return f"-{value}" if sign and value != "0" else value
+    """The number or formula that is the final answer: "so 1,234.50 dollars" -> "1234.5", "\\boxed{6/8}" -> "3/4".
+
+    Currency, per cent and units are left out. A formula is given as it is written, if math-verify can read it.
+    """
+    text = _answered(text)
+    for mark, is_formula in _marks(text):
+        found = _formula(mark) if is_formula else _first_number(mark)
+        if found is not None:
+            return found
+    for phrase in reversed(list(_ANSWER.finditer(text))):
+        rest = text[phrase.end() :]
+        found = _first_number(rest)
+        found = found or _last_number(re.split(r"[.!?](?:\s|$)|\n", rest, maxsplit=1)[0])
+        if found is not None:
+            return found
+    return _last_number(text)
+
+
+def same_number(a: str, b: str) -> bool:
+    """Whether two answers, as `number` gives them, are equal: as text, or as formulas by math-verify."""
+    if a == b or (_PLAIN.fullmatch(a) and _PLAIN.fullmatch(b)):
+        return a == b
+    verifier = _math_verify()
+    return bool(verifier.verify(verifier.parse(f"${b}$"), verifier.parse(f"${a}$")))
 
 
 def letter(text: str) -> str | None:
-    """The letter of a choice: the last one that is called the answer, or else the first that begins a line."""
-    called = _CALLED.findall(text)
+    """The letter of a choice: the one that is marked, else the last that is called the answer, else the first that
+    begins a line, unless the text ends with one after a colon."""
+    text = _answered(text)
+    for mark, _ in _marks(text):
+        found = _AT_START.match(mark)
+        if found:
+            return found[1].upper()
+    called = _CALLED.findall(text) or _CONFIRMED.findall(text)
     if called:
         return called[-1].upper()
-    begins = _BEGINS.search(text)
-    return begins[1] if begins else None
+    found = _ALONE.fullmatch(text) or _ENDS[0].search(text) or _BEGINS.search(text) or _ENDS[1].search(text)
+    return found[1].upper() if found else None
 
 
 def plain(text: str) -> str:
@@ -64,10 +123,12 @@ class CheckableAnswers:
 
     Args:
         rows: conversations that end with an assistant's turn, or prompts with completions: the right answers.
-        final: what is compared. number: the last number; letter: the choice; text: the whole answer without letter
-            case, punctuation and articles; contains: whether the right answer, so written, stands in the model's.
+        final: what is compared. number: the marked or else the last number or formula (extra `eval`); letter: the
+            choice; text: the whole answer without letter case, punctuation and articles; contains: whether the right
+            answer, so written, stands in the model's.
         max_new_tokens: of an answer; one that is cut there is read as far as it goes.
-    Raises: ValueError for rows without a response, or whose own response has no such final answer.
+    Raises: ValueError for rows without a response, or whose own response has no such final answer; ImportError without
+        the extra, before anything is generated.
     """
 
     rows: Any
@@ -81,6 +142,8 @@ class CheckableAnswers:
         check_choices(self)
         if len(self.rows) == 0:
             raise ValueError("there is nothing to measure on: the task has no rows.")
+        if self.final == "number":
+            _math_verify()
         find: Callable[[str], str | None] = {"number": number, "letter": letter}.get(self.final, plain)  # type: ignore[arg-type]
         self._find, self._prompts, self._right = find, [], []
         for place, row in enumerate(conversations(self.rows[:])):
@@ -111,4 +174,94 @@ class CheckableAnswers:
     def _is_right(self, text: str, right: str) -> bool:
         if self.final == "contains":
             return f" {right} " in f" {plain(text)} "
-        return self._find(text) == right
+        found = self._find(text)
+        return found is not None and (same_number(found, right) if self.final == "number" else found == right)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _answered(text: str) -> str:
+    """The text without the reasoning before it."""
+    return text.rpartition("</think>")[2]
+
+
+def _marks(text: str) -> list[tuple[str, bool]]:
+    """What is marked as the answer, the last mark first, and whether it is a formula as a whole."""
+    found = [(place.end(), text[place.end() :].lstrip(), False) for place in re.finditer("####", text)]
+    found += [(place.end(), place[1].strip(), False) for place in _TAGGED.finditer(text)]
+    boxed = _boxed(text)
+    if boxed is not None:
+        found.append((text.rindex("\\boxed{"), boxed, True))
+    return [(mark, is_formula) for _, mark, is_formula in sorted(found, reverse=True)]
+
+
+def _boxed(text: str) -> str | None:
+    """What stands in the last \\boxed{}; braces may be nested, and the last may be missing."""
+    before, mark, rest = text.rpartition("\\boxed{")
+    if not mark:
+        return None
+    depth = 1
+    for i, character in enumerate(rest):
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        if depth == 0:
+            return rest[:i].strip()
+    return rest.strip()
+
+
+def _first_number(text: str) -> str | None:
+    """The number or formula that a text begins with: "$12.50 each", "**3/4**", "x = 5 apples", "3 + 4 = 7."."""
+    text = text[_BEFORE_NUMBER.match(text).end() :]  # pyright: ignore[reportOptionalMemberAccess]
+    maths = _MATHS.match(text)
+    if maths and not _is_money(maths):
+        return _formula(next(filter(None, maths.groups())))
+    while equation := _EQUATION.match(text):
+        text = text[equation.end() :].lstrip()
+    found = _NUMBER.match(text)
+    return _written(found) if found else None
+
+
+def _last_number(text: str) -> str | None:
+    found = next(reversed(list(_NUMBER.finditer(text))), None)
+    if found is None:
+        return None
+    for maths in _MATHS.finditer(text):
+        if maths.start() <= found.start() < maths.end() and not _is_money(maths):
+            return _formula(next(filter(None, maths.groups()))) or _written(found)
+    return _written(found)
+
+
+def _formula(text: str) -> str | None:
+    """A formula: what is behind its last "=" if that is a number, perhaps with a unit, else all of it as it is
+    written, if math-verify can read it."""
+    bare = " ".join(_DRESS.sub(" ", text.replace("{,}", ",").replace("\\!", "")).split()).rstrip(".")
+    found = _WITH_UNIT.fullmatch(re.split(r"(?<![<>!])=|\\approx", bare)[-1].strip())
+    if found:
+        return _written(found)
+    return bare if bare and _math_verify().parse(f"${bare}$") else None
+
+
+def _is_money(maths: re.Match[str]) -> bool:
+    """ "$5 and then $" is no formula."""
+    return maths[2] is not None and bool(_WORD_OF_TEXT.search(_DRESS.sub(" ", maths[2])))
+
+
+def _written(found: re.Match[str]) -> str:
+    """A number in its shortest form: "1234.5", "-3/4", "5:30"."""
+    sign, digits = "-" if found[1] else "", found[2]
+    if ":" in digits:
+        return digits
+    if "/" in digits:
+        *whole, over, under = map(int, re.findall(r"\d+", digits))
+        return f"{sign}{sum(whole) + Fraction(over, under) if under else digits}"
+    whole, _, part = digits.replace(",", "").partition(".")
+    value = (whole.lstrip("0") or "0") + (f".{part.rstrip('0')}" if part.rstrip("0") else "")
+    return f"{sign}{value}" if value != "0" else value
+
+
+def _math_verify() -> Any:
+    try:
+        import math_verify
+    except ImportError:
+        raise ImportError('checking numbers needs an extra: pip install "hf-select[eval]"') from None
+    return math_verify
