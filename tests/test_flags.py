@@ -188,3 +188,28 @@ def test_an_empty_text_is_refused():
     for name in ("scores", "output"):
         with pytest.raises(ValueError, match=f"{name} is an empty text"):
             build(Select, {"scores": "p", "selector": "random", "output": "o", name: " "}, "select")
+
+
+def test_a_warning_has_a_line_of_its_own_above_the_bar(model_path, capsys, monkeypatch):
+    import warnings
+
+    from hf_select.scoring.length import Length
+
+    measure = Length.measure
+
+    def warned(self, rows):
+        warnings.warn("this is on its way out", FutureWarning, stacklevel=1)
+        return measure(self, rows)
+
+    monkeypatch.setattr(Length, "measure", warned)
+    rows = [{"prompt": f"p{i}", "completion": "" if i % 2 else "an answer"} for i in range(8)]
+    Path("pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    score = ("score", "--dataset", "pool.jsonl", "--chunk-rows", "2", "--output-dir")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert run(*score, "o", "--scorer", "length") == 0
+        assert run(*score, "p", "--scorer", "ifd", "--model", model_path) == 0
+    printed = capsys.readouterr().err.replace("\r", "\n").splitlines()
+    for said in ("FutureWarning: this is on its way out", "ifd: 1 of 2 rows"):
+        lines = [line for line in printed if said in line]
+        assert len(lines) == 4 and not any("row/s" in line for line in lines), lines

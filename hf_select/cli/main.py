@@ -3,11 +3,14 @@ names.
 """
 
 import argparse
+import logging
 import os
 import re
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING
 from importlib import import_module
 from typing import Any
@@ -74,7 +77,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         command, values = _parse(argv)
         _own_bars_only()
-        if next_step := make_command(command, values).run():
+        with _messages_above_bars():
+            next_step = make_command(command, values).run()
+        if next_step:
             print(f"Next: {next_step}")
         sys.stdout.flush()
     except KeyboardInterrupt:
@@ -98,6 +103,22 @@ def _own_bars_only() -> None:
 
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
+
+
+@contextmanager
+def _messages_above_bars() -> Iterator[None]:
+    """Warnings and log messages get lines of their own, above a progress bar and not behind it."""
+    from tqdm.auto import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    libraries = [logging.getLogger(name) for name in ("transformers", "datasets", "huggingface_hub")]
+    loggers = [logging.root, *(logger for logger in libraries if logger.handlers)]
+    logging.captureWarnings(True)
+    try:
+        with logging_redirect_tqdm(loggers, tqdm_class=tqdm):
+            yield
+    finally:
+        logging.captureWarnings(False)
 
 
 def _parse(argv: list[str]) -> tuple[str, dict[str, Any]]:

@@ -179,9 +179,9 @@ def _check_folder(folder: Path, steps: dict[str, dict[str, Any]], overwrite: boo
             raise ValueError(f'"{config}" is not that of a run and is not replaced; choose another folder.') from None
     changes = []
     for step, settings in steps.items():
-        before = (read_json(_marker(folder, step)) or {}).get("settings")
+        before: dict[str, Any] = (read_json(_marker(folder, step)) or {}).get("settings") or {}
         now = _plain(settings)
-        places = [key for key in ("output", "output_dir") if before and key in now and before.get(key) == now[key]]
+        places = [key for key in ("output", "output_dir") if key in now and before.get(key) == now[key]]
         if not any(Path(placed(now[key], str(folder))).expanduser().exists() for key in places):
             continue
         for name in dict.fromkeys([*before, *now]):
