@@ -6,12 +6,17 @@ type of a column by its first batch, and a batch of nulls would fix the wrong on
 """
 
 import difflib
+import logging
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+
+logger = logging.getLogger(__name__)
 
 ROW_ID = "row_id"
 SCORE_PREFIX = "score_"
@@ -29,6 +34,13 @@ def reason_column(score: str) -> str:
     return score.removeprefix(SCORE_PREFIX) + "_reason"
 
 
+def target_of(score: str) -> str:
+    """The target of a score column in a reader's words: "task math" for score_rds_math (a targeted method adds
+    `score_<name>_<task>`); a score without a task is called by its column."""
+    task = score.removeprefix(SCORE_PREFIX).partition("_")[2] if score.startswith(SCORE_PREFIX) else ""
+    return f"task {task}" if task else score
+
+
 def missing_column(column: str, present: Iterable[str], cure: str) -> ValueError:
     """The error for a column that is not there: what was asked for, what there is, what to do."""
     present = list(present)
@@ -37,16 +49,82 @@ def missing_column(column: str, present: Iterable[str], cure: str) -> ValueError
     return ValueError(f'column "{column}" is missing; the dataset has {present}.{hint} {cure}')
 
 
-def score_values(dataset: Any, column: str) -> np.ndarray:
-    """A score column as float64 (n,), NaN where a row has no score."""
-    return numeric_column(dataset, column, "Add it first: dataset.map(scorer, batched=True), or hf-select score.")
+def check_rows(dataset: Any) -> None:
+    """Raise ValueError if the rows cannot be picked by number: a stream, or several splits."""
+    if hasattr(dataset, "select"):
+        return
+    cures = {
+        "IterableDataset": "Load it without streaming, or make one with Dataset.from_generator(stream.__iter__).",
+        "DatasetDict": "Choose a split, e.g. dataset['train'].",
+    }
+    kind = type(dataset).__name__
+    raise ValueError(
+        f"rows are selected from a datasets.Dataset, and this is {kind}. {cures.get(kind, 'Make one of it.')}"
+    )
+
+
+def score_values(dataset: Any, column: str, cure: str = "") -> np.ndarray:
+    """A score column as float64 (n,), NaN where a row has no score. Only finite scores are ranked: a warning counts
+    the infinite ones."""
+    cure = cure or "Add it first: dataset.map(scorer, batched=True), or hf-select score."
+    values = numeric_column(dataset, column, cure)
+    infinite = np.flatnonzero(np.isinf(values))
+    if len(infinite):
+        logger.warning(
+            '%d of %d rows have an infinite "%s" (first: row %d) and are not ranked.',
+            *(len(infinite), len(values), column, infinite[0]),
+        )
+    return values
+
+
+def without_score(dataset: Any, column: str, values: np.ndarray) -> str:
+    """How many rows have no finite score, and the commonest reasons that stand beside it; empty if all have one."""
+    infinite, missing = int(np.isinf(values).sum()), np.flatnonzero(np.isnan(values))
+    parts = [f"{infinite} infinite"] if infinite else []
+    if len(missing):
+        parts.append(f"{len(missing)} of {len(values)} without a score")
+        if reason_column(column) in dataset.column_names:
+            reasons = dataset.with_format("arrow")[reason_column(column)].take(missing).to_pylist()
+            counts = Counter(reason for reason in reasons if reason).most_common(2)
+            parts[-1] += "".join(f", {count} x {reason}" for reason, count in counts)
+    return f" ({'; '.join(parts)})" if parts else ""
 
 
 def numeric_column(dataset: Any, column: str, cure: str) -> np.ndarray:
     """A number column as float64 of shape (n,), with NaN for null (and for a stored NaN: both mean "no score")."""
+    check_rows(dataset)
     if column not in dataset.column_names:
         raise missing_column(column, dataset.column_names, cure)
     values = dataset.with_format("arrow")[column].combine_chunks()
-    if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type) or pa.types.is_null(values.type)):
-        raise ValueError(f'column "{column}" holds {values.type}, not numbers. {cure}')
+    kind = values.type
+    numbers = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    if not (numbers or pa.types.is_null(kind)):
+        raise ValueError(f'column "{column}" holds {kind}, not numbers. {cure}')
     return np.asarray(values.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
+
+
+def list_column(dataset: Any, column: str, cure: str) -> np.ndarray:
+    """A column of lists of numbers, all of one length, as float32 (n, length), with NaN for null."""
+    check_rows(dataset)
+    if column not in dataset.column_names:
+        raise missing_column(column, dataset.column_names, cure)
+    values = dataset.with_format("arrow")[column].combine_chunks()
+    kind = values.type
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    if not is_list or not (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):
+        raise ValueError(f'column "{column}" holds {kind}, not lists of numbers. {cure}')
+    valid = np.asarray(values.is_valid())
+    sizes = np.asarray(pc.list_value_length(values.drop_null()))  # type: ignore[attr-defined]
+    lengths = np.unique(sizes).tolist()
+    if len(lengths) > 1:
+        row = np.flatnonzero(valid)[int(np.argmax(sizes != sizes[0]))]
+        raise ValueError(
+            f'the lists in column "{column}" have lengths {lengths[:5]}, and row {row} is the first that differs; '
+            f"all rows need equally many numbers. {cure}"
+        )
+    if lengths == [0]:
+        raise ValueError(f'the lists in column "{column}" are empty; each needs at least 1 number. {cure}')
+    found = np.full((len(values), lengths[0] if lengths else 0), np.nan, dtype=np.float32)
+    flat = values.drop_null().flatten().cast(pa.float32()).to_numpy(zero_copy_only=False)
+    found[valid] = flat.reshape(len(sizes), -1)
+    return found

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
+from hf_select import FacilityLocation, PoolIndex, Selection
 from hf_select.cli.main import main
 from hf_select.cli.recipe import recipes
 from hf_select.inference.run import read_scored
@@ -325,7 +326,7 @@ def test_rds_from_the_command_line(pool, model_path, rows, capsys):
     assert (
         run("select", "--scores", "o", "--selector", "round_robin", *columns, "--k", "6", "--output", "s.jsonl") == 0
     )
-    assert "chosen by task rds_b" in capsys.readouterr().out
+    assert "chosen by task b" in capsys.readouterr().out
     length = ("score", "--scorer", "length", "--dataset", pool, "--output-dir", "p", "--queries", "a=a.jsonl")
     assert "has no targets" in fails(capsys, *length)
 
@@ -343,8 +344,6 @@ def test_a_failing_step_says_why_and_the_finished_ones_are_kept(pool, capsys):
 
 
 def test_selections_follow_one_another_and_the_record_tells_the_whole_way(pool, rows, model_path, capsys):
-    from hf_select import Selection
-
     Path("twice.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, *rows[:5]]), encoding="utf-8")
     Path("eval.jsonl").write_text(json.dumps(rows[7]) + "\n", encoding="utf-8")
     select = ("select", "--scores")
@@ -380,8 +379,20 @@ def test_vectors_of_an_index_choose_diverse_rows(pool, model_path, capsys):
         choose = ("--selector", selector, "--vectors", "i", "--k", "5", "--output", f"{selector}.parquet")
         assert run("select", "--scores", pool, *choose) == 0
         assert len(load_dataset("parquet", data_files=f"{selector}.parquet", split="train")) == 5
-    fewer = ("select", "--scores", "facility_location.parquet", "--selector", "facility_location", "--k", "2")
-    assert "other rows (40 there, 5 here)" in fails(capsys, *fewer, "--vectors", "i", "--output", "x.parquet")
+    fewer = ("select", "--selector", "facility_location", "--k", "2", "--vectors", "i", "--output", "x.parquet")
+    # The index of the pool serves the rows that were selected from it, and no others.
+    assert run(*fewer, "--scores", "facility_location.parquet") == 0
+    record = Selection.load("x.parquet.selection.parquet")
+    assert [step["num_rows"] for step in record.chain] == [40, 5] and record.num_rows == 40
+    chosen = Selection.load("facility_location.parquet.selection.parquet")
+    vectors = PoolIndex.open("i").to_numpy()[chosen.indices]
+    expected = FacilityLocation(vectors)(read_dataset("facility_location.parquet"), k=2)
+    assert record.indices.tolist() == chosen.indices[expected.indices].tolist()
+    read_dataset("facility_location.parquet").to_parquet("copy.parquet")
+    assert "other rows (40 there, 5 here)" in fails(capsys, *fewer, "--scores", "copy.parquet", "--overwrite")
+    read_dataset("facility_location.parquet").select([1, 0, 2, 3, 4]).to_parquet("facility_location.parquet")
+    said = fails(capsys, *fewer, "--scores", "facility_location.parquet", "--overwrite")
+    assert "is not what" in said and "Delete that file" in said
 
 
 @pytest.mark.slow

@@ -85,7 +85,7 @@ def test_tasks_know_how_many_rows_each_chose():
     dataset = Dataset.from_dict({"text": [f"row {i}" for i in range(60)], **columns})
     selection = RoundRobin(list(columns))(dataset, k=21)
     tasks = describe(dataset, selection)["tasks"]
-    by_reason = [sum(f"task rds_{task}," in why for why in selection.reasons) for task in ("math", "code")]
+    by_reason = [sum(f"task {task}," in why for why in selection.reasons) for task in ("math", "code")]
     assert [tasks[name]["chosen"] for name in columns] == by_reason and sum(by_reason) == 21
     median = np.median(columns["score_rds_code"][selection.indices])
     assert tasks["score_rds_code"]["selected"]["quantiles"]["0.5"] == pytest.approx(median)

@@ -85,9 +85,9 @@ def test_each_row_says_which_target_chose_it_and_how_near_it_was():
     dataset = Dataset.from_dict({"score_rds_math": A, "score_rds_code": B})
     selection = RoundRobin(["score_rds_math", "score_rds_code"])(dataset, k=3)
     assert selection.reasons == [
-        "chosen by task rds_math, similarity 0.9000",
-        "chosen by task rds_code, similarity 0.4000",
-        "chosen by task rds_math, similarity 0.8000",
+        "chosen by task math, similarity 0.9000",
+        "chosen by task code, similarity 0.4000",
+        "chosen by task math, similarity 0.8000",
     ]
     np.testing.assert_allclose(selection.scores, [0.9, 0.4, 0.8])
 

@@ -125,6 +125,7 @@ def _pool(scores: str, split: str) -> tuple[Any, Selection | None]:
     earlier = None if record is None else Selection.load(record)
     if record is None or earlier is None or len(earlier) != len(dataset):
         return dataset, None
+    earlier.check_left(dataset)
     return _spread(_pool(_recorded(record, record), split)[0], dataset, earlier.indices), earlier
 
 

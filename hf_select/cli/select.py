@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from hf_select.cli.settings import build, check_names, suggest
+from hf_select.cli.settings import build, check_names, settable, suggest
 
 
 @dataclass
@@ -49,15 +49,17 @@ class Select:
         return [selector_class(values["selector"])] if values.get("selector") is not None else []
 
     def run(self) -> None:
-        from hf_select.cli.data import check_output, read_dataset, record_behind, record_of, write_dataset
+        from hf_select.cli.data import check_output, read_dataset, record_of, write_dataset
         from hf_select.features.store import PoolIndex
-        from hf_select.selection.selection import Selection
 
         selector = self._selector()
         output = check_output(self.output, self.overwrite, self.scores)
         dataset = read_dataset(self.scores, self.split)
-        if isinstance(getattr(selector, "vectors", None), PoolIndex):
-            selector.vectors.check(dataset)
+        earlier = self._earlier(dataset)
+        index = getattr(selector, "vectors", None)
+        if earlier is not None and isinstance(index, PoolIndex) and len(index) == earlier.num_rows != len(dataset):
+            # The index is one of the rows that these were selected from.
+            selector = selector.among(earlier.indices, read_dataset(earlier.chain[0]["scores"], self.split))
         budget = {"k": self.k, "fraction": self.fraction, "tokens": self.tokens}
         if getattr(selector, "needs_budget", True) or any(value is not None for value in budget.values()):
             selection = selector(dataset, **budget)
@@ -70,14 +72,31 @@ class Select:
         write_dataset(subset, output)
         _report(dataset, selection, subset)
         _report_removed(selector)
-        earlier = record_behind(Path(self.scores).expanduser())
-        if earlier is not None and len(Selection.load(earlier)) == len(dataset):
+        if earlier is not None:
             # The rows were selected before: the record tells the whole way from the first dataset.
-            selection = Selection.load(earlier).compose(selection)
+            selection = earlier.compose(selection)
             steps = [f"{s['selector']} {s['num_rows']:,} -> {s['selected']:,}" for s in selection.chain]
             print("\nSteps: " + ", then ".join(steps))
         selection.save(record_of(output))
         print(f"\n{len(subset)} rows: {output}; their ranks and reasons alone: {record_of(output)}")
+
+    def _earlier(self, dataset: Any) -> Any:
+        """The selection that left these rows, if there is one; None where the record is of another number of rows."""
+        from hf_select.cli.data import record_behind
+        from hf_select.selection.selection import Selection
+
+        record = record_behind(Path(self.scores).expanduser())
+        earlier = None if record is None else Selection.load(record)
+        if earlier is None or len(earlier) != len(dataset):
+            return None
+        try:
+            earlier.check_left(dataset)
+        except ValueError as error:
+            raise ValueError(
+                f'"{self.scores}" is not what "{record}" says of it: {error} Delete that file to select from the rows '
+                "as they are."
+            ) from None
+        return earlier
 
     def _selector(self) -> Any:
         """The selector from its flat settings: folders of vectors opened, evaluation sets read."""
@@ -85,6 +104,12 @@ class Select:
 
         cls = selector_class(self.selector)
         check_names(self.settings, [cls], f"selector {self.selector}")
+        if "vectors" in [f.name for f in settable(cls)] and "vectors" not in self.settings:
+            raise ValueError(
+                f"selector {self.selector} needs --vectors FOLDER, the vectors of these rows. Make the folder first: "
+                "hf-select index --scorer rds --model MODEL --dataset DATASET --output-dir FOLDER. (A column of "
+                "vectors is named in the same way: --vectors COLUMN.)"
+            )
         selector = build(cls, self.settings, f"selector {self.selector}")
         vectors = getattr(selector, "vectors", None)
         if isinstance(vectors, str) and (Path(vectors).expanduser() / "vectors").is_dir():

@@ -211,7 +211,8 @@ class _Build:
             reasons=scrubbed(selection.reasons),
             scores=selection.scores,
             row_ids=selection.row_ids,
-            content=selection.content,
+            hashes=selection.hashes,
+            pool_scores=selection.pool_scores,
             chain=scrubbed(selection.chain),
             provenance=self.provenance,
         )

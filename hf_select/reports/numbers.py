@@ -212,7 +212,7 @@ def _tasks(dataset: Any, parts: dict[str, np.ndarray], selection: Selection) -> 
     chosen = step.get("chosen_by") or {}
     return {
         name: {
-            "chosen": chosen.get(f"task {name.removeprefix(columns.SCORE_PREFIX)}"),
+            "chosen": chosen.get(columns.target_of(name)),
             **{part: value for part, value in _distribution(finite(dataset, name), parts)["parts"].items()},
         }
         for name in tasks

@@ -26,7 +26,7 @@ class Embedding(Similarity):
         device: torch device; by default the accelerator, else cpu.
         batch_size: rows that are encoded together.
     Reads: the whole conversation, in the Tulu layout.
-    Adds: score_embedding, embedding_query; with several tasks score_embedding_TASK for each; with per_query
+    Adds: score_embedding, embedding_query; score_embedding_TASK for each named task; with per_query
         embedding_similarities.
     Raises: ValueError before `fit`; ImportError without the extra.
     Relations: RDSPlus asks the same of the model that is trained.

@@ -41,8 +41,8 @@ class LESS(Similarity):
         dimensions: numbers that a projected gradient keeps for each checkpoint; cosines err by about 1/sqrt of it.
         seed: of the projection.
     Reads: the whole conversation; gradients are those of the mean loss of its response tokens.
-    Adds: score_less (the largest over tasks), less_query (the query with the largest similarity); score_less_TASK with
-        several tasks; with per_query less_similarities.
+    Adds: score_less (the largest over tasks), less_query (the query with the largest similarity); score_less_TASK for
+        each named task; with per_query less_similarities.
     Raises: ValueError before `fit`; for checkpoints without optimizer state or of another model.
     Relations: RDSPlus asks the same of hidden states, at a third of the cost and without training.
     Reference: Xia et al. 2024, arXiv:2402.04333, sections 3 and 4.

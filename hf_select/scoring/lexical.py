@@ -17,7 +17,7 @@ from hf_select import columns
 from hf_select.features import Feature
 from hf_select.formats import BadRow, Conversation, conversations, layout
 from hf_select.scoring.scorer import Scorer, prepares
-from hf_select.scoring.similarity import Similarity, by_task
+from hf_select.scoring.similarity import Similarity, by_task, names_of_tasks
 from hf_select.words import text_of, words
 
 
@@ -103,7 +103,7 @@ class DSIR(Scorer):
         buckets: number of hash buckets; 10,000 is the paper's.
         per_ngram: divide by the number of n-grams. The paper's sum grows with length, in either direction.
     Reads: the whole conversation, roles left out.
-    Adds: score_dsir (log importance weight), score_dsir_TASK with several tasks; the score is the largest of them.
+    Adds: score_dsir (log importance weight), score_dsir_TASK for each named task; the score is the largest.
     Raises: ValueError before `fit(queries, pool)`.
     Relations: Sample draws rows with these weights, as the paper does; TopK takes the largest. TFIDF asks for the
         nearest query, DSIR for the whole target distribution.
@@ -123,7 +123,7 @@ class DSIR(Scorer):
         super().__post_init__()
         if self.ngrams < 1 or self.buckets < 2:
             raise ValueError(f"ngrams is {self.ngrams}, buckets {self.buckets}; give at least 1 and 2.")
-        self.tasks_: list[str] = []
+        self.named_tasks_: list[str] = []
         self.log_ratio_: np.ndarray | None = None  # (t, B)
 
     @prepares
@@ -140,17 +140,16 @@ class DSIR(Scorer):
                     raise ValueError(f'query {i} of task "{task}" cannot be used: {reason}. Mend or remove it.')
         raw = self._log_p(_texts(_needed(pool, "DSIR")))
         self.log_ratio_ = np.stack([self._log_p(_texts(rows)) - raw for rows in tasks.values()])
-        self.tasks_ = list(tasks)
+        self.named_tasks_ = names_of_tasks(queries, task_column, list(tasks))
         return self
 
     @property
     def columns_out(self) -> dict[str, Any]:
-        several = self.tasks_ if len(self.tasks_) > 1 else []
         kind = super().columns_out[columns.score_column(self.name)]
-        return super().columns_out | {columns.score_column(f"{self.name}_{task}"): kind for task in several}
+        return super().columns_out | {columns.score_column(f"{self.name}_{task}"): kind for task in self.named_tasks_}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "tasks_": self.tasks_, "log_ratio_": self.log_ratio_}
+        return {**super().__getstate__(), "named_tasks_": self.named_tasks_, "log_ratio_": self.log_ratio_}
 
     def measure(self, rows: list[Conversation]) -> list[dict[str, Any] | BadRow]:
         if self.log_ratio_ is None:
@@ -168,8 +167,8 @@ class DSIR(Scorer):
 
     def _answer(self, weights: np.ndarray) -> dict[str, Any]:
         answer: dict[str, Any] = {columns.score_column(self.name): float(weights.max())}
-        if len(self.tasks_) > 1:
-            for task, weight in zip(self.tasks_, weights, strict=True):
+        if self.named_tasks_:
+            for task, weight in zip(self.named_tasks_, weights, strict=True):
                 answer[columns.score_column(f"{self.name}_{task}")] = float(weight)
         return answer
 

@@ -27,8 +27,8 @@ class RDSPlus(Similarity):
         text_format: chat is the model's own template; tulu is the study's layout for every model.
         max_length: tokens kept of a row and of a query; a longer one is cut on the right.
     Reads: the whole conversation.
-    Adds: score_rds (the largest similarity over all queries), rds_query (which query that is); with several tasks
-        score_rds_TASK for each; with per_query rds_similarities.
+    Adds: score_rds (the largest similarity over all queries), rds_query (which query that is); score_rds_TASK for
+        each named task; with per_query rds_similarities.
     Raises: ValueError before `fit`, which takes the queries, and for queries that cannot be used.
     Relations: Embedding asks the same of a sentence encoder; IFD and SelectIT know no target task.
     Reference: Ivison et al. 2025, arXiv:2503.01807, section 3.1.

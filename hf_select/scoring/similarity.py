@@ -91,6 +91,7 @@ class Similarity(Scorer):
         self.featurizer: Any = None  # rows -> vectors, set by the subclass: HiddenStates, SentenceEmbeddings
         self.queries_: Any = None  # (q, d), rows of length 1
         self.tasks_: list[str] = []
+        self.named_tasks_: list[str] = []  # those that have a score column each: all, unless the queries have no name
         self.task_of_query_: np.ndarray = np.empty(0, dtype=np.int64)  # (q,)
         self.part_of_query_: np.ndarray = np.empty(0, dtype=np.int64)  # (q,)
         self.task_of_part_: np.ndarray = np.empty(0, dtype=np.int64)  # (p,)
@@ -102,7 +103,8 @@ class Similarity(Scorer):
         """Encode the queries.
 
         Args:
-            queries: a dataset of rows in any known layout, or a mapping from task to such a dataset.
+            queries: a dataset of rows in any known layout, or a mapping from task to such a dataset. A task that has a
+                name, be it the only one, has a column score_<name>_<task> of its own.
             task_column: column of a single dataset that names each query's task.
             subtask_column: column that names each query's part of its task: a row's similarity to a task is then the
                 largest over parts of the mean over their queries. Without it each query is a part of its own (LESS:
@@ -125,6 +127,7 @@ class Similarity(Scorer):
         del notes[""]
         self._warn("carry a note", notes, len(vectors), "queries")
         self.tasks_ = list(named)
+        self.named_tasks_ = names_of_tasks(queries, task_column, self.tasks_)
         self.queries_ = self._stacked(vectors)
         self.task_of_query_ = np.array(tasks)
         places = {part: place for place, part in enumerate(dict.fromkeys(parts))}
@@ -142,15 +145,14 @@ class Similarity(Scorer):
     @property
     def columns_out(self) -> dict[str, Any]:
         added: dict[str, Any] = {f"{self.name}_query": Value("int64")}
-        if len(self.tasks_) > 1:
-            added |= {self._task_column(task): Value("float32") for task in self.tasks_}
+        added |= {self._task_column(task): Value("float32") for task in self.named_tasks_}
         if self.per_query:
             length = -1 if self.queries_ is None else len(self.task_of_query_)
             added[f"{self.name}_similarities"] = List(Value("float32"), length=length)
         return super().columns_out | added
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("queries_", "tasks_", "task_of_query_", "part_of_query_", "task_of_part_", "overlap_")
+        names = ("queries_", "tasks_", "named_tasks_", "task_of_query_", "part_of_query_", "task_of_part_", "overlap_")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in names}}
 
     def similarities(
@@ -217,7 +219,7 @@ class Similarity(Scorer):
             f"{self.name}_query": int(similarity.argmax()),
             columns.reason_column(self.name): "; ".join(note for note in (repeats, feature.note) if note),
         }
-        if len(self.tasks_) > 1:
+        if self.named_tasks_:
             answer |= {self._task_column(task): float(s) for task, s in zip(self.tasks_, tasks, strict=True)}
         if self.per_query:
             answer[f"{self.name}_similarities"] = similarity.tolist()
@@ -258,6 +260,11 @@ class Similarity(Scorer):
 
     def _task_column(self, task: str) -> str:
         return columns.score_column(f"{self.name}_{task}")
+
+
+def names_of_tasks(queries: Any, task_column: str | None, tasks: list[str]) -> list[str]:
+    """The tasks of `by_task`, or none if the caller named none: one dataset without a task column."""
+    return tasks if isinstance(queries, Mapping) or task_column is not None else []
 
 
 def by_task(queries: Any, task_column: str | None) -> dict[str, Any]:

@@ -67,7 +67,7 @@ class Random:
         if self.balanced_by is not None:
             if self.balanced_by not in dataset.column_names:
                 raise columns.missing_column(self.balanced_by, dataset.column_names, "Name one of these, or none.")
-            groups = np.array([str(value) for value in dataset[self.balanced_by]])
+            groups = np.array([str(value) for value in dataset.with_format(None)[self.balanced_by]])
         taken = budget.take(random_order(len(dataset), self.seed, groups), "are there")
 
         def reason(rank: int, row: int) -> str:
@@ -121,7 +121,8 @@ class Sample:
         scores = columns.score_values(dataset, self.column)
         budget = Budget.of(dataset, k, fraction, tokens, self.tokens_column)
         keys = scores / self.temperature + np.random.default_rng(self.seed).gumbel(size=len(scores))
-        taken = budget.take(rank(keys), f"have a {self.column}")
+        why = columns.without_score(dataset, self.column, scores)
+        taken = budget.take(rank(keys), f"have a {self.column}{why}")
         step = {"selector": "Sample", **asdict(self), "k": k, "fraction": fraction, "tokens": tokens}
         return select(
             dataset,
@@ -129,4 +130,5 @@ class Sample:
             lambda rank, row: f"draw {rank + 1} by {self.column} {scores[row]:.6g}, seed {self.seed}",
             scores,
             step,
+            pool_scores=scores,
         )

@@ -1,5 +1,6 @@
 """How many rows: a number of rows, a fraction of the dataset, or a number of tokens. Exactly one of them."""
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,13 +9,21 @@ import numpy as np
 from hf_select import columns
 
 
+logger = logging.getLogger(__name__)
+
+
 @dataclass(frozen=True)
 class Budget:
     """What may be taken. `take(order)` cuts a ranking to it."""
 
     rows: int | None = None
     tokens: int | None = None
-    num_tokens: np.ndarray | None = None  # (n,), of every row of the dataset
+    num_tokens: np.ndarray | None = None  # (n,), of every row of the dataset; NaN where it is not known
+
+    @property
+    def uncounted(self) -> np.ndarray:
+        """Rows that a budget in tokens cannot take, since nobody counted theirs."""
+        return np.flatnonzero(np.isnan(self.num_tokens)) if self.num_tokens is not None else np.empty(0, np.int64)
 
     @classmethod
     def of(
@@ -30,6 +39,7 @@ class Budget:
         named = [name for name, value in given.items() if value is not None]
         if len(named) != 1:
             raise ValueError(f"give exactly one of k, fraction and tokens; given: {', '.join(named) or 'none'}.")
+        columns.check_rows(dataset)
         if len(dataset) == 0:
             raise ValueError("the dataset is empty; there is nothing to select from.")
         if fraction is not None:
@@ -46,31 +56,71 @@ class Budget:
             raise ValueError(f"tokens is {tokens}; at least one token must be asked for.")
         cure = 'Count tokens first: dataset.map(Length("your-model"), batched=True).'
         counts = columns.numeric_column(dataset, tokens_column, cure)
-        if np.isnan(counts).any():
-            raise ValueError(
-                f'{int(np.isnan(counts).sum())} rows have no "{tokens_column}"; drop them or count them. {cure}'
+        counts = np.where(np.isfinite(counts), counts, np.nan)
+        if (counts < 0).any():
+            row = int(np.argmax(counts < 0))
+            raise ValueError(f'row {row} has {counts[row]:g} "{tokens_column}", and a count is not negative. {cure}')
+        budget = cls(tokens=tokens, num_tokens=counts)
+        if len(budget.uncounted) == len(counts):
+            raise ValueError(f'no row has a number in "{tokens_column}". {cure}')
+        if len(budget.uncounted):
+            logger.warning(
+                'a budget in tokens cannot take %d of %d rows, which have no "%s" (first: row %d).',
+                *(len(budget.uncounted), len(counts), tokens_column, budget.uncounted[0]),
             )
-        return cls(tokens=tokens, num_tokens=counts)
+        return budget
 
     def take(self, order: np.ndarray, what: str) -> np.ndarray:
         """The head of a ranking that the budget pays for.
 
         Rows: exactly that many. Tokens: rows in order while their sum stays within the budget; the first row that does
         not fit ends it, since going on to shorter ones would bias the selection to short rows.
+        Rows whose tokens nobody counted are passed over.
+
+        Args:
+            what: of the rows in `order`, for the errors: "can be ranked by score_x".
         Raises: ValueError naming both numbers if the ranking has fewer rows than asked for.
         """
+        if len(order) == 0:
+            raise ValueError(f"nothing can be selected: 0 rows {what}.")
         if self.rows is not None:
             if self.rows > len(order):
                 raise ValueError(f"{self.rows} rows were asked for, but only {len(order)} {what}. Lower the budget.")
             return order[: self.rows]
         assert self.num_tokens is not None and self.tokens is not None
+        order = order[np.isfinite(self.num_tokens[order])]
+        if len(order) == 0:
+            raise ValueError(f"nothing can be selected: of the rows that {what} none has its tokens counted.")
         spent = np.cumsum(self.num_tokens[order])
         taken = order[: int(np.searchsorted(spent, self.tokens, side="right"))]
         if len(taken) == 0:
-            raise ValueError(f"the first row alone has more than {self.tokens} tokens. Raise the budget.")
-        if len(taken) == len(order) and len(order) and spent[-1] < self.tokens:
+            raise ValueError(
+                f"{self.tokens} tokens were asked for, and the first row alone (row {order[0]}) has "
+                f"{int(spent[0])}. Raise the budget."
+            )
+        if len(taken) == len(order) and spent[-1] < self.tokens:
             raise ValueError(
                 f"{self.tokens} tokens were asked for, but all rows that {what} hold only {int(spent[-1])}. "
                 "Lower the budget."
             )
         return taken
+
+
+def ties_at_the_cut(keys: np.ndarray, taken: np.ndarray, by: str) -> int:
+    """How many rows have the score of the last one taken (or of the first), if some of them were not taken, else 0; a
+    warning says so.
+
+    Args:
+        keys: what each row was ranked by (n,).
+        taken: the rows that were taken, in rank order.
+        by: name of the score, for the warning.
+    """
+    for cut in (keys[taken[-1]], keys[taken[0]]):
+        tied, of_them = int((keys == cut).sum()), int((keys[taken] == cut).sum())
+        if tied > of_them:
+            logger.warning(
+                "%d rows tie at the cut (%s %.6g): %d of them were taken, by their row numbers.",
+                *(tied, by, cut, of_them),
+            )
+            return tied
+    return 0

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 
 from hf_select import columns
-from hf_select.selection.budget import Budget
+from hf_select.selection.budget import Budget, ties_at_the_cut
 from hf_select.selection.selection import Selection, select
 
 
 def percentile_ranks(scores: np.ndarray) -> np.ndarray:
-    """Rank of each score among those that are there, from 0 (lowest) to 1 (highest); equal scores share their mean
-    rank, NaN stays NaN."""
+    """Rank of each score among the finite ones, from 0 (lowest) to 1 (highest); equal scores share their mean rank,
+    and a score that is not finite has none (NaN)."""
     ranks = np.full(len(scores), np.nan)
-    scored = np.flatnonzero(~np.isnan(scores))
+    scored = np.flatnonzero(np.isfinite(scores))
     if len(scored) == 1:
         ranks[scored] = 0.5
     elif len(scored) > 1:
@@ -30,7 +30,7 @@ def percentile_ranks(scores: np.ndarray) -> np.ndarray:
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
     """Spearman's rho over the places that have both, or None where one of them does not vary."""
-    there = ~np.isnan(a) & ~np.isnan(b)
+    there = np.isfinite(a) & np.isfinite(b)
     x, y = percentile_ranks(a[there]), percentile_ranks(b[there])
     if there.sum() < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return None
@@ -45,15 +45,16 @@ def combined_ranks(ranks: dict[str, np.ndarray], weights: dict[str, float]) -> n
 
 
 def length_residual(scores: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """What is left of a score when its least-squares line over log(1 + length) is taken away; NaN stays NaN."""
-    there = ~np.isnan(scores) & ~np.isnan(lengths)
+    """What is left of a score when its least-squares line over log(1 + length) is taken away; NaN where the score or
+    the length is not finite. Equal scores leave exactly 0: they stay tied."""
+    there = np.isfinite(scores) & np.isfinite(lengths)
     residual = np.full(len(scores), np.nan)
-    x = np.log1p(lengths[there])
     if not there.any():
         return residual
+    x, y = np.log1p(lengths[there]), scores[there]
     centred = x - x.mean()
-    slope = centred @ scores[there] / (centred @ centred) if np.ptp(x) > 0 else 0.0
-    residual[there] = scores[there] - scores[there].mean() - slope * centred
+    slope = centred @ y / (centred @ centred) if np.ptp(x) > 0 else 0.0
+    residual[there] = y - y.mean() - slope * centred if np.ptp(y) > 0 else 0.0
     return residual
 
 
@@ -62,7 +63,7 @@ def length_strata(scores: np.ndarray, lengths: np.ndarray, num_strata: int = 10)
 
     Ranking by it takes the same share of every length.
     """
-    there = np.flatnonzero(~np.isnan(scores) & ~np.isnan(lengths))
+    there = np.flatnonzero(np.isfinite(scores) & np.isfinite(lengths))
     ranks = np.full(len(scores), np.nan)
     by_length = there[np.argsort(lengths[there], kind="stable")]
     for stratum in np.array_split(by_length, min(num_strata, max(1, len(by_length)))):
@@ -103,15 +104,19 @@ class WeightedRanks:
     ) -> Selection:
         """Select k rows, a fraction of the rows, or as many as `tokens` pay for."""
         budget = Budget.of(dataset, k, fraction, tokens, self.tokens_column)
-        ranks = {column: percentile_ranks(columns.score_values(dataset, column)) for column in self.weights}
+        values = {column: columns.score_values(dataset, column) for column in self.weights}
+        ranks = {column: percentile_ranks(of) for column, of in values.items()}
         combined = combined_ranks(ranks, self.weights)
         scored = np.flatnonzero(~np.isnan(combined))
         order = scored[np.argsort(-combined[scored], kind="stable")]
-        taken = budget.take(order, f"have all of {', '.join(self.weights)}")
+        missing = "".join(columns.without_score(dataset, name, of) for name, of in values.items())
+        taken = budget.take(order, f"have all of {', '.join(self.weights)}{missing}")
+        tied = ties_at_the_cut(combined, taken, "combined rank")
 
         def reason(rank: int, row: int) -> str:
             parts = ", ".join(f"{column} at {100 * of[row]:.0f} %" for column, of in ranks.items())
             return f"combined rank {combined[row]:.4f}, highest {rank + 1} of {len(scored)} ({parts})"
 
         step = {"selector": "WeightedRanks", **asdict(self), "k": k, "fraction": fraction, "tokens": tokens}
-        return select(dataset, taken, reason, combined, {**step, "scored": len(scored)})
+        step |= {"scored": len(scored), "tied_at_the_cut": tied}
+        return select(dataset, taken, reason, combined, step, pool_scores=combined)

@@ -156,6 +156,7 @@ class Dedup:
         self, dataset: Any, k: int | None = None, fraction: float | None = None, tokens: int | None = None
     ) -> Selection:
         """Select the rows that repeat none; a budget, if there is one, takes the first of them."""
+        columns.check_rows(dataset)
         scores = np.zeros(len(dataset))
         if self.keep_best_by is not None:
             cure = "Name a score column in keep_best_by, or none to keep the first row."
@@ -196,6 +197,7 @@ class Dedup:
 
 def read_texts(dataset: Any, of: Part) -> tuple[list[str], dict[int, str]]:
     """As `texts_of`. Raises: ValueError if there is no row, or none that can be read."""
+    columns.check_rows(dataset)
     if len(dataset) == 0:
         raise ValueError("the dataset is empty; there is nothing to select from.")
     texts, unreadable = texts_of(dataset, of)

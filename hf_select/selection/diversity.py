@@ -11,13 +11,11 @@ nothing; a zero vector has no direction and similarity 0 to everything.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from hf_select import columns
 from hf_select.selection.baselines import in_turn
@@ -28,6 +26,10 @@ from hf_select.selection.top_k import rank
 
 # n rows, d dimensions, b rows of a block
 
+_CURE = (
+    "Vectors are the name of a column of them, in Python also an array or a PoolIndex, on the command line also "
+    "--vectors FOLDER, made by hf-select index --scorer rds --model MODEL --dataset DATASET --output-dir FOLDER."
+)
 BLOCK = 256  # rows that are compared with all others in one matrix product
 KEPT_BYTES = 3 << 29  # of similarities that facility location may keep, 8 for each
 
@@ -219,8 +221,21 @@ def take_turns(order: np.ndarray, clusters: np.ndarray) -> np.ndarray:
     return order[in_turn(labels, turns)]
 
 
+class _OverVectors:
+    """What the selectors of this module have in common: the setting `vectors`."""
+
+    vectors: Any
+
+    def among(self, rows: np.ndarray, dataset: Any) -> Any:
+        """This selector for some rows of a dataset, in that order: with their vectors, where it has those of the whole
+        dataset."""
+        if isinstance(self.vectors, str) or len(self.vectors) != len(dataset):
+            return self
+        return replace(cast(Any, self), vectors=_array(self.vectors, dataset)[rows])
+
+
 @dataclass
-class FarthestFirst:
+class FarthestFirst(_OverVectors):
     """Selects rows that are far from each other (greedy k-center).
 
     It covers the rare corners of a pool first, and so its outliers; FacilityLocation prefers what many rows are near.
@@ -243,7 +258,7 @@ class FarthestFirst:
     ) -> Selection:
         """Select k rows, a fraction of the rows, or as many as `tokens` pay for."""
         budget = Budget.of(dataset, k, fraction, tokens, self.tokens_column)
-        units = _vectors(dataset, self.vectors)
+        units = _vectors(dataset, self.vectors, budget)
         first = None
         if self.column is not None:
             scores = columns.score_values(dataset, self.column)
@@ -266,7 +281,7 @@ class FarthestFirst:
 
 
 @dataclass
-class FacilityLocation:
+class FacilityLocation(_OverVectors):
     """Selects rows that stand for the pool: each row is to have a chosen row like it.
 
     The first pass compares every row with every other: n * n * d multiplications.
@@ -287,7 +302,7 @@ class FacilityLocation:
     ) -> Selection:
         """Select k rows, a fraction of the rows, or as many as `tokens` pay for."""
         budget = Budget.of(dataset, k, fraction, tokens, self.tokens_column)
-        units = _vectors(dataset, self.vectors)
+        units = _vectors(dataset, self.vectors, budget)
         gains = np.full(len(dataset), np.nan)
         order, covered = [], []
         for row, gain, nearer in _paid(budget, _facility_picks(units)):
@@ -305,7 +320,7 @@ class FacilityLocation:
 
 
 @dataclass
-class ScoreThenThreshold:
+class ScoreThenThreshold(_OverVectors):
     """Selects the best rows by score, passing over each that is too much like one taken already: DEITA's filter.
 
     The paper calls what it compares a distance, but keeps a row when its cosine similarity to the nearest kept row is
@@ -335,7 +350,7 @@ class ScoreThenThreshold:
         """Select k rows, a fraction of the rows, or as many as `tokens` pay for."""
         budget = Budget.of(dataset, k, fraction, tokens, self.tokens_column)
         scores = columns.score_values(dataset, self.column)
-        units = _vectors(dataset, self.vectors)
+        units = _vectors(dataset, self.vectors, budget)
         ranked = rank(np.where(_has_vector(units), scores, np.nan))
         kept = ((row,) for row in threshold_filter(units, ranked, self.threshold))
         order = np.array([row for (row,) in _paid(budget, kept)], dtype=np.int64)
@@ -350,11 +365,11 @@ class ScoreThenThreshold:
 
         seen = int(place[taken[-1]]) + 1
         step = _step(self, units, k, fraction, tokens, scored=len(ranked), passed_over=seen - len(taken))
-        return select(dataset, taken, reason, scores, step)
+        return select(dataset, taken, reason, scores, step, pool_scores=scores)
 
 
 @dataclass
-class KMeansBuckets:
+class KMeansBuckets(_OverVectors):
     """Selects from the clusters of the vectors in turn, so that a theme of many rows does not rule.
 
     Args:
@@ -382,7 +397,7 @@ class KMeansBuckets:
     ) -> Selection:
         """Select k rows, a fraction of the rows, or as many as `tokens` pay for."""
         budget = Budget.of(dataset, k, fraction, tokens, self.tokens_column)
-        units = _vectors(dataset, self.vectors)
+        units = _vectors(dataset, self.vectors, budget)
         present = np.flatnonzero(_has_vector(units))
         if self.num_clusters > len(present):
             raise ValueError(f"{self.num_clusters} clusters of {len(present)} vectors; lower num_clusters.")
@@ -402,6 +417,7 @@ class KMeansBuckets:
             lambda rank, row: f"in turn for cluster {clusters[row]}, {by} {scores[row]:.6g}",
             scores,
             _step(self, units, k, fraction, tokens),
+            pool_scores=scores,
         )
 
     def _and_a_score(self) -> str:
@@ -418,19 +434,25 @@ def _clusters(units: np.ndarray, num_clusters: int, seed: int) -> tuple[np.ndarr
     return np.asarray(found.labels_, dtype=np.int64), _unit(np.asarray(found.cluster_centers_))
 
 
-def _vectors(dataset: Any, vectors: Any) -> np.ndarray:
-    """Unit vectors (n, d) float32 of the rows of the dataset; NaN throughout where a row has none."""
-    if isinstance(vectors, str):
-        found = _list_column(dataset, vectors)
-    else:
-        found = np.asarray(vectors.to_numpy() if hasattr(vectors, "to_numpy") else vectors)
+def _vectors(dataset: Any, vectors: Any, budget: Budget) -> np.ndarray:
+    """Unit vectors (n, d) float32 of the rows of the dataset; NaN throughout where a row has none, or where the budget
+    cannot take it."""
+    found = columns.list_column(dataset, vectors, _CURE) if isinstance(vectors, str) else _array(vectors, dataset)
     if found.ndim != 2:
         raise ValueError(f"vectors have shape {found.shape}; one vector a row is needed, (n, d).")
     if len(found) != len(dataset):
         raise ValueError(
             f"{len(found)} vectors for {len(dataset)} rows; give the vectors of this dataset, in its order."
         )
-    return _unit(found)
+    units = _unit(found)
+    units[budget.uncounted] = np.nan
+    return units
+
+
+def _array(vectors: Any, dataset: Any) -> np.ndarray:
+    if hasattr(vectors, "check"):  # a PoolIndex knows the rows that it was made of
+        vectors.check(dataset)
+    return np.asarray(vectors.to_numpy() if hasattr(vectors, "to_numpy") else vectors)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
@@ -438,26 +460,6 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     found[~np.isfinite(found).all(axis=1)] = np.nan
     norms = np.linalg.norm(found, axis=1, keepdims=True)
     found /= np.where(norms == 0, 1, norms)
-    return found
-
-
-def _list_column(dataset: Any, column: str) -> np.ndarray:
-    """A column of lists of one length as (n, d), NaN for null."""
-    if column not in dataset.column_names:
-        cure = "Give the name of a column of vectors, an array, or a PoolIndex."
-        raise columns.missing_column(column, dataset.column_names, cure)
-    values = dataset.with_format("arrow")[column].combine_chunks()
-    kind = values.type
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    if not is_list or not (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):
-        raise ValueError(f'column "{column}" holds {kind}, not lists of numbers. Choose a column of vectors.')
-    there = values.drop_null()
-    lengths = np.unique(pc.list_value_length(there)).tolist()  # type: ignore[attr-defined]
-    if len(lengths) > 1:
-        raise ValueError(f'lists in column "{column}" have lengths {lengths[:5]}; vectors have one length.')
-    found = np.full((len(values), lengths[0] if lengths else 0), np.nan, dtype=np.float32)
-    flat = there.flatten().cast(pa.float32()).to_numpy(zero_copy_only=False)
-    found[np.asarray(values.is_valid())] = flat.reshape(len(there), -1)
     return found
 
 

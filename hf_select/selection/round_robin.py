@@ -159,10 +159,13 @@ class RoundRobin:
         self, dataset: Any, k: int | None = None, fraction: float | None = None, tokens: int | None = None
     ) -> Selection:
         """Select k rows, a fraction of the rows, or as many as `tokens` pay for."""
+        columns.check_rows(dataset)
         names, values = self._targets(dataset)
         if self.weights is not None and len(self.weights) != len(values):
             raise ValueError(f"{len(self.weights)} weights for {len(values)} targets; give one for each.")
         budget = Budget.of(dataset, k, fraction, tokens, self.tokens_column)
+        for value in values:
+            value[budget.uncounted] = np.nan
         scored = ~np.isnan(values[0])
         wanted = budget.rows if budget.rows is not None else int(scored.sum())
         if self.mode == "round_robin":
@@ -190,21 +193,18 @@ class RoundRobin:
         cure = "Add it first: dataset.map(RDSPlus(model).fit(queries), batched=True), or hf-select score --scorer rds."
         first = self.similarities[0]
         if len(self.similarities) == 1 and first in dataset.column_names and _is_list(dataset, first):
-            rows = dataset.with_format("arrow")[first].combine_chunks()
-            valid = np.flatnonzero(np.asarray(rows.is_valid()))
-            flat = rows.drop_null().flatten().to_numpy()
-            matrix = np.full((len(dataset), len(flat) // max(1, len(valid))), np.nan, dtype=np.float32)
-            matrix[valid] = flat.reshape(len(valid), -1)
+            matrix = columns.list_column(dataset, first, cure)
+            matrix[~np.isfinite(matrix).all(axis=1)] = np.nan
             return [f"query {i}" for i in range(matrix.shape[1])], list(np.ascontiguousarray(matrix.T))
-        values = [columns.numeric_column(dataset, name, cure) for name in self.similarities]
-        unranked = np.isnan(values).any(axis=0)
-        names = [f"task {name.removeprefix(columns.SCORE_PREFIX)}" for name in self.similarities]
+        values = [columns.score_values(dataset, name, cure) for name in self.similarities]
+        unranked = ~np.isfinite(values).all(axis=0)
+        names = [columns.target_of(name) for name in self.similarities]
         return names, [np.where(unranked, np.nan, value) for value in values]
 
     def _groups(self, dataset: Any) -> np.ndarray:
         if self.max_per not in dataset.column_names:
             raise columns.missing_column(str(self.max_per), dataset.column_names, "Name one of these in max_per.")
-        return np.unique([str(value) for value in dataset[self.max_per]], return_inverse=True)[1]
+        return np.unique([str(value) for value in dataset.with_format(None)[self.max_per]], return_inverse=True)[1]
 
 
 def _is_list(dataset: Any, column: str) -> bool:

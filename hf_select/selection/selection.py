@@ -1,22 +1,27 @@
 """What a selector returns: which rows, in which order, why, and how they were chosen."""
 
-import hashlib
 import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from hf_select import columns
 from hf_select.files import written_whole
+from hf_select.formats import readable_columns
 
 
-@dataclass
+_HASH = "hash of "  # before a column's name, in the file
+
+
+@dataclass(eq=False, repr=False)
 class Selection:
     """Rows chosen from a dataset, best first, each with its rank and the reason it was taken.
 
@@ -26,9 +31,12 @@ class Selection:
         reasons: why each row was taken, in the same order.
         scores: the number that ranked each row, or None where nothing was ranked.
         row_ids: `row_id` of the chosen rows, if the dataset has that column.
-        content: a hash of each column over a sample of the chosen rows; `apply` holds the dataset to it.
+        hashes: for each column that identifies a row (`row_id` and those that rows are read from) a hash of its value
+            in each chosen row, uint64, in the same order. `check` compares a dataset with them.
         chain: the steps that made this selection, oldest first: one dict of settings and counts each.
         provenance: of a published selection, where its rows came from and what scored them.
+        pool_scores: what every row of the dataset was ranked by (num_rows,), NaN where it was not ranked; None where
+            nothing was ranked. `explain` reads it for rows that were not chosen.
     """
 
     indices: np.ndarray
@@ -36,9 +44,10 @@ class Selection:
     reasons: list[str]
     scores: np.ndarray | None = None
     row_ids: list[Any] | None = None
-    content: dict[str, str] = field(default_factory=dict)
+    hashes: dict[str, np.ndarray] = field(default_factory=dict)
     chain: list[dict[str, Any]] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
+    pool_scores: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         self.indices = np.asarray(self.indices, dtype=np.int64)
@@ -46,28 +55,99 @@ class Selection:
     def __len__(self) -> int:
         return len(self.indices)
 
+    def __repr__(self) -> str:
+        steps = "".join(f"; {s['selector']} {s['num_rows']:,} -> {s['selected']:,}" for s in self.chain)
+        ranked = self.scores is not None and len(self) and np.isfinite(self.scores).all()
+        scores = (
+            f"; scores {self.scores[0]:.4g} to {self.scores[-1]:.4g}" if self.scores is not None and ranked else ""
+        )
+        return f"Selection({len(self):,} of {self.num_rows:,} rows{steps}{scores})"
+
+    def _repr_html_(self, shown: int = 5) -> str:
+        """The counts and the first rows, for notebooks."""
+        rows = zip(range(1, shown + 1), self.indices.tolist(), self.reasons, strict=False)
+        cells = "".join(f"<tr><td>{rank}</td><td>{row}</td><td>{escape(why)}</td></tr>" for rank, row, why in rows)
+        more = f"<p>and {len(self) - shown:,} more rows</p>" if len(self) > shown else ""
+        return (
+            f"<p>{escape(repr(self))}</p><table><thead><tr><th>rank</th><th>row</th><th>reason</th></tr></thead>"
+            f"<tbody>{cells}</tbody></table>{more}"
+        )
+
     def explain(self, row: int) -> str:
-        """Why row number `row` of the dataset is in the selection, or that it is not."""
+        """Why row number `row` of the dataset is in the selection; or why not: its score and rank, and the scores
+        that were taken."""
+        if not 0 <= row < self.num_rows:
+            raise ValueError(f"row is {row}; the dataset has rows 0 to {self.num_rows - 1}.")
         ranks = np.flatnonzero(self.indices == row)
         if len(ranks) == 0:
-            return f"row {row} was not selected ({len(self)} of {self.num_rows} were)"
+            return f"row {row} was not selected ({len(self):,} of {self.num_rows:,} were){self._why_not(row)}"
         return f"row {row} has rank {ranks[0] + 1} of {len(self)}: {self.reasons[ranks[0]]}"
 
+    def _why_not(self, row: int) -> str:
+        """The score and the rank of a row that was not chosen, beside the scores of the chosen ones."""
+        if self.scores is None or not self.chain:
+            return ""
+        step = self.chain[-1]
+        alone = step.get("length", "ignore") == "ignore"
+        by = step.get("column") or ("combined rank" if "weights" in step else "score")
+        by += "" if alone else " without its length"
+        taken = f"scores from {self.scores.min():.6g} to {self.scores.max():.6g} were taken"
+        if self.pool_scores is None:
+            return f"; {taken}" if "column" in step else ""
+        score = float(self.pool_scores[row])
+        if np.isnan(score):
+            earlier = ", ".join(earlier["selector"] for earlier in self.chain[:-1])
+            return f": it has no {by}" + (f", or an earlier step left it out ({earlier})" if earlier else "")
+        if np.isinf(score):
+            return f": its {by} is {score}, and only finite scores are ranked"
+        low, high = (step.get("at_least"), step.get("at_most")) if alone else (None, None)
+        low, high = -np.inf if low is None else low, np.inf if high is None else high
+        if not low <= score <= high:
+            return f": its {by} of {score:.6g} is out of the bounds [{low:g}, {high:g}]"
+        keys = self.pool_scores[np.isfinite(self.pool_scores) & (self.pool_scores >= low) & (self.pool_scores <= high)]
+        place = int((keys < score).sum() if step.get("which") == "worst" else (keys > score).sum())
+        place += int((self.pool_scores[:row] == score).sum())  # ties go to the lower row
+        inside = self.scores.min() < score < self.scores.max()
+        besides = f"; {step['selector']} does not go by the score alone" if inside else ""
+        return f": its {by} is {score:.6g}, rank {place + 1:,} of {len(keys):,}; {taken}{besides}"
+
     def check(self, dataset: Any) -> None:
-        """Raise ValueError if the dataset is not the one that was selected from."""
+        """Raise ValueError if the dataset is not the one that was selected from: it has another number of rows, or a
+        column that identifies rows differs in a chosen row. Columns added or removed since do not matter."""
         if len(dataset) != self.num_rows:
             raise ValueError(
                 f"the selection was made on {self.num_rows} rows, this dataset has {len(dataset)}; "
                 "apply it to the dataset it was made on."
             )
-        found = content_hashes(dataset, self.indices)
-        common = [name for name in found if name in self.content]
-        if common and not any(found[name] == self.content[name] for name in common):
-            raise ValueError("the chosen rows differ from those selected: the dataset was reordered or changed since.")
-        if self.row_ids is not None and columns.ROW_ID in dataset.column_names:
-            ids = dataset.select_columns([columns.ROW_ID]).select(self.indices)[columns.ROW_ID]
-            if list(ids) != list(self.row_ids):
-                raise ValueError("row_id of the chosen rows differs: the dataset was reordered or changed since.")
+        self._compare(dataset, self.indices)
+
+    def check_left(self, dataset: Any) -> None:
+        """Raise ValueError if the dataset is not the rows that this selection left, in rank order."""
+        if len(dataset) != len(self):
+            raise ValueError(f"the selection left {len(self)} rows, this dataset has {len(dataset)}.")
+        self._compare(dataset, np.arange(len(self)))
+
+    def _compare(self, dataset: Any, rows: np.ndarray) -> None:
+        by_number = "or take the rows by their numbers: dataset.select(selection.indices)."
+        if not self.hashes:
+            raise ValueError(
+                "the selection was saved by an earlier version, without hashes of its rows: a changed dataset would "
+                f"go unnoticed. Select again, {by_number}"
+            )
+        common = [name for name in self.hashes if name in dataset.column_names]
+        if not common:
+            raise ValueError(
+                f"the selection knows its rows by {list(self.hashes)}, and this dataset has {dataset.column_names}. "
+                f"Apply it to a dataset with one of these columns, {by_number}"
+            )
+        for name, found in row_hashes(dataset, rows, common).items():
+            differing = np.flatnonzero(found != self.hashes[name])
+            if len(differing):
+                raise ValueError(
+                    f'column "{name}" differs in {len(differing)} of {len(self)} chosen rows, first in row '
+                    f"{rows[differing[0]]}: the dataset was reordered or changed since. Apply the selection to the "
+                    f"dataset it was made on, {by_number}"
+                )
 
     def apply(self, dataset: Any) -> Any:
         """The selected rows in rank order, with the columns `selection_rank` (from 1) and `selection_reason`.
@@ -86,21 +166,34 @@ class Selection:
         return subset
 
     def then(self, selector: Any, dataset: Any, **budget: Any) -> "Selection":
-        """Select from what this selection left: `selector(self.apply(dataset), **budget)`, as rows of the dataset."""
+        """Select from what this selection left: `selector(self.apply(dataset), **budget)`, as rows of the dataset.
+
+        A selector over vectors takes those of the whole dataset, such as its PoolIndex, or of the rows left.
+        """
+        if hasattr(selector, "among"):
+            selector = selector.among(self.indices, dataset)
         return self.compose(selector(self.apply(dataset), **budget))
 
     def compose(self, later: "Selection") -> "Selection":
         """A selection that was made from this one's rows, as one from the dataset this one was made from."""
         if later.num_rows != len(self):
             raise ValueError(f"the later selection was made from {later.num_rows} rows, this one left {len(self)}.")
+        for name in self.hashes.keys() & later.hashes.keys():
+            if (self.hashes[name][later.indices] != later.hashes[name]).any():
+                raise ValueError(f'the later selection was made from other rows: column "{name}" differs.')
+        pool_scores = None
+        if later.pool_scores is not None:
+            pool_scores = np.full(self.num_rows, np.nan)
+            pool_scores[self.indices] = later.pool_scores
         return Selection(
             indices=self.indices[later.indices],
             num_rows=self.num_rows,
             reasons=[f"{self.reasons[i]}; then {why}" for i, why in zip(later.indices, later.reasons, strict=True)],
             scores=later.scores,
             row_ids=None if self.row_ids is None else [self.row_ids[i] for i in later.indices],
-            content=later.content,
+            hashes={name: values[later.indices] for name, values in self.hashes.items()},
             chain=[*self.chain, *later.chain],
+            pool_scores=pool_scores,
         )
 
     def diff(self, other: "Selection") -> dict[str, list[int]]:
@@ -109,46 +202,80 @@ class Selection:
         return {"both": sorted(mine & theirs), "only_self": sorted(mine - theirs), "only_other": sorted(theirs - mine)}
 
     def save(self, path: str | os.PathLike) -> None:
-        """One Parquet file: index, reason, score and row_id by rank, the chain in its metadata. Written whole or not
-        at all."""
+        """One Parquet file: index, reason, score, row_id and hashes by rank, the chain in its metadata. The scores of
+        the whole dataset are one list in the first row. Written whole or not at all."""
         table: dict[str, Any] = {"index": self.indices, "reason": pa.array(self.reasons, pa.string())}
         if self.scores is not None:
             table["score"] = np.asarray(self.scores, dtype=np.float64)
         if self.row_ids is not None:
             table[columns.ROW_ID] = self.row_ids
-        kept = ("num_rows", "content", "chain", "provenance")
-        meta = json.dumps({name: getattr(self, name) for name in kept})
+        table |= {_HASH + name: values for name, values in self.hashes.items()}
+        if self.pool_scores is not None and len(self):
+            ends = np.full(len(self) + 1, len(self.pool_scores))
+            ends[0] = 0
+            table["pool_scores"] = pa.LargeListArray.from_arrays(ends, self.pool_scores)
+        meta = json.dumps({"num_rows": self.num_rows, "chain": self.chain, "provenance": self.provenance})
         with written_whole(Path(path)) as temporary:
             pq.write_table(pa.table(table).replace_schema_metadata({"hf_select": meta}), temporary)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Selection":
-        """The selection that `save` wrote."""
+        """The selection that `save` wrote. In a file of an earlier version only `row_id` identifies rows."""
         table = pq.read_table(path)
         meta = (table.schema.metadata or {}).get(b"hf_select")
         if meta is None:
             raise ValueError(f'"{path}" was not written by Selection.save.')
-        present = table.column_names
+        present, known = table.column_names, json.loads(meta)
+        row_ids = table[columns.ROW_ID].to_pylist() if columns.ROW_ID in present else None
+        hashes = {name.removeprefix(_HASH): table[name].to_numpy() for name in present if name.startswith(_HASH)}
+        if not hashes and row_ids is not None:
+            hashes = {columns.ROW_ID: _hashed(row_ids)}
+        pool: Any = table["pool_scores"].combine_chunks() if "pool_scores" in present else None
         return cls(
             indices=table["index"].to_numpy(),
+            num_rows=known["num_rows"],
             reasons=table["reason"].to_pylist(),
             scores=table["score"].to_numpy() if "score" in present else None,
-            row_ids=table[columns.ROW_ID].to_pylist() if columns.ROW_ID in present else None,
-            **json.loads(meta),
+            row_ids=row_ids,
+            hashes=hashes,
+            chain=known["chain"],
+            provenance=known.get("provenance", {}),
+            pool_scores=None if pool is None else pool.flatten().to_numpy(),
         )
 
 
-def content_hashes(dataset: Any, indices: np.ndarray, sample: int = 200) -> dict[str, str]:
-    """Hash of each column over up to `sample` of the rows, spread evenly. Columns that are the same in all of them are
-    left out, since they would tell nothing apart."""
-    spread = indices[np.unique(np.linspace(0, len(indices) - 1, min(sample, len(indices))).astype(np.int64))]
-    rows = dataset.select(spread)
-    hashes = {}
-    for name in dataset.column_names:
-        values = [json.dumps(value, sort_keys=True, default=str) for value in rows[name]]
-        if len(set(values)) > 1 or len(values) == 1:
-            hashes[name] = hashlib.sha256("\n".join(values).encode()).hexdigest()[:32]
+def identifying_columns(names: list[str]) -> list[str]:
+    """The columns that tell one row from another: `row_id` and those that rows are read from; without any of these
+    all that are not scores, and for scores alone the scores."""
+    known = [name for name in names if name == columns.ROW_ID] + readable_columns(names)
+    added = (columns.NUM_TOKENS, columns.SELECTION_RANK)
+    own = [n for n in names if not (n.startswith(columns.SCORE_PREFIX) or n.endswith("_reason") or n in added)]
+    return known or own or names
+
+
+def row_hashes(dataset: Any, rows: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
+    """For each of the columns a hash of its value in each of the rows, uint64: the same for the same content, in
+    whatever format, file or type of string it stands."""
+    order = np.argsort(rows, kind="stable")  # reading goes forward through the file
+    read = dataset.with_format("arrow").select_columns(names).select(rows[order])
+    hashes = {name: np.empty(len(rows), dtype=np.uint64) for name in names}
+    for start in range(0, len(rows), 1000):
+        table = read[start : start + 1000]
+        for name in names:
+            hashes[name][order[start : start + 1000]] = _hashed(table[name].to_pylist())
     return hashes
+
+
+def _hashed(values: list[Any]) -> np.ndarray:
+    texts = (json.dumps(_without_nulls(value), sort_keys=True, default=str) for value in values)
+    return np.fromiter((xxhash.xxh3_64_intdigest(text.encode()) for text in texts), np.uint64, len(values))
+
+
+def _without_nulls(value: Any) -> Any:
+    """Arrow gives every struct all keys of its column, so that a key of null depends on the other rows."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def select(
@@ -157,17 +284,24 @@ def select(
     reasons: Callable[[int, int], str],
     scores: np.ndarray | None,
     step: dict[str, Any],
+    pool_scores: np.ndarray | None = None,
 ) -> Selection:
-    """A Selection of `order` (row numbers, best first) from a dataset; `reasons(rank, row)` words each."""
+    """A Selection of `order` (row numbers, best first) from a dataset; `reasons(rank, row)` words each.
+
+    Args:
+        scores: a number for every chosen row, by its number (num_rows,).
+        pool_scores: what every row could be ranked by, if there is such a number: for `Selection.explain`.
+    """
     row_ids = None
     if columns.ROW_ID in dataset.column_names:
-        row_ids = list(dataset.select_columns([columns.ROW_ID]).select(order)[columns.ROW_ID])
+        row_ids = dataset.with_format(None).select_columns([columns.ROW_ID]).select(order)[columns.ROW_ID][:]
     return Selection(
         indices=order,
         num_rows=len(dataset),
         reasons=[reasons(rank, int(row)) for rank, row in enumerate(order)],
         scores=None if scores is None else scores[order],
         row_ids=row_ids,
-        content=content_hashes(dataset, order),
+        hashes=row_hashes(dataset, order, identifying_columns(dataset.column_names)),
         chain=[{**step, "num_rows": len(dataset), "selected": len(order)}],
+        pool_scores=pool_scores,
     )

@@ -8,20 +8,20 @@ import numpy as np
 from hf_select import columns
 from hf_select.choices import check_choices
 from hf_select.formats import READ_COLUMNS, BadRow, conversations
-from hf_select.selection.budget import Budget
+from hf_select.selection.budget import Budget, ties_at_the_cut
 from hf_select.selection.combine import length_residual, length_strata
 from hf_select.selection.selection import Selection, select
 from hf_select.words import characters_of
 
 
 def rank(scores: np.ndarray, which: str = "best") -> np.ndarray:
-    """Row numbers in the order in which they would be taken; rows without a score (NaN) are left out, ties go to the
+    """Row numbers in the order in which they would be taken; rows without a finite score are left out, ties go to the
     lower row.
 
     best: highest first. worst: lowest first. middle: highest first from rank int(0.33 * N) on, as the RDS+ study takes
     its "mid" perplexity set (arXiv:2503.01807): just below the top third, not centred on the median.
     """
-    scored = np.flatnonzero(~np.isnan(scores))
+    scored = np.flatnonzero(np.isfinite(scores))
     keys = scores[scored] if which == "worst" else -scores[scored]
     order = scored[np.argsort(keys, kind="stable")]
     return order[int(0.33 * len(order)) :] if which == "middle" else order
@@ -64,7 +64,8 @@ class TopK:
             -np.inf if self.at_least is None else self.at_least,
             np.inf if self.at_most is None else self.at_most,
         )
-        kept = np.where((scores >= low) & (scores <= high), scores, np.nan)
+        finite = np.isfinite(scores)
+        kept = np.where(finite & (scores >= low) & (scores <= high), scores, np.nan)
         scored = int((~np.isnan(kept)).sum())
         keys = kept
         if self.length != "ignore":
@@ -73,7 +74,9 @@ class TopK:
         ranked = int((~np.isnan(keys)).sum())
         order = rank(keys, self.which)
         within = f" within [{low:g}, {high:g}]" if (low, high) != (-np.inf, np.inf) else ""
-        taken = budget.take(order, f"can be ranked by {self.column}{within}")
+        why = columns.without_score(dataset, self.column, scores)
+        taken = budget.take(order, f"can be ranked by {self.column}{within}{why}")
+        tied = ties_at_the_cut(keys, taken, self.column)
         place = {"best": "highest", "worst": "lowest", "middle": "highest below the top third"}[self.which]
 
         def reason(rank: int, row: int) -> str:
@@ -97,8 +100,11 @@ class TopK:
                 "tokens": tokens,
                 "scored": scored,
                 "without_length": scored - ranked,
-                "out_of_bounds": int((~np.isnan(scores)).sum()) - scored,
+                "out_of_bounds": int(finite.sum()) - scored,
+                "infinite": int(np.isinf(scores).sum()),
+                "tied_at_the_cut": tied,
             },
+            pool_scores=scores if self.length == "ignore" else np.where(np.isinf(scores), scores, keys),
         )
 
     def _lengths(self, dataset: Any) -> np.ndarray:
