@@ -280,6 +280,9 @@ def test_a_zero_vector_has_no_signs_to_store(rows, tmp_path):
         def identity(self):
             return {}
 
+        def described(self):
+            return {}
+
         def details(self):
             return {"dimensions": 5, "model": "zeros", "dtype": "float32"}
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -369,8 +370,8 @@ def test_a_hub_that_stumbles_is_asked_again(model_path, tmp_path):
     class Hub(BaseHTTPRequestHandler):
         def answer(self, body: bool) -> None:
             key = f"{self.command} {self.path}"
-            name = self.path.split("?")[0].rpartition("/resolve/main/")[2]
-            path = Path(model_path) / name if "/resolve/main/" in self.path else None
+            name = re.split("/resolve/[^/]+/", self.path.split("?")[0])[-1]
+            path = Path(model_path) / name if "/resolve/" in self.path else None
             if key not in refused:
                 refused.add(key)
                 self.send_response(503)

@@ -46,8 +46,8 @@ from hf_select.evaluation.tables import MATCHED, RANDOM, TOGETHER, UNTRAINED, Ce
 from hf_select.files import read_json, write_json, written_whole
 from hf_select.formats import BadRow, conversations
 from hf_select.inference.causal_lm import CausalLM
-from hf_select.inference.loading import file_stamps
 from hf_select.inference.pool import readable
+from hf_select.inference.sources import find
 from hf_select.reports.comparison import comparison_report
 from hf_select.scoring.overlap import rows_that_repeat
 from hf_select.selection.baselines import Longest, Random
@@ -133,7 +133,7 @@ class Comparison:
         settings = {"recipe": recipe, "passes": self.passes, "measures": measured}
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder.parent / f".{self.folder.name}.lock") as lock:  # processes start at once
-            held = {**settings, "model_files": file_stamps(self.recipe.model)}
+            held = {**settings, "weights": find(self.recipe.model).identity}
             hold_to(self.folder / "comparison.json", held, self.pool, "comparison")
             Path(lock.lock_file).unlink(missing_ok=True)
         self.pool, left_out = _trainable(self.pool, self.recipe, self.folder / "lengths.npz")

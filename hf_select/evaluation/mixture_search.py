@@ -38,6 +38,7 @@ from hf_select.evaluation.measures import Measure, as_measures
 from hf_select.evaluation.statistics import differences
 from hf_select.files import read_json, write_json
 from hf_select.inference.causal_lm import CausalLM
+from hf_select.inference.sources import find
 from hf_select.mixtures.mixture import Mixture
 from hf_select.mixtures.source import Source
 from hf_select.selection.combine import rank_correlation
@@ -191,6 +192,7 @@ class _Search:
         if len(weights) <= len(names):
             raise ValueError(f"{runs} runs cannot tell {len(names)} sources apart; make at least {len(names) + 1}.")
         settings = {
+            "weights": find(self.recipe.model).identity,
             "recipe": asdict(self.recipe), "rows": self.rows, "passes": passes, "draws": draws, "seed": seed,
             "sources": {name: source.data._fingerprint for name, source in self.sources.items()},
             "measures": {name: measure.identity() for name, measure in self.measures.items()},

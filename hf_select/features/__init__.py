@@ -1,6 +1,6 @@
 """Rows -> vectors. A featurizer is a callable: (conversations, queries=False) -> a Feature each, or the BadRow that
-says why; `queries` tells the two sides apart for models that do. It can say what its vectors depend on (`identity`)
-and, once loaded, what exactly it runs (`details`)."""
+says why; `queries` tells the two sides apart for models that do. It can say its settings (`described`), what its
+vectors depend on (`identity`) and, once loaded, what exactly it runs (`details`)."""
 
 from dataclasses import dataclass
 

@@ -13,8 +13,9 @@ backward pass reaches them, so the whole gradient of a batch need never exist.
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, ClassVar, Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -30,7 +31,8 @@ from hf_select.inference import batching
 from hf_select.inference.adapters import put_adapter
 from hf_select.inference.batching import OutOfMemory
 from hf_select.inference.causal_lm import CausalLM, predicted
-from hf_select.inference.loading import file_stamps, free_memory
+from hf_select.inference.loading import free_memory
+from hf_select.inference.sources import content_of
 
 
 # B rows, T tokens, N predicted tokens, O outputs and I inputs of a layer, P parameters of the adapter, q queries
@@ -351,6 +353,8 @@ class AdapterGradients:
     dimensions: int = 8192
     seed: int = 0
 
+    scoring_version: ClassVar[int] = 1  # raised when the gradients change
+
     def __post_init__(self) -> None:
         check_choices(self)
         # A copy of its own: the adapters are put into the model.
@@ -365,9 +369,22 @@ class AdapterGradients:
 
     def identity(self) -> dict[str, Any]:
         """What the gradients depend on."""
-        stamps = [file_stamps(path) for path in self.checkpoints]
-        settings = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {**settings, "model": self.lm.identity(), "checkpoint_files": stamps}
+        return {
+            **self.described(),
+            "model": self.lm.identity(),
+            "checkpoints": self.contents,
+            "vectors_version": self.scoring_version,
+        }
+
+    def described(self) -> dict[str, Any]:
+        """The settings for people to read."""
+        return {**{f.name: getattr(self, f.name) for f in fields(self)}, "model": self.lm.described()}
+
+    @cached_property
+    def contents(self) -> list[str]:
+        """What identifies each checkpoint: its adapter and, where it is read, the state of the optimizer."""
+        optimizer = ("optimizer.pt", "adam_moments.safetensors") if self.form == "adam" else ()
+        return [f"content {content_of(path, ('adapter_*', *optimizer))}" for path in self.checkpoints]
 
     def details(self) -> dict[str, Any]:
         """What exactly runs: the commit of the weights, their type, a hash of the template."""

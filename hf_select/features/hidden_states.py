@@ -6,7 +6,7 @@ token there.
 """
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -47,6 +47,8 @@ class HiddenStates:
     text_format: Literal["chat", "tulu"] = "chat"
     max_length: int | None = 2048
 
+    scoring_version: ClassVar[int] = 1  # raised when the vectors change
+
     def __post_init__(self) -> None:
         check_choices(self)
         if self.max_length is not None and self.max_length < 1:
@@ -58,7 +60,11 @@ class HiddenStates:
 
     def identity(self) -> dict[str, Any]:
         """What the vectors depend on."""
-        return {**{f.name: getattr(self, f.name) for f in fields(self)}, "model": self.lm.identity()}
+        return {**self.described(), "model": self.lm.identity(), "vectors_version": self.scoring_version}
+
+    def described(self) -> dict[str, Any]:
+        """The settings for people to read."""
+        return {**{f.name: getattr(self, f.name) for f in fields(self)}, "model": self.lm.described()}
 
     def details(self) -> dict[str, Any]:
         """What exactly runs: the commit of the weights, their type, a hash of the template."""

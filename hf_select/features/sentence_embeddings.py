@@ -5,15 +5,16 @@ and end tokens, cosine similarity, an instruction before the queries only.
 """
 
 import time
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, ClassVar
 
 import numpy as np
 
 from hf_select.features import Feature
 from hf_select.formats import BadRow, Conversation
 from hf_select.inference.causal_lm import Usage
-from hf_select.inference.loading import file_stamps
+from hf_select.inference.sources import Source, find
 
 
 @dataclass
@@ -34,6 +35,8 @@ class SentenceEmbeddings:
     device: str | None = None
     batch_size: int = 32
 
+    scoring_version: ClassVar[int] = 1
+
     def __post_init__(self) -> None:
         self._encoder: Any = None
         self._usage = Usage()
@@ -43,24 +46,31 @@ class SentenceEmbeddings:
         return self._usage
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**{k: v for k, v in vars(self).items() if not k.startswith("_")}, "files": file_stamps(self.model)}
+        return {**self.described(), "source": self.source}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update({key: value for key, value in state.items() if key != "files"})
+        vars(self).update(state)
         self.__post_init__()
 
     def identity(self) -> dict[str, Any]:
         """What the vectors of rows depend on: not the queries' instruction, the device or the batches."""
-        return {"model": self.model, "revision": self.revision, "files": file_stamps(self.model)}
+        return {"encoder": self.source.identity, "vectors_version": self.scoring_version}
+
+    def described(self) -> dict[str, Any]:
+        """The settings for people to read."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @cached_property
+    def source(self) -> Source:
+        """The commit or folder behind the name, resolved once."""
+        return find(self.model, self.revision, ("modules.json", "config.json"))
 
     def details(self) -> dict[str, Any]:
         """What exactly runs: the commit of the weights and their type."""
         encoder = self.load()
-        config = getattr(getattr(encoder[0], "auto_model", None), "config", None)
-        commit = getattr(config, "_commit_hash", None)
         return {
             "model": self.model,
-            "commit": commit,
+            "commit": self.source.commit,
             "dtype": str(encoder.dtype).removeprefix("torch."),
             "dimensions": encoder.get_embedding_dimension(),
         }
@@ -71,7 +81,8 @@ class SentenceEmbeddings:
                 from sentence_transformers import SentenceTransformer
             except ImportError:
                 raise ImportError('sentence embeddings need an extra: pip install "hf-select[embed]"') from None
-            self._encoder = SentenceTransformer(self.model, revision=self.revision, device=self.device)
+            source = self.source
+            self._encoder = SentenceTransformer(source.location, revision=source.commit, device=self.device)
         return self._encoder
 
     def __call__(self, rows: list[Conversation], queries: bool = False) -> list[Feature | BadRow]:

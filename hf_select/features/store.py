@@ -49,8 +49,8 @@ PROBE = [
 _SAME_VECTOR = {"float32": 1e-3}
 _SAME_VECTOR_HALF_PRECISION = 0.03
 
-# Settings that tell where a model lies; whether it is the same one is the probe's question.
-_PLACES = ("model", "tokenizer", "files", "dtype", "checkpoints", "checkpoint_files")
+# Whether the weights, their template and their precision are near enough is the probe's question.
+_PROBED = ("weights", "tokenizer", "adapter", "encoder", "dtype", "checkpoints")
 
 
 @dataclass
@@ -89,8 +89,9 @@ class PoolIndex:
         Raises: ValueError if the folder holds an index of other rows, another model or other settings.
         """
         check_choice("stored_dtype", stored_dtype, StoredType)
-        state = {**featurizer.identity(), "stored_dtype": stored_dtype}
-        identity = identity_of(type(featurizer).__name__, state, state)
+        stored = {"stored_dtype": stored_dtype}
+        made_by, settings = {**featurizer.identity(), **stored}, {**featurizer.described(), **stored}
+        identity = identity_of(type(featurizer).__name__, made_by, settings)
         pool = Pool(dataset, chunk_rows, compared=readable(dataset).column_names)
         job = ChunkedJob(pool, Path(folder).expanduser(), identity, "vectors", ".arrow", "an index", "index.json")
         probe = job.folder / "vectors" / "probe.json"
@@ -144,19 +145,18 @@ class PoolIndex:
         Raises: ValueError that says what differs: the rows, the settings, or the model behind the same settings.
         """
         if dataset is not None:
-            there = self.manifest["pool"]
-            if len(dataset) != there["rows"] or pool_fingerprint(readable(dataset)) != there["fingerprint"]:
+            pool = self.manifest["pool"]
+            if len(dataset) != pool["rows"] or pool_fingerprint(readable(dataset)) != pool["fingerprint"]:
                 raise ValueError(
-                    f'the index in "{self.folder}" is one of other rows ({there["rows"]} there, {len(dataset)} here); '
+                    f'the index in "{self.folder}" is one of other rows ({pool["rows"]} there, {len(dataset)} here); '
                     "give the dataset it was made of, or build another index."
                 )
         if featurizer is None:
             return
         made_by = self.manifest["made_by"]
-        state = featurizer.identity()
-        here = identity_of(type(featurizer).__name__, state, state)
-        there_settings = {name: value for name, value in made_by["settings"].items() if name != "stored_dtype"}
-        differing = differences(_without_places(there_settings), _without_places(here["settings"]))
+        here = identity_of(type(featurizer).__name__, featurizer.identity(), {})
+        there = {name: value for name, value in made_by["identity"].items() if name != "stored_dtype"}
+        differing = differences(_without_probed(there), _without_probed(here["identity"]))
         if made_by["name"] != here["name"]:
             differing = [f"{made_by['name']} there, {here['name']} here"]
         if differing:
@@ -323,9 +323,9 @@ def _refuse_other_vectors(there: dict[str, Any], here: dict[str, Any], folder: P
             )
 
 
-def _without_places(settings: dict[str, Any]) -> dict[str, Any]:
+def _without_probed(identity: dict[str, Any]) -> dict[str, Any]:
     return {
-        name: _without_places(value) if isinstance(value, dict) else value
-        for name, value in settings.items()
-        if isinstance(value, dict) or name not in _PLACES
+        name: _without_probed(value) if isinstance(value, dict) else value
+        for name, value in identity.items()
+        if name not in _PROBED
     }

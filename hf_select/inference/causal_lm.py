@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -26,6 +27,7 @@ from hf_select.formats import FALLBACK_TEMPLATE
 from hf_select.inference import batching, loading
 from hf_select.inference.batching import OutOfMemory
 from hf_select.inference.loading import LoadedModel
+from hf_select.inference.sources import Sources, content_of_loaded, content_of_tokenizer, find_all
 
 
 # B sequences, T tokens, S tokens of a suffix, J suffixes, D hidden, V vocabulary, K named tokens, N measured positions
@@ -53,7 +55,8 @@ class CausalLM:
     Args:
         model: Hub id or local path of any `AutoModelForCausalLM`, or a loaded model (give `tokenizer` too).
         tokenizer: Hub id, local path or a loaded tokenizer; the model's own by default.
-        revision: branch, tag or commit on the Hub.
+        revision: branch, tag or commit of the model's repository on the Hub. A branch is resolved to its commit once,
+            when the model is first used.
         adapter: Hub id or path of a PEFT adapter that is put on the model.
         dtype: as in `from_pretrained`: auto, float32, bfloat16 or float16.
         device: torch device; by default the accelerator of this process, else cpu.
@@ -96,14 +99,18 @@ class CausalLM:
             )
         self._loaded: LoadedModel | None = None
 
-    # The `datasets` cache and worker processes see the settings only: the same hash before and after loading and in
-    # every process, and workers start clean.
+    @cached_property
+    def sources(self) -> Sources:
+        """The commits or folders behind the names, resolved once."""
+        return find_all(self.model, self.tokenizer, self.adapter, self.revision)
+
+    # The `datasets` cache and worker processes see the settings and what was resolved: the same hash before and after
+    # loading and in every process, and workers start clean and load the same commit.
     def __getstate__(self) -> dict[str, Any]:
-        sources = (self.model, self.tokenizer, self.adapter)
-        return {**self.settings(), "files": [loading.file_stamps(source) for source in sources]}
+        return {**self.settings(), "sources": self.sources}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update({key: value for key, value in state.items() if key != "files"})
+        self.__dict__.update(state)
         self.usage, self._loaded = Usage(), None
 
     def fresh(self) -> "CausalLM":
@@ -113,15 +120,36 @@ class CausalLM:
         """
         if not isinstance(self.model, str):
             raise ValueError("the loaded model would be changed; give its path or Hub id in place of it.")
-        return CausalLM(**self.settings())
+        again = CausalLM(**self.settings())
+        again.__dict__.update({name: value for name, value in vars(self).items() if name == "sources"})
+        return again
 
     def settings(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "usage"}
 
+    def described(self) -> dict[str, Any]:
+        """The settings for people to read, with the commit of a model on the Hub."""
+        words = {**self.settings(), "model": self.name}
+        if self.tokenizer is not None and not isinstance(self.tokenizer, str):
+            words["tokenizer"] = type(self.tokenizer).__name__
+        return words if self.commit is None else {**words, "commit": self.commit}
+
     def identity(self) -> dict[str, Any]:
-        """What measurements depend on: not where and in which batches they run."""
+        """What measurements depend on: commits or contents, not names; not where and in which batches they run."""
+        places = ("model", "tokenizer", "adapter", "revision")
         where = ("device", "device_map", "tokens_per_batch", "attn_implementation")
-        return {name: value for name, value in self.__getstate__().items() if name not in where}
+        model, tokenizer, adapter = self.sources.model, self.sources.tokenizer, self.sources.adapter
+        return {
+            **{name: value for name, value in self.settings().items() if name not in (*places, *where)},
+            "weights": content_of_loaded(self.model) if model is None else model.identity,
+            "tokenizer": content_of_tokenizer(self.tokenizer) if tokenizer is None else tokenizer.identity,
+            "adapter": None if adapter is None else adapter.identity,
+        }
+
+    @property
+    def commit(self) -> str | None:
+        """Of a model on the Hub."""
+        return None if self.sources.model is None else self.sources.model.commit
 
     def details(self, template: str | None) -> dict[str, Any]:
         """What exactly runs: the commit of the weights, their type, a hash of the template (None: the model's own)."""
@@ -129,7 +157,7 @@ class CausalLM:
         template = template or loaded.tokenizer.chat_template or FALLBACK_TEMPLATE
         return {
             "model": self.name,
-            "commit": getattr(loaded.model.config, "_commit_hash", None),
+            "commit": self.commit,
             "dtype": str(loaded.model.dtype).removeprefix("torch."),
             "template_sha256": hashlib.sha256(str(template).encode()).hexdigest(),
         }

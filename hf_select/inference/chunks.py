@@ -258,14 +258,16 @@ class ChunkedJob:
         if made_by["name"] != mine["name"]:
             differing.append(f"made by {made_by['name']} there, {mine['name']} here")
         elif made_by["hash"] != mine["hash"]:
-            changed = differences(made_by["settings"], mine["settings"])
-            differing += changed or ["model files, rating prompts, queries or the version of hf_select changed"]
+            changed = differences(made_by.get("identity", {}), mine["identity"])
+            differing += changed or ["made by another version of hf_select"]
         if there["chunk_rows"] != here["chunk_rows"]:
             differing.append(f"chunk_rows {there['chunk_rows']} there, {here['chunk_rows']} here")
         if differing:
+            moved = any("weights commit" in text for text in differing)
+            cure = ", or give the commit of that run as the revision" if moved else ""
             raise ValueError(
                 f'"{self.folder}" holds {self.what} of another run ({"; ".join(differing)}). '
-                "Choose another output folder."
+                f"Choose another output folder{cure}."
             )
 
     def _refuse_running(self) -> None:
@@ -371,17 +373,21 @@ def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
-def identity_of(name: str, state: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """What results depend on, as a hash of the state and, for people, in the words of the settings."""
-    words = {key: value for key, value in state.items() if key in settings}
-    return {"name": name, "settings": json.loads(json.dumps(words, default=str)), "hash": Hasher.hash(state)}
+def identity_of(name: str, identity: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """What makes results: the settings for people to read, what the results depend on, and a hash of that."""
+    words = json.loads(json.dumps(settings, default=str))
+    plain = json.loads(json.dumps(identity, sort_keys=True, default=Hasher.hash))
+    digest = xxhash.xxh3_64_hexdigest(json.dumps(plain, sort_keys=True).encode())
+    return {"name": name, "settings": words, "identity": plain, "hash": digest}
 
 
 def differences(there: Any, here: Any, name: str = "") -> list[str]:
     """Settings that differ, by their dotted names."""
     if isinstance(there, dict) and isinstance(here, dict):
-        keys = [key for key in here if key != "files"]
-        return [text for key in keys for text in differences(there.get(key), here[key], f"{name}.{key}".strip("."))]
+        keys = dict.fromkeys([*here, *there])
+        return [
+            text for key in keys for text in differences(there.get(key), here.get(key), f"{name}.{key}".strip("."))
+        ]
     return [f"{name} {there} there, {here} here"] if there != here else []
 
 

@@ -164,16 +164,16 @@ def load(spec: "CausalLM", rank: int | None) -> LoadedModel:
         # A forked `map` worker. GNU OpenMP hangs when a child enters a parallel region after its parent has been in
         # one, and N workers with all cores each would be slower anyway.
         torch.set_num_threads(1)
-    tokenizer = spec.tokenizer or spec.model
-    if isinstance(tokenizer, str):
-        options = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
-        source = checked(tokenizer)
-        tokenizer = patiently(lambda: AutoTokenizer.from_pretrained(source, **options), source)
-    model = patiently(lambda: _from_pretrained(spec, rank), spec.model) if isinstance(spec.model, str) else spec.model
-    if spec.adapter is not None:
+    tokenizer, model, adapter = spec.tokenizer, spec.model, spec.sources.adapter
+    if (of := spec.sources.tokenizer) is not None:
+        options = {"revision": of.commit, "trust_remote_code": spec.trust_remote_code}
+        tokenizer = patiently(lambda: AutoTokenizer.from_pretrained(of.location, **options), of.name)
+    if isinstance(model, str):
+        model = patiently(lambda: _from_pretrained(spec, rank), model)
+    if adapter is not None:
         from hf_select.inference.adapters import put_adapter
 
-        model = patiently(lambda: put_adapter(model, str(spec.adapter)), spec.adapter)
+        model = patiently(lambda: put_adapter(model, adapter.name, revision=adapter.commit), adapter.name)
     if hasattr(model, "get_base_model"):  # a PeftModel: its layers sit inside the base model already
         model = model.get_base_model()
     loaded = LoadedModel(model, tokenizer, 1 if spec.batch_invariant else spec.tokens_per_batch)
@@ -213,18 +213,6 @@ def passes(error: BaseException | None) -> bool:
     return False
 
 
-def file_stamps(source: Any) -> list[tuple[str, int, int]]:
-    """Name, size and time of the files of a local model: a model trained anew under the same path is another model."""
-    if not isinstance(source, str) or not Path(source).expanduser().is_dir():
-        return []
-    files = [
-        path
-        for path in sorted(Path(source).expanduser().iterdir())
-        if path.suffix in (".safetensors", ".json", ".jinja", ".model")
-    ]
-    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-
-
 def free_memory(device: torch.device) -> int:
     """Bytes that can still be taken on a device."""
     if device.type == "cuda":
@@ -245,11 +233,12 @@ def _from_pretrained(spec: "CausalLM", rank: int | None) -> Any:
             "needs it whole in each process. Score without ZeRO-3: one process a device, or for a large model "
             "device_map=auto (one process over several devices) or quantization=4bit."
         )
-    source = checked(spec.model)
+    source = spec.sources.model
+    assert source is not None
     loader: Any = AutoModelForCausalLM
     options: dict[str, Any] = {
         "dtype": spec.dtype,
-        "revision": spec.revision,
+        "revision": source.commit,
         "trust_remote_code": spec.trust_remote_code,
         "use_safetensors": True,  # a pickle from outside could run code
         "device_map": spec.device_map or {"": spec.device or default_device(rank)},
@@ -262,7 +251,7 @@ def _from_pretrained(spec: "CausalLM", rank: int | None) -> Any:
         four = spec.quantization == "4bit"
         options["quantization_config"] = BitsAndBytesConfig(load_in_4bit=four, load_in_8bit=not four)
     try:
-        model, info = loader.from_pretrained(source, output_loading_info=True, **options)
+        model, info = loader.from_pretrained(source.location, output_loading_info=True, **options)
     except ValueError as error:
         if "Unrecognized configuration class" not in str(error):
             raise

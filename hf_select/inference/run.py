@@ -65,15 +65,15 @@ def score(
     pool = Stream(cast(Any, dataset), chunk_rows) if stream else Pool(cast(Dataset, dataset), chunk_rows)
     if bad_rows == "error" and not stream:
         _refuse_bad_rows(cast(Dataset, pool.dataset))
-    state = scorer.identity()
+    made_by = scorer.identity()
     if index is not None:
         if getattr(scorer, "featurizer", None) is None:
             raise ValueError(f"scorer {scorer.name} reads no vectors; leave out the index.")
         if stream:
             raise ValueError("an index is held to its rows before they are scored, and a stream cannot be; load it.")
         index.check(pool.dataset, scorer.featurizer)
-        state = {**state, "index": index.manifest["made_by"]["hash"]}
-    identity = identity_of(scorer.name, state, scorer.settings())
+        made_by = {**made_by, "index": index.manifest["made_by"]["hash"]}
+    identity = identity_of(scorer.name, made_by, scorer.described())
     folder = Path(output_dir).expanduser()
     job = ChunkedJob(pool, folder, identity, "scored", ".parquet", "scores", "summary.json")
     job.open(source, when_running)

@@ -29,7 +29,7 @@ def read_step(folder: str | os.PathLike) -> dict[str, Any]:
     return {
         "step": f"{kind} {made_by['name']}",
         "scorer": made_by["name"] if kind == "score" else None,
-        "settings": _without_stamps(made_by["settings"]),
+        "settings": made_by["settings"],
         "hash": made_by["hash"],
         "versions": manifest["versions"],
         "pool": manifest["pool"],
@@ -64,10 +64,3 @@ def is_hub_id(name: str) -> bool:
         and Path(name).suffix not in _FILES
         and not Path(name).exists()
     )
-
-
-def _without_stamps(value: Any) -> Any:
-    """File names, sizes and times tell a changed model apart; a reader wants the settings."""
-    if isinstance(value, dict):
-        return {key: _without_stamps(item) for key, item in value.items() if not key.endswith("files")}
-    return [_without_stamps(item) for item in value] if isinstance(value, list) else value

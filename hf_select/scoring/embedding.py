@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from hf_select.features.sentence_embeddings import SentenceEmbeddings
-from hf_select.inference.loading import file_stamps
 from hf_select.scoring.similarity import Similarity
 
 
@@ -55,8 +54,13 @@ class Embedding(Similarity):
         return vars(self.featurizer.usage).copy()
 
     def identity(self) -> dict[str, Any]:
-        where = ("device", "batch_size")  # they change nothing but the time
-        return {name: value for name, value in super().identity().items() if name not in where}
+        where = ("encoder", "revision", "device", "batch_size")  # they change nothing but the time
+        found = {name: value for name, value in super().identity().items() if name not in where}
+        return {**found, **self.featurizer.identity()}
 
     def _pickled(self) -> dict[str, Any]:
-        return {**self.settings(), "files": file_stamps(self.encoder)}
+        return {**self.settings(), "_source": self.featurizer.source}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.featurizer.source = state["_source"]

@@ -12,7 +12,7 @@ from datasets import Value
 
 from hf_select import columns
 from hf_select.formats import BadRow, Conversation, Encoded, encode_all
-from hf_select.inference.loading import file_stamps
+from hf_select.inference.sources import Source, find
 from hf_select.scoring.scorer import Scorer
 from hf_select.words import characters_of
 
@@ -40,15 +40,23 @@ class Length(Scorer):
     def columns_out(self) -> dict[str, Any]:
         return super().columns_out | ({columns.NUM_TOKENS: Value("int64")} if self.tokenizer else {})
 
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), "tokenizer": self._source and self._source.identity}
+
     def _pickled(self) -> dict[str, Any]:
-        # Another tokenizer saved under the same path counts otherwise.
-        return {**self.settings(), "files": file_stamps(self.tokenizer)}
+        return {**self.settings(), "_source": self._source}
+
+    @cached_property
+    def _source(self) -> Source | None:
+        files = ("tokenizer_config.json", "tokenizer.json", "vocab.json", "config.json")
+        return find(self.tokenizer, files=files) if self.tokenizer else None
 
     @cached_property
     def _tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(self.tokenizer)
+        assert self._source is not None
+        return AutoTokenizer.from_pretrained(self._source.location, revision=self._source.commit)
 
     def measure(self, rows: list[Conversation]) -> list[dict[str, Any] | BadRow]:
         parts = self.of in ("prompt", "response")

@@ -83,9 +83,11 @@ class LESS(Similarity):
         trained = cost_of_run(self.checkpoints)
         return {**({"warm-up": trained} if trained else {}), **super().preparation()}
 
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), **self._gradients.identity(), "learning_rates": self._weights.tolist()}
+
     def _pickled(self) -> dict[str, Any]:
-        stamps = self._gradients.identity()["checkpoint_files"]
-        return {**self.settings(), "model": self._gradients.lm, "checkpoint_files": stamps}
+        return {**self.settings(), "model": self._gradients.lm, "checkpoint_contents": self._gradients.contents}
 
     def _checkpoint_weights(self) -> np.ndarray:
         rates = self.learning_rates or [mean_learning_rate(path) for path in self.checkpoints]

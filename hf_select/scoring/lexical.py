@@ -17,7 +17,7 @@ from hf_select import columns
 from hf_select.features import Feature
 from hf_select.formats import BadRow, Conversation, conversations, layout
 from hf_select.scoring.scorer import Scorer, prepares
-from hf_select.scoring.similarity import Similarity, by_task, names_of_tasks
+from hf_select.scoring.similarity import Similarity, by_task, hash_of_rows, names_of_tasks
 from hf_select.words import text_of, words
 
 
@@ -48,6 +48,7 @@ class TFIDF(Similarity):
         super().__post_init__()
         self.words_: list[str] = []
         self.idf_: np.ndarray | None = None  # (V,)
+        self.pool_hash_: str | None = None
         self._vectorizer: Any = None
 
     @prepares
@@ -61,13 +62,18 @@ class TFIDF(Similarity):
         """
         vectorizer = _sklearn_text().TfidfVectorizer(analyzer=words, sublinear_tf=True, max_features=self.max_words)
         _fitted(vectorizer, _needed(pool, "TFIDF"))
+        self.pool_hash_ = _hash_of(pool)
         self.words_, self.idf_ = vectorizer.get_feature_names_out().tolist(), vectorizer.idf_
         self._vectorizer = None
         super().fit(queries, task_column, subtask_column)
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "words_": self.words_, "idf_": self.idf_}
+        learned = {"words_": self.words_, "idf_": self.idf_, "pool_hash_": self.pool_hash_}
+        return {**super().__getstate__(), **learned}
+
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), "pool": self.pool_hash_}
 
     def _features(self, rows: list[Conversation], queries: bool) -> list[Feature | BadRow]:
         texts = [text_of(row) for row in rows]
@@ -125,6 +131,7 @@ class DSIR(Scorer):
             raise ValueError(f"ngrams is {self.ngrams}, buckets {self.buckets}; give at least 1 and 2.")
         self.named_tasks_: list[str] = []
         self.log_ratio_: np.ndarray | None = None  # (t, B)
+        self.learned_from_: dict[str, str] = {}  # hashes of the queries and the pool
 
     @prepares
     def fit(self, queries: Any, task_column: str | None = None, pool: Any = None) -> "DSIR":
@@ -141,6 +148,8 @@ class DSIR(Scorer):
         raw = self._log_p(_texts(_needed(pool, "DSIR")))
         self.log_ratio_ = np.stack([self._log_p(_texts(rows)) - raw for rows in tasks.values()])
         self.named_tasks_ = names_of_tasks(queries, task_column, list(tasks))
+        of_tasks = [(task, _hash_of(rows)) for task, rows in tasks.items()]
+        self.learned_from_ = {"queries": hash_of_rows([], [self.named_tasks_, *of_tasks]), "pool": _hash_of(pool)}
         return self
 
     @property
@@ -149,7 +158,15 @@ class DSIR(Scorer):
         return super().columns_out | {columns.score_column(f"{self.name}_{task}"): kind for task in self.named_tasks_}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "named_tasks_": self.named_tasks_, "log_ratio_": self.log_ratio_}
+        learned = {
+            "named_tasks_": self.named_tasks_,
+            "log_ratio_": self.log_ratio_,
+            "learned_from_": self.learned_from_,
+        }
+        return {**super().__getstate__(), **learned}
+
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), **self.learned_from_}
 
     def measure(self, rows: list[Conversation]) -> list[dict[str, Any] | BadRow]:
         if self.log_ratio_ is None:
@@ -208,6 +225,12 @@ def _texts(dataset: Any, batch_size: int = 1000) -> Iterator[list[str]]:
     """Texts of the rows that can be read, in batches."""
     for batch in dataset.iter(batch_size=batch_size):
         yield [text_of(row) for row in conversations(batch) if isinstance(row, Conversation)]
+
+
+def _hash_of(dataset: Any) -> str:
+    """Of the rows that can be read."""
+    rows = (row for batch in dataset.iter(batch_size=1000) for row in conversations(batch))
+    return hash_of_rows(row for row in rows if isinstance(row, Conversation))
 
 
 def _fitted(vectorizer: Any, pool: Any) -> None:

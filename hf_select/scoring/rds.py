@@ -57,5 +57,8 @@ class RDSPlus(Similarity):
     def usage(self) -> dict[str, float]:
         return vars(self.featurizer.lm.usage).copy()
 
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), **self.featurizer.identity()}
+
     def _pickled(self) -> dict[str, Any]:
         return {**self.settings(), "model": self.featurizer.lm}

@@ -7,6 +7,7 @@ reward learning from demonstrations (Li et al. 2024, arXiv:2405.17888) ranks its
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,8 +19,9 @@ from hf_select.formats import BadRow, Conversation, encode_all, response_close
 from hf_select.inference import batching
 from hf_select.inference.batching import OutOfMemory, TokenBudget
 from hf_select.inference.causal_lm import Usage
-from hf_select.inference.loading import checked, default_device, file_stamps, patiently
+from hf_select.inference.loading import default_device, patiently
 from hf_select.inference.parameters import active_parameters
+from hf_select.inference.sources import Source, find
 from hf_select.scoring.scorer import Scorer
 
 
@@ -72,11 +74,17 @@ class Reward(Scorer):
         return vars(self._usage).copy()
 
     def identity(self) -> dict[str, Any]:
-        where = ("device", "tokens_per_batch")  # they change nothing but the time
-        return {name: value for name, value in super().identity().items() if name not in where}
+        where = ("revision", "device", "tokens_per_batch")  # of the same weights; they change nothing but the time
+        found = {name: value for name, value in super().identity().items() if name not in where}
+        return {**found, "reward_model": self.source.identity}
 
     def _pickled(self) -> dict[str, Any]:
-        return {**self.settings(), "files": file_stamps(self.reward_model)}
+        return {**self.settings(), "source": self.source}
+
+    @cached_property
+    def source(self) -> Source:
+        """The commit or folder behind the name, resolved once."""
+        return find(self.reward_model, self.revision)
 
     def measure(self, rows: list[Conversation]) -> list[dict[str, Any] | BadRow]:
         begin = time.perf_counter()
@@ -161,8 +169,8 @@ def padded(sequences: Sequence[Any], device: Any) -> tuple[Tensor, Tensor]:
 def load_reward_model(spec: Reward, rank: int | None = None) -> tuple[Any, Any]:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    source = checked(spec.reward_model)
-    options = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
+    source = spec.source.location
+    options = {"revision": spec.source.commit, "trust_remote_code": spec.trust_remote_code}
     tokenizer = patiently(lambda: AutoTokenizer.from_pretrained(source, **options), source)
     try:
         model, info = patiently(

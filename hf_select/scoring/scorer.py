@@ -17,7 +17,6 @@ from typing import Any, ClassVar, TypeVar, cast
 
 from datasets import Features, Value
 
-import hf_select
 from hf_select import columns
 from hf_select.choices import check_choices
 from hf_select.formats import READ_COLUMNS, BadRow, Conversation, conversations
@@ -38,6 +37,7 @@ class Scorer(ABC):
 
     name: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
+    scoring_version: ClassVar[int] = 1  # raised when the method's numbers change; scores of two are never mixed
     citation: ClassVar[str] = ""
 
     @property
@@ -93,12 +93,20 @@ class Scorer(ABC):
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def identity(self) -> dict[str, Any]:
-        """All that the scores depend on: the pickled state with each model as its own identity."""
-        return {name: _identity(value) for name, value in self.__getstate__().items()}
+        """All that the scores depend on: the settings with each model as its own identity, what was learned as what it
+        was learned from, and the version of the method."""
+        settings = {f.name for f in fields(self)}
+        found = {name: _identity(value) for name, value in self._pickled().items() if name in settings}
+        return {**found, "scoring_version": self.scoring_version}
 
-    # The version is part of the pickled state, hence of the fingerprint: another release may score differently.
+    def described(self) -> dict[str, Any]:
+        """The settings for people to read."""
+        settings = {f.name for f in fields(self)}
+        return {name: _described(value) for name, value in self._pickled().items() if name in settings}
+
+    # The version is part of the pickled state, hence of the fingerprint that `Dataset.map` looks up.
     def __getstate__(self) -> dict[str, Any]:
-        return {**self._pickled(), "version": hf_select.__version__}
+        return {**self._pickled(), "version": self.scoring_version}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         names = {f.name for f in fields(self)}
@@ -179,4 +187,10 @@ class LMScorer(Scorer):
 def _identity(value: Any) -> Any:
     if isinstance(value, list):
         return [_identity(item) for item in value]
-    return value.identity() if hasattr(value, "identity") else value
+    return value.identity() if isinstance(value, CausalLM) else value
+
+
+def _described(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_described(item) for item in value]
+    return value.described() if isinstance(value, CausalLM) else value

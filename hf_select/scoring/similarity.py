@@ -1,12 +1,14 @@
 """Cosine similarity of rows to queries, written once for every featurizer: by task, and by query without keeping
 n x queries."""
 
+import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import xxhash
 from datasets import List, Value
 
 from hf_select import columns
@@ -96,6 +98,7 @@ class Similarity(Scorer):
         self.part_of_query_: np.ndarray = np.empty(0, dtype=np.int64)  # (q,)
         self.task_of_part_: np.ndarray = np.empty(0, dtype=np.int64)  # (p,)
         self.overlap_: QueryOverlap | None = None
+        self.queries_hash_: str | None = None  # of their texts, tasks and parts
         self._fitted_to: tuple[Any, str | None, str | None] | None = None
 
     @prepares
@@ -134,6 +137,7 @@ class Similarity(Scorer):
         self.part_of_query_ = np.array([places[part] for part in parts])
         self.task_of_part_ = np.array([number for number, _ in places])
         self.overlap_ = QueryOverlap(texts)
+        self.queries_hash_ = hash_of_rows(texts, [list(named), self.named_tasks_, parts])
         self._fitted_to = queries, task_column, subtask_column
         return self
 
@@ -152,8 +156,22 @@ class Similarity(Scorer):
         return super().columns_out | added
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("queries_", "tasks_", "named_tasks_", "task_of_query_", "part_of_query_", "task_of_part_", "overlap_")
+        names = (
+            "queries_",
+            "tasks_",
+            "named_tasks_",
+            "task_of_query_",
+            "part_of_query_",
+            "task_of_part_",
+            "overlap_",
+            "queries_hash_",
+        )
         return {**super().__getstate__(), **{name: getattr(self, name) for name in names}}
+
+    def identity(self) -> dict[str, Any]:
+        """With the texts of the queries, not their vectors: those differ in their last bits from batch to batch and
+        from device to device."""
+        return {**super().identity(), "queries": self.queries_hash_}
 
     def similarities(
         self, rows: list[Conversation | BadRow], stored: list[Feature | BadRow] | None = None
@@ -265,6 +283,14 @@ class Similarity(Scorer):
 def names_of_tasks(queries: Any, task_column: str | None, tasks: list[str]) -> list[str]:
     """The tasks of `by_task`, or none if the caller named none: one dataset without a task column."""
     return tasks if isinstance(queries, Mapping) or task_column is not None else []
+
+
+def hash_of_rows(rows: Iterable[Conversation], more: list[Any] | None = None) -> str:
+    """Hash of all that conversations say, and of anything else that JSON can write."""
+    digest = xxhash.xxh3_128(json.dumps([list(part) for part in more or []]).encode())
+    for row in rows:
+        digest.update(json.dumps(vars(row), sort_keys=True, default=str).encode())
+    return digest.hexdigest()
 
 
 def by_task(queries: Any, task_column: str | None) -> dict[str, Any]:
