@@ -106,7 +106,8 @@ def scorers(args: argparse.Namespace, pool: Dataset, queries: dict[str, Dataset]
     checkpoints = folder / "warm_up"
     settings = {"max_length": 2 * MAX_LENGTH, "text_format": "chat"}  # or some queries would lose their answers
     WarmUp(args.model, fraction=0.1, epochs=2, learning_rate=1e-3, lora_r=8, **settings).run(pool, checkpoints)
-    yield "less", LESS(args.model, [str(checkpoints)], **settings).fit(queries)
+    # The published tables were made with the mean of cosines.
+    yield "less", LESS(args.model, [str(checkpoints)], query_mode="repo", **settings).fit(queries)
 
 
 def make_scores(args: argparse.Namespace) -> None:

@@ -337,6 +337,7 @@ def test_less_scores_and_orders_are_the_references(golden, pool, adam_mode):
         [str(folder / f"checkpoint-{step}") for step in (10, 20)],
         learning_rates=expected["checkpoint_weights"],
         adam_mode=adam_mode,
+        query_mode="repo",
         text_format="tulu",
         max_length=512,
     )

@@ -23,6 +23,9 @@ from hf_select.inference.run import whole_cost
 from hf_select.training.warmup import WarmUp
 
 
+MODES = ("paper", "repo")
+
+
 @pytest.fixture(scope="module")
 def checkpoints(model_path, rows) -> list[str]:
     return train_adapter(model_path, Path(model_path).parent / "less", rows)
@@ -53,7 +56,8 @@ def test_trainers_moments_are_read_in_its_own_order(model_path, checkpoints):
 
 
 def test_a_score_is_the_weighted_sum_over_checkpoints_of_mean_cosines(model_path, checkpoints, rows, queries):
-    scorer = LESS(model_path, checkpoints, learning_rates=[3.0, 1.0], per_query=True).fit(queries)
+    settings = {"learning_rates": [3.0, 1.0], "per_query": True, "query_mode": "repo"}
+    scorer = LESS(model_path, checkpoints, **settings).fit(queries)
     out = scorer(batch(rows[:6]))
     gradients = AdapterGradients(model_path, checkpoints)
     whole = [item[0] for item in gradients.encode(conversations(batch(rows[:6])))]
@@ -75,12 +79,47 @@ def test_a_score_is_the_weighted_sum_over_checkpoints_of_mean_cosines(model_path
 
 def test_subtasks_are_means_and_a_task_the_largest_of_them(model_path, checkpoints, rows):
     asked = Dataset.from_list([{**row, "part": part} for row, part in zip(rows[20:23], "xyx", strict=True)])
-    scorer = LESS(model_path, checkpoints[:1], per_query=True).fit(asked, subtask_column="part")
+    scorer = LESS(model_path, checkpoints[:1], per_query=True, query_mode="repo").fit(asked, subtask_column="part")
     out = scorer(batch(rows[:3]))
     for value, (x, y, x2) in zip(out["score_less"], out["less_similarities"], strict=True):
         assert value == pytest.approx(max((x + x2) / 2, y), abs=1e-6)
     with pytest.raises(ValueError, match='"nothing" is missing'):
         LESS(model_path, checkpoints[:1]).fit(asked, subtask_column="nothing")
+
+
+def test_queries_of_a_subtask_are_averaged_before_the_cosine_as_in_the_paper(model_path, checkpoints, rows, queries):
+    settings = {"learning_rates": [3.0, 1.0], "form": "sgd"}
+    paper = LESS(model_path, checkpoints, **settings).fit(queries)
+    out = paper(batch(rows[:6]))
+    gradients = AdapterGradients(model_path, checkpoints, form="sgd")
+    whole = [item[0] for item in gradients.encode(conversations(batch(rows[:6]))) if not isinstance(item, BadRow)]
+    asked = [item[0] for item in gradients.encode(conversations(queries["a"][:]))]
+    expected = np.zeros(len(whole))
+    for checkpoint, weight in ((0, 0.75), (1, 0.25)):
+        mean = torch.stack(gradients.whole(asked, checkpoint)).mean(0)
+        of_rows = torch.stack(gradients.whole(whole, checkpoint))
+        expected += weight * torch.cosine_similarity(of_rows, mean[None]).numpy()
+    found = [score for score in out["score_less_a"] if score is not None]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    repo = LESS(model_path, checkpoints, query_mode="repo", **settings).fit(queries)(batch(rows[:6]))
+    assert np.abs(np.subtract(found, [s for s in repo["score_less_a"] if s is not None])).max() > 1e-3
+    # A query alone is its own mean.
+    one = {name: some.select([0]) for name, some in queries.items()}
+    both = [LESS(model_path, checkpoints, query_mode=mode, **settings).fit(one)(batch(rows[:6])) for mode in MODES]
+    assert both[0]["score_less"] == pytest.approx(both[1]["score_less"], abs=1e-6)
+
+
+def test_projected_queries_are_averaged_with_their_lengths(model_path, checkpoints, rows, queries):
+    settings = {"projection": "factored", "dimensions": 300}
+    scorer = LESS(model_path, checkpoints[:1], **settings).fit(queries)
+    out = scorer(batch(rows[:6]))
+    featurizer = AdapterGradients(model_path, checkpoints[:1], **settings)
+    asked = np.stack([f.vector for f in featurizer(conversations(queries["a"][:]), queries=True)])
+    assert np.ptp(np.linalg.norm(asked, axis=1)) > 0
+    mean = asked.mean(0) / np.linalg.norm(asked.mean(0))
+    of_rows = [f.vector for f in featurizer(conversations(batch(rows[:6]))) if isinstance(f, Feature)]
+    found = [score for score in out["score_less_a"] if score is not None]
+    np.testing.assert_allclose(found, np.stack(of_rows) @ mean, atol=1e-6)
 
 
 def test_learning_rates_come_from_the_log(model_path, checkpoints):

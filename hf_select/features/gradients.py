@@ -417,12 +417,14 @@ class AdapterGradients:
         self._adapted = adapted
 
     def __call__(self, rows: list[Conversation], queries: bool = False) -> list[Feature | BadRow]:
-        """Projected gradients (checkpoints * d,) of rows in their form, or of queries."""
+        """Projected gradients (checkpoints * d,): of rows in their form, each of length 1; of queries in their own
+        lengths, which weigh them in a mean."""
         self.load()
         self._refuse_beyond_memory(len(rows), self.dimensions, "rows", "lower dimensions")
+        scaled = np.asarray if queries else unit
         projected = self.features(rows, lambda some, checkpoint: self._projected(some, checkpoint, queries))
         return [
-            f if isinstance(f, BadRow) else Feature(unit(np.stack(cast(Any, f.vector))).ravel(), f.note)
+            f if isinstance(f, BadRow) else Feature(scaled(np.stack(cast(Any, f.vector))).ravel(), f.note)
             for f in projected
         ]
 

@@ -17,15 +17,15 @@ from hf_select.features import Feature, unit
 from hf_select.features.adam import cost_of_run, mean_learning_rate
 from hf_select.features.gradients import AdapterGradients
 from hf_select.formats import BadRow, Conversation
-from hf_select.scoring.similarity import Similarity
+from hf_select.scoring.similarity import Similarity, mean_by_part
 
 
 @dataclass
 class LESS(Similarity):
     """How much a step on the row would help the queries: cosine similarity of gradients, summed over checkpoints.
 
+    S[row, task] = max over sub-tasks V of sum_i eta_i cos(mean over v in V of g_i(v), Gamma_i(row))
     s(row, query) = sum_i eta_i cos(g_i(query), Gamma_i(row)), eta_i the learning rates scaled to sum 1
-    S[row, task] = max over sub-tasks of the mean over their queries of s
 
     Args:
         model: Hub id, path or CausalLM of the base model that the adapter was trained on.
@@ -34,6 +34,8 @@ class LESS(Similarity):
         learning_rates: weight of each checkpoint; by default the mean rate of its epoch, as Trainer logged it.
         form: of a row's gradient: adam (the step that Adam would take, as published) or sgd (the gradient itself).
         adam_mode: paper, or repo for the authors' code (epsilon inside the root, no bias correction).
+        query_mode: paper averages the gradients of a sub-task's queries before the cosine (Eq. 2), so that a query
+            counts by the length of its gradient; repo averages their cosines s, as the authors' code does.
         text_format: chat is the model's own template; tulu the layout of the authors' code.
         max_length: tokens kept of a row and of a query; a longer one is cut on the right.
         projection: none compares gradients whole; dense (the published one) and factored (per layer from its two
@@ -54,6 +56,7 @@ class LESS(Similarity):
     learning_rates: list[float] | None = None
     form: Literal["adam", "sgd"] = "adam"
     adam_mode: Literal["paper", "repo"] = "paper"
+    query_mode: Literal["paper", "repo"] = "paper"
     text_format: Literal["chat", "tulu"] = "chat"
     max_length: int | None = 2048
     projection: Literal["none", "dense", "factored"] = "none"
@@ -72,6 +75,7 @@ class LESS(Similarity):
         self.checkpoints = self._gradients.checkpoints
         self._weights = self._checkpoint_weights()
         self._asked: list[torch.Tensor] | None = None  # the queries' gradients where the model is
+        self._shares: np.ndarray | None = None  # (checkpoints, q), of the queries' gradients in their means
 
     def load(self, rank: int | None = None) -> None:
         self._gradients.load(rank)
@@ -121,19 +125,37 @@ class LESS(Similarity):
         return self._gradients.cosines(rows, checkpoint, self._asked[checkpoint])
 
     def _stacked(self, vectors: list[Any]) -> Any:
-        """(checkpoints, q, P) or, projected, (checkpoints, q, d), float32."""
+        """(checkpoints, q, P) or, projected, (checkpoints, q, d), float32, in their own lengths."""
+        self._shares = None
         if self.featurizer is not None:
             return self._by_checkpoint(vectors)
         self._asked = None
         return np.stack([torch.stack(of_one).float().cpu().numpy() for of_one in zip(*vectors, strict=True)])
 
-    def _cosines(self, vectors: list[Any]) -> np.ndarray:
-        """(n, q): each row's cosines under every checkpoint, weighted."""
+    def _compare(self, vectors: list[Any]) -> tuple[np.ndarray, np.ndarray]:
         if self.featurizer is None:
-            return np.stack([self._weights @ np.stack(row) for row in vectors])
-        each = self._by_checkpoint(vectors) @ self.queries_.transpose(0, 2, 1)  # (checkpoints, n, q)
-        return np.tensordot(self._weights, each, axes=1)
+            each = np.stack([np.stack(row) for row in vectors], axis=1)  # (checkpoints, n, q)
+        else:
+            each = unit(self._by_checkpoint(vectors)) @ unit(self.queries_).transpose(0, 2, 1)
+        similarity = np.tensordot(self._weights, each, axes=1)
+        if self.query_mode == "repo":
+            return similarity, mean_by_part(similarity, self.part_of_query_)
+        if self._shares is None:
+            self._shares = self._shares_of_means()
+        # cos(mean of g, Gamma) is the mean of cos(g, Gamma) |g| / |mean of g|.
+        parts = np.einsum("cq,cnq->nq", self._weights[:, None] * self._shares, each)
+        return similarity, mean_by_part(parts, self.part_of_query_)
+
+    def _shares_of_means(self) -> np.ndarray:
+        """(checkpoints, q): length of each query's gradient, in lengths of the mean gradient of its sub-task."""
+        belongs = (self.part_of_query_ == np.arange(len(self.task_of_part_))[:, None]).astype(np.float32)  # (p, q)
+        belongs /= belongs.sum(axis=1, keepdims=True)
+        shares = []
+        for gradients in self.queries_:  # (q, P) of one checkpoint
+            mean = np.linalg.norm(belongs @ gradients, axis=1)[self.part_of_query_]
+            shares.append(np.linalg.norm(gradients, axis=1) / np.where(mean == 0, np.inf, mean))
+        return np.stack(shares)
 
     def _by_checkpoint(self, vectors: list[np.ndarray]) -> np.ndarray:
-        """(checkpoints, n, d), each gradient of length 1."""
-        return unit(np.stack(vectors).reshape(len(vectors), len(self.checkpoints), -1).transpose(1, 0, 2))
+        """(checkpoints, n, d)."""
+        return np.stack(vectors).reshape(len(vectors), len(self.checkpoints), -1).transpose(1, 0, 2)

@@ -178,6 +178,13 @@ class Similarity(Scorer):
     ) -> tuple[np.ndarray, list[Feature | BadRow]]:
         """Cosine similarity of each row to every query, (n, q) float32 with NaN for a row that has no vector
         or is left out because it repeats a query. `stored` vectors of an index spare the encoding."""
+        similarity, _, features = self._similarities(rows, stored)
+        return similarity, features
+
+    def _similarities(
+        self, rows: list[Conversation | BadRow], stored: list[Feature | BadRow] | None
+    ) -> tuple[np.ndarray, np.ndarray, list[Feature | BadRow]]:
+        """Similarities to queries (n, q) and to parts of tasks (n, p), NaN where there is no vector; the vectors."""
         if self.queries_ is None:
             raise ValueError(
                 f"{type(self).__name__} has no queries yet; call fit(queries) first (--queries on the command line)."
@@ -189,10 +196,12 @@ class Similarity(Scorer):
         else:
             features = [row if isinstance(row, BadRow) else f for row, f in zip(rows, stored, strict=True)]
         similarity = np.full((len(features), len(self.task_of_query_)), np.nan, dtype=np.float32)
+        parts = np.full((len(features), len(self.task_of_part_)), np.nan)
         whole = [i for i, feature in enumerate(features) if isinstance(feature, Feature)]
         if whole:
-            similarity[whole] = self._cosines([feature.vector for feature in features if isinstance(feature, Feature)])
-        return similarity, features
+            vectors = [feature.vector for feature in features if isinstance(feature, Feature)]
+            similarity[whole], parts[whole] = self._compare(vectors)
+        return similarity, parts, features
 
     def measure(self, rows: list[Conversation]) -> list[dict[str, Any] | BadRow]:
         return self._answers(list(rows))
@@ -220,8 +229,7 @@ class Similarity(Scorer):
         return best
 
     def _answers(self, rows: list[Any], stored: list[Feature | BadRow] | None = None) -> list[dict[str, Any] | BadRow]:
-        similarity, features = self.similarities(rows, stored)
-        parts = mean_by_part(similarity, self.part_of_query_)
+        similarity, parts, features = self._similarities(rows, stored)
         tasks = max_by_task(parts, self.task_of_part_, len(self.tasks_))
         return [self._answer(*row) for row in zip(rows, features, similarity, tasks, strict=True)]
 
@@ -246,6 +254,11 @@ class Similarity(Scorer):
     # How queries are kept and rows compared with them; words have sparse vectors, gradients are compared elsewhere.
     def _stacked(self, vectors: list[Any]) -> Any:
         return unit(np.stack(vectors))
+
+    def _compare(self, vectors: list[Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Similarities of the rows' vectors to queries (n, q) and to parts of tasks (n, p)."""
+        similarity = self._cosines(vectors)
+        return similarity, mean_by_part(similarity, self.part_of_query_)
 
     def _cosines(self, vectors: list[Any]) -> np.ndarray:
         """(n, q) of the rows' vectors."""
