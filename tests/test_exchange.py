@@ -1,11 +1,14 @@
 """To other trainers and from other programs' scores: nothing is lost on the way, and nothing goes to another row."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 from datasets import Dataset, load_dataset
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from hf_select.cli.main import main
 from hf_select.hub.export import export
@@ -70,7 +73,7 @@ def test_imported_scores_go_to_their_rows():
     )
     scored = import_scores(dataset, "s.jsonl", "judge")
     assert scored["score_judge"] == [0.5, None, 3.0, None]
-    reasons = ["", "the imported score is no number", "", "not among the imported"]
+    reasons = ["", "the imported score is null", "", "not among the imported"]
     assert scored["judge_reason"] == reasons
     numbered = dataset.remove_columns("row_id")
     Path("n.jsonl").write_text('{"key": 2, "quality": 7}\n{"key": 0, "quality": NaN}\n')
@@ -90,10 +93,72 @@ def test_the_errors_of_an_import():
     assert 'id "x" comes twice' in error('{"id": "x", "score": 1}\n{"id": "x", "score": 2}\n')
     assert "line 2" in error('{"id": "x", "score": 1}\nnonsense\n')
     assert "it has ['id', 'sore']" in error('{"id": "x", "sore": 1}\n')
-    assert "it is no object" in error("[1]\n")
+    assert "it is not an object" in error("[1]\n")
     assert "names no row of the dataset" in error('{"id": "0", "score": 1}\n')
     assert "is empty" in error("\n")
     assert "already" in error('{"id": "x", "score": 1}\n', "old")
+
+
+def imported(values: list, **settings) -> tuple[list, list]:
+    """Scores and reasons of rows 0, 1, ... from these values."""
+    Path("s.jsonl").write_text("".join(json.dumps({"id": i, "score": v}) + "\n" for i, v in enumerate(values)))
+    scored = import_scores(Dataset.from_dict({"text": ["t"] * len(values)}), "s.jsonl", "judge", **settings)
+    return scored["score_judge"][:], scored["judge_reason"][:]
+
+
+def test_texts_that_are_numbers_are_numbers():
+    values = ["4", " 4.5 ", "-.5", "1e3", 7, 0.25, "+2."]
+    assert imported(values) == ([4.0, 4.5, -0.5, 1000.0, 7.0, 0.25, 2.0], [""] * 7)
+    assert imported(["4/10", "3 / 5", "10/10"]) == ([0.4, 0.6, 1.0], [""] * 3)
+    with pytest.raises(ValueError, match="number 4 at line 1 and the fraction 3/5 at line 2: two scales"):
+        imported([4, "3/5"])
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.one_of(st.floats(-1e9, 1e9), st.integers(-(10**6), 10**6)), min_size=1, max_size=6))
+def test_a_number_is_the_same_written_as_text(values):
+    as_text, as_number = (imported(given)[0] for given in ([repr(value) for value in values], values))
+    assert as_text == as_number == [float(value) for value in values]
+
+
+NOT_NUMBERS = [
+    (True, "true is not a number"),
+    ({"overall": 4}, "overall.* is not a number"),
+    ([4], "is not a number"),
+    ("good", "good.* is not a number"),
+    ("", "is not a number"),
+    ("4 out of 10", "is not a number"),
+    ("1_000", "is not a number"),
+    ("nan", "is not a number"),
+    ("3/0", "is not a finite number"),
+    ("1e999", "is not a finite number"),
+    (float("inf"), "Infinity is not a finite number"),
+    (float("nan"), "NaN is not a finite number"),
+    (10**400, "is not a finite number"),
+    (None, "is null"),
+]
+
+
+@pytest.mark.parametrize(("value", "reason"), NOT_NUMBERS, ids=[str(value)[:20] for value, _ in NOT_NUMBERS])
+def test_a_value_that_is_not_a_number_has_its_reason_and_nothing_but_such_is_a_failure(value, reason, capsys):
+    scores, reasons = imported([value, 3])
+    assert scores == [None, 3.0] and re.search(reason, reasons[0]) and reasons[1] == ""
+    with pytest.raises(ValueError, match=f"none of the 2 rows that it names a score: 2 x .*{reason}.*score_key"):
+        imported([value, value])
+    Path("pool.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
+    assert main(["import-scores", "s.jsonl", "--dataset", "pool.jsonl", "--name", "j", "--output", "o.parquet"]) == 2
+    assert "gives none of the 2 rows" in capsys.readouterr().err and not Path("o.parquet").exists()
+
+
+def test_ids_are_looked_for_where_they_are(caplog):
+    dataset = Dataset.from_dict({"id": ["a", "b"], "text": ["x", "y"]})
+    Path("s.jsonl").write_text('{"id": "a", "score": 1}\n{"id": "c", "score": 2}\n')
+    with pytest.raises(ValueError, match='names no row.*Is it the column "id"\\? Then give row_id'):
+        import_scores(dataset, "s.jsonl", "j")
+    with pytest.raises(ValueError, match='column "idd" is missing.*Did you mean "id"'):
+        import_scores(dataset, "s.jsonl", "j", row_id="idd")
+    assert import_scores(dataset, "s.jsonl", "j", row_id="id")["score_j"] == [1.0, None]
+    assert '1 of 2 ids in "s.jsonl" name no row' in caplog.text
 
 
 def test_from_imported_scores_to_a_report_and_an_export(rows):

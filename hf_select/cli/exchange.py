@@ -43,13 +43,13 @@ class ImportScores:
     """Add the scores that another program made to a dataset, so that hf-select select and report can use them.
 
     Args:
-        scores: JSONL file with an id and a score a line.
+        scores: JSONL file with an id and a score a line: a number, or a text such as "4" or "4/10".
         dataset: the rows: a file, a saved dataset, a folder of hf-select score or a Hub id.
         name: of the score; the column is score_NAME.
         output: where the scored rows go: .parquet, .jsonl, or a folder for a saved dataset.
         id_key: key of the id in the file of scores.
         score_key: key of the score in it.
-        row_id: column of the dataset that holds the ids; without it they are row numbers.
+        row_id: column of the dataset that holds the ids; without a column "row_id" they are row numbers.
         split: split of a saved or Hub dataset.
         overwrite: replace an output that exists.
     """
@@ -75,7 +75,7 @@ class ImportScores:
 
     def run(self) -> None:
         from hf_select.cli.data import check_output, read_dataset, write_dataset
-        from hf_select.columns import score_column
+        from hf_select.columns import numeric_column, score_column, without_score
         from hf_select.scoring.imported import import_scores
 
         output = check_output(self.output, self.overwrite, self.dataset)
@@ -84,5 +84,5 @@ class ImportScores:
         scored = import_scores(dataset, Path(self.scores), self.name, **keys)
         write_dataset(scored, output)
         column = score_column(self.name)
-        known = sum(score is not None for score in scored[column])
-        print(f"{known:,} of {len(scored):,} rows have a score in {column}: {output}")
+        missing = without_score(scored, column, numeric_column(scored, column, ""))
+        print(f"{len(scored):,} rows with {column}{missing}: {output}")

@@ -151,6 +151,7 @@ def _report(dataset: Any, selection: Any, subset: Any) -> None:
             values = columns.numeric_column(dataset, name, "")
         except ValueError:  # a column of that name that holds no numbers is not ours
             continue
+        values = np.where(np.isfinite(values), values, np.nan)
         for label, part in ((f"{name}, mean", np.nanmean), (f"{name}, median", np.nanmedian)):
             if not np.isnan(values).all():
                 chosen = values[selection.indices]

@@ -1,14 +1,26 @@
 """Scores that another program made: a JSONL file with an id and a score a line becomes a score column."""
 
 import json
+import logging
 import math
 import os
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from datasets import Value
 
 from hf_select import columns
+
+
+logger = logging.getLogger(__name__)
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
+
+class _NoScore(ValueError):
+    """A value that is not a score; the message is the reason that its row carries."""
 
 
 def import_scores(
@@ -23,39 +35,65 @@ def import_scores(
     """The dataset with `score_<name>` and `<name>_reason`: each row has the score of its id; a row that the file does
     not name has none.
 
+    A score is a number, or a text that is one, as judges write it: "4", "4.5", or "4/10", which is 0.4. Fractions and
+    plain numbers in one file are refused, since they are on two scales.
+
     Args:
         path: JSONL file, one object a line.
         name: of the score.
         id_key: key of the id in the file.
         score_key: key of the score in the file.
-        row_id: column of the dataset that holds the ids; without it they are row numbers.
-    Raises: ValueError for a line that is no such object, an id that comes twice, or a file that names no row at all.
+        row_id: column of the dataset that holds the ids; without a column "row_id" they are row numbers.
+    Raises: ValueError for a line that is not such an object, an id that comes twice, a file that names no row at all
+        or gives none of them a score.
     """
     score = columns.score_column(name)
     if score in dataset.column_names:
         raise ValueError(f'the dataset has a column "{score}" already; choose another name.')
+    ids = _ids(dataset, row_id)
     scores = _read(Path(path).expanduser(), id_key, score_key)
-    ids = [str(i) for i in (dataset[row_id] if row_id in dataset.column_names else range(len(dataset)))]
-    found = [scores.get(key) for key in ids]
-    if not any(key in scores for key in ids):
+    present = set(ids)
+    known = {key: value for key, value in scores.items() if key in present}
+    if not known:
         there = f'the column "{row_id}"' if row_id in dataset.column_names else f'row numbers (it has no "{row_id}")'
-        some = ", ".join(list(scores)[:3])
-        raise ValueError(f'"{path}" names no row of the dataset, whose ids are {there}; it has ids such as {some}.')
-    reasons = [
-        "" if value is not None else "the imported score is no number" if key in scores else "not among the imported"
-        for key, value in zip(ids, found, strict=True)
-    ]
-    dataset = dataset.add_column(score, found, feature=Value("float64"))
+        other = [column for column in (id_key, "id") if column in dataset.column_names and column != row_id]
+        hint = f' Is it the column "{other[0]}"? Then give row_id (--row-id {other[0]}).' if other else ""
+        raise ValueError(
+            f'"{path}" names no row of the dataset, whose ids are {there}; it has ids such as '
+            f"{', '.join(list(scores)[:3])}.{hint}"
+        )
+    if all(isinstance(value, str) for value in known.values()):
+        said = "; ".join(f"{count} x {reason}" for reason, count in Counter(known.values()).most_common(3))
+        raise ValueError(
+            f'"{path}" gives none of the {len(known)} rows that it names a score: {said}. Write numbers under '
+            f'"{score_key}", or name another key with score_key (--score-key).'
+        )
+    if len(known) < len(scores):
+        logger.warning('%d of %d ids in "%s" name no row of the dataset.', len(scores) - len(known), len(scores), path)
+    found = [known.get(key, "not among the imported") for key in ids]
+    dataset = dataset.add_column(
+        score, [None if isinstance(value, str) else value for value in found], feature=Value("float64")
+    )
+    reasons = [value if isinstance(value, str) else "" for value in found]
     return dataset.add_column(columns.reason_column(score), reasons, feature=Value("string"))
 
 
-def _read(path: Path, id_key: str, score_key: str) -> dict[str, float | None]:
-    """id -> score, None where it is no finite number."""
-    scores: dict[str, float | None] = {}
+def _ids(dataset: Any, row_id: str) -> list[str]:
+    if row_id in dataset.column_names:
+        return [str(value) for value in dataset.with_format(None)[row_id]]
+    if row_id != columns.ROW_ID:
+        raise columns.missing_column(row_id, dataset.column_names, "Name the column of the ids in row_id.")
+    return [str(number) for number in range(len(dataset))]
+
+
+def _read(path: Path, id_key: str, score_key: str) -> dict[str, float | str]:
+    """id -> score, or the reason why its value is none."""
+    scores: dict[str, float | str] = {}
+    first: dict[bool, tuple[int, Any]] = {}  # whether it is a fraction -> the first line with one, its value
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f'"{path}" is no text in UTF-8 ({error.reason}).') from None
+        raise ValueError(f'"{path}" is not text in UTF-8 ({error.reason}).') from None
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -64,13 +102,45 @@ def _read(path: Path, id_key: str, score_key: str) -> dict[str, float | None]:
         except json.JSONDecodeError:
             raise ValueError(f'line {number} of "{path}" is not JSON; one object a line is needed.') from None
         if not isinstance(row, dict) or id_key not in row or score_key not in row:
-            has = f"it has {list(row)}" if isinstance(row, dict) else "it is no object"
+            has = f"it has {list(row)}" if isinstance(row, dict) else "it is not an object"
             raise ValueError(f'line {number} of "{path}" needs "{id_key}" and "{score_key}"; {has}.')
         key, value = str(row[id_key]), row[score_key]
         if key in scores:
             raise ValueError(f'id "{key}" comes twice in "{path}", at line {number} again; a row has one score.')
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        scores[key] = float(value) if is_number else None
+        try:
+            scores[key] = _score(value)
+            first.setdefault(isinstance(value, str) and "/" in value, (number, value))
+        except _NoScore as reason:
+            scores[key] = str(reason)
     if not scores:
         raise ValueError(f'"{path}" is empty; there is nothing to import.')
+    if len(first) == 2:
+        (plain, number), (line, fraction) = first[False], first[True]
+        raise ValueError(
+            f'"{path}" has the number {number} at line {plain} and the fraction {fraction} at line {line}: two '
+            "scales. Write all scores in one way."
+        )
     return scores
+
+
+def _score(value: Any) -> float:
+    """The finite number that a value is."""
+    shown = json.dumps(value, ensure_ascii=False)
+    shown = shown if len(shown) <= 40 else shown[:37] + "..."
+    if value is None:
+        raise _NoScore("the imported score is null")
+    try:
+        if isinstance(value, str):
+            top, slash, bottom = (part.strip() for part in value.partition("/"))
+            if not all(_NUMBER.fullmatch(part) for part in ([top, bottom] if slash else [top])):
+                raise _NoScore(f"the imported score {shown} is not a number")
+            found = float(top) / float(bottom) if slash else float(top)
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            found = float(value)
+        else:
+            raise _NoScore(f"the imported score {shown} is not a number")
+    except (ZeroDivisionError, OverflowError):
+        raise _NoScore(f"the imported score {shown} is not a finite number") from None
+    if not math.isfinite(found):
+        raise _NoScore(f"the imported score {shown} is not a finite number")
+    return found

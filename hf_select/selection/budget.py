@@ -82,7 +82,7 @@ class Budget:
         Raises: ValueError naming both numbers if the ranking has fewer rows than asked for.
         """
         if len(order) == 0:
-            raise ValueError(f"nothing can be selected: 0 rows {what}.")
+            raise ValueError(f"nothing can be selected: no rows {what}.")
         if self.rows is not None:
             if self.rows > len(order):
                 raise ValueError(f"{self.rows} rows were asked for, but only {len(order)} {what}. Lower the budget.")

@@ -76,7 +76,8 @@ class TopK:
         within = f" within [{low:g}, {high:g}]" if (low, high) != (-np.inf, np.inf) else ""
         why = columns.without_score(dataset, self.column, scores)
         taken = budget.take(order, f"can be ranked by {self.column}{within}{why}")
-        tied = ties_at_the_cut(keys, taken, self.column)
+        by = self.column + ("" if self.length == "ignore" else " without its length")
+        tied = ties_at_the_cut(keys, taken, by)
         place = {"best": "highest", "worst": "lowest", "middle": "highest below the top third"}[self.which]
 
         def reason(rank: int, row: int) -> str:
