@@ -769,3 +769,41 @@ def test_the_answers_may_come_from_another_server(glan):
     assert {(pair["question_model"], pair["answer_model"]) for pair in glan.pairs()} == {("writer", "solver")}
     assert len(second.seen) == 12 and all(body["temperature"] == 0.7 for body in second.seen)
     assert all((body["temperature"], body["top_p"]) == (1.0, 0.95) for body in first.seen)
+
+
+def test_the_price_is_said_before_the_first_request_and_many_need_a_yes(glan, capsys, monkeypatch):
+    asked = []
+
+    def script(body):
+        asked.append(body)
+        return teacher(body)
+
+    with ScriptedServer(script) as server:
+        words = ["--model", "m", "--base-url", server.url, "--output-dir", str(glan.folder)]
+        many = ["--taxonomy", str(glan.taxonomy), "--queries-per-discipline", "9", "--questions-per-subject", "12"]
+        said = fails(capsys, *words, *many)
+        assert "about 10,584 requests" in said and "add --yes" in said
+        assert not asked and not glan.folder.exists()
+        monkeypatch.setattr("sys.stdin", type("Terminal", (), {"isatty": staticmethod(lambda: True)}))
+        questions = []
+        for answer in ("", "n", "y"):
+            monkeypatch.setattr("builtins.input", lambda text, answer=answer: questions.append(text) or answer)
+            one = [*many[:2], "--until", "subjects"]
+            assert main(["generate", "glan", *words, *one]) == (0 if answer == "y" else 2)
+            printed = capsys.readouterr()
+            assert "still to do" in printed.out and "At most" not in printed.out, "six requests are two stages of six"
+            assert ("nothing was asked" in printed.err) == (answer != "y")
+            assert len(asked) == (6 if answer == "y" else 0)
+        assert questions == ["Send about 6 requests? [y/N] "] * 3
+        monkeypatch.setattr("builtins.input", lambda text: pytest.fail("asked though nothing is left to do"))
+        assert main(["generate", "glan", *words, *one]) == 0
+        assert main(["generate", "glan", *words, *many[:2], "--yes"]) == 0
+    assert len(glan.pairs()) > 0
+
+
+def test_the_defaults_begin_small_enough_to_run_unattended(capsys, tmp_path):
+    words = ["--model", "m", "--base-url", "http://127.0.0.1:9/v1", "--output-dir", str(tmp_path / "o"), "--dry-run"]
+    assert main(["generate", "glan", *words]) == 0
+    total = next(line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  all"))
+    requests, _, read, written = (int(word.replace(",", "")) for word in total[1:])
+    assert requests < 10_000 and read + written < 25_000_000

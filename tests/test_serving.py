@@ -84,7 +84,10 @@ def test_glan_from_a_real_server_accounts_for_every_pair(server, model, tmp_path
     assert main(["generate", "glan", *words, "--until", "subjects"]) == 0
     assert "failed: lists" in (said := capsys.readouterr().out) or "failed: subjects: there is no JSON" in said
     glan = GLAN(
-        ServerGenerator(model, base_url=server), taxonomy=str(tmp_path / "taxonomy.yaml"), questions_per_subject=24
+        ServerGenerator(model, base_url=server),
+        taxonomy=str(tmp_path / "taxonomy.yaml"),
+        queries_per_discipline=3,
+        questions_per_subject=24,
     )
     answers_by_hand(GLANRun(glan, folder))
     assert main(["generate", "glan", *words]) == 0

@@ -1,10 +1,16 @@
 """hf-select generate"""
 
+import sys
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from hf_select.cli.score import build_parts
 from hf_select.cli.settings import build, settable
+
+
+_UNATTENDED = 10_000  # requests that are sent without --yes where no terminal can be asked
+# Stages that have run when GLAN stops after one: see glan.STAGES.
+_STAGES_UNTIL = {"taxonomy": 0, "subjects": 2, "syllabi": 4, "questions": 5, "pairs": 6}
 
 
 @dataclass(kw_only=True)
@@ -20,6 +26,8 @@ class OfGLAN:
         rename: columns of theirs to rename first, e.g. question=prompt answer=completion.
         until: stop after this stage, to look at its files and edit them.
         dry_run: say how many requests and tokens it will take, and at what price, and ask nothing.
+        yes: send the requests without asking whether to. Without it a terminal is asked, and where there is none, more
+            than 10,000 requests are refused.
     """
 
     answer_base_url: str | None = None
@@ -30,6 +38,7 @@ class OfGLAN:
     rename: dict[str, str] | None = None
     until: Literal["taxonomy", "subjects", "syllabi", "questions", "pairs"] = "pairs"
     dry_run: bool = False
+    yes: bool = False
 
 
 @dataclass(kw_only=True)
@@ -113,10 +122,11 @@ class Generate:
     def _run_glan(self, told: OfGLAN, glan: Any) -> str | None:
         from hf_select.cli.data import read_named
 
+        against = None if told.dry_run else read_named(told.against, told.split, told.rename)
+        requests = self._print_estimate(glan, told.until)
         if told.dry_run:
-            self._print_estimate(glan)
             return None
-        against = read_named(told.against, told.split, told.rename)
+        _agree(requests, told.yes, "lower --queries-per-discipline or --questions-per-subject")
         summary = glan.run(self.output_dir, against, told.until, self.retry_failed)
         self._print_summary(summary, told.until)
         if told.until != "pairs":
@@ -153,7 +163,8 @@ class Generate:
             glan.answer_model = None if glan.answer_model is None else _in_this_process(glan.answer_model)
         return glan
 
-    def _print_estimate(self, glan: Any) -> None:
+    def _print_estimate(self, glan: Any, until: str) -> int:
+        """Print what is still to do up to a stage. Returns: the requests of that."""
         from pathlib import Path
 
         from hf_select.cli.table import print_table
@@ -162,8 +173,11 @@ class Generate:
         from hf_select.generation.glan import GLANRun
 
         run = GLANRun(glan, Path(self.output_dir).expanduser())
+        there = next(path for path in (run.folder, *run.folder.absolute().parents) if path.exists())
+        if not there.is_dir():
+            raise ValueError(f'cannot write to output folder "{run.folder}": "{there}" is a file. Choose another.')
         with alone(run.folder):
-            stages = estimate(run)
+            stages = estimate(run)[: _STAGES_UNTIL[until]]
         priced = glan.prices is not None or glan.answer_prices is not None
         rows = [
             [
@@ -181,11 +195,13 @@ class Generate:
         rows.append(["all", *(f"{count:,}" for count in total), *cost])
         header = ["stage", "requests", "done", "tokens to read", "tokens to write", *(["US$"] if priced else [])]
         print_table(header, rows, title=f"{glan.model.name} -> {(glan.answer_model or glan.model).name}: still to do")
+        pairs = f"At most {stages[-1].requests:,} pairs. " if until == "pairs" else ""
         print(
-            f"\nAt most {stages[-1].requests:,} pairs. Nothing was asked. Where a stage has run a little, its own "
-            "tokens are counted on;\nelsewhere usual lengths are assumed, which may be off by a factor of two."
-            + ("" if priced else " With --prices: dollars.")
+            f"\n{pairs}Where a stage has run a little, its own tokens are counted on; elsewhere usual lengths are\n"
+            f"assumed, which may be off by a factor of two.{'' if priced else ' With --prices: dollars.'}",
+            flush=True,
         )
+        return sum(stage.requests - stage.done for stage in stages)
 
     def _print_summary(self, summary: dict[str, Any], until: str) -> None:
         from hf_select.cli.table import print_table
@@ -240,3 +256,18 @@ def _in_this_process(model: Any) -> Any:
     from hf_select.generation.local import TransformersGenerator
 
     return TransformersGenerator(model)
+
+
+def _agree(requests: int, yes: bool, cure: str) -> None:
+    """Raise unless the requests may be sent: by --yes, by an answer at the terminal, or because they are few."""
+    if yes or requests == 0:
+        return
+    if sys.stdin is not None and sys.stdin.isatty():
+        answer = input(f"Send about {requests:,} requests? [y/N] ")
+        if answer.strip().lower() not in ("y", "yes"):
+            raise ValueError("nothing was asked, as you answered; --yes sends the requests without this question.")
+    elif requests > _UNATTENDED:
+        raise ValueError(
+            f"this takes about {requests:,} requests, and more than {_UNATTENDED:,} are not sent unasked: add --yes, "
+            f"or {cure}. Nothing was asked."
+        )

@@ -56,11 +56,13 @@ class GLAN:
             sub-fields and disciplines.
         language: that everything is written in.
         level: of the subjects, in words ("secondary school"); by default all levels.
-        queries_per_discipline: how often each discipline's subjects are asked for. "10 queries", section 3.1.
+        queries_per_discipline: how often each discipline's subjects are asked for: 10 in the paper, 1 by default to
+            begin small. A higher number asks only for what is new.
         subjects_per_query: subjects that each query asks for; the paper reports 100 to 200 a discipline.
         min_sessions: fewest class sessions that a syllabus is asked to have. "10 to 30", section 3.1.
         max_sessions: most of them.
-        questions_per_subject: questions, each on sessions and concepts drawn for it alone.
+        questions_per_subject: questions, each on sessions and concepts drawn for it alone; 1 by default, to begin
+            small.
         two_session_share: share of the questions that bring two sessions together; not published.
         temperature: of subjects, syllabi and questions.
         top_p: of the same.
@@ -84,11 +86,11 @@ class GLAN:
     taxonomy: str = "default"
     language: str = "English"
     level: str | None = None
-    queries_per_discipline: int = 10
+    queries_per_discipline: int = 1  # "10 queries", section 3.1; those and 10 questions are 521,240 requests
     subjects_per_query: int = 15
     min_sessions: int = 10
     max_sessions: int = 30
-    questions_per_subject: int = 10
+    questions_per_subject: int = 1
     two_session_share: float = 0.5
     temperature: float = 1.0  # "temperature 1.0 and top_p 0.95", section 3.1
     top_p: float = 0.95
