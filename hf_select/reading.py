@@ -4,16 +4,13 @@ import glob
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from datasets import Dataset, load_dataset, load_from_disk
+from datasets import Dataset, load_dataset, load_dataset_builder, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
-from hf_select import columns
-
-
-_READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-_COMPRESSED = (".gz", ".zst", ".xz", ".bz2")
+from hf_select import columns, compression
+from hf_select.row_files import KINDS, KNOWN, RowFiles, kind_of
 
 
 def read_dataset(
@@ -25,9 +22,11 @@ def read_dataset(
     revision: str | None = None,
     config: str | None = None,
 ) -> Any:
-    """A dataset from a file (JSON, JSONL, CSV, Parquet, also compressed), a saved dataset, the folder of hf-select
-    score or the Hub (there at a revision, and of several configurations one by name); as a stream it is read while it
-    is used, and nothing is downloaded or kept before.
+    """A dataset from a file (JSON, JSONL, CSV, TSV, Parquet, also compressed), a folder of such files, a saved
+    dataset, the folder of hf-select score or the Hub (there at a revision, and of several configurations one by name).
+
+    As a stream it is read while it is used, and nothing is downloaded or kept before; of a file on this machine the
+    types are read first.
 
     Args:
         source: its path or id; "ID#SPLIT" or "ID#CONFIG/SPLIT" names the split, and the configuration, along with it.
@@ -88,25 +87,22 @@ def located(source: str, split: str = "train", config: str | None = None) -> tup
 
 
 def _from_file(path: Path, stream: bool) -> Any:
-    suffixes = [suffix for suffix in path.suffixes if suffix not in _COMPRESSED]
-    reader = _READERS.get(suffixes[-1] if suffixes else "")
-    if reader is None:
-        raise ValueError(f'"{path}" is no kind of file known here; give one of {", ".join(_READERS)}, also as .gz.')
+    if kind_of(path) is None:
+        raise ValueError(f'"{path}" has no ending that is known here; they are {KNOWN}.')
     if path.stat().st_size == 0:
         raise ValueError(f'"{path}" is empty; there is nothing to do.')
-    # In a CSV an empty field is an empty text, and "None" or "NA" are words: pandas would make nulls of them.
-    options: dict[str, Any] = {"keep_default_na": False} if reader == "csv" else {}
-    options["streaming"] = stream
+    return _from_files([str(path)], stream)
+
+
+def _from_files(files: list[str], stream: bool) -> Any:
+    builder = RowFiles(data_files={"train": [glob.escape(file) for file in files]})
+    if stream:
+        return builder.as_streaming_dataset("train")
     try:
-        dataset = load_dataset(reader, data_files=glob.escape(str(path)), split="train", **options)
-        # A Parquet file is read ahead of whoever reads slowly, up to its end (pyarrow 26); a row group is not.
-        return cast(Any, dataset).reshard() if stream else dataset
-    except (DatasetGenerationError, StopIteration, ValueError) as error:
-        # A compressed file of no bytes, and one of no rows.
-        if isinstance(error, StopIteration) or "corresponds to no data" in str(error):
-            raise ValueError(f'"{path}" is empty; there is nothing to do.') from None
-        cause = error.__cause__ or error
-        raise ValueError(f'cannot read "{path}" as {reader}: {str(cause).splitlines()[0]}. Mend the file.') from error
+        builder.download_and_prepare()
+    except DatasetGenerationError as error:
+        raise (error.__cause__ if isinstance(error.__cause__, ValueError) else error) from None
+    return builder.as_dataset("train")
 
 
 def _from_folder_or_hub(
@@ -120,12 +116,24 @@ def _from_folder_or_hub(
         if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
             saved = load_from_disk(str(path))  # memory-mapped: nothing is read before its turn
             return _streamed(saved if isinstance(saved, Dataset) else _split(saved, split, source), stream)
-    elif source.startswith((".", "/", "~")) or source.count("/") > 1 or path.suffix in (*_READERS, *_COMPRESSED):
-        raise ValueError(
-            f'no file or folder "{source}"; give a {", ".join(_READERS)} file, a saved dataset or a Hub id.'
-        )
+    elif source.startswith((".", "/", "~")) or source.count("/") > 1 or path.suffix in (*KINDS, *compression.SUFFIXES):
+        raise ValueError(f'no file or folder "{source}"; give a file ({KNOWN}), a saved dataset or a Hub id.')
     try:
+        if path.is_dir():
+            data_files = load_dataset_builder(source, config).config.data_files
+            files = [str(file) for file in _split(data_files, split, source, config)]
+            if len({kind_of(file) for file in files}) == 1 and kind_of(files[0]) is not None:
+                return _from_files(files, stream)
         return _split(load_dataset(source, config, streaming=stream, revision=revision), split, source, config)
+    except (DatasetNotFoundError, ConnectionError) as error:
+        raise ValueError(
+            f'no file or folder "{source}", and no dataset of that name on the Hub ({str(error).splitlines()[0]}).'
+        ) from error
+    except DatasetGenerationError as error:
+        cause = str(error.__cause__ or error).strip().splitlines()[0]
+        raise ValueError(
+            f'cannot read "{source}" ({cause}). Give all its files the same columns and types.'
+        ) from error
     except ValueError as error:  # no configuration is named, or one that is not there
         known = re.search(r"(?i)available(?: configs)?: \[(.*)\]", str(error))
         if known is None:
@@ -134,10 +142,6 @@ def _from_folder_or_hub(
         what = "has several configurations" if config is None else f'has no configuration "{config}"'
         one = f"{split}/train" if split in names else f"{names[0]}/{split}"
         raise ValueError(f'"{source}" {what} ({", ".join(names)}). Name one: {source}#{one}') from error
-    except (DatasetNotFoundError, ConnectionError) as error:
-        raise ValueError(
-            f'no file or folder "{source}", and no dataset of that name on the Hub ({str(error).splitlines()[0]}).'
-        ) from error
 
 
 def _streamed(dataset: Dataset, stream: bool) -> Any:

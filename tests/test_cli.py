@@ -191,7 +191,7 @@ def test_the_errors_of_score(capsys, pool, model_path, tokenizer):
     Path("half.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a", "comp\n')
     assert 'cannot read "half.jsonl"' in error(dataset="half.jsonl")
     Path("pool.txt").write_text("x")
-    assert "no kind of file" in error(dataset="pool.txt")
+    assert "has no ending that is known" in error(dataset="pool.txt")
     assert "no model folder" in error(model="./none")
     assert "Did you mean selectit" in error(scorer="selectitt")
     assert "rating prompts" in error(**{"rating-prompts": "none.txt"})

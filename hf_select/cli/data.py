@@ -3,10 +3,9 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
 
-from hf_select.files import written_whole
 from hf_select.reading import read_dataset, read_named
+from hf_select.writing import check_ending, write_dataset
 
 
 __all__ = ["check_output", "read_dataset", "read_named", "record_behind", "record_of", "write_dataset"]
@@ -18,6 +17,7 @@ def check_output(output: str, overwrite: bool, source: str = "") -> Path:
     Only a file or a saved dataset is ever replaced, and never the folder that `source` is read from.
     """
     path = Path(output).expanduser()
+    check_ending(path)
     if path.exists() and not overwrite:
         raise ValueError(f'"{path}" exists; choose another --output, or replace it with --overwrite.')
     if path.is_dir() and not (path / "dataset_info.json").exists():
@@ -31,18 +31,6 @@ def check_output(output: str, overwrite: bool, source: str = "") -> Path:
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise ValueError(f'cannot write to "{path}": "{parent}" is no folder that can be written to. Choose another.')
     return path
-
-
-def write_dataset(dataset: Any, path: Path) -> None:
-    """Parquet, JSONL or (any other name) a saved dataset folder; written whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as temporary:
-        if path.suffix == ".parquet":
-            dataset.to_parquet(temporary)
-        elif path.suffix == ".jsonl":
-            dataset.to_json(temporary, force_ascii=False)
-        else:
-            dataset.save_to_disk(temporary)
 
 
 def record_of(path: Path) -> Path:

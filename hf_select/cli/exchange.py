@@ -46,7 +46,8 @@ class ImportScores:
         scores: JSONL file with an id and a score a line: a number, or a text such as "4" or "4/10".
         dataset: the rows: a file, a saved dataset, a folder of hf-select score or a Hub id.
         name: of the score; the column is score_NAME.
-        output: where the scored rows go: .parquet, .jsonl, or a folder for a saved dataset.
+        output: where the scored rows go: .parquet, .jsonl, .json, .csv or .tsv (all but the first also .gz, .zst,
+            .xz or .bz2), or a folder for a saved dataset.
         id_key: key of the id in the file of scores.
         score_key: key of the score in it.
         row_id: column of the dataset that holds the ids; without a column "row_id" they are row numbers.
@@ -82,7 +83,9 @@ class ImportScores:
         dataset = read_dataset(self.dataset, self.split)
         keys = {"id_key": self.id_key, "score_key": self.score_key, "row_id": self.row_id}
         scored = import_scores(dataset, Path(self.scores), self.name, **keys)
-        write_dataset(scored, output)
+        notes = write_dataset(scored, output)
         column = score_column(self.name)
         missing = without_score(scored, column, numeric_column(scored, column, ""))
         print(f"{len(scored):,} rows with {column}{missing}: {output}")
+        for note in notes:
+            print(f"Note: {note}")

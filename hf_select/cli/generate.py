@@ -46,7 +46,7 @@ class OfResponses:
     """What generate responses is told besides the settings of Responses.
 
     Args:
-        dataset: conversations whose user turns are answered: a JSON, JSONL, CSV or Parquet file (also .gz), a saved
+        dataset: conversations whose user turns are answered: a JSON, JSONL, CSV, TSV or Parquet file, a saved
             dataset or a Hub id.
         split: split of a saved or Hub dataset.
         rename: columns to rename first, e.g. conversation=messages conversation_hash=row_id.

@@ -18,8 +18,8 @@ class Rows:
     """What every command that reads rows and writes a folder is told.
 
     Args:
-        dataset: a JSON, JSONL, CSV or Parquet file (also .gz), a saved dataset or a Hub id; ID#SPLIT and
-            ID#CONFIG/SPLIT, here and wherever rows are named, say which split of it.
+        dataset: a JSON, JSONL, CSV, TSV or Parquet file (also .gz, .zst, .xz, .bz2), a folder of them, a saved dataset
+            or a Hub id; ID#SPLIT and ID#CONFIG/SPLIT, here and wherever rows are named, say which split of it.
         output_dir: folder for what is made; the same command continues a killed run in it.
         split: split of every saved or Hub dataset that does not name its own.
         rename: columns to rename first, wherever they are: in the rows, in queries, in held-out sets. E.g.

@@ -16,7 +16,8 @@ class Select:
             dataset, Hub id).
         selector: top_k, weighted_ranks, round_robin, score_then_threshold, facility_location, farthest_first,
             kmeans_buckets, dedup, decontaminate, random, sample or longest.
-        output: where the subset goes: .parquet, .jsonl, or a folder for a saved dataset.
+        output: where the subset goes: .parquet, .jsonl, .json, .csv or .tsv (all but the first also .gz, .zst, .xz or
+            .bz2), or a folder for a saved dataset.
         k: budget in rows.
         fraction: budget as a share of the rows, in (0, 1].
         tokens: budget in tokens, spent in the column num_tokens.
@@ -69,7 +70,7 @@ class Select:
             raise ValueError(f"selector {self.selector} leaves none of {len(dataset):,} rows; nothing was written.")
         selection.chain[-1]["scores"] = self.scores  # for the report and the card
         subset = selection.apply(dataset)
-        write_dataset(subset, output)
+        notes = write_dataset(subset, output)
         _report(dataset, selection, subset)
         _report_removed(selector)
         if earlier is not None:
@@ -79,6 +80,8 @@ class Select:
             print("\nSteps: " + ", then ".join(steps))
         selection.save(record_of(output))
         print(f"\n{len(subset)} rows: {output}; their ranks and reasons alone: {record_of(output)}")
+        for note in notes:
+            print(f"Note: {note}")
 
     def _earlier(self, dataset: Any) -> Any:
         """The selection that left these rows, if there is one; None where the record is of another number of rows."""

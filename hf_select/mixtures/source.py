@@ -29,7 +29,8 @@ class Source:
     Exactly one of rows, tokens and weight says how many; without any of them all rows are taken.
 
     Args:
-        data: a Hub id, a JSON, JSONL, CSV or Parquet file, a saved dataset, a folder of hf-select score, or a dataset.
+        data: a Hub id, a JSON, JSONL, CSV, TSV or Parquet file, a saved dataset, a folder of hf-select score, or a
+            dataset.
         rows: rows to take.
         tokens: tokens to take: rows are taken as long as their sum stays within.
         weight: share of the mixture's rows or tokens, in proportion to the other weights.
