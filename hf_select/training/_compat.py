@@ -27,7 +27,7 @@ def own_sampler(trainer: Any) -> bool:
 def sampler_of(loader: Any) -> Any:
     """The sampler that a prepared dataloader draws rows from, or None. For several processes accelerate 1.15 wraps the
     batch sampler (`BatchSamplerShard.batch_sampler`)."""
-    batches = getattr(loader, "batch_sampler", None)
+    batches: Any = getattr(loader, "batch_sampler", None)
     while hasattr(batches, "batch_sampler"):
         batches = batches.batch_sampler
     return getattr(batches, "sampler", None)

@@ -95,7 +95,8 @@ class GradientSimilarity:
 
     def begin(self, model: Any, batches: Iterable[Mapping[str, Tensor]]) -> None:
         """Take the gradient of the queries' mean loss, before the rows of a round are scored."""
-        if extract_model_from_parallel(model).config.is_encoder_decoder:
+        base: Any = extract_model_from_parallel(model)
+        if base.config.is_encoder_decoder:
             raise ValueError(
                 f"{type(self).__name__} follows gradients through one stack of layers, and the model is an "
                 "encoder-decoder; use online_scores.loss, or a function of your own."
