@@ -77,5 +77,5 @@ def report(trainer: Any, folder: Path, words: dict[str, Any]) -> None:
 
 def generated(folder: Path, stage: int) -> list[list[int]]:
     """The answers of a stage, as token ids."""
-    parts = sorted((folder / "run" / "stages" / f"stage-{stage:02d}" / "generated").glob("part-*.parquet"))
+    parts = sorted((folder / "run" / "_stages" / f"stage-{stage:02d}" / "generated").glob("part-*.parquet"))
     return [ids for part in parts for ids in pq.read_table(part).to_pydict()["rejected_ids"]]

@@ -106,7 +106,7 @@ def losses(trainer):
 
 
 def rounds(trainer):
-    files = sorted((Path(trainer.args.output_dir) / "data_selection").glob("round-*.parquet"))
+    files = sorted((Path(trainer.args.output_dir) / "_data_selection").glob("round-*.parquet"))
     return [pq.read_table(file).to_pydict() for file in files]
 
 
@@ -329,7 +329,7 @@ def test_runs_that_cannot_work_are_refused_with_the_cure(tmp_path):
 def test_evaluation_alone_selects_nothing(tmp_path):
     trainer, _ = make(tmp_path, select())
     trainer.evaluate(pool().select(range(8)))
-    assert not (tmp_path / "data_selection").exists()
+    assert not (tmp_path / "_data_selection").exists()
 
 
 def test_nan_scores_are_never_selected(tmp_path):
@@ -411,7 +411,7 @@ def test_the_recipe_runs_as_it_stands(tmp_path, model_path, rows):
     assert found.returncode == 0, found.stderr
     assert "selection/score_q50" in found.stdout
     assert (tmp_path / "o" / "model.safetensors").exists()
-    assert len(list((tmp_path / "o" / "data_selection").iterdir())) == 2
+    assert len(list((tmp_path / "o" / "_data_selection").iterdir())) == 2
 
 
 def test_loss_is_the_models_own_loss_of_each_row_alone(tmp_path):

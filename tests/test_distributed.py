@@ -25,7 +25,7 @@ def launch(kind: str, folder: Path, score: str = "loss", resume: str = "") -> li
 
 
 def chosen(folder: Path) -> list[set[int]]:
-    tables = [pq.read_table(path).to_pydict() for path in sorted(folder.glob("run/data_selection/round-*.parquet"))]
+    tables = [pq.read_table(path).to_pydict() for path in sorted(folder.glob("run/_data_selection/round-*.parquet"))]
     return [{row for row, place in zip(t["row"], t["place"], strict=True) if place is not None} for t in tables]
 
 

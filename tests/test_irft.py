@@ -85,7 +85,7 @@ def stage(trainer, number: int) -> dict:
     """What is on disk of a stage."""
     from pathlib import Path
 
-    folder = Path(trainer.args.output_dir) / "stages" / f"stage-{number:02d}"
+    folder = Path(trainer.args.output_dir) / "_stages" / f"stage-{number:02d}"
     parts = [pq.read_table(path).to_pydict() for path in sorted(folder.glob("generated/*.parquet"))]
     return {
         "manifest": json.loads((folder / "manifest.json").read_text()),
@@ -518,13 +518,13 @@ def test_a_fixed_reference_of_an_adapter_is_the_base_model(irft, model_path):
 
 
 def test_a_stage_says_what_sets_the_sides_apart(irft, tmp_path):
-    trainer = irft(num_completions_to_log=3)
+    trainer = irft(num_completions_to_log=3, log_completions=True)
     for name in ("answers", "identical", "empty", "cut", "length_chosen", "length_rejected", "ended_rejected"):
         assert len(said(trainer, f"stage/{name}")) == 2
     assert said(trainer, "stage/cut")[0] == sum(not ended for ended in stage(trainer, 0)["ended"]) > 0
     assert said(trainer, "stage/length_rejected")[0] == np.mean([len(ids) for ids in stage(trainer, 0)["answers"]])
     assert len(said(trainer, "stage/length_auc")) == len(said(trainer, "stage/rewards/margins")) == 2
-    tables = [pq.read_table(path).to_pydict() for path in sorted((tmp_path / "run/completions").glob("*.parquet"))]
+    tables = [pq.read_table(path).to_pydict() for path in sorted((tmp_path / "run/_completions").glob("*.parquet"))]
     assert [len(table["answer"]) for table in tables] == [3, 3]
 
 

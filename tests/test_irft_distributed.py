@@ -73,7 +73,7 @@ def test_a_run_that_is_killed_and_goes_on_is_the_run_that_was_not(kind, kills, s
         died = run(kind, tmp_path, model_path, where, **settings)
         assert died.returncode != 0 and not list(tmp_path.glob("rank-*.json")), f"it was to be killed in {where}"
         assert all(path.stat().st_mtime_ns == time for path, time in kept.items()), "parts that are there are kept"
-        parts = (tmp_path / "run" / "stages").rglob("part-*.parquet")
+        parts = (tmp_path / "run" / "_stages").rglob("part-*.parquet")
         kept = {path: path.stat().st_mtime_ns for path in parts}
         assert len(kept) < 12 if where == "generation" else len(kept) == 12
     found = ranks(kind, tmp_path, model_path, **settings)

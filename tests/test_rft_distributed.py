@@ -52,7 +52,7 @@ def test_a_run_that_is_killed_in_each_phase_is_the_run_that_was_not(alone, tmp_p
     for where in ("generation", "reward", "training"):
         died = run("alone", tmp_path, model_path, where)
         assert died.returncode != 0 and not list(tmp_path.glob("rank-*.json")), f"it was to be killed in {where}"
-        state = tmp_path / "run" / "stages" / "stage-01" / "reward" / "state.json"
+        state = tmp_path / "run" / "_stages" / "stage-01" / "reward" / "state.json"
         assert state.exists() == (where != "generation")
         if where == "reward":
             assert json.loads(state.read_text())["done"] == 4

@@ -39,7 +39,7 @@ def steps(folder) -> int:
 
 
 def rounds(folder) -> list[dict]:
-    return [pq.read_table(path).to_pydict() for path in sorted(Path(folder).glob("data_selection/round-*.parquet"))]
+    return [pq.read_table(path).to_pydict() for path in sorted(Path(folder).glob("_data_selection/round-*.parquet"))]
 
 
 @pytest.mark.parametrize("score", ["mark", "loss", "gradients", "rds"])
@@ -59,7 +59,7 @@ def test_plain_sft_of_an_adapter(data, model_path, tmp_path):
     lora = ["--lora", "r=2", "target_modules=[q_proj, v_proj]"]
     assert train(data, model_path, tmp_path / "o", *lora, "--args", "max_steps=3", "learning_rate=1e-3") == 0
     assert steps(tmp_path / "o") == 3 and (tmp_path / "o" / "adapter_model.safetensors").exists()
-    assert not (tmp_path / "o" / "data_selection").exists()
+    assert not (tmp_path / "o" / "_data_selection").exists()
 
 
 @pytest.mark.parametrize(

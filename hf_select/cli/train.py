@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from hf_select import columns
 from hf_select.cli.score import Rows, build_parts, scorer_class
 from hf_select.cli.settings import settable, suggest
 
@@ -158,7 +159,9 @@ class Train(Rows):
         settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("output_dir", "rename")}
         args = configured(config, {"output_dir": str(folder), **self.args})
         last = last_whole_checkpoint(folder)
-        hold_to(folder / "train.json", settings, rows, "training")
+        hold_to(folder / "_train.json", settings, rows, "training")  # Trainer uploads nothing with an underscore
+        if columns.ROW_ID not in rows.column_names:  # TRL's trainers leave rows out and shuffle
+            rows = rows.add_column(columns.ROW_ID, range(len(rows)))
         trainer = trainer_class(
             self.model,
             args=args,

@@ -1,10 +1,11 @@
 """The private names of transformers that this package touches, in one place, with the version they were seen in; tests
 hold their signatures."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 from torch.utils.data import Sampler
 
@@ -31,6 +32,46 @@ def sampler_of(loader: Any) -> Any:
     while hasattr(batches, "batch_sampler"):
         batches = batches.batch_sampler
     return getattr(batches, "sampler", None)
+
+
+def given_rows(trainer: Any) -> tuple[np.ndarray | None, int]:
+    """(for each row of trainer.train_dataset its number in the dataset that the user gave, or None if that is lost;
+    number of rows given).
+
+    TRL 1.16 prepares a dataset by `map`, `filter` and `shuffle`. The last two keep the table and the places of the
+    rows in it (datasets 5.2: `_data`, `_indices`); what comes after them in DPOTrainer and KTOTrainer does not."""
+    from trl import DPOTrainer, KTOTrainer, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
+
+    dataset, args = trainer.train_dataset, trainer.args
+    unchanged = np.arange(len(dataset)), len(dataset)
+    if isinstance(trainer, SFTTrainer):
+        prepared = not (args.dataset_kwargs or {}).get("skip_prepare_dataset", False)
+        prepared = prepared and (
+            args.max_length is not None or args.shuffle_dataset
+        )  # what leaves rows out or moves them
+    elif isinstance(trainer, DPOTrainer | KTOTrainer):
+        prepared = args.max_length is not None and getattr(args, "truncation_mode", "keep_start") == "keep_start"
+        prepared = prepared and "prompt" in dataset.column_names  # given as tokens it is left as it is
+        if prepared and (args.precompute_ref_log_probs or getattr(trainer, "calculate_KL", False)):
+            return None, len(dataset)
+    else:
+        prepared = False
+    if not prepared or dataset._indices is None:
+        return unchanged
+    return dataset._indices.column(0).to_numpy(), dataset._data.num_rows
+
+
+def watch_checkpoint(trainer: Any, seen: Callable[[str | None], None]) -> None:
+    """Call `seen` with the checkpoint that a training resumes from, or None, before callbacks are told of the training
+    (transformers 5.23: Trainer._init_training_state(self, max_steps, num_update_steps_per_epoch, num_train_epochs,
+    resume_from_checkpoint, trial)). No callback is told otherwise."""
+    init = trainer._init_training_state
+
+    def watched(max_steps: Any, updates: Any, epochs: Any, resume_from_checkpoint: Any, trial: Any) -> Any:
+        seen(resume_from_checkpoint)
+        return init(max_steps, updates, epochs, resume_from_checkpoint, trial)
+
+    trainer._init_training_state = watched
 
 
 def has_fused_head(model: Any) -> bool:

@@ -17,12 +17,11 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
@@ -32,12 +31,13 @@ from transformers.trainer_callback import ExportableState
 
 from hf_select import columns
 from hf_select.choices import check_choice
-from hf_select.files import written_whole
+from hf_select.inference.pool import pool_fingerprint
 from hf_select.scoring.scorer import Scorer
 from hf_select.selection.top_k import TopK
 from hf_select.training import _compat
 from hf_select.training.candidate_scores import CandidateScores, untouched
 from hf_select.training.requirements import check_dataloader, check_settings, check_trainer, round_rows
+from hf_select.training.round_files import STATE_FILE, GivenRows, load_state, save_state, state_digest, write_round
 
 
 logger = logging.getLogger(__name__)
@@ -89,9 +89,11 @@ class DataSelectionCallback(TrainerCallback, ExportableState):
             out. By default as many as a training batch of the longest candidates has.
         seed: of candidates and random rows; by default the data seed of the trainer.
     Logs: selection/round, candidates, unscored, score quantiles, overlap with the last round, seconds, counted FLOPs,
-        rows per source; output_dir/data_selection/round-*.parquet has each round's candidates and what was chosen.
+        rows per source, rows that the trainer dropped before and that it cuts at max_length.
+        output_dir/_data_selection/round-*.parquet has each round's candidates and what was chosen; `row` is a row's
+        number in the dataset that the trainer was given, `row_id` its id if that has one.
     Raises: ValueError for what cannot work, with the cure: packing, iterable data, a budget that is no whole number of
-        steps, a checkpoint that was written without the callback.
+        steps, a dataloader that does not draw the selected rows, a checkpoint of other rows or without the callback.
     Warns: when the run ends within the first round, or within the warm-up.
     """
 
@@ -135,8 +137,11 @@ class DataSelectionCallback(TrainerCallback, ExportableState):
         self.consumed = np.zeros(len(self.dataset), dtype=bool)
         shuffled = order == "random" and getattr(args, "train_sampling_strategy", "random") == "random"
         self.sampler = SelectionSampler(np.arange(self.budget), data_seed, shuffled)
-        self._restored = False
+        self.given = GivenRows.of(trainer)
+        self._restored = self._training = False
+        self._checkpoint: str | None = None
         _compat.use_sampler(trainer, self.sampler)
+        _compat.watch_checkpoint(trainer, self._begin)
 
     # What Trainer calls.
 
@@ -151,6 +156,7 @@ class DataSelectionCallback(TrainerCallback, ExportableState):
                     "selected; resume without the callback, or start anew with it."
                 )
             self._restore(saved["attributes"])
+        self._training = True
         state.stateful_callbacks[name] = self.state()
         rounds = state.max_steps * self.step_rows / self.budget
         if rounds < 1:
@@ -166,6 +172,9 @@ class DataSelectionCallback(TrainerCallback, ExportableState):
                 rounds,
             )
 
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._training = False
+
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         done = state.epoch or 0.0
         epoch = math.floor(done + 1e-6)
@@ -179,27 +188,63 @@ class DataSelectionCallback(TrainerCallback, ExportableState):
         self.trainer.callback_handler.on_log(args, state, control, log)
 
     def state(self) -> dict[str, Any]:
+        """What `trainer_state.json` says of the selection. Trainer asks for it while it writes a checkpoint, just
+        before that file: what grows with the dataset is written next to it."""
+        arrays, score = self._arrays(), self._score_state()
+        folder = Path(self.trainer.args.output_dir) / f"checkpoint-{self.trainer.state.global_step}"
+        if self._training and self.trainer.args.should_save and folder.is_dir():
+            save_state(folder / STATE_FILE, arrays, score)
         attributes = {
             "round": self.round,
-            "selected": self.sampler.selected.tolist(),
-            "consumed": np.flatnonzero(self.consumed).tolist(),
+            "selected": len(self.sampler.selected),
             "rows": len(self.dataset),
-            "score": self.score.state() if hasattr(self.score, "state") else None,  # type: ignore[union-attr]
+            "dataset": self._fingerprint,
+            "digest": state_digest(arrays, score),
         }
         return {"args": {}, "attributes": attributes}
 
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return {"selected": self.sampler.selected, "consumed": np.flatnonzero(self.consumed)}
+
+    def _score_state(self) -> dict[str, Any] | None:
+        return cast(Any, self.score).state() if hasattr(self.score, "state") else None
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        """Hash of the rows, as far as training and the score read them."""
+        if isinstance(self.score, Scorer):
+            return pool_fingerprint(self.dataset)
+        names = {*_compat.model_inputs(self.trainer, self.dataset).column_names}
+        names |= {self.score} if isinstance(self.score, str) else set()
+        return pool_fingerprint(self.dataset.select_columns([n for n in self.dataset.column_names if n in names]))
+
+    def _begin(self, checkpoint: str | None) -> None:
+        self._training, self._checkpoint = False, checkpoint
+
     def _restore(self, saved: dict[str, Any]) -> None:
-        if saved["rows"] != len(self.dataset) or len(saved["selected"]) != self.budget:
+        if saved["rows"] != len(self.dataset) or saved["selected"] != self.budget:
             raise ValueError(
-                f"the checkpoint selected {len(saved['selected'])} of {saved['rows']} rows a round, this run selects "
+                f"the checkpoint selected {saved['selected']} of {saved['rows']} rows a round, this run selects "
                 f"{self.budget} of {len(self.dataset)}; resume with the same dataset and settings."
             )
+        if saved["dataset"] != self._fingerprint:
+            raise ValueError(
+                f"the checkpoint selected from {saved['rows']} other rows than those of this run; resume with the "
+                "same dataset in the same order, or start anew in another output_dir."
+            )
+        path = Path(str(self._checkpoint)) / STATE_FILE
+        arrays, score = load_state(path) if path.exists() else ({}, {})
+        if not arrays or state_digest(arrays, score) != saved["digest"]:
+            raise ValueError(
+                f'"{path}" is {"not that of its checkpoint" if arrays else "missing"}, and with it the rows that were '
+                "selected; copy the checkpoint again, or resume from another one."
+            )
         self.round = saved["round"]
-        self.sampler.selected = np.array(saved["selected"], dtype=np.int64)
+        self.sampler.selected = arrays["selected"]
         self.consumed[:] = False
-        self.consumed[saved["consumed"]] = True
-        if saved["score"] is not None:
-            self.score.restore(saved["score"])  # type: ignore[union-attr]
+        self.consumed[arrays["consumed"]] = True
+        if hasattr(self.score, "restore"):
+            cast(Any, self.score).restore(score)
         self._restored = True
 
     # One round.
@@ -227,6 +272,8 @@ class DataSelectionCallback(TrainerCallback, ExportableState):
             "selection/round": number,
             "selection/candidates": len(pool) if measuring else 0,
             "selection/rows": len(chosen),
+            "selection/dropped": self.given.dropped,
+            "selection/cut": self.given.cut,
             "selection/random_rows": drawn,
             "selection/overlap": float(np.isin(chosen, before).mean()) if len(before) else 0.0,
             "selection/seconds": time.perf_counter() - begin,
@@ -313,17 +360,6 @@ class DataSelectionCallback(TrainerCallback, ExportableState):
         return self._candidate_scores.by_scorer(self.dataset, rows)
 
     def _write(self, pool: np.ndarray, scores: dict[str, np.ndarray], chosen: np.ndarray) -> None:
-        if not self.trainer.is_world_process_zero():
-            return
-        rows = pool if scores else chosen
-        rank = {row: place for place, row in enumerate(chosen.tolist())}
-        missing = np.setdiff1d(chosen, rows)  # of a warm-up round that measures other rows than it trains on
-        rows = np.concatenate([rows, missing])
-        filled = {name: np.concatenate([v, np.full(len(missing), np.nan)]) for name, v in scores.items()}
-        table = pa.table(
-            {"row": rows, **filled, "place": pa.array([rank.get(row) for row in rows.tolist()], pa.int64())}
-        )
-        path = Path(self.trainer.args.output_dir) / "data_selection" / f"round-{self.round:05d}.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as temporary:
-            pq.write_table(table, temporary)
+        if self.trainer.is_world_process_zero():
+            path = Path(self.trainer.args.output_dir) / "_data_selection" / f"round-{self.round:05d}.parquet"
+            write_round(path, self.dataset, self.given.numbers, pool if scores else chosen, scores, chosen)

@@ -74,8 +74,8 @@ class IRFTTrainer(InStages, DPOTrainer):
         callbacks, optimizers, quantization_config, peft_config: as in DPOTrainer.
     Logs: the names of DPOTrainer (rewards/chosen, rewards/margins, logps/rejected ...) while it trains; stage/* at the
         beginning (answers, identical, empty, cut, lengths, ends, how well length alone tells the sides apart) and at
-        the end of each stage (means of the metrics over it). Answers are in output_dir/stages, samples of them in
-        output_dir/completions.
+        the end of each stage (means of the metrics over it). Answers are in output_dir/_stages and, with
+        log_completions, samples of them in output_dir/_completions.
     Raises: ValueError for what cannot work, with the cure.
     """
 

@@ -3,7 +3,7 @@
 Any function (model, batch) -> (B,) is such a score; `batch` is what the trainer's collator makes of B rows. An object
 that is called the same way may have more, all of it optional: begin(model, batches of its `queries`) is called before
 the rows of a round are scored, after(rows, values) makes scores of the values of all rows, state() and restore(state)
-go through checkpoints.
+go through checkpoints: a dict of numpy arrays and of values that JSON can write.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -54,10 +54,10 @@ class LossChange:
         return before - values
 
     def state(self) -> dict[str, Any]:
-        return {"rows": list(self.last), "losses": list(self.last.values())}
+        return {"rows": np.array([*self.last], np.int64), "losses": np.array([*self.last.values()], np.float64)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.last = dict(zip(state["rows"], state["losses"], strict=True))
+        self.last = dict(zip(state["rows"].tolist(), state["losses"].tolist(), strict=True))
 
 
 @dataclass

@@ -66,7 +66,7 @@ class RFTTrainer(InStages, RLOOTrainer):
     Logs: the names of RLOOTrainer (reward, kl, entropy, completions/* ...) while it trains; stage/* at the beginning
         (answers, lengths, how well length alone tells the sides apart; loss, gap and accuracy of the reward, each pair
         as it was before its step, and the gap afterwards) and at the end of each stage (means over it, kl among them).
-        Answers are in output_dir/stages, samples of them in output_dir/completions.
+        Answers are in output_dir/_stages and, with log_completions, samples of them in output_dir/_completions.
     Raises: ValueError for what cannot work, with the cure.
     Resuming: exact where every update draws its answers anew (the default). With num_iterations above 1, or
         steps_per_generation above gradient_accumulation_steps, a run that goes on in the middle of such a block draws

@@ -130,9 +130,15 @@ class StagesConfig:
         metadata={"help": "Compute activations again in the backward pass in place of keeping them."},
     )
     num_completions_to_log: int = field(
-        default=8, metadata={"help": "Answers of each stage in the table of completions beside their demonstrations."}
+        default=8, metadata={"help": "Answers of each stage that log_completions shows next to their demonstrations."}
     )
-    log_completions: bool = field(default=False, metadata={"help": "Also print that table."})
+    log_completions: bool = field(
+        default=False,
+        metadata={
+            "help": "Print a table of answers of each stage and keep it in output_dir/_completions, which Trainer "
+            "does not upload."
+        },
+    )
 
     # Settings of TRL's configuration that mean nothing here, or something else, and what that is called: a value that
     # was set and not used would be a lie.
@@ -385,7 +391,7 @@ class InStages(ABC):
         return StageFolder(self._stage_path(name), identity, len(demonstrations), size)
 
     def _stage_path(self, name: str) -> Path:
-        return Path(self.args.output_dir) / "stages" / name
+        return Path(self.args.output_dir) / "_stages" / name  # Trainer uploads nothing with an underscore
 
     def _further_identity(self) -> dict[str, Any]:
         """What answers and what is made of them depend on besides."""
@@ -440,8 +446,9 @@ class InStages(ABC):
         return report
 
     def _log_completions(self, pairs: Dataset, number: int, name: str) -> None:
-        """A table of a stage's first answers beside their demonstrations, where TRL's other trainers put theirs."""
-        if not cast(Any, self).is_world_process_zero() or not self.args.num_completions_to_log:
+        """A table of a stage's first answers next to their demonstrations, if asked for."""
+        args = self.args
+        if not (args.log_completions and args.num_completions_to_log and cast(Any, self).is_world_process_zero()):
             return
         some = pairs.select(range(min(self.args.num_completions_to_log, len(pairs))))
         decode = self._tokenizer.batch_decode
@@ -455,15 +462,12 @@ class InStages(ABC):
                 "ended": list(some["ended"]),
             }
         )
-        path = Path(self.args.output_dir) / "completions" / f"{name}.parquet"
+        path = Path(self.args.output_dir) / "_completions" / f"{name}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(path) as temporary:
             pq.write_table(table, temporary)
-        if self.args.log_completions:
-            for row in table.to_pylist():
-                print(
-                    f"[{name}] {row['prompt']!r}\n  demonstration {row['demonstration']!r}\n  answer {row['answer']!r}"
-                )
+        for row in table.to_pylist():
+            print(f"[{name}] {row['prompt']!r}\n  demonstration {row['demonstration']!r}\n  answer {row['answer']!r}")
 
     # What cannot work, before anything runs.
 

@@ -1,0 +1,140 @@
+"""What selection while training leaves on disk: a table for each round, and its state in each checkpoint.
+
+OUTPUT_DIR/_data_selection/round-00000.parquet   candidates, scores, what was chosen. Trainer.push_to_hub leaves out
+                                                 what begins with an underscore.
+OUTPUT_DIR/checkpoint-N/data_selection.npz       row numbers and state of the score; `trainer_state.json` has its hash
+
+Rows are named by their number in the dataset that the user gave to the trainer, and by `row_id` if it has one: TRL's
+trainers leave rows out of it and shuffle it before they train.
+"""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import xxhash
+from datasets import Dataset
+
+from hf_select import columns
+from hf_select.files import written_whole
+from hf_select.training import _compat
+
+
+logger = logging.getLogger(__name__)
+
+STATE_FILE = "data_selection.npz"
+
+
+@dataclass
+class GivenRows:
+    """Which rows of the dataset that the user gave are trained on.
+
+    Args:
+        numbers: for each row of trainer.train_dataset its number in the dataset that was given.
+        dropped: rows that the trainer left out.
+        cut: rows as long as max_length, at which longer ones are cut.
+    """
+
+    numbers: np.ndarray
+    dropped: int
+    cut: int
+
+    @classmethod
+    def of(cls, trainer: Any) -> "GivenRows":
+        """Warns when rows were left out or may be cut, and when nobody can know their numbers any more."""
+        dataset, max_length = trainer.train_dataset, getattr(trainer.args, "max_length", None)
+        numbers, given = _compat.given_rows(trainer)
+        cut = 0 if max_length is None else int((_tokens(dataset) >= max_length).sum())
+        if numbers is None:
+            numbers, given = np.arange(len(dataset)), len(dataset)
+            if columns.ROW_ID not in dataset.column_names:
+                logger.warning(
+                    "%s may have left rows out and does not say which: rows are numbered as it kept them. Add a "
+                    "column row_id to the dataset to have them named.",
+                    type(trainer).__name__,
+                )
+        if given > len(dataset) or cut:
+            logger.warning(
+                "%s left out %d of the %d rows that it was given, and %d of those it kept reach max_length = %s, "
+                "where longer ones are cut. Files of the selection name rows by their number in the dataset given.",
+                type(trainer).__name__, given - len(dataset), given, cut, max_length,
+            )  # fmt: skip
+        return cls(numbers, given - len(dataset), cut)
+
+
+def write_round(
+    path: Path,
+    dataset: Dataset,
+    numbers: np.ndarray,
+    rows: np.ndarray,
+    scores: dict[str, np.ndarray],
+    chosen: np.ndarray,
+) -> None:
+    """The table of a round.
+
+    Args:
+        numbers: of all rows of the dataset, in the one that the user gave.
+        rows: places of the candidates in the dataset, scores theirs.
+        chosen: places of the rows to train on, in their order.
+    """
+    rank = {row: place for place, row in enumerate(chosen.tolist())}
+    missing = np.setdiff1d(chosen, rows)  # of a warm-up round that measures other rows than it trains on
+    rows = np.concatenate([rows, missing])
+    ids = {}
+    if columns.ROW_ID in dataset.column_names:
+        ids[columns.ROW_ID] = dataset.select_columns([columns.ROW_ID]).with_format("arrow").select(rows.tolist())[:][0]
+    filled = {name: np.concatenate([v, np.full(len(missing), np.nan)]) for name, v in scores.items()}
+    places = pa.array([rank.get(row) for row in rows.tolist()], pa.int64())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as temporary:
+        pq.write_table(pa.table({"row": numbers[rows], **ids, **filled, "place": places}), temporary)
+
+
+def save_state(path: Path, arrays: dict[str, np.ndarray], score: dict[str, Any] | None) -> None:
+    """Args:
+    score: state of the score function, arrays and what JSON can say.
+    """
+    score = score or {}
+    named = {f"score/{name}": value for name, value in score.items() if isinstance(value, np.ndarray)}
+    plain = json.dumps({name: value for name, value in score.items() if not isinstance(value, np.ndarray)})
+    with written_whole(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays, **named, score=np.frombuffer(plain.encode(), np.uint8))  # pyright: ignore
+
+
+def load_state(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """(the arrays, the state of the score function)"""
+    with np.load(path, allow_pickle=False) as file:
+        there = {name: file[name] for name in file.files}
+    score = json.loads(there.pop("score").tobytes())
+    score |= {name.removeprefix("score/"): there.pop(name) for name in [*there] if name.startswith("score/")}
+    return there, score
+
+
+def state_digest(arrays: dict[str, np.ndarray], score: dict[str, Any] | None) -> str:
+    """Hash of what `save_state` writes, by which a checkpoint knows its file."""
+    digest = xxhash.xxh3_128()
+    for name, value in sorted({**arrays, **(score or {})}.items()):
+        digest.update(name.encode())
+        digest.update(value.tobytes() if isinstance(value, np.ndarray) else json.dumps(value).encode())
+    return digest.hexdigest()
+
+
+def _tokens(dataset: Dataset) -> np.ndarray:
+    """Tokens of each row as TRL's trainers count them against max_length; zeros where it has none yet."""
+
+    def lengths(name: str) -> np.ndarray:
+        lists = cast(pa.ChunkedArray, dataset.select_columns([name]).with_format("arrow")[:][name])
+        return pc.fill_null(pc.list_value_length(lists), 0).to_numpy()  # pyright: ignore[reportAttributeAccessIssue]
+
+    if "input_ids" in dataset.column_names:
+        return lengths("input_ids")
+    answers = [name for name in ("chosen_ids", "rejected_ids", "completion_ids") if name in dataset.column_names]
+    if "prompt_ids" in dataset.column_names and answers:
+        return lengths("prompt_ids") + np.max([lengths(name) for name in answers], axis=0)
+    return np.zeros(len(dataset), dtype=np.int64)
