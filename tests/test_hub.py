@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -16,7 +17,18 @@ from datasets import Dataset
 from hub_server import TOKEN, Hub
 from huggingface_hub import DatasetCard
 
-from hf_select import IFD, Length, PoolIndex, RDSPlus, TopK, load_selection, push_index, push_selected, score
+from hf_select import (
+    IFD,
+    Length,
+    PoolIndex,
+    RDSPlus,
+    Selection,
+    TopK,
+    load_selection,
+    push_index,
+    push_selected,
+    score,
+)
 from hf_select.cli.main import main
 from hf_select.hub.card import size_category
 from hf_select.hub.citations import _PAPERS, PAPER_OF, bibtex
@@ -254,13 +266,33 @@ def test_a_changed_source_is_noticed(hub, one_picture, caplog):
     dataset = pool()
     push(dataset)
     rows = dataset.to_list()
-    with pytest.raises(ValueError, match="60 rows, this dataset has 59"):
+    with pytest.raises(ValueError, match='"me/subset".*60 rows, this dataset has 59'):
         load_selection("me/subset", dataset=Dataset.from_list(rows[:-1]))
+    more = dataset.add_column("tools", [""] * 60).add_column("score_z", [1.0] * 60)
+    assert len(load_selection("me/subset", dataset=more).apply(more)) == 20, "columns may be added"
+    assert len(load_selection("me/subset", dataset=dataset.select_columns(["row_id"]))) == 20, "and removed"
+    chosen = load_selection("me/subset").indices[4]
+    changed = [{**row, "completion": "other"} if i == chosen else row for i, row in enumerate(rows)]
+    with pytest.raises(ValueError, match=f'"completion" differs in 1 of 20 chosen rows, first in row {chosen}'):
+        load_selection("me/subset", dataset=Dataset.from_list(changed))
     rows[0]["completion"] += "!"  # a row that was not even chosen
     with pytest.raises(ValueError, match="selected from other rows"):
         load_selection("me/subset", dataset=Dataset.from_list(rows))
     with pytest.raises(ValueError, match="no dataset repository"):
         load_selection("me/nothing")
+
+
+def test_a_selection_published_without_hashes_is_held_to_the_fingerprint_of_its_source(hub, one_picture, monkeypatch):
+    """As earlier versions published it."""
+    dataset = pool()
+    save = Selection.save
+    monkeypatch.setattr(Selection, "save", lambda one, path: save(replace(one, hashes={}, row_ids=None), path))
+    push(dataset.remove_columns("row_id"))
+    with pytest.raises(ValueError, match="earlier version"):
+        load_selection("me/subset").apply(dataset)
+    assert len(load_selection("me/subset", dataset=dataset).apply(dataset)) == 20
+    with pytest.raises(ValueError, match="earlier version"):
+        load_selection("me/subset", dataset=dataset.select(range(59, -1, -1)))
 
 
 def test_a_source_on_the_hub_gives_its_licence_and_its_revision_and_is_watched(hub, one_picture, caplog):

@@ -4,12 +4,11 @@ import json
 import logging
 from typing import Any
 
-from hf_select.formats import readable_columns
 from hf_select.hub.push import RECORD, speaking_plainly
 from hf_select.hub.scrub import scrubbed
 from hf_select.inference.loading import patiently
 from hf_select.inference.pool import pool_fingerprint
-from hf_select.selection.selection import Selection
+from hf_select.selection.selection import Selection, row_hashes
 
 
 logger = logging.getLogger(__name__)
@@ -48,23 +47,29 @@ def load_selection(
 
 
 def _hold(dataset: Any, selection: Selection, source: dict[str, Any], repo_id: str) -> None:
-    if len(dataset) != selection.num_rows:
-        raise ValueError(
-            f'"{repo_id}" was selected from {selection.num_rows:,} rows, this dataset has {len(dataset):,}: its '
-            f"source changed, or it is another one{_where(source)}."
-        )
-    names = readable_columns(dataset.column_names)
-    if source.get("fingerprint") and pool_fingerprint(dataset.select_columns(names)) != source["fingerprint"]:
+    """The chosen rows are compared one by one, and the whole source by its fingerprint as long as the columns that it
+    was made of are there."""
+    same = None
+    if source.get("fingerprint") and len(dataset) == selection.num_rows:
+        names = source["columns"]
+        if all(name in dataset.column_names for name in names):
+            same = pool_fingerprint(dataset.select_columns(names)) == source["fingerprint"]
+    if same and not selection.hashes:  # published by an earlier version
+        selection.hashes = row_hashes(dataset, selection.indices, source["columns"])
+    try:
+        selection.check(dataset)
+    except ValueError as error:
+        raise ValueError(f'"{repo_id}": {error}{_where(source)}') from None
+    if same is False:
         raise ValueError(
             f'"{repo_id}" was selected from other rows than these: the source changed, or was reordered'
             f"{_where(source)}."
         )
-    selection.check(dataset)
 
 
 def _where(source: dict[str, Any]) -> str:
     revision = source.get("revision")
-    return f'; load "{source["name"]}" at revision {revision}' if revision else ""
+    return f' (load "{source["name"]}" at revision {revision})' if revision else ""
 
 
 def _look(source: dict[str, Any], token: str | None) -> None:

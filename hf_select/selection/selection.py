@@ -19,6 +19,7 @@ from hf_select.formats import readable_columns
 
 
 _HASH = "hash of "  # before a column's name, in the file
+_JSON = json.JSONEncoder(sort_keys=True, default=str)
 
 
 @dataclass(eq=False, repr=False)
@@ -267,7 +268,7 @@ def row_hashes(dataset: Any, rows: np.ndarray, names: list[str]) -> dict[str, np
 
 
 def _hashed(values: list[Any]) -> np.ndarray:
-    texts = (json.dumps(_without_nulls(value), sort_keys=True, default=str) for value in values)
+    texts = (v if isinstance(v, str) else "\0" + _JSON.encode(_without_nulls(v)) for v in values)
     return np.fromiter((xxhash.xxh3_64_intdigest(text.encode()) for text in texts), np.uint64, len(values))
 
 
