@@ -322,6 +322,9 @@ def test_a_zero_vector_has_no_signs_to_store(rows, tmp_path):
         def described(self):
             return {}
 
+        def readers(self):
+            return []
+
         def details(self):
             return {"dimensions": 5, "model": "zeros", "dtype": "float32"}
 

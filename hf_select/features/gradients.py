@@ -386,6 +386,10 @@ class AdapterGradients:
         optimizer = ("optimizer.pt", "adam_moments.safetensors") if self.form == "adam" else ()
         return [f"content {content_of(path, ('adapter_*', *optimizer))}" for path in self.checkpoints]
 
+    def readers(self) -> list[Any]:
+        """What renders rows by a chat template, which may write the day."""
+        return [self.lm]
+
     def details(self) -> dict[str, Any]:
         """What exactly runs: the commit of the weights, their type, a hash of the template."""
         return {

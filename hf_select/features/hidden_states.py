@@ -66,6 +66,10 @@ class HiddenStates:
         """The settings for people to read."""
         return {**{f.name: getattr(self, f.name) for f in fields(self)}, "model": self.lm.described()}
 
+    def readers(self) -> list[Any]:
+        """What renders rows by a chat template, which may write the day."""
+        return [self.lm]
+
     def details(self) -> dict[str, Any]:
         """What exactly runs: the commit of the weights, their type, a hash of the template."""
         loaded = self.lm.load()

@@ -65,6 +65,10 @@ class SentenceEmbeddings:
         """The commit or folder behind the name, resolved once."""
         return find(self.model, self.revision, ("modules.json", "config.json"))
 
+    def readers(self) -> list[Any]:
+        """What renders rows by a chat template: nothing."""
+        return []
+
     def details(self) -> dict[str, Any]:
         """What exactly runs: the commit of the weights and their type."""
         encoder = self.load()

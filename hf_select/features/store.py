@@ -33,6 +33,7 @@ from hf_select.files import write_json
 from hf_select.formats import BadRow, Conversation, conversations
 from hf_select.inference.chunks import ChunkedJob, WhenRunning, differences, identity_of
 from hf_select.inference.pool import Pool, pool_fingerprint, readable
+from hf_select.inference.template_day import began_on
 
 
 StoredType = Literal["float32", "float16", "int8", "1bit"]
@@ -89,11 +90,14 @@ class PoolIndex:
         Raises: ValueError if the folder holds an index of other rows, another model or other settings.
         """
         check_choice("stored_dtype", stored_dtype, StoredType)
+        folder = Path(folder).expanduser()
+        for reader in featurizer.readers():
+            reader.begin_on(began_on(folder / "manifest.json"))
         stored = {"stored_dtype": stored_dtype}
         made_by, settings = {**featurizer.identity(), **stored}, {**featurizer.described(), **stored}
         identity = identity_of(type(featurizer).__name__, made_by, settings)
         pool = Pool(dataset, chunk_rows, compared=readable(dataset).column_names)
-        job = ChunkedJob(pool, Path(folder).expanduser(), identity, "vectors", ".arrow", "an index", "index.json")
+        job = ChunkedJob(pool, folder, identity, "vectors", ".arrow", "an index", "index.json")
         probe = job.folder / "vectors" / "probe.json"
 
         def load() -> None:
@@ -132,6 +136,11 @@ class PoolIndex:
         return self.summary["dimensions"]
 
     @property
+    def day(self) -> str | None:
+        """The day that the rows' chat template wrote, if it asks for one."""
+        return began_on(self.folder / "manifest.json")
+
+    @property
     def _stored_dtype(self) -> str:
         return self.manifest["made_by"]["settings"]["stored_dtype"]
 
@@ -153,6 +162,8 @@ class PoolIndex:
                 )
         if featurizer is None:
             return
+        for reader in featurizer.readers():
+            reader.begin_on(self.day)
         made_by = self.manifest["made_by"]
         here = identity_of(type(featurizer).__name__, featurizer.identity(), {})
         there = {name: value for name, value in made_by["identity"].items() if name != "stored_dtype"}

@@ -28,6 +28,7 @@ from hf_select.inference import batching, loading
 from hf_select.inference.batching import OutOfMemory
 from hf_select.inference.loading import LoadedModel
 from hf_select.inference.sources import Sources, content_of_loaded, content_of_tokenizer, find_all
+from hf_select.inference.template_day import DatedTokenizer
 
 
 # B sequences, T tokens, S tokens of a suffix, J suffixes, D hidden, V vocabulary, K named tokens, N measured positions
@@ -98,6 +99,7 @@ class CausalLM:
                 "batch_invariant runs each row alone, so tokens_per_batch has no effect; give one of them."
             )
         self._loaded: LoadedModel | None = None
+        self.dated = DatedTokenizer(lambda: loading.load_tokenizer(self))
 
     @cached_property
     def sources(self) -> Sources:
@@ -107,11 +109,12 @@ class CausalLM:
     # The `datasets` cache and worker processes see the settings and what was resolved: the same hash before and after
     # loading and in every process, and workers start clean and load the same commit.
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.settings(), "sources": self.sources}
+        return {**self.settings(), "sources": self.sources, "day": self.day}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        self.__dict__.update({name: value for name, value in state.items() if name != "day"})
         self.usage, self._loaded = Usage(), None
+        self.dated = DatedTokenizer(lambda: loading.load_tokenizer(self), state["day"])
 
     def fresh(self) -> "CausalLM":
         """The same model loaded anew, for whoever will change it.
@@ -122,6 +125,7 @@ class CausalLM:
             raise ValueError("the loaded model would be changed; give its path or Hub id in place of it.")
         again = CausalLM(**self.settings())
         again.__dict__.update({name: value for name, value in vars(self).items() if name == "sources"})
+        again.dated = DatedTokenizer(lambda: loading.load_tokenizer(again), self.dated.fixed)
         return again
 
     def settings(self) -> dict[str, Any]:
@@ -144,7 +148,20 @@ class CausalLM:
             "weights": content_of_loaded(self.model) if model is None else model.identity,
             "tokenizer": content_of_tokenizer(self.tokenizer) if tokenizer is None else tokenizer.identity,
             "adapter": None if adapter is None else adapter.identity,
+            "day": self.day,
         }
+
+    @property
+    def day(self) -> str | None:
+        """The day that the template writes, if it asks for one: that of the first use, or of the job."""
+        return self.dated.day
+
+    def begin_on(self, day: str | None) -> bool:
+        """Go on with the day on which a job began; says whether that is another one."""
+        changed = self.dated.begin_on(day)
+        if changed and self._loaded is not None:
+            self._loaded.tokenizer = self.dated.tokenizer
+        return changed
 
     @property
     def commit(self) -> str | None:
@@ -154,7 +171,7 @@ class CausalLM:
     def details(self, template: str | None) -> dict[str, Any]:
         """What exactly runs: the commit of the weights, their type, a hash of the template (None: the model's own)."""
         loaded = self.load()
-        template = template or loaded.tokenizer.chat_template or FALLBACK_TEMPLATE
+        template = template or self.dated.own_template or FALLBACK_TEMPLATE
         return {
             "model": self.name,
             "commit": self.commit,

@@ -158,16 +158,11 @@ class _Reached(Exception):
 
 def load(spec: "CausalLM", rank: int | None) -> LoadedModel:
     """The model, tokenizer and adapter that a CausalLM describes, probed."""
-    from transformers import AutoTokenizer
-
     if os.getpid() != _IMPORTING_PROCESS:
         # A forked `map` worker. GNU OpenMP hangs when a child enters a parallel region after its parent has been in
         # one, and N workers with all cores each would be slower anyway.
         torch.set_num_threads(1)
-    tokenizer, model, adapter = spec.tokenizer, spec.model, spec.sources.adapter
-    if (of := spec.sources.tokenizer) is not None:
-        options = {"revision": of.commit, "trust_remote_code": spec.trust_remote_code}
-        tokenizer = patiently(lambda: AutoTokenizer.from_pretrained(of.location, **options), of.name)
+    model, adapter = spec.model, spec.sources.adapter
     if isinstance(model, str):
         model = patiently(lambda: _from_pretrained(spec, rank), model)
     if adapter is not None:
@@ -176,9 +171,20 @@ def load(spec: "CausalLM", rank: int | None) -> LoadedModel:
         model = patiently(lambda: put_adapter(model, adapter.name, revision=adapter.commit), adapter.name)
     if hasattr(model, "get_base_model"):  # a PeftModel: its layers sit inside the base model already
         model = model.get_base_model()
-    loaded = LoadedModel(model, tokenizer, 1 if spec.batch_invariant else spec.tokens_per_batch)
+    loaded = LoadedModel(model, spec.dated.tokenizer, 1 if spec.batch_invariant else spec.tokens_per_batch)
     _probe(loaded, spec.name)
     return loaded
+
+
+def load_tokenizer(spec: "CausalLM") -> Any:
+    """The tokenizer that a CausalLM describes, as it came."""
+    from transformers import AutoTokenizer
+
+    source = spec.sources.tokenizer
+    if source is None:
+        return spec.tokenizer
+    options = {"revision": source.commit, "trust_remote_code": spec.trust_remote_code}
+    return patiently(lambda: AutoTokenizer.from_pretrained(source.location, **options), source.name)
 
 
 def patiently(load: Callable[[], Any], what: str) -> Any:

@@ -28,6 +28,7 @@ from hf_select.files import write_json, written_whole
 from hf_select.formats import BadRow, conversations
 from hf_select.inference.chunks import ChunkedJob, WhenRunning, identity_of
 from hf_select.inference.pool import Pool, Stream, readable
+from hf_select.inference.template_day import began_on
 
 
 def score(
@@ -65,6 +66,8 @@ def score(
     pool = Stream(cast(Any, dataset), chunk_rows) if stream else Pool(cast(Dataset, dataset), chunk_rows)
     if bad_rows == "error" and not stream:
         _refuse_bad_rows(cast(Dataset, pool.dataset))
+    folder = Path(output_dir).expanduser()
+    scorer.begin_on(began_on(folder / "manifest.json") if index is None else index.day)
     made_by = scorer.identity()
     if index is not None:
         if getattr(scorer, "featurizer", None) is None:
@@ -74,7 +77,6 @@ def score(
         index.check(pool.dataset, scorer.featurizer)
         made_by = {**made_by, "index": index.manifest["made_by"]["hash"]}
     identity = identity_of(scorer.name, made_by, scorer.described())
-    folder = Path(output_dir).expanduser()
     job = ChunkedJob(pool, folder, identity, "scored", ".parquet", "scores", "summary.json")
     job.open(source, when_running)
     job.run(

@@ -93,6 +93,9 @@ class DEITA(Scorer):
         self._complexity.load(rank)
         self._quality.load(rank)
 
+    def readers(self) -> list[Any]:
+        return [self._complexity, self._quality]
+
     def usage(self) -> dict[str, float]:
         usages = [vars(self._complexity.usage)]
         if self._quality is not self._complexity:

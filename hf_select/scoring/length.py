@@ -13,6 +13,7 @@ from datasets import Value
 from hf_select import columns
 from hf_select.formats import BadRow, Conversation, Encoded, encode_all
 from hf_select.inference.sources import Source, find
+from hf_select.inference.template_day import DatedTokenizer
 from hf_select.scoring.scorer import Scorer
 from hf_select.words import characters_of
 
@@ -35,16 +36,22 @@ class Length(Scorer):
 
     name: ClassVar[str] = "length"
     citation: ClassVar[str] = "arXiv:2402.04833"
+    _day: ClassVar[str | None] = None  # of an instance that was pickled: the day that its template writes
 
     @property
     def columns_out(self) -> dict[str, Any]:
         return super().columns_out | ({columns.NUM_TOKENS: Value("int64")} if self.tokenizer else {})
 
     def identity(self) -> dict[str, Any]:
-        return {**super().identity(), "tokenizer": self._source and self._source.identity}
+        if self._source is None:
+            return super().identity()
+        return {**super().identity(), "tokenizer": self._source.identity, "day": self._dated.day}
+
+    def readers(self) -> list[Any]:
+        return [self._dated] if self.tokenizer else []
 
     def _pickled(self) -> dict[str, Any]:
-        return {**self.settings(), "_source": self._source}
+        return {**self.settings(), "_source": self._source, "_day": self._dated.day if self.tokenizer else None}
 
     @cached_property
     def _source(self) -> Source | None:
@@ -52,7 +59,10 @@ class Length(Scorer):
         return find(self.tokenizer, files=files) if self.tokenizer else None
 
     @cached_property
-    def _tokenizer(self) -> Any:
+    def _dated(self) -> DatedTokenizer:
+        return DatedTokenizer(self._load_tokenizer, self._day)
+
+    def _load_tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
         assert self._source is not None
@@ -60,7 +70,7 @@ class Length(Scorer):
 
     def measure(self, rows: list[Conversation]) -> list[dict[str, Any] | BadRow]:
         parts = self.of in ("prompt", "response")
-        encoded = encode_all(rows, self._tokenizer, responses=parts) if self.tokenizer else [None] * len(rows)
+        encoded = encode_all(rows, self._dated.tokenizer, responses=parts) if self.tokenizer else [None] * len(rows)
         return [self._measure(row, tokens) for row, tokens in zip(rows, encoded, strict=True)]
 
     def _measure(self, row: Conversation, encoded: Encoded | BadRow | None) -> dict[str, Any] | BadRow:

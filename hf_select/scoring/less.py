@@ -80,6 +80,9 @@ class LESS(Similarity):
     def load(self, rank: int | None = None) -> None:
         self._gradients.load(rank)
 
+    def readers(self) -> list[Any]:
+        return self._gradients.readers()
+
     def usage(self) -> dict[str, float]:
         return vars(self._gradients.lm.usage).copy()
 

@@ -54,6 +54,9 @@ class RDSPlus(Similarity):
     def load(self, rank: int | None = None) -> None:
         self.featurizer.load(rank)
 
+    def readers(self) -> list[Any]:
+        return self.featurizer.readers()
+
     def usage(self) -> dict[str, float]:
         return vars(self.featurizer.lm.usage).copy()
 

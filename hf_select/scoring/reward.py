@@ -22,6 +22,7 @@ from hf_select.inference.causal_lm import Usage
 from hf_select.inference.loading import default_device, patiently
 from hf_select.inference.parameters import active_parameters
 from hf_select.inference.sources import Source, find
+from hf_select.inference.template_day import DatedTokenizer
 from hf_select.scoring.scorer import Scorer
 
 
@@ -58,16 +59,16 @@ class Reward(Scorer):
 
     name: ClassVar[str] = "reward"
     citation: ClassVar[str] = "arXiv:2405.17888"
+    _day: ClassVar[str | None] = None  # of an instance that was pickled: the day that its template writes
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._model: Any = None
-        self._tokenizer: Any = None
         self._usage = Usage()
 
     def load(self, rank: int | None = None) -> None:
         if self._model is None:
-            self._model, self._tokenizer = load_reward_model(self, rank)
+            self._model = _load(self, rank)
             self._budget = TokenBudget(self.tokens_per_batch)
 
     def usage(self) -> dict[str, float]:
@@ -76,10 +77,23 @@ class Reward(Scorer):
     def identity(self) -> dict[str, Any]:
         where = ("revision", "device", "tokens_per_batch")  # of the same weights; they change nothing but the time
         found = {name: value for name, value in super().identity().items() if name not in where}
-        return {**found, "reward_model": self.source.identity}
+        return {**found, "reward_model": self.source.identity, "day": self._dated.day}
+
+    def readers(self) -> list[Any]:
+        return [self._dated]
 
     def _pickled(self) -> dict[str, Any]:
-        return {**self.settings(), "source": self.source}
+        return {**self.settings(), "source": self.source, "_day": self._dated.day}
+
+    @cached_property
+    def _dated(self) -> DatedTokenizer:
+        return DatedTokenizer(self._load_tokenizer, self._day)
+
+    def _load_tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        options = {"revision": self.source.commit, "trust_remote_code": self.trust_remote_code}
+        return patiently(lambda: AutoTokenizer.from_pretrained(self.source.location, **options), self.source.name)
 
     @cached_property
     def source(self) -> Source:
@@ -90,7 +104,7 @@ class Reward(Scorer):
         begin = time.perf_counter()
         limits = (self.max_length, getattr(self._model.config.get_text_config(), "max_position_embeddings", None))
         limit = min((n for n in limits if n is not None), default=None)
-        found: list[Any] = list(whole_rows(rows, self._tokenizer))
+        found: list[Any] = list(whole_rows(rows, self._dated.tokenizer))
         for i, (row, ids) in enumerate(zip(rows, found, strict=True)):
             if not row.messages or row.messages[-1]["role"] != "assistant":
                 found[i] = BadRow("the row does not end with a response")
@@ -166,12 +180,11 @@ def padded(sequences: Sequence[Any], device: Any) -> tuple[Tensor, Tensor]:
     return both[0], both[1]
 
 
-def load_reward_model(spec: Reward, rank: int | None = None) -> tuple[Any, Any]:
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+def _load(spec: Reward, rank: int | None = None) -> Any:
+    from transformers import AutoModelForSequenceClassification
 
     source = spec.source.location
     options = {"revision": spec.source.commit, "trust_remote_code": spec.trust_remote_code}
-    tokenizer = patiently(lambda: AutoTokenizer.from_pretrained(source, **options), source)
     try:
         model, info = patiently(
             lambda: AutoModelForSequenceClassification.from_pretrained(
@@ -192,7 +205,7 @@ def load_reward_model(spec: Reward, rank: int | None = None) -> tuple[Any, Any]:
         raise _no_reward_model(spec.reward_model, f"its files lack {sorted(info['missing_keys'])[:2]}")
     if model.config.num_labels != 1:
         raise _no_reward_model(spec.reward_model, f"it has {model.config.num_labels} labels, not one")
-    return model.eval(), tokenizer
+    return model.eval()
 
 
 def _no_reward_model(name: str, why: str) -> ValueError:

@@ -88,6 +88,15 @@ class Scorer(ABC):
         since `datasets` fixes a column's type by the first batch it writes."""
         return Features({**dataset.features, **self.columns_out})
 
+    def readers(self) -> list[Any]:
+        """What renders rows by a chat template, which may write the day: has `day` and `begin_on`."""
+        return []
+
+    def begin_on(self, day: str | None) -> None:
+        """Go on with the day on which a job began."""
+        for reader in self.readers():
+            reader.begin_on(day)
+
     def settings(self) -> dict[str, Any]:
         """Constructor arguments; `type(self)(**settings)` is this scorer again."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
@@ -176,6 +185,9 @@ class LMScorer(Scorer):
 
     def load(self, rank: int | None = None) -> None:
         self._lm.load(rank)
+
+    def readers(self) -> list[Any]:
+        return [self._lm]
 
     def usage(self) -> dict[str, float]:
         return vars(self._lm.usage).copy()

@@ -160,6 +160,9 @@ class SelectIT(Scorer):
         for model in self._models:
             model.load(rank)
 
+    def readers(self) -> list[Any]:
+        return self._models
+
     def usage(self) -> dict[str, float]:
         return {
             name: sum(getattr(model.usage, name) for model in self._models)

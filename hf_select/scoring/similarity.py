@@ -146,6 +146,17 @@ class Similarity(Scorer):
         if self._fitted_to is not None:
             self.fit(*self._fitted_to)
 
+    def begin_on(self, day: str | None) -> None:
+        """Go on with the day on which a job began; the queries are encoded again if it was another.
+
+        Raises: ValueError if they are not at hand.
+        """
+        if not any([reader.begin_on(day) for reader in self.readers()]) or self.queries_ is None:
+            return
+        if self._fitted_to is None:
+            raise ValueError(f"the queries were encoded on another day than {day}; call fit(queries) again.")
+        self.refit()
+
     @property
     def columns_out(self) -> dict[str, Any]:
         added: dict[str, Any] = {f"{self.name}_query": Value("int64")}
@@ -218,6 +229,7 @@ class Similarity(Scorer):
         if m < 1 or self.queries_ is None:
             raise ValueError(f"m is {m}; give at least 1." if m < 1 else "call fit(queries) first.")
         if index is not None:
+            self.begin_on(index.day)
             index.check(dataset, self.featurizer)
         best, start = BestRows(len(self.task_of_query_), m), 0
         for batch in dataset.iter(batch_size=batch_size):

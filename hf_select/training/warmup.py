@@ -4,6 +4,7 @@ Xia et al. 2024 (arXiv:2402.04333), section 3 and appendix: the checkpoints give
 moments. The rows, templates and response tokens are those that LESS will measure.
 """
 
+import copy
 import logging
 import os
 import time
@@ -17,6 +18,7 @@ from transformers import TrainerCallback
 
 from hf_select.choices import check_choices
 from hf_select.inference.causal_lm import CausalLM
+from hf_select.inference.template_day import began_on
 from hf_select.selection.baselines import Random
 from hf_select.training.equal_tokens import labelled
 from hf_select.training.resuming import hold_to, last_whole_checkpoint
@@ -74,6 +76,7 @@ class WarmUp:
         folder = Path(output_dir).expanduser()
         # A copy of its own: training puts the adapter into the model that it is given.
         lm = self.model.fresh() if isinstance(self.model, CausalLM) else CausalLM(self.model)
+        lm.begin_on(began_on(folder / "warm_up.json"))
         settings = {f.name: getattr(self, f.name) for f in fields(self)}
         hold_to(folder / "warm_up.json", {**settings, "model": lm.identity()}, dataset, "warm-up")
         loaded = lm.load()
@@ -109,11 +112,13 @@ class WarmUp:
             target_modules=self.target_modules,
             task_type="CAUSAL_LM",
         )
+        tokenizer = copy.copy(loaded.tokenizer)
+        tokenizer.chat_template = lm.dated.own_template  # checkpoints keep the model's own, without the day
         trainer = SFTTrainer(
             loaded.model,
             args=config,
             train_dataset=rows,
-            processing_class=loaded.tokenizer,
+            processing_class=tokenizer,
             peft_config=adapter,
             callbacks=[_Clock()],
         )
