@@ -229,6 +229,16 @@ def test_a_source_may_be_selected_by_a_selector_a_scorer_or_an_earlier_selection
         mix({"a": Source(data.select(range(9)), selector=TopK("score_x")(data, k=5))})
 
 
+def test_a_selection_made_before_its_columns_were_renamed_is_compared_all_the_same(mix):
+    """Every column that tells rows apart has another name in the mixture."""
+    data = Dataset.from_dict({"q": [f"q {i}" for i in range(9)], "a": list("abcdefghi"), "score_x": [*range(9)]})
+    selection, rename = TopK("score_x")(data, k=2), {"q": "prompt", "a": "completion"}
+    rows, _ = mix({"s": Source(data, selector=selection, rename=rename)}, shuffle=False)
+    assert [row["source_row"] for row in rows] == [8, 7]
+    with pytest.raises(ValueError, match='"q" differs.*reordered or changed'):
+        mix({"s": Source(data.select([*range(8, -1, -1)]), selector=selection, rename=rename)})
+
+
 def test_rows_that_repeat_an_earlier_source_are_passed_over_and_others_taken(mix):
     a, b = some(10), Dataset.from_list([*pairs(6), *pairs(10, "math"), *pairs(2, "math")])
     sources = {"a": Source(a), "b": Source(b, rows=10)}

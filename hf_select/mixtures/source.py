@@ -151,7 +151,7 @@ class Source:
         """
         allowed = np.arange(len(dataset)) if self.where is None else self._allowed(dataset)
         if isinstance(self.selector, Selection):
-            self.selector.check(dataset)
+            self.selector.check(self._as_selected(dataset, self.selector))
             return self.selector.indices[np.isin(self.selector.indices, allowed)]
         if self.selector is not None:
             budget = {"rows": "k", "tokens": "tokens"}
@@ -163,6 +163,13 @@ class Source:
             found = self.selector(dataset if self.where is None else dataset.select(allowed), **named)
             return allowed[found.indices]
         return allowed if self.take == "first" else allowed[permutation(len(allowed), dice)]
+
+    def _as_selected(self, dataset: Dataset, selection: Selection) -> Dataset:
+        """The rows under the column names that the selection knows them by: those before `rename`, if need be."""
+        if selection.hashes.keys() & set(dataset.column_names):
+            return dataset
+        before = {new: old for old, new in (self.rename or {}).items() if new in dataset.column_names}
+        return dataset.rename_columns(before)
 
     def _allowed(self, dataset: Dataset) -> np.ndarray:
         named = list(self.where) if isinstance(self.where, Mapping) else dataset.column_names
