@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers as hf
 from datasets import Dataset
-from test_callback import ROWS, TRL, Collator, make, pool, rounds, select
+from test_callback import ROWS, TRL, Collator, chosen, make, pool, rounds, select
 from torch.utils.data import DataLoader, RandomSampler
 from transformers import Trainer, TrainingArguments
 
