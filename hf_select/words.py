@@ -28,11 +28,12 @@ _SYLLABIC = r"\p{lb=SA}\p{lb=AK}\p{lb=AP}\p{lb=AS}"
 _UNSPACED = rf"[[{_CHARACTER}&&[\p{{lb=ID}}\p{{lb=CJ}}{_SYLLABIC}]]--\p{{M}}]"
 _WORD = rf"{_UNSPACED}[\p{{M}}\p{{Join_Control}}]*|[{_CHARACTER}--{_UNSPACED}]+"
 
-_LETTER, _LIGHT = r"[\p{L}\p{M}]", r".,;:!?'\"`"
+_LETTER, _LIGHT, _DASH = r"[\p{L}\p{M}]", r".,;:!?'\"`", r"[-‐-–]"
+_PAUSE = rf"(?<=(?<!\S){_DASH}*){_DASH}+(?!\S)(?<!(?<!\S){_DASH})"  # several dashes between white space
 _SYMBOL = "|".join(
     [
         r"[[\p{S}--[`]]#%&*/\\@()\[\]{}§‰′″＃％＆＊／＠（）［］｛｝]",
-        rf"(?<!{_LETTER})[-‐-–]|[-‐-–](?!{_LETTER})",  # a minus, but no hyphen
+        rf"(?!{_PAUSE})(?:(?<!{_LETTER}){_DASH}|{_DASH}(?!{_LETTER}))",  # a minus, but no hyphen and no " -- "
         rf"(?<=\d)!|(?<![\p{{L}}\p{{M}})\]*{_LIGHT}])!(?=[^\s{_LIGHT}])",  # "5!", "!a", "a != b", but not "Hello!"
         # Within numbers, formulas and code ("3.5", "12:30", "f'(x)"), but neither between letters nor at an edge.
         rf"(?<=[^\s{_LIGHT}(\[{{])(?<!{_LETTER}(?=.{_LETTER}))[{_LIGHT}](?=[^\s{_LIGHT})\]}}])",

@@ -158,6 +158,14 @@ def test_words_by_hand(text, found):
     assert words(text) == found
 
 
+def test_dashes_between_white_space_are_a_pause_and_others_a_sign():
+    for pause in ("lakes -- of", "lakes --- of", "lakes of"):
+        assert words_and_symbols(pause) == ["lakes", "of"]
+    assert words_and_symbols("x - 2") == words_and_symbols("x-2") == ["x", "-", "2"]
+    assert words_and_symbols("--flag") == ["-", "-", "flag"]
+    assert words_and_symbols("well-known") == ["well", "known"]
+
+
 def test_characters_of_a_row_are_counted_in_one_way():
     """Characters of what is said, without spaces between turns: Length, the residual of TopK and the text agree."""
     call = {"type": "function", "function": {"name": "look", "arguments": {"at": 1}}}
