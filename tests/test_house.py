@@ -159,3 +159,11 @@ def test_every_method_is_described_and_in_the_readme(name):
     described = descriptions(cls)
     assert set(fields) <= set(described), f"{cls.__name__}: no line under Args for {set(fields) - set(described)}"
     assert f"`{name}`" in (ROOT / "README.md").read_text(encoding="utf-8"), "a row in README's table is missing"
+
+
+def test_float64_is_made_on_the_host():
+    """Apple's MPS has no float64, so a tensor is brought to the host first."""
+    for path in PACKAGE.rglob("*.py"):
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            doubles = line.count(".double()") - line.count(".cpu().double()")
+            assert not doubles, f"{path.relative_to(PACKAGE)}, line {number}: write .cpu().double()"

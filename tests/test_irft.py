@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, Trainer
+from transformers import AutoModelForCausalLM, Trainer, get_scheduler
 from trl import DPOConfig, DPOTrainer
 
 from hf_select.formats import response_end
@@ -176,6 +176,18 @@ def test_rows_that_cannot_be_used_say_why(tokenizer):
         assert word in reason
     cut = encode_demonstrations({"messages": [[{"role": "user", "content": "Hi"}]]}, tokenizer, 160, 48)
     assert "does not end with a response" in cut[REASON][0]
+
+
+def test_too_many_unusable_rows_stop_training_and_fewer_are_given_as_a_share(irft, sixteen, caplog):
+    data = Dataset.from_list([{**row, "completion": "word " * 60} if i < 6 else row for i, row in enumerate(sixteen)])
+    with pytest.raises(
+        ValueError, match=r"6 of 16 rows of train .*37.5 % of them.*max_left_out is 0.25.*raise max_co"
+    ):
+        irft(trained=False, rows=data)
+    trainer = irft(trained=False, rows=data, max_left_out=0.5)
+    assert len(trainer.train_dataset) == 10 and "cannot be used (37.5 %: 6 x" in caplog.text
+    with pytest.raises(ValueError, match="max_left_out is 2"):
+        irft(trained=False, max_left_out=2)
 
 
 def test_unusable_rows_are_counted_and_none_left_is_an_error(irft, rows, caplog):
@@ -575,6 +587,50 @@ def test_answers_that_are_their_demonstrations_are_replaced_and_when_all_are_tra
 def test_held_out_demonstrations_are_answered_and_evaluated(irft, sixteen):
     trainer = irft(trainer={"eval_dataset": sixteen.select(range(6))}, eval_strategy="epoch")
     assert len(said(trainer, "eval_rewards/margins")) == 2
+
+
+def test_evaluation_on_start_waits_for_the_answers_of_the_first_stage(irft, sixteen):
+    trainer = irft(trainer={"eval_dataset": sixteen.select(range(6))}, eval_on_start=True)
+    places = [i for i, entry in enumerate(trainer.state.log_history) if "eval_rewards/margins" in entry]
+    assert len(places) == 1 and trainer.state.log_history[places[0]]["step"] == 0
+    assert "stage/answers" in trainer.state.log_history[places[0] - 1]
+
+
+def test_evaluation_before_there_are_answers_is_refused_with_the_cure(irft, sixteen):
+    trainer = irft(trained=False, trainer={"eval_dataset": sixteen.select(range(6))})
+    with pytest.raises(ValueError, match="no answers of the policy.*call train"):
+        trainer.evaluate()
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("cosine_with_min_lr", {"min_lr": 1e-3}),
+        ("cosine_with_min_lr", {"min_lr_rate": 0.1}),
+        ("polynomial", {"lr_end": 1e-3, "power": 2.0}),
+        ("linear", None),
+    ],
+)
+def test_every_stage_has_the_schedule_of_its_own_rate_down_to_the_floor(irft, kind, settings):
+    """As transformers' own schedule of an optimizer with that rate."""
+    highest = [2e-2, 5e-3]
+    trainer = irft(trained=False, num_train_epochs=4, lr_scheduler_type=kind, stage_learning_rates=highest,
+                   lr_scheduler_kwargs=settings)  # fmt: skip
+    trainer.create_optimizer()
+    trainer.create_scheduler(16)
+    found, expected = [], []
+    for rate in highest:
+        alone = torch.optim.SGD([torch.zeros(1)], lr=rate)
+        schedule = get_scheduler(kind, alone, 0, 8, scheduler_specific_kwargs=settings)
+        for _ in range(8):
+            found.append(trainer.lr_scheduler.get_last_lr()[0])
+            expected.append(schedule.get_last_lr()[0])
+            trainer.lr_scheduler.step()
+            schedule.step()
+    assert found == pytest.approx(expected) and trainer.lr_scheduler.get_last_lr()[0] == pytest.approx(
+        schedule.get_last_lr()[0]
+    )
+    assert (found[7] > 0 and min(found) > 5e-4) or kind == "linear"
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")

@@ -161,6 +161,14 @@ def test_it_evaluates_prompts_under_the_frozen_reward(rft, sixteen):
     assert len(said(trainer, "eval_reward")) == 2 and len(said(trainer, "eval_kl")) == 2
 
 
+def test_evaluation_on_start_waits_for_the_first_reward(rft, sixteen):
+    trainer = rft(trainer={"eval_dataset": sixteen.select(range(4))}, eval_on_start=True)
+    entries = [entry for entry in trainer.state.log_history if "eval_reward" in entry]
+    assert len(entries) == 1 and entries[0]["step"] == 0
+    first = next(i for i, entry in enumerate(trainer.state.log_history) if "stage/reward_gap_after" in entry)
+    assert trainer.state.log_history.index(entries[0]) > first
+
+
 def test_answers_that_are_their_demonstrations_end_training(rft, monkeypatch, caplog):
     from hf_select.training import stages
     from hf_select.training.pairs import CHOSEN

@@ -150,7 +150,7 @@ def _backward(loaded: Any, hidden: Tensor, sequences: list[list[int]], positions
     before = torch.from_numpy(np.concatenate(positions) - 1)
     predicting = hidden[row, before]  # (N, D)
     target = torch.from_numpy(np.concatenate([np.asarray(s)[p] for s, p in zip(sequences, positions, strict=True)]))
-    weight = torch.from_numpy(np.repeat(1 / np.array(counts), counts)).to(hidden.device)
+    weight = torch.from_numpy(np.repeat(1 / np.array(counts), counts)).float().to(hidden.device)
     upstream = torch.empty_like(predicting)
     block = loaded.head_rows()
     for start in range(0, len(target), block):

@@ -132,7 +132,7 @@ class Reward(Scorer):
             finally:
                 config.pad_token_id = before
             self._usage.processed_tokens += ids.numel()
-            return logits[:, 0].double().tolist()
+            return logits[:, 0].float().tolist()
 
         for i, value in zip(fits, batching.run([len(s) for s in sequences], self._budget, forward), strict=True):
             if isinstance(value, OutOfMemory):

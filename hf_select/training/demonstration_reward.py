@@ -171,7 +171,7 @@ class DemonstrationReward(TrainerCallback):
 
         def forward(indices: list[int]) -> list[float]:
             with torch.no_grad():
-                return self._read([sequences[i] for i in indices]).double().tolist()
+                return self._read([sequences[i] for i in indices]).float().tolist()
 
         self.model.eval()
         found = batching.run([len(ids) for ids in sequences], self._budget, forward)
@@ -496,4 +496,4 @@ def _summed(values: np.ndarray, device: Any) -> np.ndarray:
         return values
     tensor = torch.tensor(values, dtype=torch.float32, device=device)
     torch.distributed.all_reduce(tensor)
-    return tensor.double().cpu().numpy()
+    return tensor.cpu().double().numpy()

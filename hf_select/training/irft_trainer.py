@@ -145,6 +145,7 @@ class IRFTTrainer(InStages, DPOTrainer):
                 args.max_completion_length,
                 num_proc=args.dataset_num_proc,
                 name=dataset_name,
+                max_left_out=args.max_left_out,
             )
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
@@ -165,6 +166,17 @@ class IRFTTrainer(InStages, DPOTrainer):
         if self.args.ref_update == "fixed" and self._reference is None:
             self._reference = {name: _kept(p) for name, p in self.model.named_parameters() if p.requires_grad}
         return super().train(resume_from_checkpoint, **kwargs)
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As Trainer's, of pairs. With eval_on_start it waits for the answers that the first stage begins with."""
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        waits = self.is_in_train and self._stage is None
+        if not waits and isinstance(rows, Dataset) and REJECTED not in rows.column_names:
+            raise ValueError(
+                "the demonstrations to evaluate have no answers of the policy next to them; those of eval_dataset are "
+                "answered when a stage begins, so call train() first (eval_on_start=True evaluates at its beginning)."
+            )
+        return super().evaluate(eval_dataset, *args, **kwargs)
 
     # A stage begins.
 
@@ -241,7 +253,7 @@ class IRFTTrainer(InStages, DPOTrainer):
                 inputs: Any = self.data_collator(some.select(rows).to_list())
                 with self.compute_loss_context_manager():
                     outputs = self._outputs(self.model_wrapped, cast(Any, send_to_device(inputs, accelerator.device)))
-                values = torch.stack(self._sums(outputs.log_probs, inputs), dim=1).double().cpu().numpy()
+                values = torch.stack(self._sums(outputs.log_probs, inputs), dim=1).cpu().double().numpy()
                 found.append((rows.tolist(), values.tolist()))
         self.model.train(training)
         result = np.full((len(pairs), 2), np.nan)
@@ -317,7 +329,7 @@ class IRFTTrainer(InStages, DPOTrainer):
             tokens = inputs["attention_mask"].sum(1).chunk(2)
             each = (reward, own, (reward > own).float(), margin, chosen, rejected, (tokens[0] + tokens[1]).float())
             of_all = self.accelerator.gather(torch.stack(each, dim=1).detach())
-        means = cast(Tensor, of_all).double().mean(0).tolist()
+        means = cast(Tensor, of_all).cpu().double().mean(0).tolist()
         for name, value in zip(_METRICS, means, strict=False):
             self._metrics[mode][name].append(value)
             if mode == "train":

@@ -38,6 +38,8 @@ PROMPT, CHOSEN, REJECTED = "prompt_ids", "chosen_ids", "rejected_ids"  # the nam
 REASON = "demonstration_reason"
 CONVERSATION = "conversation"
 
+MOST_LEFT_OUT = 0.25  # share of rows, where a trainer is not told otherwise
+
 
 # --------------------------------------------------------------------------------------------------------------------
 # rows -> token ids
@@ -113,11 +115,12 @@ def usable_demonstrations(
     name: str = "train",
     room: int = 1,
     keep: bool = False,
+    max_left_out: float = MOST_LEFT_OUT,
 ) -> Dataset:
     """The rows of a dataset that can be used, as `prompt_ids` and `chosen_ids` beside their `row_id` (by default the
-    row's number). One warning counts the others and says why.
+    row's number). One warning gives the share of the others and says why.
 
-    Raises: ValueError if none is left.
+    Raises: ValueError if none is left, or if more than the share `max_left_out` cannot be used.
     """
     if columns.ROW_ID not in dataset.column_names:
         dataset = dataset.add_column(columns.ROW_ID, list(range(len(dataset))))  # type: ignore[call-arg]
@@ -141,9 +144,15 @@ def usable_demonstrations(
         texts, counts = np.unique(reasons[reasons != ""], return_counts=True)
         most = sorted(zip(counts.tolist(), texts.tolist(), strict=True), reverse=True)[:3]
         listed = "; ".join(f"{count} x {text}" for count, text in most)
-        text = f"{len(encoded) - len(kept)} of {len(encoded)} rows of {name} cannot be used ({listed})"
+        total, share = len(encoded), 1 - len(kept) / len(encoded)
+        text = f"{total - len(kept)} of {total} rows of {name} cannot be used ({100 * share:.3g} %: {listed})"
         if len(kept) == 0:
             raise ValueError(f"{text}: no demonstration is left.")
+        if share > max_left_out:
+            raise ValueError(
+                f"{text}, and max_left_out is {max_left_out:g}; raise max_completion_length (tokens of a response, "
+                f"{max_completion_length}) or max_length ({max_length}), or max_left_out to train on the others."
+            )
         logger.warning("%s and are left out.", text)
     return encoded.remove_columns(REASON).select(kept)
 

@@ -144,6 +144,7 @@ class RFTTrainer(InStages, RLOOTrainer):
                 name=name,
                 room=args.max_completion_length,
                 keep=True,
+                max_left_out=args.max_left_out,
             )
         # RLOO takes prompts as text. These texts stand for the very ids that the stage's answers were drawn for.
         texts = tokenizer.batch_decode(list(rows[PROMPT]))

@@ -54,7 +54,7 @@ class OwnStreams(LogitsProcessor):
     """Scores (B, V) -> one-hot scores of the token that each row's next uniform number picks.
 
     Args:
-        uniforms: (B, N) in [0, 1).
+        uniforms: (B, N) in [0, 1); on the host where the device is Apple's MPS, which has no float64.
         start: number of tokens before the first new one.
     """
 
@@ -63,10 +63,11 @@ class OwnStreams(LogitsProcessor):
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         # In double: float32 would move the bounds of rare tokens by more than their probability.
-        cumulative = scores.double().softmax(-1).cumsum(-1)  # (B, V)
+        exact = scores.cpu() if scores.device.type == "mps" else scores
+        cumulative = exact.to(torch.float64).softmax(-1).cumsum(-1)  # (B, V)
         u = self.uniforms[:, input_ids.shape[1] - self.start, None] * cumulative[:, -1:]
         token = torch.searchsorted(cumulative, u, right=True).clamp(max=scores.shape[-1] - 1)
-        return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
+        return torch.full_like(scores, -torch.inf).scatter(1, token.to(scores.device), 0.0)
 
 
 def uniforms(seeds: Sequence[int], count: int) -> np.ndarray:
@@ -117,7 +118,8 @@ def answers(
             mask[b, longest - len(prompts[i]) :] = 1
         drawn = list(processors)
         if sampling.temperature > 0:
-            u = torch.from_numpy(uniforms([seeds[i] for i in indices], most)).to(device)
+            u = torch.from_numpy(uniforms([seeds[i] for i in indices], most))
+            u = u if device.type == "mps" else u.to(device)
             drawn.append(OwnStreams(u, longest))
         with torch.no_grad():
             out = model.generate(

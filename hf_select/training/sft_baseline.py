@@ -12,7 +12,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
 
-from hf_select.training.pairs import as_labels, usable_demonstrations
+from hf_select.training.pairs import MOST_LEFT_OUT, as_labels, usable_demonstrations
 
 
 @dataclass
@@ -21,6 +21,7 @@ class SFTBaselineConfig(SFTConfig):
 
     max_length: int = field(default=1024, metadata={"help": "As in IRFTConfig."})
     max_completion_length: int = field(default=256, metadata={"help": "As in IRFTConfig: longer rows are left out."})
+    max_left_out: float = field(default=MOST_LEFT_OUT, metadata={"help": "As in IRFTConfig."})
     activation_checkpointing: bool | None = field(default=True, metadata={"help": "As in IRFTConfig."})
 
 
@@ -40,8 +41,16 @@ class SFTBaselineTrainer(SFTTrainer):
         tokenizer = processing_class or AutoTokenizer.from_pretrained(name)
 
         def encoded(dataset: Dataset, name: str) -> Dataset:
-            limits = (args.max_length, args.max_completion_length)
-            return as_labels(usable_demonstrations(dataset, tokenizer, *limits, args.dataset_num_proc, name))
+            rows = usable_demonstrations(
+                dataset,
+                tokenizer,
+                args.max_length,
+                args.max_completion_length,
+                num_proc=args.dataset_num_proc,
+                name=name,
+                max_left_out=args.max_left_out,
+            )
+            return as_labels(rows)
 
         super().__init__(
             model,

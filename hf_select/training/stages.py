@@ -30,7 +30,7 @@ from hf_select.formats import FALLBACK_TEMPLATE, response_end
 from hf_select.inference.pool import pool_fingerprint
 from hf_select.training import _compat
 from hf_select.training.answering import answer_all, on_main, weights_digest
-from hf_select.training.pairs import CHOSEN, PROMPT, REJECTED, StageFolder, length_auc, stream_seed
+from hf_select.training.pairs import CHOSEN, MOST_LEFT_OUT, PROMPT, REJECTED, StageFolder, length_auc, stream_seed
 from hf_select.training.resuming import last_whole_checkpoint
 from hf_select.training.sampling import Sampling
 
@@ -80,6 +80,13 @@ class StagesConfig:
     max_completion_length: int = field(
         default=256,  # code and SPIN's code: 256 new tokens
         metadata={"help": "Tokens of an answer, and so of a demonstration: longer ones are left out and counted."},
+    )
+    max_left_out: float = field(
+        default=MOST_LEFT_OUT,
+        metadata={
+            "help": "Share of the rows that may be left out because they are too long or have no response; above it "
+            "training does not begin."
+        },
     )
     temperature: float = field(
         default=1.0, metadata={"help": "Of sampling; 1 draws from the policy itself, 0 takes the likeliest token."}
@@ -166,6 +173,8 @@ class StagesConfig:
                 f"max_completion_length is {self.max_completion_length} and max_length {self.max_length}, which "
                 "leaves no room for a prompt; raise max_length."
             )
+        if not 0 <= self.max_left_out <= 1:
+            raise ValueError(f"max_left_out is {self.max_left_out}; it is a share of the rows, from 0 to 1.")
         if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
             raise ValueError(
                 f"temperature is {self.temperature}, top_p {self.top_p} and top_k {self.top_k}; they must be at least "
@@ -209,6 +218,7 @@ class InStages(ABC):
     callback_handler: Any
     train_dataset: Any
     eval_dataset: Any
+    is_in_train: bool
     is_deepspeed_enabled: Any
     _tokenizer: Any
 
@@ -235,6 +245,7 @@ class InStages(ABC):
         self._sampling = Sampling(args.temperature, args.top_p, args.top_k, args.max_completion_length)
         self._stage: int | None = None
         self._loader: Any = None
+        self._evaluation_due = False
         self._of_stage: dict[str, list[float]] = defaultdict(list)
         cast(Any, self).add_callback(_SaveAtStageEnd(self))
 
@@ -297,14 +308,14 @@ class InStages(ABC):
         curves, args = [], self.args
         for number, stage in enumerate(self._stages):
             steps = stage.updates * self._passes
+            highest = (args.stage_learning_rates or [args.learning_rate] * len(self._stages))[number]
             alone = get_scheduler(
                 args.lr_scheduler_type,
-                optimizer=torch.optim.SGD([torch.zeros(1)], lr=1.0),
+                optimizer=torch.optim.SGD([torch.zeros(1)], lr=highest),  # a floor is a share of this rate
                 num_warmup_steps=args.get_warmup_steps(steps),
                 num_training_steps=steps,
                 scheduler_specific_kwargs=cast(Any, args.lr_scheduler_kwargs),
             )
-            highest = (args.stage_learning_rates or [args.learning_rate] * len(self._stages))[number]
             curves.append((stage.first_step, highest / args.learning_rate, cast(Any, alone).lr_lambdas[0]))
 
         def share(step: int) -> float:
@@ -322,6 +333,13 @@ class InStages(ABC):
         self.train_dataset = self._demonstrations
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)  # type: ignore[misc]
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As Trainer's. With eval_on_start it waits for the answers that the first stage begins with."""
+        if self.is_in_train and self._stage is None:
+            self._evaluation_due = True
+            return {}
+        return super().evaluate(*args, **kwargs)  # type: ignore[misc]
+
     def _run_epoch(self, **kwargs: Any) -> None:
         number, passed = divmod(kwargs["epoch"], self._passes)
         stage = self._stages[number]
@@ -334,6 +352,9 @@ class InStages(ABC):
             self._stage = number
         if self.control.should_training_stop:
             return
+        if self._evaluation_due:
+            self._evaluation_due = False
+            self.evaluate()
         self._begin_pass(number, passed)
         kwargs["train_dataloader"] = self._loader
         kwargs["steps_in_epoch"], kwargs["num_update_steps_per_epoch"] = stage.batches, stage.updates
