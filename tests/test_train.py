@@ -80,6 +80,18 @@ def test_what_cannot_be_is_said_in_one_line(data, model_path, tmp_path, capsys, 
     assert message in capsys.readouterr().err
 
 
+def test_a_flag_of_the_trainer_and_a_missing_accelerator_are_answered_with_the_syntax(
+    data, model_path, tmp_path, capsys, monkeypatch
+):
+    command = ["train", "sft", "--model", model_path, "--dataset", data, "--output-dir", str(tmp_path / "o")]
+    assert main([*command, "--max-steps", "2"]) == 2
+    assert "--args max_steps=VALUE" in capsys.readouterr().err
+    monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: False)
+    assert main([*command, "--args", "bf16=true"]) == 2
+    assert "--args use_cpu=true" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
 def test_an_unknown_method_and_another_run_are_refused(data, model_path, tmp_path, capsys):
     assert main(["train", "sftt", "--model", model_path, "--dataset", data, "--output-dir", str(tmp_path / "o")]) == 2
     assert 'unknown method "sftt". Did you mean sft?' in capsys.readouterr().err

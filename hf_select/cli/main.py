@@ -188,9 +188,11 @@ class _Parser(argparse.ArgumentParser):
             raise ValueError(f"{flag} is given without its name: {self.prog} {flag[2:].upper()}.")
         flags = [option for action in self._actions for option in action.option_strings if option[:2] == "--"]
         near = nearest(flag, flags)
-        if "--args" in flags and near in ([], ["--args"]):
+        if "--args" in flags:
+            hint = f" Did you mean {' or '.join(near)}?" if near not in ([], ["--args"]) else ""
             raise ValueError(
-                f'unknown flag "{flag}". A setting of the trainer goes into --args: --args {_setting(flag)}=VALUE.'
+                f'unknown flag "{flag}".{hint} A setting of the trainer goes into --args: --args '
+                f"{_setting(flag)}=VALUE."
             )
         raise suggest("flag", flag, flags, otherwise=f"See {self.prog} --help.")
 

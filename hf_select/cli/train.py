@@ -196,6 +196,13 @@ def configured(config: type, values: dict[str, Any]) -> Any:
         (made,) = HfArgumentParser(config, exit_on_error=False).parse_args_into_dataclasses(words)  # type: ignore[arg-type]
     except argparse.ArgumentError as error:
         raise ValueError(f"{config.__name__}: {error}") from None
+    except ValueError as error:
+        if "use_cpu" not in str(error):
+            raise
+        raise ValueError(
+            "PyTorch sees no accelerator. To train on the CPU all the same: --args use_cpu=true (and bf16=false for "
+            "float32); in a recipe args: {use_cpu: true}."
+        ) from error
     return made
 
 
