@@ -88,3 +88,22 @@ def test_an_unreadable_query_is_refused_not_dropped():
         DSIR().fit(rows("?!"), pool=POOL)
     with pytest.raises(ValueError, match="no conversation in columns"):
         TFIDF().fit(rows("a"), pool=Dataset.from_dict({"foo": ["a"]}))
+
+
+@pytest.mark.parametrize("make", [TFIDF, DSIR])
+def test_a_named_task_has_its_column_however_many_there_are(make):
+    pool = Dataset.from_dict({"text": ["add two numbers", "a red boat", "sum of three"]})
+    a, b = Dataset.from_dict({"text": ["add"]}), Dataset.from_dict({"text": ["boat"]})
+    name = f"score_{make.name}"
+
+    def added(queries, **options) -> list[str]:
+        scored = pool.map(make().fit(queries, pool=pool, **options), batched=True)
+        return [column for column in scored.column_names if column.startswith(name)]
+
+    assert added({"a": a}) == [name, f"{name}_a"]
+    assert added({"a": a, "b": b}) == [name, f"{name}_a", f"{name}_b"]
+    assert added(a) == [name], "queries without a name"
+    assert added({"queries": a}) == [name, f"{name}_queries"]
+    assert added(a.add_column("task", ["t"]), task_column="task") == [name, f"{name}_t"]
+    one, both = (pool.map(make().fit(q, pool=pool), batched=True)[f"{name}_a"] for q in ({"a": a}, {"b": b, "a": a}))
+    assert one[:] == both[:], "a task's column depends on the others"

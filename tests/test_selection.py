@@ -6,7 +6,7 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_select import Longest, Random, Selection, TopK, WeightedRanks
+from hf_select import Longest, Random, RoundRobin, Selection, TopK, WeightedRanks
 from hf_select.selection.baselines import random_order
 from hf_select.selection.top_k import rank
 
@@ -208,7 +208,9 @@ def test_a_file_without_hashes_is_held_to_its_row_ids_or_refused(dataset, tmp_pa
             with pytest.raises(ValueError, match='"row_id" differs'):
                 again.apply(dataset.select([5, 4, 3, 2, 1, 0]))
         else:
-            with pytest.raises(ValueError, match="earlier version.*Select again.*by their numbers"):
+            with pytest.raises(
+                ValueError, match="no hashes of its rows.*earlier version.*Select again.*by their numbers"
+            ):
                 again.apply(dataset)
 
 
@@ -240,6 +242,9 @@ def test_a_row_that_was_not_selected_has_its_score_its_rank_and_the_cut(dataset,
     assert "rank 5 of 5" in TopK("score_x", "worst")(dataset, k=2).explain(1)
     bounded = TopK("score_x", at_most=4.0)(dataset, k=2)
     assert "score_x of 5 is out of the bounds [-inf, 4]" in bounded.explain(1) and "rank 3 of 4" in bounded.explain(3)
+    tasks = dataset.add_column("score_y", [0.0, 0.0, 9.0, 0.0, 0.0, 0.0])
+    taken = RoundRobin(["score_x", "score_y"])(tasks, k=2)  # rows 1 and 2
+    assert "highest similarity is 4, rank 3 of 5" in taken.explain(4)
     assert "combined rank" in WeightedRanks({"score_x": 1})(dataset, k=2).explain(0)
     assert Random()(dataset, k=5).explain(_left_by(Random()(dataset, k=5))).endswith("(5 of 6 were)")
     later = Random(seed=1)(dataset, k=4)

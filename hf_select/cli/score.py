@@ -85,6 +85,7 @@ class Score(OverRows):
         bad_rows: rows that are no conversation: error stops before anything is scored, null leaves them without a
             score.
         queries: rows of the target tasks, for scorers that have targets: TASK=FILE_OR_ID, several for several tasks.
+            Each task has a column score_SCORER_TASK, and score_SCORER is the largest of them.
         subtask_column: column of the queries that names the part of its task that each belongs to.
         index: folder of hf-select index over the same rows, whose vectors are compared with the queries.
         stream: read the rows while they are scored, in constant memory and without downloading them first.

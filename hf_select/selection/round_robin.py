@@ -12,6 +12,7 @@ rows.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import reduce
 from typing import Any, Literal
 
 import numpy as np
@@ -186,7 +187,8 @@ class RoundRobin:
 
         step = {"selector": "RoundRobin", **asdict(self), "k": k, "fraction": fraction, "tokens": tokens}
         chosen = {} if len(names) > len(self.similarities) else dict(Counter(names[t] for t in target))  # of tasks
-        return select(dataset, taken, reason, scores, {**step, "scored": int(scored.sum()), "chosen_by": chosen})
+        step |= {"scored": int(scored.sum()), "chosen_by": chosen}
+        return select(dataset, taken, reason, scores, step, pool_scores=reduce(np.maximum, values))
 
     def _targets(self, dataset: Any) -> tuple[list[str], list[np.ndarray]]:
         """Names and similarities (n,) of the targets; a row that one target cannot rank, none can."""

@@ -90,7 +90,8 @@ class Selection:
             return ""
         step = self.chain[-1]
         alone = step.get("length", "ignore") == "ignore"
-        by = step.get("column") or ("combined rank" if "weights" in step else "score")
+        kinds = {"RoundRobin": "highest similarity", "WeightedRanks": "combined rank"}
+        by = step.get("column") or kinds.get(step["selector"], "score")
         by += "" if alone else " without its length"
         taken = f"scores from {self.scores.min():.6g} to {self.scores.max():.6g} were taken"
         if self.pool_scores is None:
@@ -132,8 +133,8 @@ class Selection:
         by_number = "or take the rows by their numbers: dataset.select(selection.indices)."
         if not self.hashes:
             raise ValueError(
-                "the selection was saved by an earlier version, without hashes of its rows: a changed dataset would "
-                f"go unnoticed. Select again, {by_number}"
+                "the selection has no hashes of its rows (made by hand, or saved by an earlier version): a changed "
+                f"dataset would go unnoticed. Select again, {by_number}"
             )
         common = [name for name in self.hashes if name in dataset.column_names]
         if not common:
