@@ -472,6 +472,35 @@ def test_size_categories_are_the_hubs():
     assert [size_category(size) for size in sizes] == words
 
 
+@pytest.mark.parametrize(
+    "repo_id",
+    ["subset", "me/", "/subset", "me/a/b", "datasets/me/subset", "datasets/subset", "https://huggingface.co/me/subset",
+     "me/sub set", "me/sub--set", "me/sub..set", "me/-subset", "me/subset.", "me/subset.git", "me/donn\u00e9es",
+     "me/" + "x" * 97, "me/sub#set", "", "../me/subset", "me/subset\n"],
+)  # fmt: skip
+def test_a_name_that_the_hub_refuses_is_refused_before_anything_is_built(repo_id, tmp_path):
+    with pytest.raises(ValueError, match=r"(?s)(the Hub takes no|has no namespace).*NAME/REPOSITORY"):
+        push(pool(), repo=repo_id, dry_run=tmp_path / "out")
+    with pytest.raises(ValueError, match="NAME/REPOSITORY"):
+        push_index(tmp_path / "index", repo_id, license="mit")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("repo_id", ["me/subset", "a-b/C.d_e-1", "me/" + "x" * 96, "HuggingFaceH4/ultrachat_200k"])
+def test_names_that_the_hub_takes(repo_id):
+    from hf_select.hub.repository import check_repo_id
+
+    check_repo_id(repo_id)
+
+
+def test_no_path_of_windows_is_a_name_on_the_hub():
+    from hf_select.reports.ledger import is_hub_id
+
+    assert is_hub_id("Qwen/Qwen2.5-0.5B") and is_hub_id("gpt2")
+    for path in (r"C:\models\tiny", r"\\nas\models\tiny", r"models\tiny", "gs://bucket", "my model/tiny", "a/b/c"):
+        assert not is_hub_id(path), path
+
+
 def test_citations_are_those_of_the_methods():
     from hf_select.cli.score import scorer_class
     from hf_select.scoring import SCORERS

@@ -4,7 +4,7 @@ import json
 import logging
 from typing import Any
 
-from hf_select.hub.push import RECORD, speaking_plainly
+from hf_select.hub.repository import RECORD, speaking_plainly
 from hf_select.hub.scrub import scrubbed
 from hf_select.inference.loading import patiently
 from hf_select.inference.pool import pool_fingerprint

@@ -14,9 +14,8 @@ replace those of the one before in a single commit: whoever loads the repository
 
 import hashlib
 import json
-import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -31,22 +30,16 @@ from hf_select.features.store import PoolIndex
 from hf_select.files import read_json, write_json
 from hf_select.formats import BadRow, Conversation, conversations, layout, readable_columns
 from hf_select.hub.card import card
-from hf_select.hub.scrub import check_clean, scrubbed
-from hf_select.inference.loading import passes, patiently
+from hf_select.hub.repository import PROVENANCE, RECORD, about_source, check_repo_id, push_files
+from hf_select.hub.scrub import scrubbed
 from hf_select.inference.pool import pool_fingerprint
-from hf_select.reading import located
-from hf_select.reports.ledger import is_hub_id, models_of, read_step
+from hf_select.reports.ledger import models_of, read_step
 from hf_select.reports.numbers import describe, score_columns
 from hf_select.reports.pictures import draw
 from hf_select.selection.selection import Selection
 
 
-logger = logging.getLogger(__name__)
-
-RECORD, PROVENANCE = "selection.parquet", "provenance.json"
 _SHARD_BYTES = 400_000_000
-_OURS = ("data/", "scores/", "pictures/", "vectors/")  # folders whose other files a new version takes away
-_TEXT = (".md", ".json", ".yaml")
 
 
 def push_selected(
@@ -87,12 +80,13 @@ def push_selected(
         revision: branch that is pushed to.
         token: of the Hub; by default the one that is logged in.
         dry_run: folder to build the files in; nothing is pushed, and the folder is returned.
-    Raises: ValueError if the licence is not known, the dataset is another one, or the Hub refuses; ConnectionError if
-        it cannot be reached.
+    Raises: ValueError if the licence is not known, the dataset is another one, or the Hub refuses (a name that it would
+        refuse: before anything is built); ConnectionError if it cannot be reached.
     """
+    check_repo_id(repo_id)
     steps = steps or []
     given = source or next((step["pool"]["source"] for step in steps if step.get("pool")), None)
-    about = _about_source(given, split, token)
+    about = about_source(given, split, token)
     license, language = license or about.pop("license", None), language or about.pop("language", None)
     if not license:
         raise ValueError(
@@ -112,7 +106,7 @@ def push_selected(
         def write_card(known: dict[str, Path], commit: str) -> None:
             build.write_card(known, commit, settings)
 
-        return _push(repo_id, place, write_card, private, revision, token)
+        return push_files(repo_id, place, write_card, private, revision, token)
 
 
 def push_index(
@@ -132,6 +126,7 @@ def push_index(
         license: of the rows that the vectors stand for.
     Raises: ValueError if there is no finished index, or the Hub refuses.
     """
+    check_repo_id(repo_id)
     index = index if isinstance(index, PoolIndex) else PoolIndex.open(index)
     index.check()
     step = scrubbed(read_step(index.folder))
@@ -145,7 +140,7 @@ def push_index(
             write_json(place / name, scrubbed(json.loads((index.folder / name).read_text(encoding="utf-8"))))
         text = _index_card(repo_id, index, step, license)
         (place / "README.md").write_text(text, encoding="utf-8")
-        return _push(repo_id, place, lambda known, commit: None, private, revision, token)
+        return push_files(repo_id, place, lambda known, commit: None, private, revision, token)
 
 
 def provenance_of(dataset: Any, steps: list[dict[str, Any]], source: dict[str, Any]) -> dict[str, Any]:
@@ -320,112 +315,6 @@ def _without_secrets(table: pa.Table) -> pa.Table:
             known = dict(zip(distinct, scrubbed(distinct), strict=True))
             table = table.set_column(place, field, pa.array([known[reason] for reason in said], field.type))
     return table
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# the Hub
-
-
-def _push(
-    repo_id: str,
-    folder: Path,
-    write_card: Callable[[dict[str, Path], str], None],
-    private: bool,
-    revision: str,
-    token: str | None,
-) -> str:
-    """One commit of all files, tried again while the Hub or the network stumbles. Every attempt looks anew at what is
-    there: of a commit that was made although its answer was lost, nothing is left to do."""
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
-
-    api = HfApi(token=token)
-
-    def attempt() -> str:
-        api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-        if revision != "main":
-            api.create_branch(repo_id, repo_type="dataset", branch=revision, exist_ok=True)
-        there = api.dataset_info(repo_id, revision=revision)
-        commit, names = cast(str, there.sha), [file.rfilename for file in there.siblings or []]
-        known = {
-            name: Path(hf_hub_download(repo_id, name, repo_type="dataset", revision=commit, token=token))
-            for name in (RECORD, PROVENANCE)
-            if RECORD in names and name in names
-        }
-        write_card(known, commit)
-        paths = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
-        for name, path in paths.items():
-            if path.suffix in _TEXT:
-                check_clean(name, path.read_text(encoding="utf-8"))
-        adds = [CommitOperationAdd(name, path.resolve()) for name, path in paths.items()]
-        gone = [CommitOperationDelete(name) for name in names if name.startswith(_OURS) and name not in paths]
-        message = f"hf_select {hf_select.__version__}: {len(paths)} files"
-        place: dict[str, Any] = {"repo_type": "dataset", "revision": revision, "parent_commit": commit}
-        try:
-            return str(api.create_commit(repo_id, [*adds, *gone], commit_message=message, **place).commit_url)
-        except json.JSONDecodeError as error:  # a proxy's page in place of the Hub's answer
-            raise ConnectionError("the Hub's answer is not JSON") from error
-
-    return speaking_plainly(lambda: patiently(attempt, f"push to {repo_id}"), repo_id)
-
-
-def speaking_plainly(act: Callable[[], Any], repo_id: str) -> Any:
-    """What the Hub refuses, in a line that says what to do."""
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
-
-    try:
-        return act()
-    except OfflineModeIsEnabled:
-        raise ValueError(f'"{repo_id}" is on the Hub and HF_HUB_OFFLINE is set; unset it.') from None
-    except RepositoryNotFoundError as error:
-        raise ValueError(
-            f'no dataset repository "{repo_id}" on the Hub that this token may see ({_status(error)}). Check the '
-            "name, or log in: hf auth login."
-        ) from error
-    except HfHubHTTPError as error:
-        cures = {
-            401: "The token is missing or wrong: hf auth login.",
-            403: "The token may not write there: make one that may, or choose another repository.",
-            412: "Somebody else pushed at the same time: run the same command again.",
-            429: "The Hub asks for a pause: run the same command later, it goes on where it was.",
-        }
-        code = error.response.status_code
-        cure = cures.get(code, "Run the same command again, it goes on where it was." if code >= 500 else "")
-        raise ValueError(f'the Hub refused "{repo_id}" ({_status(error)}). {cure}'.rstrip()) from error
-    except Exception as error:
-        if not passes(error) and not isinstance(error, RuntimeError):  # that of a file that could not be sent
-            raise
-        said = scrubbed(str(error).splitlines()[0])
-        raise ConnectionError(
-            f'"{repo_id}" could not be reached to the end ({said}). Run the same command again, it goes on where it '
-            "was."
-        ) from error
-
-
-def _status(error: Any) -> str:
-    server = getattr(error, "server_message", None)
-    said = scrubbed(" ".join(server.split()))[:200] if server else ""  # cut last: half a token is not recognised
-    return f"{error.response.status_code}{': ' + said if said else ''}"
-
-
-def _about_source(source: str | None, split: str, token: str | None) -> dict[str, Any]:
-    """Name of the source, and for a dataset on the Hub its revision, licence and language."""
-    source, split, config = located(source or "", split)
-    if not source or not is_hub_id(source):
-        return {"name": scrubbed(source) if source else "a dataset", "on_hub": False, "split": split}
-    from huggingface_hub import HfApi
-
-    info = speaking_plainly(lambda: patiently(lambda: HfApi(token=token).dataset_info(source), source), source)
-    said = info.card_data or {}
-    language = said.get("language")
-    return {
-        "name": source,
-        "on_hub": True,
-        "split": split,
-        "config": config,
-        "revision": info.sha,
-        "license": said.get("license"),
-        "language": [language] if isinstance(language, str) else language,
-    }
 
 
 def _index_card(repo_id: str, index: PoolIndex, step: dict[str, Any], license: str | Sequence[str]) -> str:

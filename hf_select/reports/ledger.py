@@ -1,6 +1,7 @@
 """What the steps behind a selection cost and were made by, read from the folders that they left."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,8 @@ def models_of(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def is_hub_id(name: str) -> bool:
     """Whether a model's or dataset's name can be one on the Hub, and is none of a local file."""
-    parts = name.split("/")
     return (
-        len(parts) <= 2
+        re.fullmatch(r"[\w.-]+(?:/[\w.-]+)?", name) is not None  # no path of Windows
         and not name.startswith((".", "~", "/"))
         and Path(name).suffix not in _FILES
         and not Path(name).exists()

@@ -1,0 +1,144 @@
+"""A dataset repository on the Hub: its name, one commit of a folder of files, and what the Hub says when it refuses."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import hf_select
+from hf_select.hub.scrub import check_clean, scrubbed
+from hf_select.inference.loading import passes, patiently
+from hf_select.reading import located
+from hf_select.reports.ledger import is_hub_id
+
+
+RECORD, PROVENANCE = "selection.parquet", "provenance.json"
+_OURS = ("data/", "scores/", "pictures/", "vectors/")  # folders whose other files a new version takes away
+_TEXT = (".md", ".json", ".yaml")
+_NO_NAMESPACES = ("datasets", "models", "spaces")  # parts of addresses
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raise ValueError, without asking the Hub, if it would refuse a dataset repository of this name.
+
+    huggingface_hub checks less: it takes letters of any alphabet, and the name of a kind of repository for a user's.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    namespace, slash, _ = repo_id.partition("/")
+    if not slash:
+        raise ValueError(f'the repository "{repo_id}" has no namespace. Give NAME/REPOSITORY, such as me/my-subset.')
+    try:
+        validate_repo_id(repo_id)
+        valid = repo_id.isascii()
+    except HFValidationError:
+        valid = False
+    if not valid or namespace in _NO_NAMESPACES:
+        raise ValueError(
+            f'the Hub takes no repository "{repo_id}". Give NAME/REPOSITORY, such as me/my-subset: letters of ASCII, '
+            'digits, "-", "_" and "."; neither "--" nor ".."; no "-" or "." at the beginning or end, no ".git" at the '
+            "end; at most 96 characters."
+        )
+
+
+def push_files(
+    repo_id: str,
+    folder: Path,
+    write_card: Callable[[dict[str, Path], str], None],
+    private: bool,
+    revision: str,
+    token: str | None,
+) -> str:
+    """One commit of all files, tried again while the Hub or the network stumbles. Every attempt looks anew at what is
+    there: of a commit that was made although its answer was lost, nothing is left to do."""
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
+
+    api = HfApi(token=token)
+
+    def attempt() -> str:
+        api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+        if revision != "main":
+            api.create_branch(repo_id, repo_type="dataset", branch=revision, exist_ok=True)
+        there = api.dataset_info(repo_id, revision=revision)
+        commit, names = cast(str, there.sha), [file.rfilename for file in there.siblings or []]
+        known = {
+            name: Path(hf_hub_download(repo_id, name, repo_type="dataset", revision=commit, token=token))
+            for name in (RECORD, PROVENANCE)
+            if RECORD in names and name in names
+        }
+        write_card(known, commit)
+        paths = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+        for name, path in paths.items():
+            if path.suffix in _TEXT:
+                check_clean(name, path.read_text(encoding="utf-8"))
+        adds = [CommitOperationAdd(name, path.resolve()) for name, path in paths.items()]
+        gone = [CommitOperationDelete(name) for name in names if name.startswith(_OURS) and name not in paths]
+        message = f"hf_select {hf_select.__version__}: {len(paths)} files"
+        place: dict[str, Any] = {"repo_type": "dataset", "revision": revision, "parent_commit": commit}
+        try:
+            return str(api.create_commit(repo_id, [*adds, *gone], commit_message=message, **place).commit_url)
+        except json.JSONDecodeError as error:  # a proxy's page in place of the Hub's answer
+            raise ConnectionError("the Hub's answer is not JSON") from error
+
+    return speaking_plainly(lambda: patiently(attempt, f"push to {repo_id}"), repo_id)
+
+
+def speaking_plainly(act: Callable[[], Any], repo_id: str) -> Any:
+    """What the Hub refuses, in a line that says what to do."""
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    try:
+        return act()
+    except OfflineModeIsEnabled:
+        raise ValueError(f'"{repo_id}" is on the Hub and HF_HUB_OFFLINE is set; unset it.') from None
+    except RepositoryNotFoundError as error:
+        raise ValueError(
+            f'no dataset repository "{repo_id}" on the Hub that this token may see ({_status(error)}). Check the '
+            "name, or log in: hf auth login."
+        ) from error
+    except HfHubHTTPError as error:
+        cures = {
+            401: "The token is missing or wrong: hf auth login.",
+            403: "The token may not write there: make one that may, or choose another repository.",
+            412: "Somebody else pushed at the same time: run the same command again.",
+            429: "The Hub asks for a pause: run the same command later, it goes on where it was.",
+        }
+        code = error.response.status_code
+        cure = cures.get(code, "Run the same command again, it goes on where it was." if code >= 500 else "")
+        raise ValueError(f'the Hub refused "{repo_id}" ({_status(error)}). {cure}'.rstrip()) from error
+    except Exception as error:
+        if not passes(error) and not isinstance(error, RuntimeError):  # that of a file that could not be sent
+            raise
+        said = scrubbed(str(error).splitlines()[0])
+        raise ConnectionError(
+            f'"{repo_id}" could not be reached to the end ({said}). Run the same command again, it goes on where it '
+            "was."
+        ) from error
+
+
+def _status(error: Any) -> str:
+    server = getattr(error, "server_message", None)
+    said = scrubbed(" ".join(server.split()))[:200] if server else ""  # cut last: half a token is not recognised
+    return f"{error.response.status_code}{': ' + said if said else ''}"
+
+
+def about_source(source: str | None, split: str, token: str | None) -> dict[str, Any]:
+    """Name of the source, and for a dataset on the Hub its revision, licence and language."""
+    source, split, config = located(source or "", split)
+    if not source or not is_hub_id(source):
+        return {"name": scrubbed(source) if source else "a dataset", "on_hub": False, "split": split}
+    from huggingface_hub import HfApi
+
+    info = speaking_plainly(lambda: patiently(lambda: HfApi(token=token).dataset_info(source), source), source)
+    said = info.card_data or {}
+    language = said.get("language")
+    return {
+        "name": source,
+        "on_hub": True,
+        "split": split,
+        "config": config,
+        "revision": info.sha,
+        "license": said.get("license"),
+        "language": [language] if isinstance(language, str) else language,
+    }
