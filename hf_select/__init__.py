@@ -51,6 +51,7 @@ _HOME = {
     "WeightedRanks": "hf_select.selection.combine",
     "load_selection": "hf_select.hub.load",
     "push_index": "hf_select.hub.push",
+    "push_output": "hf_select.hub.output",
     "push_selected": "hf_select.hub.push",
     "report": "hf_select.reports.report",
     "score": "hf_select.inference.run",
@@ -98,6 +99,7 @@ __all__ = [
     "WeightedRanks",
     "load_selection",
     "push_index",
+    "push_output",
     "push_selected",
     "report",
     "score",
@@ -110,6 +112,7 @@ if TYPE_CHECKING:
     from hf_select.generation.regenerate import Responses
     from hf_select.generation.server import ServerGenerator
     from hf_select.hub.load import load_selection
+    from hf_select.hub.output import push_output
     from hf_select.hub.push import push_index, push_selected
     from hf_select.inference.causal_lm import CausalLM
     from hf_select.inference.run import score

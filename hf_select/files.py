@@ -1,5 +1,6 @@
 """Files written whole or not at all: the law that a killed process leaves nothing half-written, once for everybody."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -36,6 +37,15 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return None
+
+
+def sha256_of(path: Path) -> str:
+    """Of the content of a file of any size."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -86,6 +86,14 @@ def located(source: str, split: str = "train", config: str | None = None) -> tup
     return name, its_split, its_config or config
 
 
+def commit_of(dataset: Any) -> str | None:
+    """The commit of a dataset of the Hub, from the addresses of its files."""
+    for address in (dataset.info.download_checksums or {}) if dataset.info else {}:
+        if found := re.search(r"@([0-9a-f]{40})/", address):
+            return found.group(1)
+    return None
+
+
 def _from_file(path: Path, stream: bool) -> Any:
     if kind_of(path) is None:
         raise ValueError(f'"{path}" has no ending that is known here; they are {KNOWN}.')

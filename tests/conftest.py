@@ -80,3 +80,33 @@ def golden() -> Path:
     if not GOLDEN.is_dir():
         pytest.skip("shared/golden is not beside the project: parity with the reference codes is not checked here")
     return GOLDEN
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hub of our own, and the client of this process turned to it."""
+    import time
+
+    import datasets
+    from hub_server import TOKEN, Hub
+    from huggingface_hub import constants
+
+    server = Hub()
+    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    turned = {
+        "ENDPOINT": server.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": template,
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
+        "HF_HUB_CACHE": str(tmp_path / "hub_cache"),
+    }
+    for name, value in turned.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", server.url)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    pause = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: pause(min(seconds, 0.01)))  # waits between attempts
+    yield server
+    server.shutdown()
+    server.server_close()

@@ -1,5 +1,6 @@
 """A small Hub: an HTTP server that speaks the part of the Hub's API that huggingface_hub 2.4 uses to make a dataset
-repository, push to it and read it (LFS protocol; Xet is turned off in the tests). With faults on demand.
+repository, push to it and read it, and to look at a model (LFS protocol; Xet is turned off in the tests). With faults
+on demand.
 
     server.fail("POST .*/commit/", 500)              answer so, once
     server.fail("PUT /lfs/", "cut", times=2)         drop the connection before the request is read
@@ -54,6 +55,7 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.repos: dict[str, Repo] = {}
+        self.models: dict[str, str] = {}  # licence on the card, by id
         self.objects: dict[str, bytes] = {}  # of LFS, by sha256
         self.faults: list[list[Any]] = []
         self.requests: list[str] = []
@@ -140,6 +142,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._validate(json.loads(body)["content"])
         if path.startswith("/lfs/"):
             return self._lfs_object(path.removeprefix("/lfs/"), body)
+        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)", path):
+            return self._model(found[1])
         if found := re.fullmatch(r"/datasets/([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
             return self._lfs_batch(json.loads(body))
         if found := re.fullmatch(r"/api/datasets/([^/]+/[^/]+?)(?:/(\w[\w-]*)(?:/([^/]+)(?:/(.*))?)?)?", path):
@@ -182,6 +186,12 @@ class _Handler(BaseHTTPRequestHandler):
         )
         repo.commit({".gitattributes": (b"*.parquet filter=lfs\n", False)}, "initial commit")
         return 200, {"url": url, "name": name}, {}
+
+    def _model(self, name: str) -> tuple[int, Any, dict[str, str]]:
+        if name not in self.server.models:
+            return 404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"}
+        card = {"license": self.server.models[name]}
+        return 200, {"id": name, "sha": "0" * 40, "tags": [], "cardData": card, "siblings": []}, {}
 
     def _validate(self, content: str) -> tuple[int, Any, dict[str, str]]:
         """What the Hub is known to refuse."""

@@ -49,7 +49,17 @@ MAY_IMPORT = {
         "selection",
         "words",
     },
-    "generation": {"choices", "columns", "files", "formats", "inference", "selection", "strict_yaml", "words"},
+    "generation": {
+        "choices",
+        "columns",
+        "files",
+        "formats",
+        "inference",
+        "reading",
+        "selection",
+        "strict_yaml",
+        "words",
+    },
     "training": {
         "choices",
         "columns",

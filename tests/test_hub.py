@@ -39,33 +39,6 @@ from hf_select.reports.ledger import read_step
 
 
 @pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A Hub of our own, and the client of this process turned to it."""
-    import datasets
-    from huggingface_hub import constants
-
-    server = Hub()
-    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-    turned = {
-        "ENDPOINT": server.url,
-        "HUGGINGFACE_CO_URL_TEMPLATE": template,
-        "HF_HUB_OFFLINE": False,
-        "HF_HUB_DISABLE_XET": True,
-        "HF_HUB_CACHE": str(tmp_path / "hub_cache"),
-    }
-    for name, value in turned.items():
-        monkeypatch.setattr(constants, name, value)
-    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", server.url)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    pause = time.sleep
-    monkeypatch.setattr(time, "sleep", lambda seconds: pause(min(seconds, 0.01)))  # waits between attempts
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture
 def one_picture(monkeypatch):
     """Drawing takes most of the time of a push, and the network does not care what a file shows."""
     from hf_select.hub import push as module

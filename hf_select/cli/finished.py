@@ -62,7 +62,7 @@ def read_finished(subset: str, scores: str | None = None, split: str = "train") 
     if path == run:
         selects = [step for step in steps.values() if step.get("command") == "select"]
         if not selects:
-            raise ValueError(f'the run in "{run}" selects nothing; give the subset that hf-select select wrote.')
+            raise ValueError(f'the run in "{run}" selects nothing; give a subset or the folder of generate or mix.')
         path = Path(selects[-1]["output"]).expanduser()
     selection = _record(path)
     mine = next((s for s in steps.values() if s.get("output") and _same(s["output"], path)), None)

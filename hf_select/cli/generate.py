@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from hf_select.cli.score import build_parts
@@ -141,7 +142,10 @@ class Generate:
         if self.backend == "transformers":
             responses.model = [_in_this_process(model) for model in responses.models()]
         rows = read_dataset(told.dataset, told.split, told.rename, told.limit)
-        self._print_responses(responses.run(rows, self.output_dir, self.retry_failed))
+        source = told.dataset
+        if told.split != "train" and "#" not in source and not Path(source).expanduser().is_file():
+            source = f"{source}#{told.split}"
+        self._print_responses(responses.run(rows, self.output_dir, self.retry_failed, source))
         return f"hf-select compare-generators --dataset {self.output_dir}/responses.parquet --output-dir generators"
 
     def _glan(self, told: OfGLAN, parts: list[type], settings: dict[str, Any]) -> Any:
@@ -165,8 +169,6 @@ class Generate:
 
     def _print_estimate(self, glan: Any, until: str) -> int:
         """Print what is still to do up to a stage. Returns: the requests of that."""
-        from pathlib import Path
-
         from hf_select.cli.table import print_table
         from hf_select.generation.estimate import estimate
         from hf_select.generation.folder import alone

@@ -7,14 +7,16 @@ from typing import Any, ClassVar
 
 @dataclass
 class Publish:
-    """Push a selected subset to the Hub, with the scores of the whole pool, its provenance and a card; or the index of
-    a pool. The same command continues a push that was cut off; once more it changes nothing.
+    """Push a selected subset to the Hub, with the scores of the whole pool, its provenance and a card; or the output
+    of hf-select generate or mix with its record and a card; or the index of a pool. The same command continues a push
+    that was cut off; once more it changes nothing.
 
     Args:
         subset: what hf-select select wrote, the folder of hf-select run (its last selection), or that of hf-select
-            index.
+            generate, mix or index.
         repo_id: dataset repository, NAME/REPOSITORY.
-        license: of the rows, an identifier such as apache-2.0; by default that of the source dataset's card.
+        license: of the rows, an identifier such as apache-2.0; by default that of the source dataset's card. Text that
+            models wrote has none by default.
         language: of the rows, such as en; by default that of the source dataset's card.
         private: whether a repository that is made is private; --no-private makes it public.
         revision: branch that is pushed to.
@@ -45,32 +47,39 @@ class Publish:
         return []
 
     def run(self) -> None:
+        from hf_select.hub.output import find_output, push_output
         from hf_select.hub.push import push_index, push_selected
+        from hf_select.hub.repository import check_repo_id
 
+        check_repo_id(self.repo_id)
+        where = {"private": self.private, "revision": self.revision}
+        about = {"license": self.license, "language": self.language, "split": self.split, "dry_run": self.dry_run}
         if (Path(self.subset).expanduser() / "vectors").is_dir():
+            self._refuse("an index", "dry_run", "language", "scores", "source", "source_column")
             if self.license is None:
                 raise ValueError("an index is published under the licence of its rows: give --license.")
-            if self.dry_run is not None:
-                raise ValueError(f'the files of an index are those in "{self.subset}"; leave out --dry-run.')
-            where = {"private": self.private, "revision": self.revision}
-            print(push_index(self.subset, self.repo_id, license=self.license, **where))
-            return
-        from hf_select.cli.finished import read_finished
+            address = push_index(self.subset, self.repo_id, license=self.license, **where)
+        elif (output := find_output(self.subset)) is not None:
+            self._refuse("the output of generate or mix", "scores", "source_column")
+            address = push_output(output, self.repo_id, source=self.source, **about, **where)
+        else:
+            from hf_select.cli.finished import read_finished
 
-        found = read_finished(self.subset, self.scores, self.split)
-        address = push_selected(
-            found.selection,
-            self.repo_id,
-            dataset=found.pool,
-            private=self.private,
-            license=self.license,
-            language=self.language,
-            source=self.source or found.source,
-            split=self.split,
-            steps=found.steps,
-            recipe=found.recipe,
-            source_column=self.source_column,
-            revision=self.revision,
-            dry_run=self.dry_run,
-        )
+            found = read_finished(self.subset, self.scores, self.split)
+            address = push_selected(
+                found.selection,
+                self.repo_id,
+                dataset=found.pool,
+                source=self.source or found.source,
+                steps=found.steps,
+                recipe=found.recipe,
+                source_column=self.source_column,
+                **about,
+                **where,
+            )
         print(f"built, not pushed: {address}" if self.dry_run else address)
+
+    def _refuse(self, what: str, *names: str) -> None:
+        """Flags that would change nothing are errors."""
+        if given := [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) is not None]:
+            raise ValueError(f"{what} is published as it is; leave out {', '.join(given)}.")

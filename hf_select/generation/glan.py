@@ -147,6 +147,10 @@ class GLAN:
         """
         return GLANRun(self, Path(output_dir).expanduser(), retry_failed).run(against or {}, until)
 
+    def described(self) -> dict[str, Any]:
+        """All settings but the models, for the record."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("model", "answer_model")}
+
     def shaping(self) -> dict[str, Any]:
         """The settings that content depends on beyond the keys of the files. Counts are free to grow and shrink."""
         free = (

@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
+import hf_select
 from hf_select import columns
-from hf_select.files import write_json, written_whole
+from hf_select.files import sha256_of, write_json, written_whole
 from hf_select.generation import journal, topics
 from hf_select.selection.decontaminate import Decontaminate
 from hf_select.selection.dedup import Dedup
@@ -89,10 +90,21 @@ def finish(run: "GLANRun", copies: Dedup, rule: Decontaminate | None, answer: bo
             if (prices := (settings.answer_prices or settings.prices) if name == "answers" else settings.prices)
         )
     if answer:
-        write_json(run.folder / "summary.json", summary)
+        write_json(run.folder / "summary.json", {**summary, **_record(run)})
     with written_whole(run.folder / "topics.html") as temporary:
         temporary.write_text(topics.page(tree, summary), encoding="utf-8")
     return summary
+
+
+def _record(run: "GLANRun") -> dict[str, Any]:
+    """By what the pairs were made."""
+    models = {"questions": run.model, "answers": run.answer_model}
+    return {
+        "sha256": sha256_of(run.folder / "pairs.parquet"),
+        "hf_select": hf_select.__version__,
+        "models": {role: {"name": model.name, "revision": model.revision} for role, model in models.items()},
+        "settings": run.settings.described(),
+    }
 
 
 def _numbered(run: "GLANRun") -> Iterator[tuple[int, "Asked"]]:

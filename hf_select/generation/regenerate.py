@@ -36,9 +36,10 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from tqdm.auto import tqdm
 
+import hf_select
 from hf_select import columns
 from hf_select.choices import check_choices
-from hf_select.files import read_json, write_json, written_whole
+from hf_select.files import read_json, sha256_of, write_json, written_whole
 from hf_select.formats import BadRow, Conversation, conversations
 from hf_select.generation import journal
 from hf_select.generation.asking import Item, with_records
@@ -47,6 +48,7 @@ from hf_select.generation.folder import alone, hold
 from hf_select.generation.gates import read_refusals, unusable, without_reasoning
 from hf_select.generation.taxonomy import digest, slug
 from hf_select.inference.pool import Pool, pool_fingerprint, readable
+from hf_select.reading import commit_of
 
 
 # Conversations whose records share a file, which is read whole.
@@ -123,16 +125,23 @@ class Responses:
     def sampling(self) -> Sampling:
         return Sampling(self.temperature, self.top_p, self.max_new_tokens)
 
-    def run(self, dataset: Dataset, output_dir: str | Path, retry_failed: bool = False) -> dict[str, Any]:
+    def run(
+        self, dataset: Dataset, output_dir: str | Path, retry_failed: bool = False, source: str | None = None
+    ) -> dict[str, Any]:
         """Ask for what is not there yet, write responses.parquet, and return the summary.
 
         Args:
             dataset: conversations in any layout; each is known by its `row_id`, or else by its number.
             retry_failed: ask again for what failed for good before: empty, cut, dropped as a refusal or too long.
+            source: the dataset's Hub id or file, for the record; ID#SPLIT for a split other than train.
         Raises: ValueError if the folder holds another run, if somebody else is at work in it, or if a server is not
             there, refuses the key or does not know the model.
         """
-        return _Run(self, dataset, Path(output_dir).expanduser(), retry_failed).run()
+        return _Run(self, dataset, Path(output_dir).expanduser(), retry_failed, source).run()
+
+    def described(self) -> dict[str, Any]:
+        """All settings but the models, for the record."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "model"}
 
     def shaping(self) -> dict[str, Any]:
         """The settings that all rows of a folder share."""
@@ -181,8 +190,9 @@ def turns(conversation: str, row: Conversation, own: list[str] | None = None) ->
 
 
 class _Run:
-    def __init__(self, settings: Responses, dataset: Dataset, folder: Path, retry_failed: bool):
+    def __init__(self, settings: Responses, dataset: Dataset, folder: Path, retry_failed: bool, source: str | None):
         self.settings, self.folder, self.retry_failed = settings, folder, retry_failed
+        self.source = {"name": source, "commit": commit_of(dataset), "rows": len(dataset)}
         self.dataset = Pool(dataset, _PER_FILE).dataset  # with a row_id that names each row once
         self.own = settings.history == "own_history"
         self.more_refusals = read_refusals(settings.refusals_file)
@@ -324,6 +334,8 @@ class _Run:
         summary["rows"] = sum(model["rows"] for model in summary["models"].values())
         summary["conversations"] = self.readable
         summary["unreadable"] = dict(self.bad.most_common())
+        summary["sha256"] = sha256_of(self.folder / "responses.parquet")
+        summary |= {"hf_select": hf_select.__version__, "source": self.source, "settings": self.settings.described()}
         write_json(self.folder / "summary.json", summary)
         return summary
 
@@ -331,6 +343,7 @@ class _Run:
         removed: Counter[str] = Counter()
         reasons: Counter[str] = Counter()
         tokens: Counter[str] = Counter()
+        revisions: set[str] = set()
         count = refused = 0
         for path, of_file in self._files(place):
             records, rows = journal.records(journal.read_lines(path)), []
@@ -354,6 +367,7 @@ class _Run:
                 reasons[row["finish_reason"]] += 1
                 tokens.update(read=row["prompt_tokens"], written=row["completion_tokens"])
                 refused += row["refused"]
+                revisions.update(filter(None, [row["model_revision"]]))
             count += len(rows)
             if rows:
                 writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
@@ -363,6 +377,7 @@ class _Run:
         seconds = total["seconds"]
         return {
             "rows": count,
+            "revisions": sorted(revisions),
             "removed": dict(removed.most_common()),
             "refused": refused,
             "finish_reasons": dict(reasons.most_common()),

@@ -35,6 +35,7 @@ def card(
     source, rows = provenance["source"], numbers["rows"]
     scorers = list(dict.fromkeys(step["scorer"] for step in provenance["steps"] if step.get("scorer")))
     selectors = [step["selector"] for step in numbers["steps"]]
+    written = source.get("origin", {}).get("models")
     on_hub = source["name"] if source["on_hub"] else None
     data = DatasetCardData(
         license=license if isinstance(license, str) else list(license),
@@ -44,7 +45,7 @@ def card(
         task_categories=["text-generation"],
         source_datasets=[on_hub] if on_hub else None,
         base_model=[model["name"] for model in provenance["models"] if model["on_hub"]] or None,
-        tags=["data-selection", "hf_select", "sft", "trl", *scorers],
+        tags=["data-selection", "hf_select", "sft", "trl", *scorers, *(["synthetic"] if written else [])],
         configs=[
             {"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}], "default": True},
             {"config_name": "scores", "data_files": [{"split": "train", "path": "scores/train-*"}]},
@@ -60,14 +61,26 @@ def card(
         + (f" on the scores {', '.join(scorers)}" if scorers else "")
         + ". Every row says in `selection_reason` why it was taken; the config `scores` has the scores of all rows of "
         "the pool, also of those that were not.",
-        _usage(repo_id, layout),
+        *_origin(source),
+        usage(repo_id, layout),
         _method(numbers, provenance),
         *(section_text(section, pictures) for section in sections(numbers, list(pictures))[1:]),
     ]
     if changes:
         parts.append(_changes(changes))
-    parts += [_reproduce(repo_id, source, has_recipe), _limitations(numbers), _citations([*scorers, *selectors])]
+    parts += [_reproduce(repo_id, source, has_recipe), _limitations(numbers), citations([*scorers, *selectors])]
     return "\n\n".join(parts) + "\n"
+
+
+def _origin(source: dict[str, Any]) -> list[str]:
+    """What is known of a source that was generated or mixed."""
+    origin = source.get("origin")
+    if origin is None:
+        return []
+    names = {"glan": "synthetic (GLAN)", "responses": "replies of models", "mixture": "a mixture"}
+    wrote = [f"{inline(model['name'])} ({inline(model['wrote'])})" for model in origin["models"]]
+    by = f", written by {', '.join(wrote)}" if wrote else ""
+    return [f"The rows of the source are {names[origin['kind']]}{by}; `provenance.json` has the settings."]
 
 
 def size_category(rows: int) -> str:
@@ -84,12 +97,16 @@ def size_category(rows: int) -> str:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _usage(repo_id: str, layout: str) -> str:
+def usage(repo_id: str, layout: str, scores: bool = True) -> str:
+    """How to load the rows and train on them, and to load the scores if there are some."""
     reads = {
         "messages": "`messages`, which the trainer reads as they are",
         "prompt-completion": "`prompt` and `completion`; the loss is on the completion",
         "text": "`text`",
     }[layout]
+    of_scores = (
+        f'\nscores = load_dataset("{repo_id}", "scores", split="train")  # of the whole pool\n' if scores else ""
+    )
     return f"""## Load and train
 
 ```python
@@ -99,9 +116,7 @@ from trl import SFTConfig, SFTTrainer
 dataset = load_dataset("{repo_id}", split="train")
 trainer = SFTTrainer("Qwen/Qwen2.5-0.5B", args=SFTConfig(output_dir="sft"), train_dataset=dataset)
 trainer.train()
-
-scores = load_dataset("{repo_id}", "scores", split="train")  # of the whole pool
-```
+{of_scores}```
 
 The conversations are in {reads}."""
 
@@ -171,7 +186,8 @@ def _limitations(numbers: dict[str, Any]) -> str:
     return "## Limitations\n\n" + "\n".join(lines)
 
 
-def _citations(methods: list[str]) -> str:
+def citations(methods: list[str]) -> str:
+    """The section of the papers behind scorers, selectors and methods of generation."""
     entries = bibtex(methods)
     made = "Made with hf_select."
     return f"## Citations\n\n{made}" + (f"\n\n```bibtex\n{entries}\n```" if entries else "")

@@ -1,4 +1,4 @@
-"""The papers of the methods, for the cards of what they selected."""
+"""The papers of the methods, for the cards of what they selected or wrote."""
 
 from collections.abc import Iterable
 
@@ -24,6 +24,11 @@ _PAPERS = {
         "Zhao, Hao",
         2024,
     ),
+    "2402.13064": (
+        "Synthetic Data (Almost) from Scratch: Generalized Instruction Tuning for Language Models",
+        "Li, Haoran",
+        2024,
+    ),
     "2402.16705": (
         "SelectIT: Selective Instruction Tuning for LLMs via Uncertainty-Aware Self-Reflection",
         "Liu, Liangxin",
@@ -35,19 +40,26 @@ _PAPERS = {
         "Li, Jiaxiang",
         2024,
     ),
+    "2501.18511": (
+        "WILDCHAT-50M: A Deep Dive Into the Role of Synthetic Data in Post-Training",
+        "Feuer, Benjamin",
+        2025,
+    ),
     "2503.01807": ("Large-Scale Data Selection for Instruction Tuning", "Ivison, Hamish", 2025),
 }
 
-# Scorers by name and selectors by class -> their paper; those that have none are not here.
+# Scorers and generators by name and selectors by class -> their paper; those that have none are not here.
 PAPER_OF = {
     "deita": "2312.15685",
     "dsir": "2302.03169",
     "embedding": "2503.01807",
+    "glan": "2402.13064",
     "ifd": "2308.12032",
     "length": "2402.04833",
     "less": "2402.04333",
     "perplexity": "2503.01807",
     "rds": "2503.01807",
+    "responses": "2501.18511",
     "reward": "2405.17888",
     "selectit": "2402.16705",
     "Dedup": "2107.06499",

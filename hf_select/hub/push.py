@@ -30,6 +30,7 @@ from hf_select.features.store import PoolIndex
 from hf_select.files import read_json, write_json
 from hf_select.formats import BadRow, Conversation, conversations, layout, readable_columns
 from hf_select.hub.card import card
+from hf_select.hub.output import origin_of
 from hf_select.hub.repository import PROVENANCE, RECORD, about_source, check_repo_id, push_files
 from hf_select.hub.scrub import scrubbed
 from hf_select.inference.pool import pool_fingerprint
@@ -80,8 +81,8 @@ def push_selected(
         revision: branch that is pushed to.
         token: of the Hub; by default the one that is logged in.
         dry_run: folder to build the files in; nothing is pushed, and the folder is returned.
-    Raises: ValueError if the licence is not known, the dataset is another one, or the Hub refuses (a name that it would
-        refuse: before anything is built); ConnectionError if it cannot be reached.
+    Raises: ValueError if the licence is not known, the dataset is another one, or the Hub refuses (the name of the
+        repository is checked first); ConnectionError if it cannot be reached.
     """
     check_repo_id(repo_id)
     steps = steps or []
@@ -94,6 +95,8 @@ def push_selected(
             "Say it: license=... (--license), an identifier such as apache-2.0, or other."
         )
     about = {name: value for name, value in about.items() if name not in ("license", "language")}
+    if given and (origin := origin_of(given)):
+        about["origin"] = scrubbed(origin)
     with TemporaryDirectory() as temporary:
         place = Path(dry_run or temporary).expanduser()
         build = _Build(place, selection, dataset, repo_id, steps, about, recipe, source_column)

@@ -1,4 +1,4 @@
-"""A dataset repository on the Hub: its name, one commit of a folder of files, and what the Hub says when it refuses."""
+"""A dataset repository on the Hub: its name, one commit of a folder of files, and what the Hub refuses."""
 
 import json
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from hf_select.reports.ledger import is_hub_id
 
 RECORD, PROVENANCE = "selection.parquet", "provenance.json"
 _OURS = ("data/", "scores/", "pictures/", "vectors/")  # folders whose other files a new version takes away
+_OF_A_SELECTION = (RECORD, "report.json", "config.yaml")  # files that go when something else takes its place
 _TEXT = (".md", ".json", ".yaml")
 _NO_NAMESPACES = ("datasets", "models", "spaces")  # parts of addresses
 
@@ -73,7 +74,8 @@ def push_files(
             if path.suffix in _TEXT:
                 check_clean(name, path.read_text(encoding="utf-8"))
         adds = [CommitOperationAdd(name, path.resolve()) for name, path in paths.items()]
-        gone = [CommitOperationDelete(name) for name in names if name.startswith(_OURS) and name not in paths]
+        ours = (*_OURS, *(_OF_A_SELECTION if RECORD in names else ()))
+        gone = [CommitOperationDelete(name) for name in names if name.startswith(ours) and name not in paths]
         message = f"hf_select {hf_select.__version__}: {len(paths)} files"
         place: dict[str, Any] = {"repo_type": "dataset", "revision": revision, "parent_commit": commit}
         try:
@@ -85,8 +87,14 @@ def push_files(
 
 
 def speaking_plainly(act: Callable[[], Any], repo_id: str) -> Any:
-    """What the Hub refuses, in a line that says what to do."""
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+    """What the Hub refuses, in a line that says what to do; a file that is not there is left to the caller."""
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         return act()
@@ -97,6 +105,10 @@ def speaking_plainly(act: Callable[[], Any], repo_id: str) -> Any:
             f'no dataset repository "{repo_id}" on the Hub that this token may see ({_status(error)}). Check the '
             "name, or log in: hf auth login."
         ) from error
+    except EntryNotFoundError:  # the caller knows what a missing file means
+        raise
+    except RevisionNotFoundError as error:
+        raise ValueError(f'"{repo_id}" on the Hub has no such branch, tag or commit. Check the revision.') from error
     except HfHubHTTPError as error:
         cures = {
             401: "The token is missing or wrong: hf auth login.",
@@ -123,9 +135,9 @@ def _status(error: Any) -> str:
     return f"{error.response.status_code}{': ' + said if said else ''}"
 
 
-def about_source(source: str | None, split: str, token: str | None) -> dict[str, Any]:
+def about_source(source: str | None, split: str, token: str | None, config: str | None = None) -> dict[str, Any]:
     """Name of the source, and for a dataset on the Hub its revision, licence and language."""
-    source, split, config = located(source or "", split)
+    source, split, config = located(source or "", split, config)
     if not source or not is_hub_id(source):
         return {"name": scrubbed(source) if source else "a dataset", "on_hub": False, "split": split}
     from huggingface_hub import HfApi
@@ -142,3 +154,23 @@ def about_source(source: str | None, split: str, token: str | None) -> dict[str,
         "license": said.get("license"),
         "language": [language] if isinstance(language, str) else language,
     }
+
+
+def about_model(name: str, token: str | None) -> dict[str, Any]:
+    """Whether a model is on the Hub, and the licence on its card.
+
+    It counts as not there if it cannot be seen or the Hub may not be asked, and if the name has no namespace: what a
+    server calls a model may be the name of another one on the Hub.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError
+
+    def look() -> dict[str, Any]:
+        try:
+            return {"on_hub": True, "license": (HfApi(token=token).model_info(name).card_data or {}).get("license")}
+        except (OfflineModeIsEnabled, RepositoryNotFoundError):
+            return {"on_hub": False, "license": None}
+
+    if "/" not in name or not is_hub_id(name):
+        return {"on_hub": False, "license": None}
+    return speaking_plainly(lambda: patiently(look, name), name)

@@ -15,10 +15,8 @@ With stream=True sources are read front to back, once, through a shuffle buffer:
 copies are searched for, which keeps 8 bytes of each row in a table (about 100 bytes in all).
 """
 
-import hashlib
 import json
 import random
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -35,12 +33,14 @@ import xxhash
 from datasets import Dataset, Features, IterableDataset
 from tqdm.auto import tqdm
 
+import hf_select
 from hf_select import columns
 from hf_select.choices import check_choices
-from hf_select.files import write_json, written_whole
+from hf_select.files import sha256_of, write_json, written_whole
 from hf_select.formats import BadRow, Conversation, encode_all, layout, openai_message
 from hf_select.inference.run import score
 from hf_select.mixtures.source import BATCH, Source, column_names, permutation, shuffled
+from hf_select.reading import commit_of
 from hf_select.selection.decontaminate import Decontaminate
 from hf_select.selection.dedup import first_of_each, near_copies
 from hf_select.selection.selection import Selection
@@ -144,17 +144,16 @@ class Mixture:
         except OSError as error:
             raise ValueError(f'cannot write to "{folder}": {error.strerror}. Choose another.') from None
         mixing = _Mixing(self, against or {}, folder)
-        path, digest = folder / "mixture.parquet", hashlib.sha256()
+        path = folder / "mixture.parquet"
         with written_whole(path) as temporary:
             with pq.ParquetWriter(temporary, mixing.schema) as writer:
                 with tqdm(total=mixing.total(), unit="row", unit_scale=True, desc="mix", disable=None) as bar:
                     for batch in batches(mixing.rows(), BATCH):
                         writer.write_table(pa.Table.from_pylist(batch, mixing.schema))
                         bar.update(len(batch))
-            with temporary.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-        record = {**mixing.record(), "sha256": digest.hexdigest(), "settings": self.settings()}
+            digest = sha256_of(temporary)
+        made = {"sha256": digest, "hf_select": hf_select.__version__, "settings": self.settings()}
+        record = {**mixing.record(), **made}
         write_json(folder / "mixture.json", record)
         return record
 
@@ -265,7 +264,7 @@ class _Mixing:
             line |= {} if self.mixture.stream else {"rows_at_hand": len(dataset)}
             line |= {"each_at_most": self.times[name]} if name in self.times else {}
             line |= {"passed_over": dict(self.passed_over[name].most_common())} if self.passed_over[name] else {}
-            line |= {"commit": commit} if (commit := _commit(dataset)) else {}
+            line |= {"commit": commit} if (commit := commit_of(dataset)) else {}
             found["sources"][name] = line
         found |= {} if self.rule is None else {"evaluation_sets": self.rule.sets_}
         overlap = {names: count for names, count in self.overlap.most_common() if count}
@@ -569,14 +568,6 @@ def _described(source: Source) -> dict[str, Any]:
             value = str(value) if plain else f"{type(value).__name__} in memory"
         found[f.name] = value
     return found
-
-
-def _commit(dataset: Any) -> str | None:
-    """Of a dataset of the Hub, from the addresses of its files."""
-    for address in (dataset.info.download_checksums or {}) if dataset.info else {}:
-        if found := re.search(r"@([0-9a-f]{40})/", address):
-            return found.group(1)
-    return None
 
 
 def batches(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
