@@ -75,7 +75,9 @@ def job(tmp_path):
             scored = read_scored(self.folder)
             assert scored["score_length"] == self.expected["score_length"]
             assert scored["row_id"] == list(range(300)) and scored["prompt"] == self.pool["prompt"]
-            assert not list(self.folder.rglob("*.tmp")) and not (self.folder / "running").exists()
+            assert not list(self.folder.rglob("*.tmp"))
+            left = {path.name for path in (self.folder / "running").iterdir()}
+            assert left <= {"manifest.lock", "finish.lock"}, "locks of chunks or processes were left"
             assert len(list((self.folder / "scored").iterdir())) == 30
 
     return Job()
@@ -157,7 +159,7 @@ def test_a_second_job_is_refused_or_joins(job):
         time.sleep(0.05)
     with pytest.raises(ValueError, match="1 process is at work in .*when_running=join"):
         score(job.pool, Length(), job.folder, chunk_rows=10)
-    assert first.poll() is None and (job.folder / "running").exists(), "the refused job took the locks away"
+    assert first.poll() is None and list((job.folder / "running").glob("part-*")), "the refused job took locks away"
     second = job.start(seconds=0.01, WHEN="join")
     said = wait(first, second)
     assert (first.returncode, second.returncode) == (0, 0), said
@@ -193,7 +195,7 @@ def test_a_row_that_stops_the_scorer_is_remembered_until_it_is_cured(job, monkey
     assert main(["score", "--status", str(job.folder)]) == 0
     said = capsys.readouterr().out
     assert "stopped: run the same command" in said and "40 of 300" in said and "the model broke" in said
-    assert "part-00004 failed" in said and not (job.folder / "running").exists()
+    assert "part-00004 failed" in said and not list((job.folder / "running").glob("part-*"))
     monkeypatch.setattr(Length, "measure", measure)
     score(job.pool, Length(), job.folder, chunk_rows=10)
     job.check()
@@ -343,7 +345,7 @@ def test_an_index_is_built_by_several_processes_too(rows, model_path, tmp_path):
     assert index.row_ids() == whole.row_ids()
 
 
-def test_a_folder_that_the_last_to_leave_takes_away_is_made_again(tmp_path, monkeypatch):
+def test_a_folder_that_a_process_that_failed_takes_back_is_made_again(tmp_path, monkeypatch):
     """The folder of locks goes between the lock of a process that arrives and its card."""
     write, taken = chunks.write_json, []
 
@@ -354,9 +356,53 @@ def test_a_folder_that_the_last_to_leave_takes_away_is_made_again(tmp_path, monk
         write(path, value)
 
     monkeypatch.setattr(chunks, "write_json", late)
-    with chunks._Worker(tmp_path / "running") as worker:
-        assert taken and [one["name"] for one in chunks.live_workers(tmp_path)] == [worker.name]
+    worker = chunks._Worker(tmp_path / "running")
+    worker.enter()
+    assert taken and [one["name"] for one in chunks.live_workers(tmp_path)] == [worker.name]
+    worker.leave()
     assert not list(chunks.live_workers(tmp_path))
+
+
+def test_the_folder_of_locks_stays_when_the_last_process_leaves(job):
+    """Another process may have found it and be about to put its lock there: the folder must not be another one."""
+    score(job.pool, Length(), job.folder, chunk_rows=10)
+    running = job.folder / "running"
+    before = running.stat().st_ino
+    arriving = chunks._Worker(running)
+    arriving.enter()
+    again = job.start(WHEN="join")  # finds all done, and leaves
+    wait(again)
+    assert again.returncode == 0 and running.stat().st_ino == before
+    assert [one["name"] for one in chunks.live_workers(job.folder)] == [arriving.name]
+    arriving.leave()
+    assert score(job.pool, Length(), job.folder, chunk_rows=10).num_rows == 300
+    assert running.stat().st_ino == before
+    job.check()
+
+
+NO_LOCKS = """
+from hf_select.inference import chunks
+
+class NoLock:
+    def __init__(self, path): pass
+    def acquire(self, timeout=None): pass
+    def release(self, force=False): pass
+    def __enter__(self): pass
+    def __exit__(self, *_): pass
+
+chunks.FileLock = NoLock
+"""
+
+
+def test_without_real_locks_processes_repeat_work_and_spoil_nothing(job):
+    """As on a network file system that keeps locks to a machine or drops them."""
+    script = job.log.parent / "worker.py"
+    script.write_text(NO_LOCKS + script.read_text())
+    processes = [job.start(rank, 3, seconds=0.01) for rank in range(3)]
+    said = wait(*processes)
+    assert [process.returncode for process in processes] == [0, 0, 0], said
+    assert len(job.begun()) > 30, "no chunk was made twice: the test tries nothing"
+    job.check()
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ def test_scores_equal_those_of_map_and_stand_alone_too(rows, model_path, tmp_pat
     assert sorted(p.name for p in (tmp_path / "o").iterdir()) == [
         "done",
         "manifest.json",
+        "running",
         "scored",
         "scores.parquet",
         "summary.json",

@@ -6,11 +6,11 @@ folder/
   PARTS/part-00000.*        what was made of a chunk of rows
   done/part-00000.json      by whom, at what cost, and a checksum that tells a damaged part; written after it
   failed/part-00000.json    why the last attempt at a chunk failed; gone once it is made
-  running/                  while processes work: a lock for each chunk in hand and for each process, with its name
+  running/                  locks: of each chunk in hand and of each process at work, with its name
 
 Processes do not talk to each other. Each takes the next chunk that is neither done nor locked; the kernel drops the
 locks of a process that dies, so its chunk is anybody's again. Nothing depends on the locks but time: two processes
-that make the same chunk write the same part.
+that make the same chunk write the same part, as all do on a network file system whose locks are not real.
 """
 
 import errno
@@ -60,6 +60,7 @@ class ChunkedJob:
     what: str
     summary: str
     made: list[Path] = field(default_factory=list, init=False)
+    _worker: "_Worker" = field(init=False, repr=False)
     _compared: set[int] = field(default_factory=set, init=False, repr=False)
 
     def part(self, chunk: int) -> Path:
@@ -88,7 +89,9 @@ class ChunkedJob:
             known = (*ours, "manifest.json")
             if any(not path.name.startswith(known) for path in self.folder.iterdir()):
                 raise ValueError(f'output folder "{self.folder}" holds other files; give a new or empty one.')
+        self._worker = _Worker(self.folder / "running")
         try:
+            self._worker.enter()
             for name in ours:
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder / "running" / "manifest.lock"):
@@ -99,9 +102,11 @@ class ChunkedJob:
             if when_running == "refuse":
                 self._refuse_running()
         except ValueError:
+            self._worker.leave()
             self._tidy()
             raise
         except OSError as error:
+            self._worker.leave()
             self._leave_nothing_empty()
             raise ValueError(
                 f'cannot write to output folder "{self.folder}": {error.strerror}. Choose another.'
@@ -123,11 +128,13 @@ class ChunkedJob:
             finish: writes the summary, in one of the processes, when all chunks are done.
         """
         try:
-            with _Worker(self.folder / "running") as worker:
-                self._run(worker, write, load, description)
+            try:
+                self._run(self._worker, write, load, description)
                 with FileLock(self.folder / "running" / "finish.lock"):
                     if not (self.folder / self.summary).exists():
                         finish()
+            finally:
+                self._worker.leave()
         except OSError as error:
             self._leave_nothing_empty()
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -209,9 +216,6 @@ class ChunkedJob:
     def _make(self, chunk: int, first_row: int, rows: Dataset, worker: "_Worker", write: Any) -> None:
         begin = time.perf_counter()
         (self.folder / self.summary).unlink(missing_ok=True)
-        for path in (self.part(chunk), self._done(chunk)):
-            for left in path.parent.glob(f"{path.name}.*.tmp"):  # of a process that was killed
-                left.unlink(missing_ok=True)
         with written_whole(self.part(chunk)) as temporary:
             cost = write(temporary, first_row, rows)
             size, checksum = temporary.stat().st_size, _checksum(temporary)
@@ -280,19 +284,29 @@ class ChunkedJob:
             )
 
     def _tidy(self) -> None:
-        """The last to leave takes the locks away."""
+        """The last to leave takes the locks away, and what killed processes of this machine left. The folder stays:
+        another process may be about to put its own lock there."""
+        running = self.folder / "running"
         if not list(live_workers(self.folder)):
-            shutil.rmtree(self.folder / "running", ignore_errors=True)
+            for pattern in ("part-*.lock", f"worker-{socket.gethostname()}-*"):
+                for path in running.glob(pattern):
+                    with suppress(OSError):
+                        path.unlink(missing_ok=True)
         with suppress(OSError):
             (self.folder / "failed").rmdir()  # if it is empty
 
     def _leave_nothing_empty(self) -> None:
         """Take back the folders that this run made, if it failed before anybody had anything to show."""
-        if any((self.folder / self.parts).glob("part-*")) or list(live_workers(self.folder)):
+        if not (self.folder / "running").is_dir():
             return
-        for name in (self.parts, "running", "done", "failed"):
-            shutil.rmtree(self.folder / name, ignore_errors=True)
-        (self.folder / "manifest.json").unlink(missing_ok=True) if self.folder.is_dir() else None
+        with suppress(OSError), FileLock(self.folder / "running" / "manifest.lock"):  # nobody enters meanwhile
+            names = (f"{self.parts}/part-*", "running/worker-*.json")
+            if any(path for name in names for path in self.folder.glob(name)):
+                return
+            for name in (self.parts, "done", "failed"):
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+            (self.folder / "manifest.json").unlink(missing_ok=True)
+            shutil.rmtree(self.folder / "running", ignore_errors=True)
         for path in self.made:
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
@@ -306,24 +320,26 @@ class _Worker:
         self.card = running / f"worker-{socket.gethostname()}-{os.getpid()}.json"
         self.says = {"name": self.name, "job": _job(), "started": _now()}
 
-    def __enter__(self) -> "_Worker":
+    def enter(self) -> None:
         self.lock = FileLock(self.card.with_suffix(".lock"))
         for attempt in range(10):
             try:
-                self.card.parent.mkdir(exist_ok=True)
-                self.lock.acquire()
-                write_json(self.card, self.says)
-                break
-            except FileNotFoundError:  # the last process to leave took the folder away in between
+                self.card.parent.mkdir(parents=True, exist_ok=True)
+                with FileLock(self.card.parent / "manifest.lock"):
+                    self.lock.acquire()
+                    write_json(self.card, self.says)
+                return
+            except FileNotFoundError:  # a process that failed took the new folder back in between
                 self.lock.release(force=True)
                 if attempt == 9:
                     raise
-        return self
 
-    def __exit__(self, *_: Any) -> None:
+    def leave(self) -> None:
         with suppress(OSError):
             self.card.unlink(missing_ok=True)
-        self.lock.release()
+        self.lock.release(force=True)
+        with suppress(OSError):
+            self.card.with_suffix(".lock").unlink(missing_ok=True)
 
 
 def live_workers(folder: Path) -> Iterator[dict[str, Any]]:
