@@ -8,13 +8,13 @@ from datasets import Dataset
 
 from hf_select import demo
 from hf_select.cli.main import main
-from hf_select.evaluation.advice import (
-    advice,
-    advise,
+from hf_select.evaluation.advice import advice, advise, lift_kept, measure, shared_of_best
+from hf_select.evaluation.between_groups import (
+    _jackknife_error,
+    _share,
+    _sums_of_squares,
     between_groups,
-    lift_kept,
-    measure,
-    shared_of_best,
+    between_groups_interval,
 )
 from hf_select.scoring.length import Length
 
@@ -57,6 +57,46 @@ def test_many_sources_that_tell_nothing_explain_nothing():
     dice = np.random.default_rng(1)
     found = [between_groups(dice.normal(size=300), dice.integers(0, 60, 300)) for _ in range(200)]
     assert abs(np.mean(found)) < 0.02, "without the correction it is 0.2"
+
+
+def scores_of_groups(dice, n, groups, effect, unequal):
+    """Scores in groups of Zipfian or equal sizes; with unequal sizes the spread within them differs, too."""
+    weights = 1 / np.arange(1, groups + 1) if unequal else np.ones(groups)
+    code = dice.choice(groups, n, p=weights / weights.sum())
+    means = np.random.default_rng(groups).normal(size=groups)  # the same in every sample
+    spread = np.exp(0.5 * means[::-1]) if unequal else np.ones(groups)
+    return effect * means[code] + spread[code] * dice.normal(size=n), code
+
+
+@pytest.mark.parametrize("unequal", [False, True])
+@pytest.mark.parametrize("effect", [0.0, 0.3, 1.0, 3.0])
+@pytest.mark.parametrize(("n", "groups"), [(100, 3), (200, 100), (400, 20)])
+def test_the_interval_of_sources_holds_the_truth_as_often_as_it_says(n, groups, effect, unequal, samples=100):
+    """A bootstrap over rows misses 0 in two of three null samples of 200 rows with 100 sources."""
+    dice = np.random.default_rng(0)
+    truth = max(0.0, between_groups(*scores_of_groups(dice, 200_000, groups, effect, unequal)))
+    found = [between_groups_interval(*scores_of_groups(dice, n, groups, effect, unequal)) for _ in range(samples)]
+    held = np.mean([low <= truth <= high for _, low, high in found])
+    assert held >= 0.9, held
+    assert abs(np.mean([value for value, _, _ in found]) - truth) < 0.03, "the estimate is biased"
+
+
+def test_an_interval_of_sources_at_its_limits():
+    scores = np.arange(60.0)
+    assert between_groups_interval(scores, np.zeros(60)) == (0, 0, 0)
+    assert between_groups_interval(scores, np.arange(60)) == (0, 0, 1), "every row is its own source"
+    assert between_groups_interval(np.ones(60), np.arange(60) % 3) == (0, 0, 0)
+    share, low, high = between_groups_interval(np.arange(60) // 20, np.arange(60) // 20)
+    assert (share, high) == (1, 1) and low > 0.95
+
+
+def test_the_jackknife_leaves_out_each_row():
+    dice = np.random.default_rng(4)
+    ranks, groups = dice.random(40), dice.integers(0, 12, 40)
+    assert 1 in np.bincount(groups)
+    left_out = [_share(*_sums_of_squares(np.delete(ranks, i), np.delete(groups, i))) for i in range(40)]
+    error = np.sqrt(39 / 40 * ((left_out - np.mean(left_out)) ** 2).sum())
+    assert _jackknife_error(ranks, groups) == pytest.approx(error)
 
 
 def test_a_stand_in_that_chooses_the_same_is_enough():
@@ -150,7 +190,7 @@ def planted_pool(n: int = 1000) -> Dataset:
 
 def test_a_sample_is_scored_once_and_costs_are_carried_to_the_pool(tmp_path, model_path):
     pool = planted_pool()
-    settings = {"small": Planted(), "share": 0.2, "trainee": model_path, "source_column": "source"}
+    settings = {"small": Planted(of="response"), "share": 0.2, "trainee": model_path, "source_column": "source"}
     result = advise(pool, Planted(), tmp_path / "a", queries={"q": pool.select(range(100, 103))}, **settings)
     assert result["rows"] == {"pool": 1000, "sample": 200} and result["advice"]["do"] == "small"
     assert result["agreement"]["spearman"] == {
@@ -159,6 +199,7 @@ def test_a_sample_is_scored_once_and_costs_are_carried_to_the_pool(tmp_path, mod
         "high": pytest.approx(1),
     }
     assert result["overlap"] == {"q": 3}, "looked for in the whole pool"
+    assert any("both scorers give every row the same score" in words for words in result["advice"]["besides"])
     unscored = sum(result["unscored"]["large"].values())
     assert 5 < unscored < 40 and result["measured"] == 200 - unscored
     assert any("have no score by the large scorer" in words for words in result["advice"]["besides"])
@@ -190,6 +231,8 @@ def test_what_cannot_be_advised_on_is_refused(tmp_path):
         advise(pool, Planted(), tmp_path, share=0.1, which="middle")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="rows of the sample have a score; at least 50"):
         measure(np.full(60, np.nan), None, {}, None, 0.1)
+    with pytest.raises(ValueError, match="small is the same scorer as the one in question \\(planted: of all\\)"):
+        advise(pool, Planted(), tmp_path, share=0.1, small=Planted())
     with pytest.raises(ValueError, match="share is 2 "):
         advise(pool, Planted(), tmp_path, share=2)
 
@@ -208,6 +251,9 @@ def test_the_command_advises(tmp_path, monkeypatch, capsys, model_path):
     assert result["scorers"]["small"]["settings"]["max_length"] == "16" and result["overlap"]["q"] >= 5
     assert result["cost"]["pool"]["large"]["flops"] > result["cost"]["pool"]["small"]["flops"] > 0
     assert result["cost"]["training"]["everything"] > 0
+    assert "both scorers give every row the same score" not in out
+    assert main([word for word in command if word != "max_length=16"]) == 2
+    assert "small is the same scorer" in capsys.readouterr().err
     targeted = ["advise", "--scorer", "tfidf", "--dataset", "pool.jsonl", "--share", "0.2", "--output-dir", "b"]
     assert main(targeted) == 2 and "scorer tfidf needs --queries TASK=FILE" in capsys.readouterr().err
     assert main([*targeted, "--queries", "q=queries.jsonl"]) == 0

@@ -141,6 +141,31 @@ def test_unequal_tokens_are_refused():
         tables(cells, ["m"], {"d": {"better": "lower", "unit": "nats"}}, {})
 
 
+def test_only_methods_are_corrected_for_together_also_beside_matched_draws():
+    """The longest rows are a baseline, asked alone: among the hypotheses they would make a method's p-value larger."""
+    rng = np.random.default_rng(0)
+
+    def run(method, seed, shift, matched_by=None):
+        record = {"tokens": 100, "tokens_wanted": 100, "tokens_within": 10, "rows": 8, "steps": 2, "rows_cut": 0}
+        record |= {"passes": 1.0, "could_choose_from": 80, "seconds": 1.0, "flops": 1.0, "matched_by": matched_by}
+        return Cell(method, "8 rows", seed), {**record, "values": {"d": (shift + rng.normal(0, 1, 30)).tolist()}}
+
+    matched = "random (999 tokens)"
+    cells = {Cell(UNTRAINED, "", 0): {"values": {"d": [2.0] * 30}}}
+    for seed in range(3):
+        cells |= dict([run("random", seed, 0), run(matched, seed, 0), run("longest", seed, -0.4, matched)])
+        cells |= dict([run("m", seed, -0.3, matched), run("n", seed, -0.2, matched), run("o", seed, -0.3)])
+    lines = tables(cells, ["m", "n", "o"], {"d": {"better": "lower", "unit": "nats"}}, {})["budgets"]["8 rows"]["d"]
+    longest, *methods = (lines[name]["matched"]["difference"] for name in ("longest", "m", "n"))
+    assert longest["p_holm"] == longest["p"]
+    smaller, larger = sorted(methods, key=lambda d: d["p"])
+    assert smaller["p_holm"] == pytest.approx(2 * smaller["p"]) and "matched" not in lines["o"]
+    assert larger["p_holm"] == max(larger["p"], smaller["p_holm"])
+    assert lines["longest"]["difference"]["p_holm"] == lines["longest"]["difference"]["p"]
+    firsts = min((lines[name]["difference"] for name in "mno"), key=lambda d: d["p"])
+    assert firsts["p_holm"] == pytest.approx(3 * firsts["p"])
+
+
 def test_overlap_with_the_pool_and_rows_out_of_reach_are_said(ground, tmp_path, caplog):
     pool, held_out, recipe = ground
     partly = pool.map(lambda row, i: {"score": row["good"] if i % 2 else None}, with_indices=True)

@@ -13,10 +13,11 @@ A random 1 to 5 % of the rows is scored by the scorer in question and, if there 
   a warm-up; beside that of training.
 - rows of the whole pool that repeat a query.
 
-Intervals are percentiles of a bootstrap over rows, and a piece of advice is given when its whole interval is on one
-side of its threshold. Why ask: gains at equal training size often do not pay for scoring the pool (Ivison et al. 2025,
-arXiv:2503.01807; Yin and Rush 2025, arXiv:2410.16208), smaller scorers often choose nearly as well (arXiv:2402.00530,
-and table 8 of the former), and likelihood scores often are length or source in disguise.
+Intervals are percentiles of a bootstrap over rows (that of sources: between_groups.py), and a piece of advice is given
+when its whole interval is on one side of its threshold. Why ask: gains at equal training size often do not pay for
+scoring the pool (Ivison et al. 2025, arXiv:2503.01807; Yin and Rush 2025, arXiv:2410.16208), smaller scorers often
+choose nearly as well (arXiv:2402.00530, and table 8 of the former), and likelihood scores often are length or source
+in disguise.
 """
 
 import os
@@ -25,9 +26,11 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
+from datasets.fingerprint import Hasher
 
 from hf_select import columns
 from hf_select.choices import check_choice
+from hf_select.evaluation.between_groups import between_groups_interval
 from hf_select.files import read_json, write_json
 from hf_select.formats import Conversation, conversations
 from hf_select.inference.parameters import active_parameters
@@ -38,7 +41,7 @@ from hf_select.scoring.length import Length
 from hf_select.scoring.overlap import rows_that_repeat
 from hf_select.selection.baselines import random_order
 from hf_select.selection.combine import percentile_ranks, rank_correlation
-from hf_select.words import characters_of
+from hf_select.words import Part, characters_of
 
 
 Which = Literal["best", "worst"]
@@ -85,9 +88,15 @@ def advise(
         seed: of the sample and of the bootstrap.
         chunk_rows: rows that are scored and written together.
     Returns: what is written to advice.json.
-    Raises: ValueError if the sample has fewer than 50 rows, or for an unknown column.
+    Raises: ValueError if the sample has fewer than 50 rows, for an unknown column, or if both scorers are the same.
     """
     check_choice("which", which, Which)
+    if small is not None and Hasher.hash(small) == Hasher.hash(scorer):  # settings and what they were fitted on
+        settings = ", ".join(f"{name} {value}" for name, value in _plain(small.settings()).items())
+        raise ValueError(
+            f"small is the same scorer as the one in question ({small.name}: {settings}), so there is nothing to "
+            "compare. Give small a cheaper model or other settings, or leave it out."
+        )
     if not 0 < share <= 1 or not 0 < fraction < 1:
         raise ValueError(
             f"share is {share} and fraction {fraction}; both are shares of the pool, above 0 and at most 1."
@@ -165,8 +174,6 @@ def measure(
     for name, values in scores.items():
         for kind, sizes in lengths.items():
             wanted[f"length {kind} {name}"] = lambda rows, v=values, s=sizes: rank_correlation(v[rows], s[rows]) or 0.0
-        if codes is not None:
-            wanted[f"source {name}"] = lambda rows, v=values: between_groups(v[rows], codes[rows])
     if small is not None:
         a, b = scores["large"], scores["small"]
         wanted["spearman"] = lambda rows: rank_correlation(a[rows], b[rows]) or 0.0
@@ -179,11 +186,15 @@ def measure(
         "measured": int(there.sum()),
         "agreement": None
         if small is None
-        else {name: found[name] for name in ("spearman", "overlap", "kept")} | {"by_chance": fraction},
+        else {name: found[name] for name in ("spearman", "overlap", "kept")}
+        | {"by_chance": fraction, "identical": bool((scores["large"] == scores["small"]).all())},
         "length": {kind: {name: found[f"length {kind} {name}"] for name in scores} for kind in lengths},
         "source": None
         if codes is None
-        else {"distinct": int(codes.max()) + 1, **{name: found[f"source {name}"] for name in scores}},
+        else {
+            "distinct": int(codes.max()) + 1,
+            **{name: _of_sources(values, codes) for name, values in scores.items()},
+        },
         "points": points | {f"length {kind}": sizes[shown].tolist() for kind, sizes in lengths.items()},
     }
 
@@ -198,17 +209,6 @@ def lift_kept(large: np.ndarray, small: np.ndarray, fraction: float) -> float:
     ranks = percentile_ranks(large)
     own = ranks[_best(large, fraction)].mean() - 0.5
     return float((ranks[_best(small, fraction)].mean() - 0.5) / own) if own > 0 else 0.0
-
-
-def between_groups(scores: np.ndarray, groups: np.ndarray) -> float:
-    """Share of the variance of the ranks that lies between groups: epsilon squared, which is 0 on average where groups
-    tell nothing, however many there are."""
-    ranks = percentile_ranks(scores)
-    _, code, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    total = ((ranks - ranks.mean()) ** 2).sum()
-    within = total - (sizes * (np.bincount(code, ranks) / sizes - ranks.mean()) ** 2).sum()
-    left = len(ranks) - len(sizes)
-    return float(1 - (within / left) / (total / (len(ranks) - 1))) if total > 0 and left > 0 else 0.0
 
 
 def advice(result: dict[str, Any]) -> dict[str, Any]:
@@ -292,6 +292,11 @@ def _besides(result: dict[str, Any], scorer: str) -> list[str]:
                 f"the {scorer} scorer over every row costs {times:.2g} times the training on the selection: one use "
                 "pays only if random rows would need that much more (hf-select compare says so)"
             )
+    if result["agreement"] is not None and result["agreement"]["identical"]:
+        found.append(
+            "both scorers give every row the same score: on these rows they are one scorer, and their agreement says "
+            "nothing of another"
+        )
     for name, reasons in result["unscored"].items():
         missing = sum(reasons.values())
         if missing > 0.01 * result["rows"]["sample"]:
@@ -337,12 +342,17 @@ def _with_intervals(
     }
 
 
+def _of_sources(scores: np.ndarray, codes: np.ndarray) -> dict[str, float]:
+    return dict(zip(("value", "low", "high"), between_groups_interval(scores, codes), strict=True))
+
+
 def _lengths(sample: Any) -> dict[str, np.ndarray]:
     """Characters of the rows and of their responses; 0 for a row that cannot be read, which has no score either."""
     parsed = conversations(readable(sample)[:])
+    parts: dict[str, Part] = {"row": "all", "responses": "response"}
     return {
         name: np.array([characters_of(row, of) if isinstance(row, Conversation) else 0 for row in parsed], dtype=float)
-        for name, of in (("row", "all"), ("responses", "response"))
+        for name, of in parts.items()
     }
 
 

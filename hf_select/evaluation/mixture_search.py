@@ -35,7 +35,7 @@ from tqdm.auto import tqdm
 
 from hf_select.choices import check_choice
 from hf_select.evaluation.measures import Measure, as_measures
-from hf_select.evaluation.statistics import differences
+from hf_select.evaluation.statistics import Difference, corrected, differences
 from hf_select.files import read_json, write_json
 from hf_select.inference.causal_lm import CausalLM
 from hf_select.inference.sources import find
@@ -218,9 +218,7 @@ class _Search:
             for arm, one in tqdm(arms.items(), desc="confirm", unit="mixture")
         }
         values = {arm: np.array([self._objective(record) for record in some]) for arm, some in confirmed.items()}
-        against = {
-            arm: differences({"found": values["found"]}, values[arm])["found"] for arm in arms if arm != "found"
-        }
+        against = beside_the_others(values)
         every = [*found, *itertools.chain.from_iterable(confirmed.values())]
         result = {
             "weights": dict(zip(names, map(float, best), strict=True)),
@@ -284,6 +282,12 @@ class _Search:
         return np.concatenate(
             [s * part * items / (len(part) * len(parts)) for s, part in zip(signs, parts, strict=True)]
         )
+
+
+def beside_the_others(values: Mapping[str, np.ndarray]) -> dict[str, Difference]:
+    """The weights found less each other arm, arm -> (seeds, items), with p-values corrected for all of them."""
+    others = [arm for arm in values if arm != "found"]
+    return corrected({arm: differences({arm: values["found"]}, values[arm], asked=len(others))[arm] for arm in others})
 
 
 def _finest_grid(sources: int, runs: int) -> np.ndarray:

@@ -12,23 +12,25 @@ MS_s / (S I) and MS_i / (S I) are what bootstraps over seeds and over items give
 draw. A bootstrap that draws both at once counts what is left three times (Owen 2007) and has no degrees of freedom of
 its own: where methods change some items more than others it gave 0.3 % false alarms for 5 with five seeds, and found
 one effect in three of those of which this finds four in five. Two or three seeds may agree by chance, so the interval
-is never narrower than theirs alone (Student's t over the seeds' means). Of several methods the p-values are Holm's.
+is never narrower than theirs alone (Student's t over the seeds' means). Where every seed and item has the same
+difference, t has no error to divide by, and p is that of the sign test. Of several methods the p-values are Holm's.
 """
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.stats import nct
+from scipy.special import chdtr
 from scipy.stats import t as student
 
 
 Outcome = Literal["better", "worse", "no evidence"]
 
 _POWER = 0.8
+_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(64)  # of a standard normal variable
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,12 @@ class Difference:
 
     Args:
         mean: of D over seeds and items, in the units of the results.
-        low, high: its interval at the confidence that was asked for, this comparison alone.
+        low, high: its interval at the confidence that was asked for, this comparison alone; the mean itself where
+            every seed and item has the same difference, which says nothing of the spread.
         p: of no difference, two-sided; p_holm is corrected for all methods that were compared together.
         wins, losses: seeds in which the method's mean is better and worse; the others are even.
-        detectable: the smallest true difference that so many seeds and items find in 4 of 5 studies, after the
-            correction for all methods that were compared together.
+        detectable: the true difference that as many seeds and items find in 4 of 5 studies, after the correction for
+            all methods that were compared together; 0 where nothing is known of the spread.
         seeds, items: how many of them.
     """
 
@@ -67,8 +70,10 @@ class Difference:
         outcome = self.outcome(lower_is_better, alpha)
         if outcome != "no evidence":
             return f"{outcome} than the baseline by {abs(self.mean):.4g}"
-        if self.detectable == 0:  # nothing varied, so nothing is known of what would have been found
+        if self.detectable == 0 and self.mean == 0:
             return "no evidence of a difference (all results are equal)"
+        if self.detectable == 0:
+            return f"no evidence of a difference (it is {self.mean:.4g} throughout, so its spread is not known)"
         return f"no evidence of a difference (one of {self.detectable:.2g} would be found in 4 of 5 such studies)"
 
 
@@ -100,9 +105,18 @@ def differences(
             raise ValueError("one seed says nothing of the spread between seeds; give at least two.")
         if not (np.isfinite(results).all() and np.isfinite(baseline).all()):
             raise ValueError(f"{name} or the baseline has results that are no number.")
-        found[name] = _difference(results - baseline, lower_is_better, confidence, asked or len(methods))
-    corrected = holm({name: difference.p for name, difference in found.items()})
-    return {name: Difference(**{**vars(d), "p_holm": corrected[name]}) for name, d in found.items()}
+        d = results - baseline
+        rounding = 1e-12 * max(np.abs(results).max(), np.abs(baseline).max())
+        if np.ptp(d) <= rounding:
+            d = np.full_like(d, d.mean() if abs(d.mean()) > rounding else 0.0)
+        found[name] = _difference(d, lower_is_better, confidence, asked or len(methods))
+    return corrected(found)
+
+
+def corrected(found: Mapping[str, Difference]) -> dict[str, Difference]:
+    """The same with p-values corrected for all of them together, whatever their baselines."""
+    p_values = holm({name: difference.p for name, difference in found.items()})
+    return {name: replace(difference, p_holm=p_values[name]) for name, difference in found.items()}
 
 
 def standard_errors(d: np.ndarray) -> list[tuple[float, float]]:
@@ -136,13 +150,16 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 def _difference(d: np.ndarray, lower_is_better: bool, confidence: float, methods: int) -> Difference:
     seeds, items = d.shape
     mean, errors = float(d.mean()), standard_errors(d)
+    equal = np.ptp(d) == 0
+    if equal:  # as the mean of equal numbers need not be exactly theirs
+        mean, errors = float(d[0, 0]), [(0.0, 1.0)]
     half = max(error * float(student.isf((1 - confidence) / 2, degrees)) for error, degrees in errors)
-    # The first step of Holm's correction, which is the hardest.
-    hardest = (1 - confidence) / 2 / methods
     p = max(
         float(2 * student.sf(abs(mean) / error, degrees)) if error > 0 else float(mean == 0)
         for error, degrees in errors
     )
+    if mean != 0 and equal:
+        p = max(2.0 ** (1 - sample) for sample in d.shape if sample > 1)  # the sign test, of seeds and of items
     of_seed = np.sign(d.mean(axis=1)) * (-1 if lower_is_better else 1)
     return Difference(
         mean=mean,
@@ -152,14 +169,36 @@ def _difference(d: np.ndarray, lower_is_better: bool, confidence: float, methods
         p_holm=p,
         wins=int((of_seed > 0).sum()),
         losses=int((of_seed < 0).sum()),
-        detectable=max(error * _noncentrality(hardest, degrees) for error, degrees in errors),
+        # By the first step of Holm's correction, which is the hardest.
+        detectable=_detectable(errors, (1 - confidence) / 2 / methods),
         seeds=seeds,
         items=items,
     )
 
 
+def _detectable(errors: list[tuple[float, float]], tail: float) -> float:
+    """The true difference at which every test is above its quantile in 4 of 5 studies; 0 without an error.
+
+    The tests share the mean, whose standard error is the largest of theirs. Their own errors are taken as independent
+    of each other (chi squared, as behind the noncentral t); they are not negatively correlated, so the power is at
+    least as said.
+    """
+    tests = [(error * _quantile(tail, degrees), degrees) for error, degrees in errors if error > 0]
+    if not tests:
+        return 0.0
+    of_mean = max(error for error, _ in errors)
+
+    def missed(shift: float) -> float:
+        means = np.maximum(shift + of_mean * _NODES, 0)
+        found = np.prod([chdtr(degrees, degrees * (means / least) ** 2) for least, degrees in tests], axis=0)
+        return _POWER - float(_WEIGHTS @ found) / float(_WEIGHTS.sum())
+
+    largest = max(least for least, _ in tests)
+    while missed(largest) > 0:
+        largest *= 2
+    return float(brentq(missed, 0, largest))  # pyright: ignore[reportArgumentType]
+
+
 @functools.cache
-def _noncentrality(tail: float, degrees: float) -> float:
-    """How many standard errors a true difference must have for t to be above its quantile in 4 of 5 studies."""
-    quantile = float(student.isf(tail, degrees))
-    return float(brentq(lambda shift: nct.sf(quantile, degrees, shift) - _POWER, 0, 10 * quantile + 10))  # type: ignore[arg-type]
+def _quantile(tail: float, degrees: float) -> float:
+    return float(student.isf(tail, degrees))

@@ -1,12 +1,12 @@
 """The cells of a comparison -> for each budget and measure every method beside random rows, with a verdict."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from hf_select.evaluation.statistics import Difference, differences, holm
+from hf_select.evaluation.statistics import Difference, corrected, differences
 
 
 RANDOM, UNTRAINED = "random", "untrained"
@@ -72,25 +72,32 @@ def _lines(
     values: Mapping[str, np.ndarray], runs: Mapping[str, dict[str, Any]], methods: Sequence[str], lower: bool
 ) -> dict[str, Any]:
     """Name -> line, random rows first, then the baselines, then the methods."""
-    # Baselines are no hypotheses: only the methods count for Holm's correction.
-    others = [name for name in (UNTRAINED, *values) if name not in (RANDOM, *methods)]
-    against = {name: differences({name: values[name]}, values[RANDOM], lower)[name] for name in others}
-    against |= differences({name: values[name] for name in methods if name in values}, values[RANDOM], lower)
-    beside: dict[str, Difference] = {}
+    against = _beside(
+        values, dict.fromkeys((name for name in (UNTRAINED, *values) if name != RANDOM), RANDOM), methods, lower
+    )
     lines: dict[str, Any] = {RANDOM: {"mean": float(values[RANDOM].mean()), **runs[RANDOM]}}
     for name, difference in against.items():
         line = {"mean": float(values[name].mean()), **runs.get(name, {})}
-        line |= {"difference": vars(difference), "verdict": difference.verdict(lower)}
-        matched = line.get("matched_by")
-        if matched is not None:
-            beside[name] = differences({name: values[name]}, values[matched], lower, asked=len(methods))[name]
-        lines[name] = line
-    corrected = holm({name: d.p for name, d in beside.items()})
-    for name, alone in beside.items():
-        d = replace(alone, p_holm=corrected[name])
-        baseline = lines[name]["matched_by"]
-        lines[name]["matched"] = {"baseline": baseline, "difference": vars(d), "verdict": d.verdict(lower)}
+        lines[name] = line | {"difference": vars(difference), "verdict": difference.verdict(lower)}
+    matched = {name: line["matched_by"] for name, line in lines.items() if line.get("matched_by") is not None}
+    for name, d in _beside(values, matched, methods, lower).items():
+        lines[name]["matched"] = {"baseline": matched[name], "difference": vars(d), "verdict": d.verdict(lower)}
     return lines
+
+
+def _beside(
+    values: Mapping[str, np.ndarray], baselines: Mapping[str, str], methods: Sequence[str], lower: bool
+) -> dict[str, Difference]:
+    """Name -> its difference to its baseline. Only the methods are hypotheses, and corrected for together."""
+    asked = [name for name in methods if name in baselines]
+    others = [name for name in baselines if name not in methods]
+    found = {
+        name: differences(
+            {name: values[name]}, values[baselines[name]], lower, asked=len(asked) if name in asked else 1
+        )[name]
+        for name in (*others, *asked)
+    }
+    return found | corrected({name: found[name] for name in asked})
 
 
 def _run(records: list[Mapping[str, Any]], cost: Mapping[str, float] | None) -> dict[str, Any]:
