@@ -15,12 +15,14 @@ Whatever a row says must be in the text. Tool arguments are given as objects or 
 writes; a row of which it leaves out words, calls or reasoning is refused with the reason.
 """
 
+import hashlib
 import json
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, cast
 
 
@@ -136,6 +138,31 @@ class Renderer:
         if calls and not content and self.null_for_empty:
             return {**message, "content": None}
         return {**message, "content": [{"type": "text", "text": content}]} if self.content_in_parts else message
+
+
+def template_text(given: str) -> str:
+    """A chat template that is given as its text or as the path of a file.
+
+    Raises: ValueError if there is no such file, or if the template is not valid Jinja.
+    """
+    text = given
+    if "{" not in given:
+        path = Path(given).expanduser()
+        if not path.is_file():
+            raise ValueError(
+                f'chat_template is "{given}": no such file, and not the text of a template (that has {{% or {{{{).'
+            )
+        text = path.read_text(encoding="utf-8")
+    try:
+        Renderer(text, ()).text([_QUESTION])
+    except BadRow:  # of this one message: rows are judged for themselves
+        pass
+    return text
+
+
+def template_digest(text: str | None) -> str | None:
+    """A template as identities name it: its text in short."""
+    return None if text is None else f"sha256 {hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def renderer(template: str, tokenizer: Any, tools: list[dict[str, Any]] | None = None) -> Renderer:

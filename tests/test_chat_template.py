@@ -5,12 +5,17 @@ from pathlib import Path
 
 import pytest
 import trl
+from datasets import Dataset
+from datasets.fingerprint import Hasher
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import TemplateError
 
+from hf_select import DEITA, IFD, CausalLM, Length, Perplexity, RDSPlus, SelectIT
 from hf_select.chat_template import FALLBACK_TEMPLATE, LESS_TEMPLATE, render_with_spans, renderer
+from hf_select.cli.main import main
 from hf_select.formats import BadRow, Conversation, conversations, encode
+from hf_select.training.warmup import WarmUp
 
 
 FOLDER = Path(trl.__file__).parent / "chat_templates"
@@ -370,3 +375,120 @@ def test_weights_that_cannot_be_honoured_are_refused(changes, reason, tokenizer)
     (conversation,) = conversations({"messages": [messages]})
     with pytest.raises(BadRow, match=reason):
         raise conversation if isinstance(conversation, BadRow) else encode(conversation, tokenizer)
+
+
+# ---------------------------------------------------------------------------------------------- a template of one's own
+
+CHATML = (
+    "{{ bos_token }}{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}OPENS{% endif %}"
+)
+
+
+def jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def test_a_template_is_given_as_text_or_as_a_file_and_identifies_the_model(model_path, tokenizer, tmp_path):
+    file = tmp_path / "own.jinja"
+    file.write_text(TEMPLATES["qwen3"], encoding="utf-8")
+    lm, same, none = (CausalLM(model_path, chat_template=t) for t in (str(file), TEMPLATES["qwen3"], None))
+    assert lm.identity() == same.identity() != none.identity()
+    assert Hasher.hash(lm) == Hasher.hash(same) != Hasher.hash(none)
+    file.unlink()  # the text is kept
+    assert lm.fresh().load().tokenizer.chat_template == TEMPLATES["qwen3"]
+    own = tokenizer.chat_template
+    given = CausalLM(lm.load().model, tokenizer=tokenizer, chat_template=TEMPLATES["qwen3"])
+    assert given.load().tokenizer.chat_template == TEMPLATES["qwen3"] and tokenizer.chat_template == own
+
+
+def test_a_template_that_cannot_be_read_or_would_have_no_effect_is_refused(model_path):
+    with pytest.raises(ValueError, match=r'chat_template is "none.jinja": no such file'):
+        CausalLM(model_path, chat_template="none.jinja")
+    with pytest.raises(ValueError, match="not valid Jinja"):
+        CausalLM(model_path, chat_template="{% if %}")
+    lm = CausalLM(model_path, chat_template=TEMPLATES["qwen3"])
+    uses = (
+        lambda: SelectIT(lm),
+        lambda: DEITA(lm),
+        lambda: Perplexity(lm, text_format="tulu"),
+        lambda: IFD(lm, text_format="alpaca"),
+        lambda: RDSPlus(lm, text_format="tulu"),
+        lambda: WarmUp(lm, text_format="tulu"),
+        lambda: Length(chat_template=TEMPLATES["qwen3"]),
+    )
+    for use in uses:
+        with pytest.raises(ValueError, match="chat_template"):
+            use()
+
+
+def test_what_a_generation_prompt_adds_beyond_a_finished_turn_does_not_change_ifd(model_path):
+    """As DeepSeek's, which opens a thought that no finished turn has: alone, a response has the header it has."""
+    batch = {"messages": [ROWS["multi"], ROWS["single"]]}
+    plain, opens = (
+        IFD(CausalLM(model_path, chat_template=CHATML.replace("OPENS", opening)))(batch)
+        for opening in ("", "{{ '<think>\n' }}")
+    )
+    assert opens == plain and None not in plain["score_ifd"]
+
+
+def test_score_takes_a_template_and_continues_under_that_one_alone(model_path, tmp_path, capsys):
+    data = jsonl(tmp_path / "rows.jsonl", [{"messages": ROWS["multi"]}] * 3)
+    templates = {}
+    for name in ("qwen3", "phi3_5"):
+        templates[name] = tmp_path / f"{name}.jinja"
+        templates[name].write_text(TEMPLATES[name], encoding="utf-8")
+    argv = [
+        "score",
+        "--scorer",
+        "ifd",
+        "--model",
+        model_path,
+        "--dataset",
+        data,
+        "--output-dir",
+        str(tmp_path / "out"),
+    ]
+    assert main([*argv, "--chat-template", str(templates["qwen3"])]) == 0
+    out = capsys.readouterr().out
+    assert "Next: " in out and "Only" not in out
+    assert main([*argv, "--chat-template", str(templates["qwen3"])]) == 0
+    assert main([*argv, "--chat-template", str(templates["phi3_5"])]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "model.chat_template sha256" in line and len(line) < 600
+
+
+def test_a_run_without_scores_fails_and_one_with_few_says_so_first(model_path, tmp_path, capsys):
+    rows = [{"messages": ROWS["reasoning"]}] * 3
+    template = tmp_path / "llama3.jinja"
+    template.write_text(TEMPLATES["llama3"], encoding="utf-8")
+    for name, more, code in (("none", [], 2), ("few", [{"messages": ROWS["single"]}], 0)):
+        data = jsonl(tmp_path / f"{name}.jsonl", rows + more)
+        argv = ["--model", model_path, "--chat-template", str(template), "--dataset", data]
+        argv += ["--output-dir", str(tmp_path / name)]
+        assert main(["score", "--scorer", "perplexity", *argv]) == code
+        captured = capsys.readouterr()
+        assert captured.out.startswith(
+            f"{'None' if code else 'Only 1'} of {len(rows + more)} rows has a score. Reasons: 3 x"
+        )
+        assert ("Next:" in captured.out) == (code == 0)
+        assert ("no row has a score. Reasons: 3 x the chat template does not write the reas" in captured.err) == bool(
+            code
+        )
+        argv[-1] += "-index"
+        assert main(["index", "--scorer", "rds", *argv]) == code
+        assert ("Next:" in capsys.readouterr().out) == (code == 0)
+
+
+def test_every_scorer_carries_what_the_template_leaves_out(model_path):
+    """A note beside the score, and no score where a response is not written whole."""
+    batch = {"messages": [ROWS["two reasonings"], ROWS["multi"]]}
+    lm = CausalLM(model_path, chat_template=TEMPLATES["qwen3"])
+    note = "the chat template leaves out the reasoning of earlier responses"
+    for scorer in (IFD(lm), Perplexity(lm), Perplexity(lm, scope="response")):
+        assert scorer(batch)[f"{scorer.name}_reason"] == [note, ""]
+    rds = RDSPlus(lm).fit({"t": Dataset.from_dict(batch)})(batch)["rds_reason"]
+    assert note in rds[0] and note not in rds[1]
+    length = Length(tokenizer=model_path, chat_template=TEMPLATES["qwen3"])
+    assert length(batch)["length_reason"] == [note, ""]

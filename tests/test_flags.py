@@ -177,7 +177,7 @@ def test_every_synonym_leads_to_a_name_that_there_is():
         elif name == "train":
             choices = [{"method": "sft"}]
         known |= {f.name for values in choices for part in (cls, *cls.parts(values)) for f in settable(part)}
-    unknown = {ours for names in SYNONYMS.values() for ours in names} - known - {"chat_template"}
+    unknown = {ours for names in SYNONYMS.values() for ours in names} - known
     assert not unknown
     assert nearest("--batch-size", ["--bad-rows", "--tokens-per-batch"])[0] == "--tokens-per-batch"
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from hf_select.cli.score import OverRows, build_scorer
+from hf_select.cli.score import OverRows, build_scorer, check_any, say_if_few
 
 
 @dataclass(kw_only=True)
@@ -51,7 +51,9 @@ class Index(OverRows):
             ["dimensions, stored as", f"{index.dimensions:,}, {self.stored_dtype}"],
             ["seconds, rows/s", f"{summary['cost']['seconds']:,.1f}, {len(index) / summary['cost']['seconds']:,.1f}"],
         ]
+        say_if_few(summary["with_vector"], len(index), summary["reasons"], "a vector")
         print_table(["", ""], rows)
+        check_any(summary["with_vector"], summary["reasons"], "a vector")
         return (
             f"hf-select score --scorer {self.scorer} --index {self.output_dir} --dataset {self.dataset} "
             "--queries TASK=FILE --output-dir scores, with the settings of this command."

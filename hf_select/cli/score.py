@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal, cast
 
 from hf_select.cli.settings import build, check_names, settable, suggest
 from hf_select.columns import SCORE_PREFIX
+from hf_select.files import read_json
 
 
 # The part of the scores that the papers take, in the words of select and of compare. IFD above 1 and the highest
@@ -131,9 +133,28 @@ class Score(OverRows):
         )
         if not leads():  # one of the processes says how it went
             return None
-        print_table(*_summary(self.output_dir, scorer.name))
+        summary = cast(dict[str, Any], read_json(Path(self.output_dir).expanduser() / "summary.json"))
+        say_if_few(summary["scored"], summary["rows"], summary["reasons"], "a score")
+        print_table(["", ""], _summary(summary, scorer.name))
+        check_any(summary["scored"], summary["reasons"], "a score")
         print(f"{len(scored)} rows with their scores: {self.output_dir}/scored; the scores alone: scores.parquet")
         return next_step(scorer, self.output_dir, self.dataset)
+
+
+def say_if_few(found: int, rows: int, reasons: dict[str, int], what: str) -> None:
+    """Say that fewer than half of the rows have what was asked for, and why; before anything else is said."""
+    if found * 2 < rows:
+        print(f"{f'Only {found:,}' if found else 'None'} of {rows:,} rows has {what}. {_most(reasons)}")
+
+
+def check_any(found: int, reasons: dict[str, int], what: str) -> None:
+    """Raises: ValueError if there is nothing for a next step to use."""
+    if not found:
+        raise ValueError(f"no row has {what}. {_most(reasons)}")
+
+
+def _most(reasons: dict[str, int]) -> str:
+    return f"Reasons: {'; '.join(f'{count:,} x {reason}' for reason, count in list(reasons.items())[:3])}."
 
 
 def next_step(scorer: Any, output_dir: str, dataset: str) -> str:
@@ -200,11 +221,7 @@ def build_parts(parts: list[type], settings: dict[str, Any], where: str) -> Any:
     return build(parts[0], mine, where)
 
 
-def _summary(output_dir: str, name: str) -> tuple[list[str], list[list[str]]]:
-    import json
-    from pathlib import Path
-
-    summary = json.loads((Path(output_dir) / "summary.json").read_text(encoding="utf-8"))
+def _summary(summary: dict[str, Any], name: str) -> list[list[str]]:
     cost, quantiles = summary["cost"], summary["quantiles"]
     rows = [
         ["rows", f"{summary['rows']:,}"],
@@ -220,4 +237,4 @@ def _summary(output_dir: str, name: str) -> tuple[list[str], list[list[str]]]:
     if "tokens" in cost:
         rows.append(["tokens, counted FLOPs", f"{cost['tokens']:,}, {cost['flops']:.3g}"])
     rows.append(["peak memory, device", f"{cost['peak_memory_mib']:,.0f} MiB, {summary['device']}"])
-    return ["", ""], rows
+    return rows

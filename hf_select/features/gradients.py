@@ -359,6 +359,8 @@ class AdapterGradients:
         check_choices(self)
         # A copy of its own: the adapters are put into the model.
         self.lm = self.model.fresh() if isinstance(self.model, CausalLM) else CausalLM(self.model)
+        if self.text_format != "chat":
+            self.lm.refuse_template(f"text_format {self.text_format} is a layout of its own")
         given = [self.checkpoints] if isinstance(self.checkpoints, str) else self.checkpoints
         self.checkpoints = [path for one in given for path in _expanded(one)]
         if not self.checkpoints:

@@ -54,6 +54,8 @@ class HiddenStates:
         if self.max_length is not None and self.max_length < 1:
             raise ValueError(f"max_length is {self.max_length}; it must be at least 1.")
         self.lm = self.model if isinstance(self.model, CausalLM) else CausalLM(self.model)
+        if self.text_format != "chat":
+            self.lm.refuse_template(f"text_format {self.text_format} is a layout of its own")
 
     def load(self, rank: int | None = None) -> None:
         self.lm.load(rank)

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hf_select.chat_template import template_digest, template_text
 from hf_select.choices import check_choices
 from hf_select.formats import FALLBACK_TEMPLATE
 from hf_select.inference import batching, loading
@@ -69,6 +70,7 @@ class CausalLM:
         trust_remote_code: run model code from the Hub; off unless you have read it.
         batch_invariant: run each row alone and share no prefix, so that a score is the same to the last bit in any
             batch. Took 1.3 to 2.3 times as long on a CPU; on an accelerator it costs far more. See Rounding.
+        chat_template: file of a Jinja template, or its text, in place of the tokenizer's own.
     Rounding: matrix kernels add in another order for another batch shape. Measured on Gemma 3 270M, 24 rows alone and
         in one batch, the largest difference of a SelectIT score (standard deviation over rows 0.17): float32 1.4e-6,
         bfloat16 3.3e-2, with batch_invariant 0 in both. Logits are formed in float32 in every case; the rest of the
@@ -88,12 +90,15 @@ class CausalLM:
     tokens_per_batch: int | None = None
     trust_remote_code: bool = False
     batch_invariant: bool = False
+    chat_template: str | None = field(default=None, repr=False)
     usage: Usage = field(default_factory=Usage, repr=False, compare=False)
 
     def __post_init__(self):
         if not isinstance(self.model, str) and self.tokenizer is None:
             raise ValueError("a loaded model needs its tokenizer: CausalLM(model, tokenizer=tokenizer).")
         check_choices(self)
+        if self.chat_template is not None:
+            self.chat_template = template_text(self.chat_template)  # the text is what results depend on
         if self.batch_invariant and self.tokens_per_batch is not None:
             raise ValueError(
                 "batch_invariant runs each row alone, so tokens_per_batch has no effect; give one of them."
@@ -133,7 +138,7 @@ class CausalLM:
 
     def described(self) -> dict[str, Any]:
         """The settings for people to read, with the commit of a model on the Hub."""
-        words = {**self.settings(), "model": self.name}
+        words = {**self.settings(), "model": self.name, "chat_template": template_digest(self.chat_template)}
         if self.tokenizer is not None and not isinstance(self.tokenizer, str):
             words["tokenizer"] = type(self.tokenizer).__name__
         return words if self.commit is None else {**words, "commit": self.commit}
@@ -145,6 +150,7 @@ class CausalLM:
         model, tokenizer, adapter = self.sources.model, self.sources.tokenizer, self.sources.adapter
         return {
             **{name: value for name, value in self.settings().items() if name not in (*places, *where)},
+            "chat_template": template_digest(self.chat_template),
             "weights": content_of_loaded(self.model) if model is None else model.identity,
             "tokenizer": content_of_tokenizer(self.tokenizer) if tokenizer is None else tokenizer.identity,
             "adapter": None if adapter is None else adapter.identity,
@@ -167,6 +173,11 @@ class CausalLM:
     def commit(self) -> str | None:
         """Of a model on the Hub."""
         return None if self.sources.model is None else self.sources.model.commit
+
+    def refuse_template(self, why: str) -> None:
+        """Raise if a chat template was given that would have no effect."""
+        if self.chat_template is not None:
+            raise ValueError(f"{why}, so chat_template has no effect; leave it out.")
 
     def details(self, template: str | None) -> dict[str, Any]:
         """What exactly runs: the commit of the weights, their type, a hash of the template (None: the model's own)."""

@@ -1,5 +1,6 @@
 """Loading a causal LM, and proving on a few tokens that it is one and that it measures what it should."""
 
+import copy
 import logging
 import os
 import time
@@ -177,14 +178,17 @@ def load(spec: "CausalLM", rank: int | None) -> LoadedModel:
 
 
 def load_tokenizer(spec: "CausalLM") -> Any:
-    """The tokenizer that a CausalLM describes, as it came."""
+    """The tokenizer that a CausalLM describes, as it came but for a template that was given."""
     from transformers import AutoTokenizer
 
-    source = spec.sources.tokenizer
-    if source is None:
-        return spec.tokenizer
-    options = {"revision": source.commit, "trust_remote_code": spec.trust_remote_code}
-    return patiently(lambda: AutoTokenizer.from_pretrained(source.location, **options), source.name)
+    source, tokenizer = spec.sources.tokenizer, spec.tokenizer
+    if source is not None:
+        options = {"revision": source.commit, "trust_remote_code": spec.trust_remote_code}
+        tokenizer = patiently(lambda: AutoTokenizer.from_pretrained(source.location, **options), source.name)
+    if spec.chat_template is not None:
+        tokenizer = copy.copy(tokenizer)  # one that was given keeps its own
+        tokenizer.chat_template = spec.chat_template
+    return tokenizer
 
 
 def patiently(load: Callable[[], Any], what: str) -> Any:

@@ -16,6 +16,7 @@ import numpy as np
 from datasets import List, Value
 
 from hf_select import columns
+from hf_select.chat_template import counts
 from hf_select.formats import BadRow, Conversation
 from hf_select.inference.batching import OutOfMemory
 from hf_select.inference.causal_lm import CausalLM
@@ -79,6 +80,8 @@ class DEITA(Scorer):
         self._complexity = self.model if isinstance(self.model, CausalLM) else CausalLM(self.model)
         quality = self.quality_model or self._complexity
         self._quality = quality if isinstance(quality, CausalLM) else CausalLM(quality)
+        for model in (self._complexity, self._quality):
+            model.refuse_template("DEITA asks with its own rating prompts")
         self._prompts = (
             _prompt(self.complexity_prompt, "complexity_prompt", ["{instruction}"]),
             _prompt(self.quality_prompt, "quality_prompt", ["{instruction}", "{response}"]),
@@ -125,7 +128,7 @@ class DEITA(Scorer):
 
     def _answer(self, rated: list[tuple[Any, Any]]) -> dict[str, Any] | BadRow:
         if not rated:
-            return BadRow("no user turn")
+            return BadRow("no user turn whose reply counts")
         failure = next((r for pair in rated for r in pair if isinstance(r, BadRow)), None)
         if failure is not None:
             return failure
@@ -164,12 +167,12 @@ class DEITA(Scorer):
 
 
 def user_pairs(row: Conversation) -> list[tuple[str, str]]:
-    """(user turn, reply) for every user turn; a turn without a reply has an empty one."""
+    """(user turn, reply) for every user turn whose reply counts; a turn without a reply has an empty one."""
     after = [*row.messages, {"role": "", "content": ""}][1:]
     return [
         (user["content"], reply["content"] if reply["role"] == "assistant" else "")
         for user, reply in zip(row.messages, after, strict=True)
-        if user["role"] == "user"
+        if user["role"] == "user" and not (reply["role"] == "assistant" and not counts(reply))
     ]
 
 

@@ -148,7 +148,8 @@ class IFD(LMScorer):
                     raise BadRow("empty response")
                 encoded, note = cut(said(row, encoded), self.max_length, loaded.max_length)
                 start = encoded.input_ids[:1] if encoded.input_ids[0] == loaded.tokenizer.bos_token_id else []
-                passes.append(_same_tokens(encoded.input_ids, encoded.responses, start + header, note))
+                leads = [start + _header_before(encoded.input_ids, first, header) for first, _ in encoded.responses]
+                passes.append(_same_tokens(encoded.input_ids, encoded.responses, leads, note))
             except BadRow as reason:
                 passes.append(reason)
         return passes
@@ -191,7 +192,7 @@ class IFD(LMScorer):
             encoded = Encoded(ids, [(next(starts, len(ids)), len(ids))])
             try:
                 kept, note = cut(encoded, self.max_length, loaded.max_length)
-                passes.append(_same_tokens(kept.input_ids, kept.responses, lead, note))
+                passes.append(_same_tokens(kept.input_ids, kept.responses, [lead] * len(kept.responses), note))
             except BadRow as reason:
                 passes.append(reason)
         return passes
@@ -223,14 +224,21 @@ class IFD(LMScorer):
         return Passes(given, [(prompt_length, len(given))], [alone], [(start, len(alone))], note)
 
 
-def _same_tokens(ids: list[int], spans: list[tuple[int, int]], lead: list[int], note: str) -> Passes:
-    """Both passes over the same response tokens: with what stands before them in the row, and after `lead` alone.
+def _header_before(ids: list[int], start: int, header: list[int]) -> list[int]:
+    """As much of the generation prompt as stands before a response: DeepSeek's and Qwen3.5's opens a thought that they
+    do not write in a finished turn. All of it where the row's tokens run over its edge."""
+    sizes = (n for n in range(len(header), 0, -1) if ids[max(start - n, 0) : start] == header[:n])
+    return header[: next(sizes, len(header))]
+
+
+def _same_tokens(ids: list[int], spans: list[tuple[int, int]], leads: list[list[int]], note: str) -> Passes:
+    """Both passes over the same response tokens: with what stands before them in the row, and after its lead alone.
 
     Without a lead (no start token, no header) the first token of a response has nothing before it when alone, so it
     counts in neither.
     """
     alone, alone_spans, given_spans = [], [], []
-    for start, end in spans:
+    for (start, end), lead in zip(spans, leads, strict=True):
         skipped = 0 if lead else 1
         if end - start <= skipped:
             continue

@@ -4,13 +4,14 @@ Zhao et al. 2024 (arXiv:2402.04833) train on the longest responses; the RDS+ stu
 rows as a baseline and finds it strong in a pool of 200,000 rows and useless in one of 5.8 million.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 from datasets import Value
 
 from hf_select import columns
+from hf_select.chat_template import template_text
 from hf_select.formats import BadRow, Conversation, Encoded, encode_all
 from hf_select.inference.sources import Source, find
 from hf_select.inference.template_day import DatedTokenizer
@@ -27,16 +28,25 @@ class Length(Scorer):
     Args:
         tokenizer: Hub id or path; lengths are then tokens under the model's chat template, and `num_tokens` is added.
         of: which part is the score: all, prompt, response, or the number of turns.
+        chat_template: file of a Jinja template, or its text, in place of the tokenizer's own.
     Reads: the conversation.   Adds: score_length; num_tokens (tokens of the whole row) with a tokenizer.
     Relations: `TopK(..., tokens=N)` spends its budget in `num_tokens`; `Longest` selects by this score.
     """
 
     tokenizer: str | None = None
     of: Literal["all", "prompt", "response", "turns"] = "all"
+    chat_template: str | None = field(default=None, repr=False)
 
     name: ClassVar[str] = "length"
     citation: ClassVar[str] = "arXiv:2402.04833"
     _day: ClassVar[str | None] = None  # of an instance that was pickled: the day that its template writes
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.chat_template is not None:
+            if self.tokenizer is None:
+                raise ValueError("chat_template writes rows for a tokenizer; give one, or leave it out.")
+            self.chat_template = template_text(self.chat_template)
 
     @property
     def columns_out(self) -> dict[str, Any]:
@@ -66,7 +76,9 @@ class Length(Scorer):
         from transformers import AutoTokenizer
 
         assert self._source is not None
-        return AutoTokenizer.from_pretrained(self._source.location, revision=self._source.commit)
+        tokenizer = AutoTokenizer.from_pretrained(self._source.location, revision=self._source.commit)
+        tokenizer.chat_template = self.chat_template or tokenizer.chat_template
+        return tokenizer
 
     def measure(self, rows: list[Conversation]) -> list[dict[str, Any] | BadRow]:
         parts = self.of in ("prompt", "response")

@@ -6,7 +6,7 @@ reward learning from demonstrations (Li et al. 2024, arXiv:2405.17888) ranks its
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from hf_select import columns
-from hf_select.formats import BadRow, Conversation, encode_all, response_close
+from hf_select.chat_template import counts, template_text
+from hf_select.formats import BadRow, Conversation, Encoded, encode_all, response_close
 from hf_select.inference import batching
 from hf_select.inference.batching import OutOfMemory, TokenBudget
 from hf_select.inference.causal_lm import Usage
@@ -41,6 +42,7 @@ class Reward(Scorer):
             what the model was built for.
         tokens_per_batch: tokens, padding included, of one forward pass; halved when memory runs out.
         trust_remote_code: run model code from the Hub; off unless you have read it.
+        chat_template: file of a Jinja template, or its text, in place of the tokenizer's own.
     Reads: the whole conversation, which must end with a response.
     Adds: score_reward (higher = better; no unit: only differences under the same model mean something).
     Raises: ValueError if the model is not a reward model.
@@ -56,6 +58,7 @@ class Reward(Scorer):
     max_length: int | None = None
     tokens_per_batch: int = 16384
     trust_remote_code: bool = False
+    chat_template: str | None = field(default=None, repr=False)
 
     name: ClassVar[str] = "reward"
     citation: ClassVar[str] = "arXiv:2405.17888"
@@ -63,6 +66,8 @@ class Reward(Scorer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.chat_template is not None:
+            self.chat_template = template_text(self.chat_template)
         self._model: Any = None
         self._usage = Usage()
 
@@ -93,7 +98,9 @@ class Reward(Scorer):
         from transformers import AutoTokenizer
 
         options = {"revision": self.source.commit, "trust_remote_code": self.trust_remote_code}
-        return patiently(lambda: AutoTokenizer.from_pretrained(self.source.location, **options), self.source.name)
+        tokenizer = patiently(lambda: AutoTokenizer.from_pretrained(self.source.location, **options), self.source.name)
+        tokenizer.chat_template = self.chat_template or tokenizer.chat_template
+        return tokenizer
 
     @cached_property
     def source(self) -> Source:
@@ -104,10 +111,13 @@ class Reward(Scorer):
         begin = time.perf_counter()
         limits = (self.max_length, getattr(self._model.config.get_text_config(), "max_position_embeddings", None))
         limit = min((n for n in limits if n is not None), default=None)
-        found: list[Any] = list(whole_rows(rows, self._dated.tokenizer))
+        encoded = _encoded(rows, self._dated.tokenizer)
+        found: list[Any] = [e if isinstance(e, BadRow) else e.input_ids for e in encoded]
         for i, (row, ids) in enumerate(zip(rows, found, strict=True)):
             if not row.messages or row.messages[-1]["role"] != "assistant":
                 found[i] = BadRow("the row does not end with a response")
+            elif not counts(row.messages[-1]):
+                found[i] = BadRow("the last response does not count (train, weight)")
             elif not row.messages[-1]["content"].strip() and not row.messages[-1].get("tool_calls"):
                 found[i] = BadRow("empty response")
             elif not isinstance(ids, BadRow) and limit is not None and len(ids) > limit:
@@ -140,7 +150,8 @@ class Reward(Scorer):
             elif not np.isfinite(value):
                 found[i] = BadRow("the reward is not finite")
             else:
-                found[i] = {columns.score_column(self.name): value}
+                score = columns.score_column(self.name)
+                found[i] = {score: value, columns.reason_column(score): encoded[i].note}
         self._usage.sequences += len(sequences)
         self._usage.tokens += sum(map(len, sequences))
         self._usage.flops = 2.0 * active_parameters(self._model) * self._usage.processed_tokens
@@ -156,17 +167,20 @@ def whole_rows(
     Args:
         ended: whether the response ended by itself; one that was cut stops before what closes it.
     """
+    return [e if isinstance(e, BadRow) else e.input_ids for e in _encoded(rows, tokenizer, ended)]
+
+
+def _encoded(rows: Sequence[Conversation], tokenizer: Any, ended: Sequence[bool] | None = None) -> list[Any]:
     close = response_close(tokenizer)
-    found: list[Any] = list(encode_all(list(rows), tokenizer, responses=False))
+    found: list[Encoded | BadRow] = encode_all(list(rows), tokenizer, responses=False)
     for i, encoded in enumerate(found):
         if isinstance(encoded, BadRow):
             continue
-        ids = found[i] = encoded.input_ids
         whole = ended is None or ended[i]
         if close and not whole:
-            found[i] = ids[: -len(close)]
+            found[i] = replace(encoded, input_ids=encoded.input_ids[: -len(close)])
         elif not close and whole and tokenizer.eos_token_id is not None:
-            found[i] = [*ids, tokenizer.eos_token_id]
+            found[i] = replace(encoded, input_ids=[*encoded.input_ids, tokenizer.eos_token_id])
     return found
 
 

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, TypeVar, cast
 from datasets import Features, Value
 
 from hf_select import columns
+from hf_select.chat_template import template_digest
 from hf_select.choices import check_choices
 from hf_select.formats import READ_COLUMNS, BadRow, Conversation, conversations
 from hf_select.inference.causal_lm import CausalLM
@@ -105,13 +106,13 @@ class Scorer(ABC):
         """All that the scores depend on: the settings with each model as its own identity, what was learned as what it
         was learned from, and the version of the method."""
         settings = {f.name for f in fields(self)}
-        found = {name: _identity(value) for name, value in self._pickled().items() if name in settings}
+        found = {name: _identity(value, name) for name, value in self._pickled().items() if name in settings}
         return {**found, "scoring_version": self.scoring_version}
 
     def described(self) -> dict[str, Any]:
         """The settings for people to read."""
         settings = {f.name for f in fields(self)}
-        return {name: _described(value) for name, value in self._pickled().items() if name in settings}
+        return {name: _described(value, name) for name, value in self._pickled().items() if name in settings}
 
     # The version is part of the pickled state, hence of the fingerprint that `Dataset.map` looks up.
     def __getstate__(self) -> dict[str, Any]:
@@ -182,6 +183,9 @@ class LMScorer(Scorer):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._lm = self.model if isinstance(self.model, CausalLM) else CausalLM(self.model)
+        text_format = getattr(self, "text_format", "chat")
+        if text_format != "chat":
+            self._lm.refuse_template(f"text_format {text_format} is a layout of its own")
 
     def load(self, rank: int | None = None) -> None:
         self._lm.load(rank)
@@ -196,13 +200,17 @@ class LMScorer(Scorer):
         return {**self.settings(), "model": self._lm}
 
 
-def _identity(value: Any) -> Any:
+def _identity(value: Any, name: str = "") -> Any:
+    if name == "chat_template":
+        return template_digest(value)
     if isinstance(value, list):
         return [_identity(item) for item in value]
     return value.identity() if isinstance(value, CausalLM) else value
 
 
-def _described(value: Any) -> Any:
+def _described(value: Any, name: str = "") -> Any:
+    if name == "chat_template":
+        return template_digest(value)
     if isinstance(value, list):
         return [_described(item) for item in value]
     return value.described() if isinstance(value, CausalLM) else value

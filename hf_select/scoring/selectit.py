@@ -147,6 +147,8 @@ class SelectIT(Scorer):
             raise ValueError(f"alpha is {self.alpha}; it weighs a spread and cannot be negative.")
         models = self.model if isinstance(self.model, list) else [self.model]
         self._models = [model if isinstance(model, CausalLM) else CausalLM(model) for model in models]
+        for model in self._models:
+            model.refuse_template("SelectIT asks with its own rating prompts")
         if self.sizes is not None and len(self.sizes) != len(self._models):
             raise ValueError(f"{len(self.sizes)} sizes for {len(self._models)} models; give one for each.")
         self._prompts = self._read_prompts()

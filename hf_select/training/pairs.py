@@ -27,6 +27,7 @@ from datasets import Dataset
 from datasets.table import InMemoryTable
 
 from hf_select import columns
+from hf_select.chat_template import counts
 from hf_select.files import read_json, write_json, written_whole
 from hf_select.formats import BadRow, Conversation, conversations, encode_all, encode_prompts, response_end
 from hf_select.inference.chunks import differences
@@ -159,6 +160,8 @@ def usable_demonstrations(
 
 def _completion(row: Conversation, prompt: list[int], whole: list[int], end: int) -> list[int]:
     reply = row.messages[-1]
+    if not counts(reply):
+        raise BadRow("the last response does not count (train, weight)")
     if not reply["content"].strip() and not reply.get("tool_calls"):
         raise BadRow("the response is empty")
     if whole[: len(prompt)] != prompt:

@@ -63,6 +63,8 @@ class WarmUp:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        if self.text_format != "chat" and isinstance(self.model, CausalLM):
+            self.model.refuse_template(f"text_format {self.text_format} is a layout of its own")
 
     def run(self, dataset: Dataset, output_dir: str | os.PathLike) -> list[str]:
         """Train, or go on where a killed run stopped; returns the checkpoints, one an epoch.
