@@ -15,6 +15,8 @@ from hf_select import DEITA, IFD, CausalLM, Length, Perplexity, RDSPlus, SelectI
 from hf_select.chat_template import FALLBACK_TEMPLATE, LESS_TEMPLATE, render_with_spans, renderer
 from hf_select.cli.main import main
 from hf_select.formats import BadRow, Conversation, conversations, encode
+from hf_select.scoring.deita import user_pairs
+from hf_select.training.pairs import REASON, encode_demonstrations
 from hf_select.training.warmup import WarmUp
 
 
@@ -347,6 +349,21 @@ def test_a_response_that_does_not_count_has_no_span(name, flag, tokenizer):
     assert set(encoded.responses) <= set(plain.responses)
 
 
+def test_scores_and_pairs_honour_what_counts(model_path):
+    """Wrong words that do not count change nothing in a response's score but its context."""
+    lm = CausalLM(model_path)
+    wrong = [user("Which lake?"), reply("Bananas."), user("No."), reply("Onega.")]
+    flagged = [wrong[0], {**wrong[1], "weight": 0}, *wrong[2:]]
+    (plain,), (counted,) = (IFD(lm)({"messages": [rows]})["ifd_turns"] for rows in (wrong, flagged))
+    assert counted == pytest.approx(plain[1:])
+    assert user_pairs(Conversation(flagged)) == [("No.", "Onega.")]
+    assert DEITA(lm)({"messages": [flagged[:2]]})["deita_reason"] == ["no user turn whose reply counts"]
+    for scorer in (IFD(lm), Perplexity(lm, scope="response")):
+        assert "no response counts" in scorer({"messages": [flagged[:2]]})[f"{scorer.name}_reason"][0]
+    out = encode_demonstrations({"messages": [flagged[:2]]}, lm.load().tokenizer, 64, 32)
+    assert out[REASON] == ["the last response does not count (train, weight)"]
+
+
 def test_sharegpt_turns_carry_their_weights(tokenizer):
     turns = [
         {"from": "human", "value": "Which lake?", "weight": None},
@@ -377,7 +394,7 @@ def test_weights_that_cannot_be_honoured_are_refused(changes, reason, tokenizer)
         raise conversation if isinstance(conversation, BadRow) else encode(conversation, tokenizer)
 
 
-# ---------------------------------------------------------------------------------------------- a template of one's own
+# --------------------------------------------------------------------------------------------- a template of one's own
 
 CHATML = (
     "{{ bos_token }}{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"

@@ -124,11 +124,12 @@ class DEITA(Scorer):
             self._rate(self._complexity, [_around(complexity_prompt, x) for x, _ in flat], "instruction")
         )
         qualities = iter(self._rate(self._quality, [_around(quality_prompt, x, y) for x, y in flat], "response"))
-        return [self._answer([(next(complexities), next(qualities)) for _ in some]) for some in pairs]
+        rated = [[(next(complexities), next(qualities)) for _ in some] for some in pairs]
+        return [self._answer(row, some) for row, some in zip(rows, rated, strict=True)]
 
-    def _answer(self, rated: list[tuple[Any, Any]]) -> dict[str, Any] | BadRow:
+    def _answer(self, row: Conversation, rated: list[tuple[Any, Any]]) -> dict[str, Any] | BadRow:
         if not rated:
-            return BadRow("no user turn whose reply counts")
+            return BadRow("no user turn" if all(map(counts, row.messages)) else "no user turn whose reply counts")
         failure = next((r for pair in rated for r in pair if isinstance(r, BadRow)), None)
         if failure is not None:
             return failure
