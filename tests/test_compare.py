@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -175,6 +176,18 @@ def test_overlap_with_the_pool_and_rows_out_of_reach_are_said(ground, tmp_path, 
     )  # fmt: skip
     assert result["overlap"]["sums"] >= 1 and 'rows of the pool repeat rows that "sums" measures on' in caplog.text
     assert result["budgets"]["8 rows"]["sums"]["half"]["could_choose_from"] == 40
+
+
+def test_every_run_reads_rows_under_the_template_that_is_given(ground):
+    pool, _, recipe = ground
+    template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    given = replace(recipe, chat_template=template)
+    tokenizer = given.base().load().tokenizer
+    rows, bad, _ = labelled(given.base(), pool.select([0]), "chat", None)
+    assert not bad and tokenizer.decode(rows[0]["input_ids"]).startswith("[user]Add")
+    assert given.described()["chat_template"].startswith("sha256 ") and recipe.described()["chat_template"] is None
+    with pytest.raises(ValueError, match="no such file"):
+        replace(recipe, chat_template="none.jinja")
 
 
 def test_a_plan_has_its_tokens_and_its_steps():

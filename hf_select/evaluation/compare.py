@@ -45,7 +45,6 @@ from hf_select.evaluation.measures import Measure, as_measures
 from hf_select.evaluation.tables import MATCHED, RANDOM, TOGETHER, UNTRAINED, Cell, tables
 from hf_select.files import read_json, write_json, written_whole
 from hf_select.formats import BadRow, conversations
-from hf_select.inference.causal_lm import CausalLM
 from hf_select.inference.pool import readable
 from hf_select.inference.sources import find
 from hf_select.reports.comparison import comparison_report
@@ -128,7 +127,7 @@ class Comparison:
             )
 
     def run(self) -> dict[str, Any]:
-        recipe = {name: value for name, value in asdict(self.recipe).items() if name not in _WHERE}
+        recipe = {name: value for name, value in self.recipe.described().items() if name not in _WHERE}
         measured = {name: measure.identity() for name, measure in self.measures.items()}
         settings = {"recipe": recipe, "passes": self.passes, "measures": measured}
         self.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -274,7 +273,7 @@ class Comparison:
         return True
 
     def _run_of(self, cell: Cell, selection: Selection | None) -> dict[str, Any]:
-        lm = CausalLM(self.recipe.model, dtype="float32")
+        lm = self.recipe.base()
         by = f"{socket.gethostname()} {os.getpid()}"
         record: dict[str, Any] = {**asdict(cell), "selection": _Rows(selection).digest(), "by": by}
         if selection is not None:
@@ -408,7 +407,7 @@ def _trainable(pool: Any, recipe: Recipe, kept: Path) -> tuple[Any, dict[str, in
         found = np.load(kept)
         lengths, reasons = found["lengths"], json.loads(str(found["reasons"]))
     else:
-        lm, tokens, bad = CausalLM(recipe.model, dtype="float32"), [], Counter()
+        lm, tokens, bad = recipe.base(), [], Counter()
         for batch in readable(pool).iter(batch_size=1000):
             for row in with_responses(lm, conversations(cast(dict, batch)), "chat", recipe.max_length):
                 tokens.append(0 if isinstance(row, BadRow) else len(row[0].input_ids))

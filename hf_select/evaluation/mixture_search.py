@@ -25,7 +25,7 @@ import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -37,7 +37,6 @@ from hf_select.choices import check_choice
 from hf_select.evaluation.measures import Measure, as_measures
 from hf_select.evaluation.statistics import Difference, corrected, differences
 from hf_select.files import read_json, write_json
-from hf_select.inference.causal_lm import CausalLM
 from hf_select.inference.sources import find
 from hf_select.mixtures.mixture import Mixture
 from hf_select.mixtures.source import Source
@@ -193,7 +192,7 @@ class _Search:
             raise ValueError(f"{runs} runs cannot tell {len(names)} sources apart; make at least {len(names) + 1}.")
         settings = {
             "weights": find(self.recipe.model).identity,
-            "recipe": asdict(self.recipe), "rows": self.rows, "passes": passes, "draws": draws, "seed": seed,
+            "recipe": self.recipe.described(), "rows": self.rows, "passes": passes, "draws": draws, "seed": seed,
             "sources": {name: source.data._fingerprint for name, source in self.sources.items()},
             "measures": {name: measure.identity() for name, measure in self.measures.items()},
         }  # fmt: skip
@@ -242,7 +241,7 @@ class _Search:
 
     def _mean_length(self) -> float:
         """Tokens of a row, by the first rows of each source."""
-        lm = CausalLM(self.recipe.model, dtype="float32")
+        lm = self.recipe.base()
         lengths: list[int] = []
         for source in self.sources.values():
             some = source.data.select(range(min(len(source.data), max(1, 1000 // len(self.sources)))))
@@ -263,7 +262,7 @@ class _Search:
             {n: replace(s, weight=float(w)) for (n, s), w in zip(self.sources.items(), weights, strict=True)},
             rows=self.rows, seed=seed, dedup="none", bad_rows="skip",
         )  # fmt: skip
-        lm = CausalLM(self.recipe.model, dtype="float32")
+        lm = self.recipe.base()
         rows, _, _ = labelled(lm, Dataset.from_list(list(mixed.iterable())), "chat", self.recipe.max_length)
         trained = train_on_tokens(self.recipe, lm, rows, self.tokens, self.steps, seed)
         record: dict[str, Any] = {key: value for key, value in vars(trained).items() if key != "lm"}

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PrinterCallback, TrainerCallback
 
+from hf_select.chat_template import template_digest, template_text
 from hf_select.choices import check_choices
 from hf_select.features.gradients import encode_responses
 from hf_select.formats import BadRow, Conversation, Encoded, conversations
@@ -42,6 +43,7 @@ class Recipe:
             default a device takes its share of a step at once.
         accelerate_config: file of `accelerate config`; every run is launched with it, on several devices or with
             DeepSpeed or FSDP. Without it a run is trained by one process.
+        chat_template: file of a Jinja template, or its text, in place of the tokenizer's own.
     """
 
     model: str
@@ -52,12 +54,23 @@ class Recipe:
     bf16: bool = False
     rows_per_batch: int | None = None
     accelerate_config: str | None = None
+    chat_template: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         check_choices(self)
+        if self.chat_template is not None:
+            self.chat_template = template_text(self.chat_template)
         for name in ("rows_per_step", "max_length", "rows_per_batch"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+
+    def base(self) -> CausalLM:
+        """The base model, in fp32."""
+        return CausalLM(self.model, dtype="float32", chat_template=self.chat_template)
+
+    def described(self) -> dict[str, Any]:
+        """The settings as records keep them, the template in short."""
+        return {**asdict(self), "chat_template": template_digest(self.chat_template)}
 
     def steps(self, tokens: int, mean_length: float) -> int:
         """Optimizer steps of a run on so many tokens, where a row has `mean_length`."""

@@ -40,7 +40,13 @@ def train_launched(recipe: Recipe, rows: Dataset, plan: list[list[int]], seed: i
             raise RuntimeError(f"the run under accelerate launch ended with {ended.returncode}: {why}")
         adapter = str(folder / "model") if recipe.lora_r is not None else None
         model = recipe.model if adapter else str(folder / "model")
-        lm = CausalLM(model, tokenizer=recipe.model, adapter=adapter, dtype="float32")
+        lm = CausalLM(
+            model,
+            tokenizer=recipe.model,
+            adapter=adapter,
+            dtype="float32",
+            chat_template=recipe.chat_template,
+        )
         lm.load()  # the folder goes
     return lm, figures
 
