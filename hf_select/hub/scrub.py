@@ -79,7 +79,7 @@ _PUBLIC = ("http://", "https://", "hf://")
 _RELATIVE = re.compile(r"[^/\n]+(?:/[^/\n]+)+")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _ANYBODY = {"root", "user", "ubuntu", "admin", "debian", "ec2-user", "runner", "jovyan", "localhost", "nobody"}
-# Every place has one of _MARKS, and every secret the first, the second or a long word; most reasons have none of them.
+# Every place has one of these marks, and every secret a long run, a word before it or a mark; most reasons have none.
 _MARKS = ("/", "\\", "@")
 _LONG = re.compile(r"[\w+=-]{18}|eyJ|xox|PRIVATE")
 _WORDED = re.compile(r"(?i:[abcps](?:earer|uthoriz|uth.?token|assw|ecret|redential|pi.?key|ccess.?(?:key|token)))")
@@ -132,15 +132,17 @@ class _Scrubber:
         return REMOVED if isinstance(value, str) and value else value
 
     def _text(self, text: str) -> str:
-        has_mark, is_worded = any(mark in text for mark in _MARKS), _WORDED.search(text)
-        if not has_mark and not is_worded and not _LONG.search(text) and not any(own in text for own in self.own):
+        has_mark, is_long, is_worded = any(mark in text for mark in _MARKS), _LONG.search(text), _WORDED.search(text)
+        if not has_mark and not is_long and not is_worded and not any(own in text for own in self.own):
             return text
         if self.secrets is not None:
             text = self.secrets.sub(REMOVED, text)
-        text = _QUERY.sub(rf"\1={REMOVED}", _USER_INFO.sub(REMOVED, text))
-        text = _KEYS.sub(REMOVED, text)
-        for pattern in _formats():
-            text = pattern.sub(REMOVED, text)
+        if has_mark:
+            text = _QUERY.sub(rf"\1={REMOVED}", _USER_INFO.sub(REMOVED, text))
+        if is_long:
+            text = _KEYS.sub(REMOVED, text)
+            for pattern in _formats():
+                text = pattern.sub(REMOVED, text)
         if is_worded:
             text = _ASSIGNED.sub(rf"\g<before>{REMOVED}", text)
         if has_mark:
