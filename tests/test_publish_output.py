@@ -178,6 +178,22 @@ def test_a_dry_run_builds_the_same_files_and_pushes_nothing(hub, folders, tmp_pa
     assert pushed == {str(p.relative_to(tmp_path / "out")): p.read_bytes() for p in (tmp_path / "out").rglob("*.*")}
 
 
+def test_a_dry_run_replaces_nothing_but_an_earlier_one(folders, tmp_path):
+    mine = tmp_path / "project" / "data" / "mine.parquet"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("rows of mine")
+    for place in (tmp_path / "project", mine):
+        with pytest.raises(ValueError, match="new or empty"):
+            push_output(folders / "mix", "me/x", license="mit", dry_run=place)
+    assert mine.read_text() == "rows of mine"
+    for kind in ("mix", "glan"):
+        push_output(folders / kind, "me/x", license="mit", dry_run=tmp_path / "out")
+    assert len(pq.read_table(tmp_path / "out" / SHARD)) == 6
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds other files"):
+        push_output(folders / "mix", "me/x", license="mit", dry_run=tmp_path / "out")
+
+
 def test_an_unfinished_changed_or_older_output_is_refused(folders, tmp_path):
     glan = tmp_path / "glan"
     glan.mkdir()

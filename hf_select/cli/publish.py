@@ -24,7 +24,7 @@ class Publish:
         source: Hub id or file that the rows came from, if the records do not say it.
         split: split of a saved or Hub dataset.
         source_column: column that says where a row comes from, for the report.
-        dry_run: folder to build the files in and look at; nothing is pushed.
+        dry_run: new or empty folder to build the files in and look at; nothing is pushed.
     """
 
     subset: str

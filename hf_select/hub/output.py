@@ -22,7 +22,7 @@ import hf_select
 from hf_select import columns
 from hf_select.files import read_json, sha256_of, write_json
 from hf_select.hub.output_card import output_card
-from hf_select.hub.repository import PROVENANCE, about_model, about_source, check_repo_id, push_files
+from hf_select.hub.repository import PROVENANCE, about_model, about_source, build_folder, check_repo_id, push_files
 from hf_select.hub.scrub import scrubbed
 
 
@@ -128,7 +128,8 @@ def push_output(
         private: whether a repository that is made is private; one that exists stays as it is.
         revision: branch that is pushed to.
         token: of the Hub; by default the one that is logged in.
-        dry_run: folder to build the files in; nothing is pushed, and the folder is returned.
+        dry_run: new or empty folder to build the files in, or one of an earlier dry run; nothing is pushed, and the
+            folder is returned.
     Raises: ValueError if there is no finished output, its licence is not known, or the Hub refuses; ConnectionError if
         it cannot be reached.
     """
@@ -145,7 +146,7 @@ def push_output(
     models = [{**model, **about_model(model["name"], token)} for model in found.models]
     public = _public_names(models)
     with TemporaryDirectory() as temporary:
-        place = Path(dry_run or temporary).expanduser()
+        place = build_folder(dry_run, temporary)
         _write_rows(found, place / "data", public)
         shown = scrubbed({"kind": found.kind, "models": models, "sources": sources, "record": found.record})
         text = output_card(

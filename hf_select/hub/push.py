@@ -31,7 +31,7 @@ from hf_select.files import read_json, write_json
 from hf_select.formats import BadRow, Conversation, conversations, layout, readable_columns
 from hf_select.hub.card import card
 from hf_select.hub.output import origin_of
-from hf_select.hub.repository import PROVENANCE, RECORD, about_source, check_repo_id, push_files
+from hf_select.hub.repository import PROVENANCE, RECORD, about_source, build_folder, check_repo_id, push_files
 from hf_select.hub.scrub import scrubbed
 from hf_select.inference.pool import pool_fingerprint
 from hf_select.reports.ledger import models_of, read_step
@@ -80,7 +80,8 @@ def push_selected(
         source_column: column of the report's sources.
         revision: branch that is pushed to.
         token: of the Hub; by default the one that is logged in.
-        dry_run: folder to build the files in; nothing is pushed, and the folder is returned.
+        dry_run: new or empty folder to build the files in, or one of an earlier dry run; nothing is pushed, and the
+            folder is returned.
     Raises: ValueError if the licence is not known, the dataset is another one, or the Hub refuses (the name of the
         repository is checked first); ConnectionError if it cannot be reached.
     """
@@ -98,7 +99,7 @@ def push_selected(
     if given and (origin := origin_of(given)):
         about["origin"] = scrubbed(origin)
     with TemporaryDirectory() as temporary:
-        place = Path(dry_run or temporary).expanduser()
+        place = build_folder(dry_run, temporary)
         build = _Build(place, selection, dataset, repo_id, steps, about, recipe, source_column)
         build.write_data()
         settings: dict[str, Any] = {"license": license, "language": language}

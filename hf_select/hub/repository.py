@@ -1,6 +1,8 @@
 """A dataset repository on the Hub: its name, one commit of a folder of files, and what the Hub refuses."""
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -41,6 +43,30 @@ def check_repo_id(repo_id: str) -> None:
             'digits, "-", "_" and "."; neither "--" nor ".."; no "-" or "." at the beginning or end, no ".git" at the '
             "end; at most 96 characters."
         )
+
+
+def build_folder(given: str | os.PathLike | None, temporary: str) -> Path:
+    """The folder that the files of a repository are built in: the one of a dry run, or the temporary one. An earlier
+    dry run in it is removed.
+
+    Raises: ValueError if it holds anything else, since files in it would be replaced.
+    """
+    if given is None:
+        return Path(temporary)
+    folder = Path(given).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f'"{folder}" is a file; a dry run builds a folder. Give a new or empty one.')
+    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    built = {"README.md", PROVENANCE, *_OF_A_SELECTION, *(name.rstrip("/") for name in _OURS)}
+    if there and (PROVENANCE not in there or not there <= built):
+        raise ValueError(f'"{folder}" holds other files, which a dry run could replace. Give a new or empty folder.')
+    for name in sorted(there):
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+        else:
+            (folder / name).unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def push_files(
