@@ -60,7 +60,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """What the file says, or None if it is not there (any more)."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         return None
 
 

@@ -213,3 +213,83 @@ def test_a_warning_has_a_line_of_its_own_above_the_bar(model_path, capsys, monke
     for said in ("FutureWarning: this is on its way out", "ifd: 1 of 2 rows"):
         lines = [line for line in printed if said in line]
         assert lines and not any("row/s" in line for line in lines), lines
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("status afile", '"afile" is not the folder of hf-select score or index'),
+        ("join --comparisons afile a --output-dir j", '"afile" holds no finished comparison'),
+        ("report s.jsonl --output-dir afile", '"afile" is a file, and a folder is needed'),
+        ("report s.jsonl --output-dir afile/x", '"afile/x" lies below a file'),
+        ("export s.jsonl --output-dir afile", '"afile" is a file, and a folder is needed'),
+        ("import-scores . --dataset pool.jsonl --name j --output i.jsonl", '"." is a folder, and a file is needed'),
+        ("report s.jsonl --compare-with s.jsonl --output-dir r", '"s.jsonl" is compared with itself'),
+        ("report s.jsonl --examples -1 --output-dir r", "examples is -1; it must be at least 0"),
+        ("report s.jsonl --max-megabytes nan --output-dir r", "max_megabytes is nan"),
+        ("select --scores pool.jsonl --selector random --k 2 --seed -1 --output x.jsonl", "seed is -1"),
+        ("select --scores pool.jsonl --selector random --k 0 --output x.jsonl", "k is 0"),
+        ("select --scores pool.jsonl --selector random --tokens -1 --output x.jsonl", "tokens is -1"),
+        ("select --scores pool.jsonl --selector random --output x.jsonl --fraction", "expected one argument"),
+        ("select --scores pool.jsonl --selector random --output x.jsonl --fraction=", "invalid float value: ''"),
+        ("score --scorer length --dataset= --output-dir o", "dataset is an empty text"),
+        ("score --scorer ifd --model a b --dataset pool.jsonl --output-dir o", "model is a list of 2"),
+        ("score --scorer", "expected one argument"),
+        ("train --model m", "hf-select train needs a method: hf-select train sft"),
+        ("train stf --model m", 'unknown method "stf". Did you mean sft'),
+        ("generate glan --model a b --output-dir g", "model is a list; GLAN takes one model"),
+        ("search-mixture --sources a=pool.jsonl b=s.jsonl --held-out h=pool.jsonl --rows 3 --runs 0 --model m "
+         "--output-dir o", "runs is 0"),
+        ("run", "hf-select run needs a recipe"),
+        ("--nonsense", 'unknown flag "--nonsense"'),
+    ],
+)  # fmt: skip
+def test_a_slip_is_one_line_that_names_what_was_given(command, said, capsys):
+    pool = write_rows("pool.jsonl", range(20))
+    Path("afile").write_text("x")
+    assert run("select", "--scores", pool, "--selector", "random", "--k", "5", "--output", "s.jsonl") == 0
+    before = sorted(Path.cwd().rglob("*"))
+    capsys.readouterr()
+    line = error_of(capsys, *command.split())
+    assert said in line and "unexpected" not in line
+    assert sorted(Path.cwd().rglob("*")) == before
+
+
+def test_an_unexpected_error_is_one_line_and_its_traceback_is_kept(capsys, monkeypatch):
+    from hf_select.scoring.length import Length
+
+    def broken(self, rows):
+        raise KeyError("tool")
+
+    monkeypatch.setattr(Length, "measure", broken)
+    score = ("score", "--scorer", "length", "--dataset", write_rows("pool.jsonl", range(3)), "--output-dir", "o")
+    line = error_of(capsys, *score)
+    assert "KeyError: 'tool'" in line
+    kept = Path(line.rpartition(" is in ")[2].rstrip(")"))
+    assert "in broken" in kept.read_text()
+    kept.unlink()
+    monkeypatch.setenv("HF_SELECT_TRACEBACK", "1")
+    with pytest.raises(KeyError, match="tool"):
+        run(*score)
+
+
+def test_control_c_is_one_line(capsys, monkeypatch):
+    from hf_select.scoring.length import Length
+
+    def stopped(self, rows):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Length, "measure", stopped)
+    pool = write_rows("pool.jsonl", range(3))
+    assert run("score", "--scorer", "length", "--dataset", pool, "--output-dir", "o") == 130
+    assert "hf-select: stopped. The same command resumes" in capsys.readouterr().err
+
+
+def test_a_mixture_of_other_settings_is_not_replaced(capsys):
+    pool = write_rows("pool.jsonl", range(20))
+    mix = ("mix", "--sources", f"a={pool}", "--output-dir", "m")
+    assert run(*mix) == 0 and run(*mix) == 0
+    before = Path("m/mixture.parquet").read_bytes()
+    assert "holds a mixture with other settings (seed)" in error_of(capsys, *mix, "--seed", "1")
+    assert Path("m/mixture.parquet").read_bytes() == before
+    assert run(*mix, "--seed", "1", "--overwrite") == 0 and Path("m/mixture.parquet").read_bytes() != before

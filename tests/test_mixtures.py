@@ -406,7 +406,7 @@ def test_a_question_without_its_answer_is_a_bad_row(mix, row, reason):
     "source, reason",
     [
         ({"weight": -1.0}, "weight of a source is -1.0; it must be a number of at least 0"),
-        ({"weight": float("nan")}, "weight of a source is nan"),
+        ({"weight": float("nan")}, "weight is nan"),
         ({"weight": float("inf")}, "weight of a source is inf"),
         ({"rows": 0}, "rows of a source is 0"),
         ({"rows": 5, "weight": 1.0}, "takes rows, tokens or a weight; given: rows, weight"),
@@ -465,7 +465,7 @@ def test_bad_input_is_one_clear_line_and_nothing_is_written(tmp_path, capsys, mo
     over = fails(capsys, *two, "--take-rows", "a=15", "b=15", *out)
     assert '"b" has 5 rows of the 15' in over and "passed over 15: repeats an earlier row" in over
     assert "weight of a source is -1" in fails(capsys, *two, "--weights", "a=-1", "b=1", "--rows", "5", *out)
-    assert "weight of a source is nan" in fails(capsys, *two, "--weights", "a=nan", "b=1", "--rows", "5", *out)
+    assert "weight is nan" in fails(capsys, *two, "--weights", "a=nan", "b=1", "--rows", "5", *out)
     assert "x is no number" in fails(capsys, *two, "--weights", "a=x", "b=1", "--rows", "5", *out)
     assert 'there is no source "c"' in fails(capsys, *two, "--weights", "c=1", "--rows", "5", *out)
     assert "leave out weights" in fails(capsys, "rewild", "--sources", "mmlu=q.jsonl", "--weights", "mmlu=1", *out)

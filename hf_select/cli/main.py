@@ -46,6 +46,16 @@ _COMMANDS = {
 }
 
 
+# What the operating system says of a path, in words.
+_OF_FILES: dict[type, str] = {
+    FileNotFoundError: "does not exist",
+    FileExistsError: "is a file, and a folder is needed",
+    NotADirectoryError: "lies below a file, and a folder is needed; choose another path",
+    IsADirectoryError: "is a folder, and a file is needed",
+    PermissionError: "cannot be read or written: permission denied",
+}
+
+
 class _Lazy:
     """A command's class, imported when it is asked for: `hf-select --help` should not wait for torch."""
 
@@ -162,6 +172,8 @@ def _parse(argv: list[str]) -> tuple[str, dict[str, Any]]:
         parser.add_argument("recipe", help="name of a recipe, or the path of a YAML file")
         parser.add_argument("overrides", nargs="*", metavar="step.setting=value", help="in place of the recipe's own")
         add_flags(parser, cls, "settings", skip=("recipe", "overrides"))
+        if not rest:
+            raise ValueError("hf-select run needs a recipe, e.g. quickstart. hf-select run --help lists them.")
         return name, vars(parser.parse_intermixed_args(rest))
     positional = getattr(cls, "positional", None)
     if positional:
@@ -218,13 +230,23 @@ def _peek(argv: list[str]) -> dict[str, Any]:
 
 
 def _need_choice(name: str, cls: Any, asked: dict[str, Any]) -> None:
-    """Raise if a scorer or selector is not named: without it none of its flags are known."""
+    """Raise if the scorer, selector or method is not named, or not known: which flags there are depends on it."""
     from hf_select.scoring import SCORERS
     from hf_select.selection import SELECTORS
 
     for kind, known in (("scorer", SCORERS), ("selector", SELECTORS)):
         if asked[kind] is None and any(f.name == kind and f.default is MISSING for f in settable(cls)):
             raise ValueError(f"hf-select {name} needs --{kind}, one of {', '.join(known)}.")
+    if name in ("train", "generate"):
+        from hf_select.cli.train import METHODS
+
+        methods = list(METHODS) if name == "train" else ["glan", "responses"]
+        if asked["method"] is None:
+            raise ValueError(
+                f"hf-select {name} needs a method: hf-select {name} {methods[0]}. Known: {', '.join(methods)}."
+            )
+        if asked["method"] not in methods:
+            raise suggest("method", asked["method"], methods)
 
 
 def _epilog(name: str, cls: Any) -> str:
@@ -247,8 +269,8 @@ def _epilog(name: str, cls: Any) -> str:
 def _one_line(error: BaseException) -> str:
     """What went wrong. What no user should cause names its kind, and where its traceback is."""
     text = " ".join(str(error).split())
-    if isinstance(error, FileNotFoundError) and error.filename:
-        return f'no file "{error.filename}".'
+    if isinstance(error, OSError) and error.filename is not None and type(error) in _OF_FILES:
+        return f'"{error.filename}" {_OF_FILES[type(error)]}.'
     if isinstance(error, (ValueError, OSError, ImportError)) and text:
         return text
     with tempfile.NamedTemporaryFile("w", prefix="hf-select-", suffix=".txt", delete=False, encoding="utf-8") as file:

@@ -1,10 +1,12 @@
 """hf-select mix"""
 
+import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from hf_select.cli.settings import build, check_names
+from hf_select.files import read_json
 
 
 @dataclass(kw_only=True)
@@ -23,6 +25,7 @@ class Mix:
         split: their split, of saved or Hub datasets.
         rename: columns of theirs to rename first, e.g. question=prompt answer=completion.
         quiz: of rewild, MMLU in the published quiz format in place of plain questions and answers.
+        overwrite: replace a mixture of other settings in output_dir.
     """
 
     output_dir: str
@@ -34,6 +37,7 @@ class Mix:
     split: str = "train"
     rename: dict[str, str] | None = None
     quiz: bool = False
+    overwrite: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
 
     example: ClassVar[str] = (
@@ -66,6 +70,7 @@ class Mix:
             raise ValueError("quiz is of the mixture rewild; give a source reads: quiz.")
         else:
             mixture = build(Mixture, {"sources": sources, **self.settings}, "hf-select mix")
+        self._refuse_other(mixture)
         record = mixture.write(self.output_dir, read_named(self.against, self.split, self.rename))
         rows = [
             [
@@ -84,6 +89,19 @@ class Mix:
         return (
             f"hf-select train sft --model MODEL --dataset {self.output_dir}/mixture.parquet --output-dir sft, "
             "or score it."
+        )
+
+    def _refuse_other(self, mixture: Any) -> None:
+        """Raise if the folder holds a mixture of other settings; the same mixture is made again, byte for byte."""
+        there = read_json(Path(self.output_dir).expanduser() / "mixture.json")
+        mine = json.loads(json.dumps(mixture.settings()))
+        if there is None or self.overwrite or there.get("settings") == mine:
+            return
+        before = there.get("settings") or {}
+        changed = ", ".join(name for name in mine if before.get(name) != mine[name])
+        raise ValueError(
+            f'"{self.output_dir}" holds a mixture with other settings ({changed}); choose another --output-dir, or '
+            "replace it with --overwrite."
         )
 
     def _source(self, name: str, said: Any) -> Any:

@@ -46,6 +46,8 @@ class Report:
         from hf_select.cli.finished import read_finished, with_columns_of
         from hf_select.reports.report import compare_report, report
 
+        if self.examples < 0:
+            raise ValueError(f"examples is {self.examples}; it must be at least 0.")
         found = read_finished(self.subset, self.scores, self.split)
         folder = Path(self.output_dir or found.subset.parent / "report").expanduser()
         settings: dict[str, Any] = {
@@ -60,7 +62,9 @@ class Report:
         else:
             other = read_finished(self.compare_with, None, self.split)
             named = ([one.name, one.subset.name.split(".")[0], str(one.subset)] for one in (found, other))
-            names = next(pair for pair in zip(*named, strict=True) if pair[0] != pair[1])
+            names = next((pair for pair in zip(*named, strict=True) if pair[0] != pair[1]), None)
+            if names is None:
+                raise ValueError(f'"{self.subset}" is compared with itself; give another selection.')
             title = self.title or f"Comparison: {names[0]} and {names[1]}"
             pool = with_columns_of(found.pool, other.pool)
             selections = dict(zip(names, (found.selection, other.selection), strict=True))

@@ -168,7 +168,7 @@ def next_step(scorer: Any, output_dir: str, dataset: str) -> str:
     taken = f"--selector top_k --column {SCORE_PREFIX}{name}{part}"
     if name == "dsir":
         taken = f"--selector sample --column {SCORE_PREFIX}{name}"
-    elif several:
+    elif len(several) > 1 or several == [f"{name}_similarities"]:
         taken = f"--selector round_robin --similarities {' '.join(several)}"
     select = f"hf-select select --scores {output_dir} {taken} --fraction 0.2 --output subset.parquet"
     if hasattr(scorer, "fit"):

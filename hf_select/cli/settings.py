@@ -6,6 +6,7 @@ Help texts are the lines under "Args:" of the class's docstring, so each setting
 import argparse
 import difflib
 import inspect
+import math
 import re
 import types
 from collections.abc import Iterable
@@ -142,13 +143,17 @@ def _checked(value: Any, hint: Any, name: str) -> Any:
         return value
     if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:
-            return float(value)  # YAML reads 1e-5 as text
+            value = float(value)  # YAML reads 1e-5 as text
         except ValueError:
             pass
     if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)  # and 1000 as a number where a text is wanted
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"{name} is {value!r}; it must be {kind.__name__}.")
+    if isinstance(value, float) and math.isnan(value):
+        raise ValueError(f"{name} is nan; give a number.")
+    if name == "seed" and isinstance(value, int) and value < 0:
+        raise ValueError(f"seed is {value}; it must be at least 0.")
     if isinstance(value, str) and not value.strip():
         raise ValueError(f"{name} is an empty text; give a value or leave {name} out.")
     return value

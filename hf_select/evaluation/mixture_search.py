@@ -158,6 +158,9 @@ def search_mixture(
     check_choice("draws", draws, Draws)
     if len(sources) < 2:
         raise ValueError(f"{len(sources)} source has no weights to search; give at least two.")
+    for name, value in (("rows", rows), ("runs", runs)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1.")
     if seeds < 2:
         raise ValueError(f"seeds is {seeds}; one run says nothing of the spread between runs: at least 2.")
     search = _Search(sources, as_measures(measures, recipe.max_length), recipe, Path(output_dir).expanduser(), rows)

@@ -107,6 +107,9 @@ class GLAN:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        for name in ("model", "answer_model"):
+            if isinstance(getattr(self, name), list):
+                raise ValueError(f"{name} is a list; GLAN takes one {name}.")
         counts = ("queries_per_discipline", "subjects_per_query", "min_sessions", "questions_per_subject")
         for name in counts:
             if getattr(self, name) < 1:

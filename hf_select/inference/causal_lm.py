@@ -94,6 +94,8 @@ class CausalLM:
     usage: Usage = field(default_factory=Usage, repr=False, compare=False)
 
     def __post_init__(self):
+        if isinstance(self.model, list):
+            raise ValueError(f"model is a list of {len(self.model)}, and one model is measured with; give one.")
         if not isinstance(self.model, str) and self.tokenizer is None:
             raise ValueError("a loaded model needs its tokenizer: CausalLM(model, tokenizer=tokenizer).")
         check_choices(self)
