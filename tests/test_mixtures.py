@@ -406,7 +406,7 @@ def test_a_question_without_its_answer_is_a_bad_row(mix, row, reason):
     "source, reason",
     [
         ({"weight": -1.0}, "weight of a source is -1.0; it must be a number of at least 0"),
-        ({"weight": float("nan")}, "weight is nan"),
+        ({"weight": float("nan")}, "weight of a source is nan"),
         ({"weight": float("inf")}, "weight of a source is inf"),
         ({"rows": 0}, "rows of a source is 0"),
         ({"rows": 5, "weight": 1.0}, "takes rows, tokens or a weight; given: rows, weight"),
