@@ -91,12 +91,21 @@ def without_score(dataset: Any, column: str, values: np.ndarray) -> str:
 
 
 def numeric_column(dataset: Any, column: str, cure: str) -> np.ndarray:
-    """A number column as float64 of shape (n,), with NaN for null (and for a stored NaN: both mean "no score")."""
+    """A number column as float64 of shape (n,), with NaN for null (and for a stored NaN: both mean "no score").
+
+    Texts that all spell numbers are numbers: a CSV column of 1 and 0.50 is text, so that its spelling stays.
+    """
     check_rows(dataset)
     if column not in dataset.column_names:
         raise missing_column(column, dataset.column_names, cure)
     values = dataset.with_format("arrow")[column].combine_chunks()
     kind = values.type
+    if pa.types.is_string(kind):
+        try:
+            values = pc.if_else(pc.equal(values, ""), None, values).cast(pa.float64())  # type: ignore[attr-defined]
+            kind = values.type
+        except pa.ArrowInvalid:
+            pass  # it is refused below, as text
     numbers = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
     if not (numbers or pa.types.is_null(kind)):
         if pa.types.is_string(kind) or pa.types.is_boolean(kind):

@@ -336,19 +336,6 @@ READ_COLUMNS = sorted(
 )
 
 
-def openai_message(message: dict[str, Any]) -> dict[str, Any]:
-    """A message as OpenAI writes it: the arguments of a call are a JSON text."""
-    if not message.get("tool_calls"):
-        return message
-    calls = []
-    for call in message["tool_calls"]:
-        function = call.get("function", call)
-        arguments = function.get("arguments", {})
-        text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-        calls.append({"type": "function", "function": {"name": function["name"], "arguments": text}})
-    return {**message, "tool_calls": calls}
-
-
 # --------------------------------------------------------------------------------------------------------------------
 # conversations -> tokens
 

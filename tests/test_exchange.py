@@ -48,10 +48,98 @@ def test_tool_calls_and_tools_are_exported():
     )
     export(subset, "out")
     (row,) = lines("out/subset.jsonl")
-    assert json.loads(row["messages"][1]["tool_calls"][0]["function"]["arguments"]) == {"a": 1}
+    assert row["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"a": 1}
     assert json.loads(row["tools"]) == [{"name": "f"}]
     info = json.loads(Path("out/dataset_info.json").read_text())["subset"]
-    assert info["formatting"] == "openai" and info["columns"]["tools"] == "tools"
+    assert info["formatting"] == "sharegpt" and info["columns"]["tools"] == "tools"
+
+
+def converted(folder: str, name: str = "subset") -> list[dict]:
+    """What LLaMA-Factory's sharegpt format, as its documentation describes it, makes of an exported dataset."""
+    info = json.loads(Path(folder, "dataset_info.json").read_text(encoding="utf-8"))[name]
+    assert info["formatting"] == "sharegpt"
+    tags = {"role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt"}
+    tags |= {"observation_tag": "observation", "function_tag": "function_call", "system_tag": "system"}
+    tags |= info.get("tags", {})
+    found = []
+    for row in lines(f"{folder}/{info['file_name']}"):
+        turns = [(turn[tags["role_tag"]], turn[tags["content_tag"]]) for turn in row[info["columns"]["messages"]]]
+        system = turns.pop(0)[1] if turns[0][0] == tags["system_tag"] else ""
+        odd, even = ("user_tag", "observation_tag"), ("assistant_tag", "function_tag")
+        assert len(turns) % 2 == 0, "it would be skipped"
+        for i, (role, content) in enumerate(turns):
+            assert role in [tags[tag] for tag in (odd, even)[i % 2]], "it would be skipped"
+            if role == tags["function_tag"]:
+                for call in json.loads(content.split("</think>")[-1].removeprefix("\n\n")):
+                    assert isinstance(call["arguments"], dict) and isinstance(call["name"], str)
+        tools = row[info["columns"]["tools"]] if "tools" in info["columns"] else ""
+        found.append({"system": system, "tools": tools, "turns": turns})
+    return found
+
+
+def test_llama_factory_reads_calls_and_reasoning_and_no_word_more(caplog):
+    user, done = {"role": "user", "content": "go"}, {"role": "assistant", "content": "done"}
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1.50, "b": null}'}}
+    calls = {"role": "assistant", "content": None, "reasoning_content": "Why not.", "tool_calls": [call]}
+    result = {"role": "tool", "tool_call_id": "1", "content": "5"}
+    rows = [
+        {
+            "messages": [{"role": "system", "content": "Be brief."}, user, calls, result, done],
+            "tools": '[{"name": "f"}]',
+        },
+        {"messages": [user, {**done, "reasoning_content": "Hm."}], "tools": None},
+        {"messages": [user, calls, result, result, done], "tools": '[{"name": "f"}]'},
+        {"messages": [user, user, done], "tools": None},
+        {"messages": [user, {**done, "weight": 0}], "tools": None},
+    ]
+    Path("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["export", "in.jsonl", "--output-dir", "out"]) == 0
+    first, second = converted("out")
+    written_call = '[{"name": "f", "arguments": {"a": 1.50, "b": null}}]'
+    assert first == {
+        "system": "Be brief.",
+        "tools": '[{"name": "f"}]',
+        "turns": [
+            ("human", "go"), ("function_call", f"<think>\nWhy not.\n</think>\n\n{written_call}"),
+            ("observation", "5"), ("gpt", "done"),
+        ],
+    }  # fmt: skip
+    assert (
+        second["turns"][1] == ("gpt", "<think>\nHm.\n</think>\n\ndone") and second["system"] == second["tools"] == ""
+    )
+    for reason in ("leaves out 3 of 5", "several tool results", "do not alternate", "not to be trained on"):
+        assert reason in caplog.text
+    assert [row["messages"] for row in lines("out/subset.jsonl")] == [row["messages"] for row in rows]
+
+
+def test_plain_turns_are_read_from_the_one_file():
+    user, reply = {"role": "user", "content": "go"}, {"role": "assistant", "content": "done"}
+    export(Dataset.from_list([{"messages": [{"role": "system", "content": "S"}, user, reply]}]), "out")
+    assert converted("out") == [{"system": "S", "tools": "", "turns": [("user", "go"), ("assistant", "done")]}]
+    assert not list(Path("out").glob("*.llama_factory.jsonl"))
+
+
+def test_an_export_leaves_the_files_of_others_alone(capsys):
+    rows = Dataset.from_list([{"prompt": "a", "completion": "b"}])
+    Path("out").mkdir()
+    Path("out/dataset_info.json").write_text('{"theirs": {"file_name": "x.json"}}')
+    export(rows, "out", "mine")
+    with pytest.raises(ValueError, match="axolotl.yaml.*exists.*overwrite"):
+        export(rows, "out", "other")
+    export(rows, "out", "other", overwrite=True)
+    info = json.loads(Path("out/dataset_info.json").read_text())
+    assert list(info) == ["theirs", "mine", "other"] and info["theirs"] == {"file_name": "x.json"}
+    with pytest.raises(ValueError, match='has a dataset "theirs".*--name'):
+        export(rows, "out", "theirs")
+    Path("out/dataset_info.json").write_text("[1")
+    with pytest.raises(ValueError, match="dataset_info.json.*not a JSON object"):
+        export(rows, "out", "new")
+    assert Path("out/dataset_info.json").read_text() == "[1"
+    rows.to_parquet("s.parquet")
+    for name in ("../../evil", "a/b", "..", "/tmp/x"):
+        assert main(["export", "s.parquet", "--output-dir", "out2", "--name", name]) == 2
+        assert "names a file" in capsys.readouterr().err
+    assert not Path("out2").exists()
 
 
 def test_raw_text_is_exported_for_those_who_read_it():

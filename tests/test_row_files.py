@@ -310,6 +310,14 @@ def test_outputs_have_a_known_ending_or_are_folders(tmp_path, monkeypatch, capsy
     ]
 
 
+def test_numbers_that_a_csv_spells_in_its_own_way_are_scores(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("in.csv").write_text("text,score_a\na,1\nb,0.50\nc,\nd,7e-1\n")
+    select = ["select", "--scores", "in.csv", "--selector", "top_k", "--column", "score_a", "--k", "3"]
+    assert main([*select, "--output", "out.csv"]) == 0
+    assert read_dataset("out.csv")["score_a"] == ["1", "7e-1", "0.50"]
+
+
 def test_values_that_json_does_not_have_are_refused(tmp_path):
     with pytest.raises(ValueError, match='column "picture": bytes cannot be written as JSON.*parquet'):
         write_dataset(Dataset.from_dict({"picture": [b"x"]}), tmp_path / "a.jsonl")

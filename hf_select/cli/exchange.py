@@ -15,12 +15,14 @@ class Export:
         output_dir: folder for the files.
         name: of the JSONL file and of the dataset.
         split: split of a saved or Hub dataset.
+        overwrite: replace files of these names that exist; other entries of dataset_info.json stay in any case.
     """
 
     subset: str
     output_dir: str
     name: str = "subset"
     split: str = "train"
+    overwrite: bool = False
 
     example: ClassVar[str] = "hf-select export subset.parquet --output-dir export"
     positional: ClassVar[str] = "subset"
@@ -34,7 +36,7 @@ class Export:
         from hf_select.hub.export import export
 
         dataset = read_dataset(self.subset, self.split)
-        made = export(dataset, self.output_dir, self.name)
+        made = export(dataset, self.output_dir, self.name, self.overwrite)
         print(f"{len(dataset):,} rows: {', '.join(map(str, made))}")
 
 

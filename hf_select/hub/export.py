@@ -1,92 +1,157 @@
 """A selected subset for other trainers: one JSONL file, and what to write into their configuration to read it.
 
-LLaMA-Factory   dataset_info.json, to be merged into that of its data folder, or used by dataset_dir
+LLaMA-Factory   an entry in dataset_info.json, to be copied into that of its data folder, or used by dataset_dir
 axolotl         axolotl.yaml, the `datasets` of a configuration
 open-instruct   open_instruct.yaml, the dataset settings of finetune.py
+
+Messages stand in the file as they came; tools are a JSON text. axolotl (067b021) and open-instruct (e6c3044) read
+both. LLaMA-Factory (ff6d4d1) reads plain turns from it, too; but where there are calls or reasoning, its `openai`
+converter adds to the system text and its `sharegpt` converter needs its own turns: see llama_factory.py.
 """
 
-import json
+import logging
 import os
+import re
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hf_select.files import write_json, written_whole
-from hf_select.formats import BadRow, Conversation, conversations, layout, openai_message, readable_columns
+from hf_select.exact_json import columns_of, dumps
+from hf_select.files import read_json, write_json, written_whole
+from hf_select.formats import BadRow, conversations, layout, readable_columns
+from hf_select.hub.llama_factory import NotExpressible, is_plain, sharegpt_row
+from hf_select.messages import as_messages, tools_text
 
 
-def export(subset: Any, output_dir: str | os.PathLike, name: str = "subset") -> list[Path]:
+logger = logging.getLogger(__name__)
+
+
+def export(subset: Any, output_dir: str | os.PathLike, name: str = "subset", overwrite: bool = False) -> list[Path]:
     """Write NAME.jsonl (`messages`, with `tools` where rows have some; or `text`) and the snippets; return the paths.
 
     Args:
         subset: the selected rows, in any known layout.
         name: of the file and of the dataset in the snippets.
-    Raises: ValueError if a row cannot be read, or if raw text is mixed with conversations.
+        overwrite: replace files of these names that exist. dataset_info.json keeps its other entries in any case.
+    Raises: ValueError if a row cannot be read, if raw text is mixed with conversations, or if a file exists.
     """
-    import yaml
-
-    names = readable_columns(subset.column_names)
-    layout(subset.column_names)  # its error names all columns
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ValueError(f'name is "{name}"; it names a file: give letters, digits, "_", "-" and "." only.')
     folder = Path(output_dir).expanduser()
+    file, info = folder / f"{name}.jsonl", folder / "dataset_info.json"
+    is_text = layout(subset.column_names) == "text"
+    entries = _entries(info, name, overwrite)
+    targets = [file, folder / "axolotl.yaml", *([] if is_text else [folder / "open_instruct.yaml"])]
+    for_llama_factory = folder / f"{name}.llama_factory.jsonl"
+    if there := [str(path) for path in [*targets, for_llama_factory] if path.exists() and not overwrite]:
+        raise ValueError(f"{', '.join(there)} exists; choose another --output-dir, or replace with --overwrite.")
     folder.mkdir(parents=True, exist_ok=True)
-    file, lines, has_tools = folder / f"{name}.jsonl", 0, False
-    with written_whole(file) as temporary, temporary.open("w", encoding="utf-8") as out:
-        for start in range(0, len(subset), 1000):
-            for row in conversations(subset.select_columns(names)[start : start + 1000]):
-                if isinstance(row, BadRow):
-                    raise ValueError(f"row {lines} of the subset cannot be read: {row}. Leave it out, or mend it.")
-                has_tools |= bool(row.tools) or any(message.get("tool_calls") for message in row.messages)
-                out.write(json.dumps(_line(row), ensure_ascii=False) + "\n")
-                lines += 1
-    made = [file]
-    is_text = layout(names) == "text"
-    for target, value in _snippets(file, name, is_text, has_tools).items():
-        path = folder / target
-        if target.endswith(".json"):
-            write_json(path, value)
-        else:
-            with written_whole(path) as temporary:
-                temporary.write_text(yaml.safe_dump(value, sort_keys=False), encoding="utf-8")
-        made.append(path)
+    made = [file, info, *targets[1:]]
+    plain, has_tools = _write_rows(subset, file)
+    if not plain:
+        made.append(for_llama_factory)
+        _write_for_llama_factory(subset, for_llama_factory)
+    write_json(info, {**entries, name: _entry(file if plain else for_llama_factory, is_text, plain)})
+    for path, snippet in zip(targets[1:], _snippets(str(file), is_text, has_tools), strict=True):
+        _write_yaml(path, snippet)
     return made
 
 
-def _line(row: Conversation) -> dict[str, Any]:
-    if row.text is not None:
-        return {"text": row.text}
-    # Tools as a JSON text: their schemas differ from row to row, and readers of JSONL want one type a column.
-    tools = {"tools": json.dumps(row.tools, ensure_ascii=False)} if row.tools else {}
-    return {"messages": [openai_message(message) for message in row.messages], **tools}
+def _write_rows(subset: Any, file: Path) -> tuple[bool, bool]:
+    """Whether all rows are plain turns, and whether there are tools or calls."""
+    plain = True
+    has_tools = False
+    with written_whole(file) as temporary, temporary.open("w", encoding="utf-8", newline="") as out:
+        for row in _rows(subset):
+            tools = row.get("tools")
+            plain &= "text" in row or (tools is None and is_plain(row["messages"]))
+            has_tools |= tools is not None
+            out.write(dumps(row) + "\n")
+    return plain, has_tools
 
 
-def _snippets(file: Path, name: str, is_text: bool, has_tools: bool) -> dict[str, Any]:
-    path = str(file)
-    if is_text:  # open-instruct's finetune.py reads conversations alone
-        return {
-            "dataset_info.json": {name: {"file_name": file.name, "columns": {"prompt": "text"}}},
-            "axolotl.yaml": {"datasets": [{"path": path, "ds_type": "json", "type": "completion", "field": "text"}]},
-        }
-    tags = {
-        "role_tag": "role",
-        "content_tag": "content",
-        "user_tag": "user",
-        "assistant_tag": "assistant",
-        "system_tag": "system",
-    }
-    columns = {"messages": "messages", **({"tools": "tools"} if has_tools else {})}
-    chat = {"path": path, "ds_type": "json", "type": "chat_template", "field_messages": "messages"}
+def _write_for_llama_factory(subset: Any, file: Path) -> None:
+    left_out: Counter[str] = Counter()
+    with written_whole(file) as temporary, temporary.open("w", encoding="utf-8", newline="") as out:
+        for row in _rows(subset):
+            try:
+                out.write(dumps(sharegpt_row(row["messages"], row.get("tools"))) + "\n")
+            except NotExpressible as reason:
+                left_out[str(reason)] += 1
+    if left_out:
+        reasons = "; ".join(f"{count:,}: {reason}" for reason, count in left_out.most_common())
+        logger.warning(
+            "%s leaves out %d of %d rows that LLaMA-Factory cannot express (%s).",
+            *(file, left_out.total(), len(subset), reasons),
+        )
+
+
+def _rows(subset: Any) -> Iterator[dict[str, Any]]:
+    """Each row as it is written: text, or messages and, where it has some, tools."""
+    names = readable_columns(subset.column_names)
+    read = subset.select_columns(names).with_format("arrow")
+    for start in range(0, len(subset), 1000):
+        batch = columns_of(read[start : start + 1000], subset.features, drop_filled=True)
+        for i, row in enumerate(conversations(batch)):
+            if isinstance(row, BadRow):
+                raise ValueError(f"row {start + i} of the subset cannot be read: {row}. Leave it out, or fix it.")
+            raw = {name: values[i] for name, values in batch.items()}
+            tools = tools_text(raw)
+            if row.text is not None:
+                yield {"text": row.text}
+            else:
+                yield {"messages": as_messages(raw, row), **({} if tools is None else {"tools": tools})}
+
+
+def _entries(info: Path, name: str, overwrite: bool) -> dict[str, Any]:
+    """What dataset_info.json holds so far.
+
+    Raises: ValueError if it is not a mapping, or has another dataset of this name.
+    """
+    if not info.exists():
+        return {}
+    entries = read_json(info)
+    if not isinstance(entries, dict):
+        raise ValueError(f'"{info}" is not a JSON object of datasets; fix it, or choose another --output-dir.')
+    if name in entries and not overwrite:
+        raise ValueError(f'"{info}" has a dataset "{name}"; choose another --name, or replace it with --overwrite.')
+    return entries
+
+
+def _entry(file: Path, is_text: bool, plain: bool) -> dict[str, Any]:
+    """Of LLaMA-Factory's dataset_info.json."""
+    if is_text:
+        return {"file_name": file.name, "columns": {"prompt": "text"}}
+    if not plain:  # in its own tags, which are the defaults
+        columns = {"messages": "conversations", "tools": "tools"}
+        return {"file_name": file.name, "formatting": "sharegpt", "columns": columns}
+    tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
     return {
-        "dataset_info.json": {
-            name: {
-                "file_name": file.name,
-                "formatting": "openai" if has_tools else "sharegpt",
-                "columns": columns,
-                "tags": tags,
-            }
-        },
-        "axolotl.yaml": {"datasets": [{**chat, **({"field_tools": "tools"} if has_tools else {})}]},
-        "open_instruct.yaml": {
+        "file_name": file.name,
+        "formatting": "sharegpt",
+        "columns": {"messages": "messages"},
+        "tags": {**tags, "observation_tag": "tool", "function_tag": "function_call", "system_tag": "system"},
+    }
+
+
+def _snippets(path: str, is_text: bool, has_tools: bool) -> list[dict[str, Any]]:
+    """For axolotl and open-instruct, whose finetune.py reads conversations alone."""
+    if is_text:
+        return [{"datasets": [{"path": path, "ds_type": "json", "type": "completion", "field": "text"}]}]
+    chat = {"path": path, "ds_type": "json", "type": "chat_template", "field_messages": "messages"}
+    return [
+        {"datasets": [{**chat, **({"field_tools": "tools"} if has_tools else {})}]},
+        {
             "dataset_mixer_list": [path, "1.0"],
             "dataset_mixer_list_splits": ["train"],
             "dataset_transform_fn": ["sft_tulu_tokenize_and_truncate_v1", "sft_tulu_filter_v1"],
         },
-    }
+    ]
+
+
+def _write_yaml(path: Path, value: Any) -> None:
+    import yaml
+
+    with written_whole(path) as temporary:
+        temporary.write_text(yaml.safe_dump(value, sort_keys=False), encoding="utf-8")

@@ -4,9 +4,12 @@
     mixture.write("mix")            # mix/mixture.parquet and mix/mixture.json: counts, reasons, settings
     rows = mixture.iterable()       # or nothing is written: an IterableDataset
 
-Rows are `messages` (with `tools` where a source has some) or, if all sources are raw text, `text`; `source` and
-`source_row` say whose and which row each was. Counts are exact: row after row, a source is drawn with probability in
-proportion to what is left of its count, which gives every order of the sources the same chance and needs no list.
+Rows are `messages` (with `tools` as JSON text where a source has some) or, if all sources are raw text, `text`;
+`source` and `source_row` say whose and which row each was. Messages are written as they came, with reasoning, call ids
+and all other keys (messages.py); if a source may have more than roles and texts, each message is kept as JSON text,
+which load_dataset and SFTTrainer read as the message. Counts are exact: row after row, a source is drawn with
+probability in proportion to what is left of its count, which gives every order of the sources the same chance and
+needs no list.
 
 Rows that are no conversations, repeat an earlier row or hold text of an evaluation set are passed over and others are
 taken in their place. A source that has too few is an error, or is repeated if it says so.
@@ -15,7 +18,6 @@ With stream=True sources are read front to back, once, through a shuffle buffer:
 copies are searched for, which keeps 8 bytes of each row in a table (about 100 bytes in all).
 """
 
-import json
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,15 +32,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
-from datasets import Dataset, Features, IterableDataset
+from datasets import Dataset, Features, IterableDataset, Json, List, Value
 from tqdm.auto import tqdm
 
 import hf_select
 from hf_select import columns
 from hf_select.choices import check_choices
+from hf_select.exact_json import columns_of, dumps
 from hf_select.files import sha256_of, write_json, written_whole
-from hf_select.formats import BadRow, Conversation, encode_all, layout, openai_message
+from hf_select.formats import READ_COLUMNS, BadRow, Conversation, encode_all, layout
 from hf_select.inference.run import score
+from hf_select.messages import as_messages, tools_text
 from hf_select.mixtures.source import BATCH, Source, column_names, permutation, shuffled
 from hf_select.reading import commit_of
 from hf_select.selection.decontaminate import Decontaminate
@@ -48,11 +52,7 @@ from hf_select.words import exact, text_of
 
 
 SOURCE, SOURCE_ROW, EPOCH = "source", "source_row", "epoch"
-_MESSAGE = [("role", pa.string()), ("content", pa.string())]
-_CALL = pa.struct(
-    [("type", pa.string()), ("function", pa.struct([("name", pa.string()), ("arguments", pa.string())]))]
-)
-_OF_TOOLS = [("name", pa.string()), ("tool_call_id", pa.string()), ("tool_calls", pa.list_(_CALL))]
+_PLAIN = {"role": Value("string"), "content": Value("string")}
 _COPY, _TEST = "repeats an earlier row", "holds text of an evaluation set"
 
 
@@ -149,7 +149,7 @@ class Mixture:
             with pq.ParquetWriter(temporary, mixing.schema) as writer:
                 with tqdm(total=mixing.total(), unit="row", unit_scale=True, desc="mix", disable=None) as bar:
                     for batch in batches(mixing.rows(), BATCH):
-                        writer.write_table(pa.Table.from_pylist(batch, mixing.schema))
+                        writer.write_table(_table(batch, mixing.schema))
                         bar.update(len(batch))
             digest = sha256_of(temporary)
         made = {"sha256": digest, "hf_select": hf_select.__version__, "settings": self.settings()}
@@ -210,10 +210,12 @@ def schedule(counts: Mapping[str, int], dice: random.Random) -> Iterator[str]:
 
 
 class _Row(NamedTuple):
-    """A row of a source that was read: its number, and tokens where they are known."""
+    """A row of a source that was read: its number, what it says as it came (nothing of a question), and its tokens
+    where they are known."""
 
     number: int
     row: Conversation | BadRow
+    raw: Mapping[str, Any]
     num_tokens: int | None = None
 
 
@@ -252,8 +254,18 @@ class _Mixing:
             self.given = Counter()
             for name, number, row in self._streamed(epoch) if self.mixture.stream else self._planned(epoch):
                 self.given[name] += 1
-                made = {**_written(row, self.wide), SOURCE: name, SOURCE_ROW: number}
+                made = {**row, SOURCE: name, SOURCE_ROW: number}
                 yield {**made, EPOCH: epoch} if self.mixture.epochs > 1 else made
+
+    def _written(self, row: _Row) -> dict[str, Any]:
+        """What a row is in the mixture but for where it came from."""
+        conversation = cast(Conversation, row.row)
+        if conversation.text is not None:
+            return {"text": conversation.text}
+        # A question has been put into words; what else its row holds is not of the conversation.
+        messages = as_messages(row.raw, conversation) if row.raw else conversation.messages
+        tools = {"tools": tools_text(row.raw)} if self.has_tools else {}
+        return {"messages": messages if self.plain else [dumps(message) for message in messages], **tools}
 
     def record(self) -> dict[str, Any]:
         """What came out, of which sources, and what was passed over."""
@@ -291,22 +303,21 @@ class _Mixing:
 
     def _schema(self) -> pa.Schema:
         """Of the rows that will come out, from the columns that come in."""
-        text, self.wide = [], False
+        text, self.plain, self.has_tools = [], True, False
         for name, dataset in self.sources.items():
-            names, features = column_names(dataset), dataset.features or {}
+            names = column_names(dataset)
             if self.mixture.sources[name].reads == "conversation":
                 text += [name] if layout(names) == "text" else []
-                held = " ".join(str(features.get(column, "")) for column in ("messages", "prompt", "completion"))
-                self.wide |= "tools" in names or "tool_calls" in held
+                self.plain &= _is_plain(layout(names), dataset.features or {})
+                self.has_tools |= "tools" in names
         if text and len(text) < len(self.sources):
             raise ValueError(f"{', '.join(text)} are raw text and the other sources conversations; mix one kind.")
-        where = [(SOURCE, pa.string()), (SOURCE_ROW, pa.int64())]
-        where += [(EPOCH, pa.int64())] if self.mixture.epochs > 1 else []
+        where = {SOURCE: Value("string"), SOURCE_ROW: Value("int64")}
+        where |= {EPOCH: Value("int64")} if self.mixture.epochs > 1 else {}
         if text:
-            return pa.schema([("text", pa.string()), *where])
-        message = pa.struct([*_MESSAGE, *(_OF_TOOLS if self.wide else [])])
-        tools = [("tools", pa.string())] if self.wide else []
-        return pa.schema([("messages", pa.list_(message)), *tools, *where])
+            return _schema_of({"text": Value("string"), **where})
+        tools = {"tools": Value("string")} if self.has_tools else {}
+        return _schema_of({"messages": List(_PLAIN if self.plain else Json()), **tools, **where})
 
     # Sources that are at hand: first all rows are chosen, then they are given out.
 
@@ -389,12 +400,13 @@ class _Mixing:
 
     def _read(self, name: str, order: np.ndarray) -> Iterator[_Row]:
         source, dataset = self.mixture.sources[name], self.sources[name]
-        dataset = dataset.with_format(None).select_columns(source.reading(dataset.column_names, where=False))
+        dataset = dataset.select_columns(source.reading(dataset.column_names, where=False)).with_format("arrow")
         for start in range(0, len(order), BATCH):
             numbers = order[start : start + BATCH]
-            yield from _rows(source, numbers.tolist(), dataset[numbers])
+            batch = columns_of(dataset[numbers], dataset.features, drop_filled=True)
+            yield from _rows(source, numbers.tolist(), batch)
 
-    def _planned(self, epoch: int) -> Iterator[tuple[str, int, Conversation]]:
+    def _planned(self, epoch: int) -> Iterator[tuple[str, int, dict[str, Any]]]:
         mixture, readers = self.mixture, {}
         for name, numbers in self.chosen.items():
             if mixture.shuffle:
@@ -405,11 +417,11 @@ class _Mixing:
         for name in schedule(counts, random.Random(f"{mixture.seed}/mix/{epoch}")) if mixture.shuffle else in_turn:
             row = next(readers[name])
             self._unfit(name, row)
-            yield name, row.number, cast(Conversation, row.row)
+            yield name, row.number, self._written(row)
 
     # Streams: rows are chosen while they are read.
 
-    def _streamed(self, epoch: int) -> Iterator[tuple[str, int, Conversation]]:
+    def _streamed(self, epoch: int) -> Iterator[tuple[str, int, dict[str, Any]]]:
         mixture = self.mixture
         self._forget()
         targets = mixture.targets()
@@ -427,7 +439,7 @@ class _Mixing:
                 left[name] = 0
                 continue
             left[name] -= cost
-            yield name, row.number, cast(Conversation, row.row)
+            yield name, row.number, self._written(row)
 
     def _reader(self, name: str, unit: str, wanted: int, epoch: int) -> Iterator[tuple[_Row, int]]:
         """A streamed source's rows with their costs, in the order in which they are given out."""
@@ -451,9 +463,10 @@ class _Mixing:
         source, stream, first = self.mixture.sources[name], self.sources[name], 0
         stream = stream.select_columns(source.reading(column_names(stream), where=True))
         for table in stream.with_format("arrow").iter(batch_size=BATCH):
-            batch = cast(pa.Table, table).to_pydict()
-            rows = _rows(source, range(first, first + len(table)), batch)
-            yield from (row for row, may in zip(rows, source.may_be_taken(batch), strict=True) if may)
+            features = stream.features or Features.from_arrow_schema(cast(pa.Table, table).schema)
+            rows = _rows(source, range(first, first + len(table)), columns_of(table, features, drop_filled=True))
+            allowed = source.may_be_taken(columns_of(table, features))
+            yield from (row for row, may in zip(rows, allowed, strict=True) if may)
             first += len(table)
 
     # What comes in.
@@ -481,11 +494,7 @@ class _Mixing:
 
     def _unfit(self, name: str, row: _Row) -> str:
         """Why a row cannot be written, if it cannot and may be passed over."""
-        reason = ""
-        if isinstance(row.row, BadRow):
-            reason = str(row.row)
-        elif not self.wide and (row.row.tools or any(message.get("tool_calls") for message in row.row.messages)):
-            reason = "it calls tools, and no column of a source says so"
+        reason = str(row.row) if isinstance(row.row, BadRow) else ""
         if reason and self.mixture.bad_rows == "error":
             raise ValueError(
                 f'row {row.number} of source "{name}" cannot be taken: {reason}. Mend it, or bad_rows=skip.'
@@ -495,7 +504,8 @@ class _Mixing:
     def _of_tests(self, rows: list[Conversation]) -> list[str]:
         if self.rule is None or not rows:
             return [""] * len(rows)
-        self.rule(Dataset.from_list([_written(row, wide=False) for row in rows]))
+        read = [{"messages": dumps(row.messages)} if row.text is None else {"text": row.text} for row in rows]
+        self.rule(Dataset.from_list(read))
         return [_TEST if i in self.rule.removed_ else "" for i in range(len(rows))]
 
     def _costs(self, batch: list[_Row], sound: list[Conversation], unit: str) -> list[int | BadRow]:
@@ -530,8 +540,9 @@ class _Mixing:
 
 def _rows(source: Source, numbers: Sequence[int], batch: Mapping[str, list[Any]]) -> Iterator[_Row]:
     tokens = batch.get(columns.NUM_TOKENS) or [None] * len(numbers)
-    for number, row, count in zip(numbers, source.read(batch), tokens, strict=True):
-        yield _Row(number, row, count)
+    kept = [name for name in batch if name in READ_COLUMNS] if source.reads == "conversation" else []
+    for i, (number, row) in enumerate(zip(numbers, source.read(batch), strict=True)):
+        yield _Row(number, row, {name: batch[name][i] for name in kept}, tokens[i])
 
 
 def _drawn(left: Mapping[str, int], dice: random.Random) -> str:
@@ -544,14 +555,24 @@ def _drawn(left: Mapping[str, int], dice: random.Random) -> str:
     return next(name for name in reversed(list(left)) if left[name])  # rounding
 
 
-def _written(row: Conversation, wide: bool) -> dict[str, Any]:
-    if row.text is not None:
-        return {"text": row.text}
-    if not wide:
-        return {"messages": [{"role": m["role"], "content": m["content"]} for m in row.messages]}
-    # Tools as a JSON text: their schemas differ from row to row.
-    tools = json.dumps(row.tools, ensure_ascii=False) if row.tools else None
-    return {"messages": [openai_message(message) for message in row.messages], "tools": tools}
+def _is_plain(kind: str, features: Mapping[str, Any]) -> bool:
+    """Whether the messages of a source are roles and texts alone, by its column types. ShareGPT turns are not: some
+    of them are calls."""
+    if kind == "messages":
+        return features.get("messages") == List(_PLAIN)
+    if kind == "prompt-completion":
+        return all(features.get(name) in (Value("string"), List(_PLAIN)) for name in ("prompt", "completion"))
+    return kind != "sharegpt"
+
+
+def _schema_of(features: dict[str, Any]) -> pa.Schema:
+    return Features(features).arrow_schema.remove_metadata()
+
+
+def _table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Rows whose Json values are texts already."""
+    stored = [pa.field(f.name, pa.list_(pa.string())) if f.type == pa.list_(pa.json_()) else f for f in schema]
+    return pa.Table.from_pylist(rows, pa.schema(stored)).cast(schema)
 
 
 def _described(source: Source) -> dict[str, Any]:
