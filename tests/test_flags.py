@@ -1,6 +1,8 @@
 """Flags and YAML keys: nothing that is given twice is silently dropped, and an unknown name gets the near ones."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -293,3 +295,30 @@ def test_a_mixture_of_other_settings_is_not_replaced(capsys):
     assert "holds a mixture with other settings (seed)" in error_of(capsys, *mix, "--seed", "1")
     assert Path("m/mixture.parquet").read_bytes() == before
     assert run(*mix, "--seed", "1", "--overwrite") == 0 and Path("m/mixture.parquet").read_bytes() != before
+
+
+def test_the_help_gives_each_command_a_line_and_loads_no_torch(capsys):
+    code = (
+        "import sys; from hf_select.cli.main import main\n"
+        "try:\n    main(['--help'])\n"
+        "except SystemExit:\n    pass\n"
+        "heavy = [m for m in ('torch', 'transformers', 'datasets', 'numpy') if m in sys.modules]\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = {line.split()[0]: line.split(maxsplit=1)[1:] for line in done.stdout.splitlines() if line.startswith("  ")}
+    assert all(lines[name] for name in COMMANDS if not name.startswith("demo-"))
+    for argv in ([], ["help"]):
+        with pytest.raises(SystemExit) as stop:
+            main(argv)
+        assert stop.value.code == 0 and "commands:" in capsys.readouterr().out
+
+
+def test_a_reader_that_leaves_early_is_no_error(tmp_path):
+    assert (
+        run("score", "--scorer", "length", "--dataset", write_rows("pool.jsonl", range(3)), "--output-dir", "o") == 0
+    )
+    command = f"{sys.executable} -m hf_select.cli.main status o | true"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert "Broken pipe" not in done.stderr and "Traceback" not in done.stderr, done.stderr
