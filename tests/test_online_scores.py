@@ -1,6 +1,7 @@
 """Losses of rows under the model in training: the model's own, of any kind, in the memory of training."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from test_callback import ROWS, TRL, Collator, chosen, make, pool, rounds, selec
 from torch.utils.data import DataLoader, RandomSampler
 from transformers import Trainer, TrainingArguments
 
-from hf_select import DataSelectionCallback, TopK
+from hf_select import IFD, CausalLM, DataSelectionCallback, RDSPlus, SelectIT, TopK
 from hf_select.training import _compat, label_losses, online_scores
 
 
@@ -198,3 +199,31 @@ def test_kto_trainer_takes_it(tmp_path, model_path, loss):
     assert trainer.state.global_step == 2
     (table,) = rounds(trainer)
     assert sorted(chosen(table)) == list(range(8, 16))
+
+
+@pytest.mark.parametrize("method", ["ifd", "selectit", "rds"])
+@pytest.mark.parametrize("bf16", [True, False])
+def test_scorers_run_the_layers_in_the_precision_that_trains(tmp_path, model_path, rows, method, bf16):
+    """In and out of training every linear layer gives what autocast makes of it; scores stay fp32."""
+    from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
+
+    data = Dataset.from_list([row for row in rows if row["completion"]][:16])
+    settings = TRL | {"bf16": bf16, "num_train_epochs": 1, "save_strategy": "no", "activation_checkpointing": False}
+    trainer = SFTTrainer(
+        model_path, args=SFTConfig(str(tmp_path), max_length=64, model_init_kwargs={"dtype": "float32"}, **settings),
+        train_dataset=data,
+    )  # fmt: skip
+    lm = CausalLM(trainer.model, tokenizer=trainer.processing_class)
+    scorer = {"ifd": IFD, "rds": RDSPlus, "selectit": partial(SelectIT, level="token")}[method](lm)
+    scorer = scorer.fit(data.select(range(3))) if method == "rds" else scorer
+    before = {name: vars(module).get("forward") for name, module in trainer.model.named_modules()}
+    seen: dict[bool, set] = {True: set(), False: set()}
+    for module in trainer.model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(lambda layer, args, output: seen[layer.training].add(output.dtype))
+    trainer.add_callback(DataSelectionCallback(trainer, scorer, rows=8))
+    trainer.train()
+    assert seen[True] == {torch.bfloat16 if bf16 else torch.float32} == seen[False]
+    assert np.isfinite(rounds(trainer)[0][f"score_{method}"]).all()
+    after = {name: vars(module).get("forward") for name, module in trainer.model.named_modules()}
+    assert {name: value for name, value in after.items() if name} == {name: v for name, v in before.items() if name}

@@ -1,7 +1,8 @@
 """Selection inside the stock Trainer: the model that is being trained says which rows it is trained on next.
 
-    trainer = SFTTrainer(model, args, train_dataset=dataset)
-    trainer.add_callback(DataSelectionCallback(trainer, online_scores.loss, fraction=0.25))
+    trainer = SFTTrainer(model, args, train_dataset=dataset, eval_dataset=queries)  # a few clean rows of the task
+    score = online_scores.GradientSimilarity(trainer.eval_dataset)
+    trainer.add_callback(DataSelectionCallback(trainer, score, fraction=0.25))
     trainer.train()
 
 A sampler of constant length carries it: what Trainer has planned from the length (steps, schedule, epochs) stays

@@ -9,8 +9,9 @@ out ends the run.
 import logging
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from torch.utils.data import DataLoader
 from hf_select.inference import batching
 from hf_select.inference.batching import OutOfMemory, TokenBudget
 from hf_select.training import _compat
-from hf_select.training.label_losses import fused_head
+from hf_select.training.label_losses import fused_head, unwrapped
 
 
 logger = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ class CandidateScores:
         before = scorer.usage().get("flops", 0.0)
         wanted = [name for name in scorer.columns_out if name.startswith("score_")]
         found: dict[str, list[float]] = {name: [] for name in wanted}
-        with self.trainer.accelerator.autocast():
+        with _layers_as_trained(self.trainer):
             if hasattr(scorer, "refit"):
                 scorer.refit()
             for start in range(0, len(rows), _SCORER_ROWS):
@@ -128,6 +129,35 @@ class CandidateScores:
             collate_fn=self.trainer.data_collator,
         )
         return send_to_device(next(iter(loader)), self.trainer.accelerator.device)
+
+
+@contextmanager
+def _layers_as_trained(trainer: Any) -> Iterator[None]:
+    """Within the block the decoder and the head of the trained model run under the autocast of training, also when
+    they are called by themselves, as scorers do: accelerate wraps the forward pass of the whole model alone. What a
+    scorer computes from their outputs stays in fp32."""
+    model = unwrapped(trainer.model)
+    decoder = model.base_model if model.base_model is not model else model.get_decoder()
+    parts = [part for part in (decoder, model.get_output_embeddings()) if part is not None]
+    before = [vars(part).get("forward") for part in parts]
+
+    def under_autocast(forward: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(forward)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with trainer.accelerator.autocast():
+                return forward(*args, **kwargs)
+
+        return call
+
+    try:
+        for part in parts:
+            part.forward = under_autocast(part.forward)
+        yield
+    finally:
+        for part, own in zip(parts, before, strict=True):
+            vars(part).pop("forward", None)
+            if own is not None:
+                part.forward = own
 
 
 def in_pieces(trainer: Any) -> bool:

@@ -73,7 +73,7 @@ def label_losses(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
 def fused_head(model: Any) -> Iterator[None]:
     """Within the block a causal model has TRL's fused head, if it gives the model's own log-probabilities on a few
     tokens; a head with layers of its own, as BERT's, would be left out without an error."""
-    base = _unwrapped(model)
+    base = unwrapped(model)
     if not isinstance(base, PreTrainedModel) or _kind(base) != "causal" or _compat.has_fused_head(base):
         yield
         return
@@ -102,13 +102,14 @@ def _fused_head_agrees(model: Any, base: Any) -> bool:
     return torch.allclose(found.float(), own.to(found.device), atol=rounding, rtol=rounding)
 
 
-def _unwrapped(model: Any) -> Any:
+def unwrapped(model: Any) -> Any:
+    """The model itself, without what distributes it and without PEFT's wrapper."""
     model = extract_model_from_parallel(model)
     return model.get_base_model() if is_peft_model(model) else model
 
 
 def _language_model(model: Any) -> Any:
-    base = _unwrapped(model)
+    base = unwrapped(model)
     if not isinstance(base, PreTrainedModel) or _kind(base) is None:
         raise ValueError(
             f"{type(base).__name__} is not a causal, masked or encoder-decoder language model, so its labels are not "
