@@ -204,6 +204,8 @@ WORDS = st.sampled_from(
         "token", "tokens/s", "max_tokens=2048", "eos_token: </s>", "max_new_tokens", "5f2b" * 16, "5f2b" * 10,
         "arXiv:2402.13064", "12:30:05", "a@b", "the password is short", "secret of its success",
         "\\frac{a}{b}", "\\n", "x->y", "O(n/k)",
+        "skip_zero_advantage_batches", "unset_hf_deepspeed_config()", "`a`/`b`", "`n=`/`k=`", '"running"/"exited"',
+        "a: one", "~ about", "RDS+/EMBED/LESS", "sk-learn", "f()/g()/h()", "b: \\frac{1}{2}", "it's", "'a' / 'b'",
     ]
 )  # fmt: skip
 

@@ -1,1 +1,1 @@
-"""A selection on the Hugging Face Hub: pushed with its scores and its card, and loaded again."""
+"""Selections, generated rows, mixtures and indexes on the Hugging Face Hub: pushed with their cards, loaded again."""

@@ -17,9 +17,9 @@ REMOVED = "[removed]"
 
 # Formats that detect-secrets 1.5 does not know, or of which it matches only a part (JWT without its signature).
 _KEYS = re.compile(
-    r"(?<![A-Za-z0-9])(?:(?:hf|api_org|gh[opsur]|gsk|fw|npm|r8|jina|shpat|dckr_pat|github_pat|tgp_v1|lsv2_[ps]t)_"
-    r"[\w-]{16,}"
-    r"|(?:sk|csk|nvapi|xai|pplx|voyage|tvly|glpat|GOCSPX|ya29\.|[rs]k_(?:live|test)_)-?[\w.-]{16,}"
+    r"(?<![A-Za-z0-9])(?:(?:hf|api_org|gh[opsur]|gsk|fw|npm|r8|jina|shpat|[rs]k_live|[rs]k_test)_[A-Za-z0-9]{16,}"
+    r"|(?:dckr_pat|github_pat|tgp_v1|lsv2_[ps]t)_[\w-]{16,}"
+    r"|(?:sk|csk|nvapi|xai|pplx|voyage|tvly|glpat|GOCSPX)-[\w-]{16,}|ya29\.[\w-]{16,}"
     r"|xox[a-z]-[\w-]{10,}|xapp-[\w-]{10,}|AIza[\w-]{30,}|AKC[A-Za-z0-9]{40,}|dapi[0-9a-f]{32}|key-[0-9a-f]{32})"
     r"|eyJ[\w=-]{5,}\.[\w=-]+(?:\.[\w+/=-]*)*"
     r"|-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?:(?!-----END).)*(?:-----END[^-]*-----)?",
@@ -59,18 +59,21 @@ _ENDING = (
     r"\.(?:jsonl?|csv|tsv|parquet|arrow|txt|md|log|ya?ml|toml|ini|cfg|env|pem|key|py|ipynb|sh|pt|pth|bin|safetensors"
     r"|gguf|npy|npz|pkl|zip|tar|gz|zst|xz|bz2)(?:\.(?:gz|zst|xz|bz2))?"
 )
+_BEFORE = r"(?<![^\s\"'`(\[{<=:,;|@])"  # what may stand before a path
 _PLACE = re.compile(
     "|".join(
         [
-            rf"(?<=(?P<mark>[\"'`])){_ROOT}[^\"'`\n]*(?=(?P=mark))",  # in quotation marks a path may hold anything
+            # In quotation marks a path may hold anything. One that closes follows a letter: `a`/`b` is no path.
+            rf"{_BEFORE}(?P<mark>[\"'`])(?P<quoted>{_ROOT}[^\"'`\n]*)(?=(?P=mark))",
             rf"(?<![\w+.-])file:///?(?:{_FOLDER})+{_LAST}",
             r"(?P<address>(?<![\w+.-])[A-Za-z][\w+.-]+://[^\s\"'`<>|]*)",
             r"(?<![\w.@-])[\w.-]+@[\w.-]+:(?!//)[^\s\"'`<>|,;()]+",  # ada@host:path
-            rf"(?<![A-Za-z0-9])(?:[A-Za-z]:|{_SHARE}|{_HOME})\\*(?:{_WINDOWS_FOLDER})+{_WINDOWS_LAST}",
+            rf"(?<![A-Za-z0-9])(?:[A-Za-z]:|{_HOME})\\+(?:{_WINDOWS_FOLDER})+{_WINDOWS_LAST}",
+            rf"(?<![A-Za-z0-9]){_SHARE}(?:{_WINDOWS_FOLDER})+{_WINDOWS_LAST}",
             rf"(?<![A-Za-z0-9])[A-Za-z]:(?:\\+|/+(?:{_FOLDER})*){_WINDOWS_LAST}",
-            rf"(?<![\w/.~$}})\]>]){_HOME}/+(?:{_FOLDER})*{_LAST}",
-            rf"(?<![\w/.~$}})\]>])/{{1,2}}(?:{_FOLDER})+(?<=[^/]/){_LAST}",  # two names at least: "/5" is no path
-            rf"(?<![\w/.~${{}}-])(?:\.{{1,2}}/+)+(?:{_FOLDER})*{_LAST}",
+            rf"{_BEFORE}{_HOME}/+(?:{_FOLDER})*{_LAST}",
+            rf"{_BEFORE}/{{1,2}}(?:{_FOLDER})+(?<=[^/]/){_LAST}",  # two names at least: "/5" is no path
+            rf"{_BEFORE}(?:\.{{1,2}}/+)+(?:{_FOLDER})*{_LAST}",
             rf"(?<![\w/.~${{}}@-])(?:[\w.@+-]+/)+[\w.@+-]+{_ENDING}(?![\w/])",  # relative, known by its ending
         ]
     )
@@ -184,14 +187,18 @@ def _is_place(text: str) -> bool:
 
 
 def _cut(found: re.Match) -> str:
+    if found["mark"]:
+        return found["mark"] + _last_name(found["quoted"])
     return found[0] if (found["address"] or "").startswith(_PUBLIC) else _last_name(found[0])
 
 
 def _last_name(place: str) -> str:
     scheme, _, rest = place.rpartition("://")
     names = re.findall(r"[^\\/]+", rest)
-    # Of a bucket or a server alone the only name there is is private.
-    return REMOVED if (scheme and len(names) < 2 and not rest.startswith("/")) or not names else names[-1]
+    if not names:  # "/", "../"
+        return place
+    # Of a bucket or a server alone the only name is private.
+    return REMOVED if scheme and len(names) < 2 and not rest.startswith("/") else names[-1]
 
 
 def _names() -> dict[str, str]:
