@@ -54,12 +54,13 @@ def check_rows(dataset: Any) -> None:
     if hasattr(dataset, "select"):
         return
     cures = {
-        "IterableDataset": "Load it without streaming, or make one with Dataset.from_generator(stream.__iter__).",
+        "IterableDataset": "Load it without streaming, or make one with Dataset.from_list(list(stream)).",
         "DatasetDict": "Choose a split, e.g. dataset['train'].",
     }
     kind = type(dataset).__name__
     raise ValueError(
-        f"rows are selected from a datasets.Dataset, and this is {kind}. {cures.get(kind, 'Make one of it.')}"
+        f"rows are selected from a datasets.Dataset, and this is {kind}. "
+        f"{cures.get(kind, 'Make one, e.g. with Dataset.from_list.')}"
     )
 
 

@@ -205,6 +205,10 @@ def test_a_stream_and_a_dict_of_splits_are_refused_with_the_cure(name):
         selector(data.to_iterable_dataset(), k=2)
     with pytest.raises(ValueError, match=r"this is DatasetDict. Choose a split"):
         selector(DatasetDict({"train": data}), k=2)
+    with pytest.raises(ValueError, match=r"this is list. Make one"):
+        selector(data.to_list(), k=2)
+    with pytest.raises(ValueError, match="this is IterableDataset"):
+        TopK("score_x")(data, k=2).apply(data.to_iterable_dataset())
 
 
 @pytest.mark.parametrize("kind", ["numpy", "torch", "pandas", "arrow"])

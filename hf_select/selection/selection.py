@@ -116,6 +116,7 @@ class Selection:
     def check(self, dataset: Any) -> None:
         """Raise ValueError if the dataset is not the one that was selected from: it has another number of rows, or a
         column that identifies rows differs in a chosen row. Columns added or removed since do not matter."""
+        columns.check_rows(dataset)
         if len(dataset) != self.num_rows:
             raise ValueError(
                 f"the selection was made on {self.num_rows} rows, this dataset has {len(dataset)}; "
