@@ -21,11 +21,9 @@ OUTPUT=${OUTPUT:-$SLURM_SUBMIT_DIR/scores}
 export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1}  # download model and data once on the login node: hf download ...
 export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK
 
-# What accelerate launch would set, from what Slurm knows.
-srun bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS \
-    MASTER_ADDR=slurm MASTER_PORT=$SLURM_JOB_ID \
-    hf-select score --scorer rds --model Qwen/Qwen2.5-1.5B --dataset allenai/tulu-v2-sft-mixture \
-    --queries math=math.jsonl --output-dir '"$OUTPUT"
+# Each process knows its rank and its device from Slurm.
+srun hf-select score --scorer rds --model Qwen/Qwen2.5-1.5B --dataset allenai/tulu-v2-sft-mixture \
+    --queries math=math.jsonl --output-dir "$OUTPUT"
 
 # The same with accelerate, one launcher a node:
 #   srun --ntasks-per-node=1 bash -c 'accelerate launch --multi_gpu --num_machines $SLURM_NNODES \

@@ -31,6 +31,7 @@ from hf_select.inference import batching
 from hf_select.inference.adapters import put_adapter
 from hf_select.inference.batching import OutOfMemory
 from hf_select.inference.causal_lm import CausalLM, predicted
+from hf_select.inference.load_errors import named
 from hf_select.inference.loading import free_memory
 from hf_select.inference.sources import content_of
 
@@ -412,9 +413,9 @@ class AdapterGradients:
         adapted.eval()
         layers = [adapter_layers(loaded.model, _adapter(number)) for number in range(len(self.checkpoints))]
         if self.form == "adam":
-            self._adams = [
-                read_adam(path, some, self.adam_mode) for path, some in zip(self.checkpoints, layers, strict=True)
-            ]
+            for number, (path, some) in enumerate(zip(self.checkpoints, layers, strict=True)):
+                with named(path):
+                    self._adams[number] = read_adam(path, some, self.adam_mode)
         if self.projection != "none":
             # One projection for all checkpoints, whose layers bear different adapters' names.
             shapes = {name.rpartition(".")[0]: tuple(layer.weight.shape) for name, layer in layers[0].items()}

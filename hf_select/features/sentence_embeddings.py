@@ -14,6 +14,7 @@ import numpy as np
 from hf_select.features import Feature
 from hf_select.formats import BadRow, Conversation
 from hf_select.inference.causal_lm import Usage
+from hf_select.inference.load_errors import checked_device, named
 from hf_select.inference.sources import Source, find
 
 
@@ -85,8 +86,9 @@ class SentenceEmbeddings:
                 from sentence_transformers import SentenceTransformer
             except ImportError:
                 raise ImportError('sentence embeddings need an extra: pip install "hf-select[embed]"') from None
-            source = self.source
-            self._encoder = SentenceTransformer(source.location, revision=source.commit, device=self.device)
+            source, device = self.source, self.device and checked_device(self.device)
+            with named(self.model):
+                self._encoder = SentenceTransformer(source.location, revision=source.commit, device=device)
         return self._encoder
 
     def __call__(self, rows: list[Conversation], queries: bool = False) -> list[Feature | BadRow]:

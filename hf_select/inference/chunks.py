@@ -33,6 +33,7 @@ from filelock import FileLock, Timeout
 
 from hf_select.files import read_json, write_json, written_whole
 from hf_select.inference import batching
+from hf_select.inference.launch import job_name, leads
 from hf_select.inference.pool import Pool, pool_fingerprint
 from hf_select.inference.progress import Progress
 
@@ -275,7 +276,7 @@ class ChunkedJob:
             )
 
     def _refuse_running(self) -> None:
-        others = [worker for worker in live_workers(self.folder) if worker["job"] != _job()]
+        others = [worker for worker in live_workers(self.folder) if worker["job"] != job_name()]
         if others:
             names = ", ".join(worker["name"] for worker in others[:3])
             raise ValueError(
@@ -318,7 +319,7 @@ class _Worker:
     def __init__(self, running: Path):
         self.name = f"{socket.gethostname()}, process {os.getpid()}"
         self.card = running / f"worker-{socket.gethostname()}-{os.getpid()}.json"
-        self.says = {"name": self.name, "job": _job(), "started": _now()}
+        self.says = {"name": self.name, "job": job_name(), "started": _now()}
 
     def enter(self) -> None:
         self.lock = FileLock(self.card.with_suffix(".lock"))
@@ -349,11 +350,6 @@ def live_workers(folder: Path) -> Iterator[dict[str, Any]]:
             yield says
 
 
-def leads() -> bool:
-    """Whether this process speaks for the others of its launch."""
-    return int(os.environ.get("RANK", 0)) == 0
-
-
 def _acquired(lock: FileLock) -> bool:
     try:
         lock.acquire(timeout=0)
@@ -367,14 +363,6 @@ def _is_held(lock: FileLock) -> bool:
     free = _acquired(lock)
     lock.release()
     return not free
-
-
-def _job() -> str:
-    """The same for all processes of one launch."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        names = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID")
-        return " ".join(os.environ.get(name, "") for name in names)
-    return f"{socket.gethostname()} {os.getpid()}"
 
 
 def _checksum(path: Path) -> str:

@@ -14,11 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_select.inference.batching import TokenBudget
+from hf_select.inference.launch import local_rank
+from hf_select.inference.load_errors import checked_device, checked_dtype, named
 from hf_select.inference.parameters import active_parameters
 
 
 if TYPE_CHECKING:
     from hf_select.inference.causal_lm import CausalLM
+    from hf_select.inference.sources import Source
 
 logger = logging.getLogger(__name__)
 
@@ -163,31 +166,40 @@ def load(spec: "CausalLM", rank: int | None) -> LoadedModel:
         # A forked `map` worker. GNU OpenMP hangs when a child enters a parallel region after its parent has been in
         # one, and N workers with all cores each would be slower anyway.
         torch.set_num_threads(1)
-    model, adapter = spec.model, spec.sources.adapter
-    if isinstance(model, str):
-        model = patiently(lambda: _from_pretrained(spec, rank), model)
-    if adapter is not None:
-        from hf_select.inference.adapters import put_adapter
+    model, tokenizer, adapter = spec.model, spec.dated.tokenizer, spec.sources.adapter
+    with named(spec.name):
+        if isinstance(model, str):
+            model = patiently(lambda: _from_pretrained(spec, rank), model)
+        if adapter is not None:
+            from hf_select.inference.adapters import put_adapter
 
-        model = patiently(lambda: put_adapter(model, adapter.name, revision=adapter.commit), adapter.name)
-    if hasattr(model, "get_base_model"):  # a PeftModel: its layers sit inside the base model already
-        model = model.get_base_model()
-    loaded = LoadedModel(model, spec.dated.tokenizer, 1 if spec.batch_invariant else spec.tokens_per_batch)
-    _probe(loaded, spec.name)
+            model = patiently(lambda: put_adapter(model, adapter.name, revision=adapter.commit), adapter.name)
+        if hasattr(model, "get_base_model"):  # a PeftModel: its layers sit inside the base model already
+            model = model.get_base_model()
+        loaded = LoadedModel(model, tokenizer, 1 if spec.batch_invariant else spec.tokens_per_batch)
+        _probe(loaded, spec.name)
     return loaded
 
 
 def load_tokenizer(spec: "CausalLM") -> Any:
     """The tokenizer that a CausalLM describes, as it came but for a template that was given."""
-    from transformers import AutoTokenizer
-
-    source, tokenizer = spec.sources.tokenizer, spec.tokenizer
-    if source is not None:
-        options = {"revision": source.commit, "trust_remote_code": spec.trust_remote_code}
-        tokenizer = patiently(lambda: AutoTokenizer.from_pretrained(source.location, **options), source.name)
+    if (source := spec.sources.tokenizer) is not None:
+        return tokenizer_of(source, spec.trust_remote_code, spec.chat_template)
+    tokenizer = spec.tokenizer
     if spec.chat_template is not None:
         tokenizer = copy.copy(tokenizer)  # one that was given keeps its own
         tokenizer.chat_template = spec.chat_template
+    return tokenizer
+
+
+def tokenizer_of(source: "Source", trust_remote_code: bool = False, chat_template: str | None = None) -> Any:
+    """The tokenizer in a folder, or in a repository at a commit, with another template if one is given."""
+    from transformers import AutoTokenizer
+
+    options = {"revision": source.commit, "trust_remote_code": trust_remote_code}
+    with named(source.name):
+        tokenizer = patiently(lambda: AutoTokenizer.from_pretrained(source.location, **options), source.name)
+    tokenizer.chat_template = chat_template or tokenizer.chat_template
     return tokenizer
 
 
@@ -247,11 +259,11 @@ def _from_pretrained(spec: "CausalLM", rank: int | None) -> Any:
     assert source is not None
     loader: Any = AutoModelForCausalLM
     options: dict[str, Any] = {
-        "dtype": spec.dtype,
+        "dtype": checked_dtype(spec.dtype),
         "revision": source.commit,
         "trust_remote_code": spec.trust_remote_code,
         "use_safetensors": True,  # a pickle from outside could run code
-        "device_map": spec.device_map or {"": spec.device or default_device(rank)},
+        "device_map": spec.device_map or {"": device_of(spec.device, rank)},
     }
     if spec.attn_implementation is not None:
         options["attn_implementation"] = spec.attn_implementation
@@ -285,10 +297,13 @@ def checked(source: str) -> str:
     return os.path.expanduser(source)
 
 
-def default_device(rank: int | None) -> str:
+def device_of(device: str | None, rank: int | None) -> str:
+    """The device that was asked for, or the accelerator of this process, or the CPU."""
+    if device is not None:
+        return checked_device(device)
     if not torch.accelerator.is_available():
         return "cpu"
-    index = int(os.environ.get("LOCAL_RANK", 0)) if rank is None else rank
+    index = local_rank() if rank is None else rank
     return f"{torch.accelerator.current_accelerator()}:{index % torch.accelerator.device_count()}"
 
 

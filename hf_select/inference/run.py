@@ -12,7 +12,7 @@ With an index (features/store.py) the vectors of the rows are read from it and n
 import glob
 import json
 import os
-import resource
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -180,7 +180,14 @@ def _refuse_bad_rows(dataset: Dataset, first_row: int = 0) -> None:
 
 
 def _peak_memory_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset / 2**20  # pyright: ignore[reportAttributeAccessIssue]
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def _device_name() -> str:

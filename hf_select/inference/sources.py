@@ -117,7 +117,12 @@ def _adapter_config(name: str, revision: str | None) -> dict[str, Any] | None:
             return None
     else:
         found = patiently(lambda: _from_hub(name, revision, ("config.json", "adapter_config.json")), name)
-    return json.loads(found.read_text(encoding="utf-8")) if found.name == "adapter_config.json" else None
+    if found.name != "adapter_config.json":
+        return None
+    try:
+        return json.loads(found.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f'"{found}" is not valid JSON ({error}); the file is damaged.') from None
 
 
 def _from_hub(name: str, revision: str | None, files: Sequence[str]) -> Path:

@@ -13,6 +13,7 @@ from datasets import Value
 from hf_select import columns
 from hf_select.chat_template import template_text
 from hf_select.formats import BadRow, Conversation, Encoded, encode_all
+from hf_select.inference.loading import tokenizer_of
 from hf_select.inference.sources import Source, find
 from hf_select.inference.template_day import DatedTokenizer
 from hf_select.scoring.scorer import Scorer
@@ -73,12 +74,8 @@ class Length(Scorer):
         return DatedTokenizer(self._load_tokenizer, self._day)
 
     def _load_tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
-
         assert self._source is not None
-        tokenizer = AutoTokenizer.from_pretrained(self._source.location, revision=self._source.commit)
-        tokenizer.chat_template = self.chat_template or tokenizer.chat_template
-        return tokenizer
+        return tokenizer_of(self._source, chat_template=self.chat_template)
 
     def measure(self, rows: list[Conversation]) -> list[dict[str, Any] | BadRow]:
         parts = self.of in ("prompt", "response")

@@ -20,7 +20,8 @@ from hf_select.formats import BadRow, Conversation, Encoded, encode_all, respons
 from hf_select.inference import batching
 from hf_select.inference.batching import OutOfMemory, TokenBudget
 from hf_select.inference.causal_lm import Usage
-from hf_select.inference.loading import default_device, patiently
+from hf_select.inference.load_errors import checked_dtype, named
+from hf_select.inference.loading import device_of, patiently, tokenizer_of
 from hf_select.inference.parameters import active_parameters
 from hf_select.inference.sources import Source, find
 from hf_select.inference.template_day import DatedTokenizer
@@ -73,7 +74,8 @@ class Reward(Scorer):
 
     def load(self, rank: int | None = None) -> None:
         if self._model is None:
-            self._model = _load(self, rank)
+            with named(self.reward_model):
+                self._model = _load(self, rank)
             self._budget = TokenBudget(self.tokens_per_batch)
 
     def usage(self) -> dict[str, float]:
@@ -95,12 +97,7 @@ class Reward(Scorer):
         return DatedTokenizer(self._load_tokenizer, self._day)
 
     def _load_tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
-
-        options = {"revision": self.source.commit, "trust_remote_code": self.trust_remote_code}
-        tokenizer = patiently(lambda: AutoTokenizer.from_pretrained(self.source.location, **options), self.source.name)
-        tokenizer.chat_template = self.chat_template or tokenizer.chat_template
-        return tokenizer
+        return tokenizer_of(self.source, self.trust_remote_code, self.chat_template)
 
     @cached_property
     def source(self) -> Source:
@@ -203,9 +200,9 @@ def _load(spec: Reward, rank: int | None = None) -> Any:
         model, info = patiently(
             lambda: AutoModelForSequenceClassification.from_pretrained(
                 source,
-                dtype=spec.dtype,
+                dtype=checked_dtype(spec.dtype),
                 use_safetensors=True,
-                device_map={"": spec.device or default_device(rank)},
+                device_map={"": device_of(spec.device, rank)},
                 output_loading_info=True,
                 **options,
             ),
