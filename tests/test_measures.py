@@ -72,6 +72,11 @@ def test_the_last_number(text, found):
         ("**Final Answer**: 3/4 of 100", "3/4"),
         ("### Final Answer\n42 km in 3 hours", "42"),
         ("Answer: x = 5, y = 6", "5"),
+        ("The answer is 2^5 = 32", "32"),
+        ("The answer is 3 x 10^8 m/s", "3 \\times 10^{8}"),
+        ("The answer is 1.5e-3.", "1.5 \\times 10^{-3}"),
+        ("The answer is 3√2.", "3\\sqrt{2}"),
+        ("\\boxed{3 \\text{ and } 5}", "3 , 5"),
         ("Answer:\n\n$$ 42 $$\n3 notes", "42"),
         ("<answer>1,000</answer> after 3 steps", "1000"),
         ("答案是 42。因为 6 乘 7", "42"),
@@ -98,7 +103,8 @@ def test_numbers_and_formulas_are_compared_by_value():
     same = [
         ("1/2", "0.5", "\\frac{1}{2}", "\\frac12"),
         ("2\\pi", "\\pi \\cdot 2"),
-        ("1200", "1.2 \\times 10^3"),
+        ("1200", "1.2 \\times 10^3", number("1.2 x 10^3"), number("12e2")),
+        ("3 , 5", "3, 5"),
         ("x^2 + 1", "1 + x^2"),
         ("\\{1, 2\\}", "\\{2, 1\\}"),
     ]
@@ -161,6 +167,11 @@ def test_without_math_verify_the_extra_is_named_before_anything_is_generated(mon
         ("The answer is: $\\boxed{D}$, as A is wrong", "D"),
         ("<think>The answer is A.</think>\n\nB", "B"),
         ("The answer is not A", None),
+        ("D is the answer", "D"),
+        ("The answer is “B”, not 'A'", "B"),
+        ("The answer is obviously C", "C"),
+        ("It should be D", "D"),
+        ("It is a dog, I think", None),
     ],
 )
 def test_the_letter_of_a_choice(text, found):

@@ -26,9 +26,16 @@ Final = Literal["number", "letter", "text", "contains"]
 # A minus after a digit, a letter or a bracket takes away; a comma stands before three digits.
 _MINUS = r"(?:(?<![\w)\]}])[-\u2212])?"
 _DIGITS = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
-# 5:30, 3/4, 3 1/2, $1,234.50
-_NUMBER = re.compile(rf"({_MINUS})(?:[$€£¥]\s?)?(\d+(?::\d+)+|(?:\d+\s+)?\d+\s?/\s?\d+(?![\d/.])|{_DIGITS})")
+_POWER = (
+    rf"\d+\s?\^\s?\{{?[-\u2212]?\d+\}}?|{_DIGITS}(?:\s?[x×*·]\s?10\s?\^\s?\{{?[-\u2212]?\d+\}}?|[eE][-+]?\d+(?!\w))"
+)
+_SYMBOLIC = rf"(?:{_DIGITS}\s?)?(?:√\s?\(?\d+\)?|π)|{_POWER}"
+# 2^5, 3 x 10^8, 3√2, 5:30, 3/4, 3 1/2, $1,234.50
+_NUMBER = re.compile(
+    rf"({_MINUS})(?:[$€£¥]\s?)?({_SYMBOLIC}|\d+(?::\d+)+|(?:\d+\s+)?\d+\s?/\s?\d+(?![\d/.])|{_DIGITS})"
+)
 # What `number` returns for these has one spelling; 1/2, 0.5 and \frac{1}{2} are one number in three.
+_LONGEST = 1000  # digits of a fraction that is reduced: a model may repeat a digit without end
 _PLAIN = re.compile(r"-?[\d.:]+")
 # A number alone or with a unit: "5 apples", "12 km", but not "2x".
 _WITH_UNIT = re.compile(rf"{_NUMBER.pattern}(?:\s*[^\W\d_]{{2,}}(?:\s+[^\W\d_]+)*)?")
@@ -50,17 +57,20 @@ _TAGGED = re.compile(r"<answer>(.+?)</answer>", re.IGNORECASE | re.DOTALL)
 
 # "B", "(B)", "**b**", "$\text{(B)}$", but neither "a mammal" nor "I think".
 _CHOICE = (
-    r"[\s*_(\[{$]*(?:\\(?:text|textbf|mathrm|mathbf|boxed)\{[\s(*]*)*"
+    r"[\s*_(\[{$\"“'‘]*(?:\\(?:text|textbf|mathrm|mathbf|boxed)\{[\s(*]*)*"
     r"((?-i:[A-HJ-Z])|[a-z](?=\s*(?:[^\s\w]|$)))(?!['’\w])"
 )
 _CALLED = re.compile(
     r"(?:\banswer(?:\s+to\b[^.\n]{1,80}?)?(?:'s|\s+(?:is|would\s+be|should\s+be|must\s+be))?[\s*_]*[:：–-]?"
     rf"|\b(?:choice|option|letter|(?:correct|best|right)\s+(?:one|statement|response))[*_]*{_IS}"
-    r"|\b(?:I|I'd|I'll|would|will|we|must)\s+(?:choose|pick|select|go\s+with)\b|答案(?:是|为|：|:)?)"
-    rf"[\s*_:]*(?:(?:option|choice|letter)\b[\s*_:]*)?{_CHOICE}",
+    r"|\b(?:I|I'd|I'll|would|will|we|must)\s+(?:choose|pick|select|go\s+with)\b|答案(?:是|为|：|:)?"
+    r"|\bit(?:'s|\s+(?:is|would\s+be|should\s+be|must\s+be)))"
+    rf"[\s*_:]*(?:(?:therefore|thus|[a-z]+ly)\s+)?(?:(?:option|choice|letter)\b[\s*_:]*)?{_CHOICE}",
     re.IGNORECASE,
 )
-_CONFIRMED = re.compile(r"(?<!['’\w])\(?([A-HJ-Z])\)?[*_]*\s+is\s+(?:the\s+|therefore\s+)?(?:correct|right|best)\b")
+_CONFIRMED = re.compile(
+    r"(?<!['’\w])\(?([A-HJ-Z])\)?[*_]*\s+is\s+(?:the\s+|therefore\s+)?(?:correct|right|best|answer)\b"
+)
 _AT_START = re.compile(_CHOICE, re.IGNORECASE)
 # "B", "(B) because", "**B.**", but not the article of "A dog barks".
 _BEGINS = re.compile(r"^[\s*_(\[]*(?:(?:[Oo]ption|[Cc]hoice)\s+\(?)?([A-Z])(?=\s*$|[).:\]*_])", re.MULTILINE)
@@ -234,7 +244,8 @@ def _last_number(text: str) -> str | None:
 def _formula(text: str) -> str | None:
     """A formula: what is behind its last "=" if that is a number, perhaps with a unit, else all of it as it is
     written, if math-verify can read it."""
-    bare = " ".join(_DRESS.sub(" ", text.replace("{,}", ",").replace("\\!", "")).split()).rstrip(".")
+    text = re.sub(r"\\text\s?\{\s*(?:and|or)\s*\}", ",", text.replace("{,}", ",").replace("\\!", ""))
+    bare = " ".join(_DRESS.sub(" ", text).split()).rstrip(".")
     found = _WITH_UNIT.fullmatch(re.split(r"(?<![<>!])=|\\approx", bare)[-1].strip())
     if found:
         return _written(found)
@@ -249,14 +260,22 @@ def _is_money(maths: re.Match[str]) -> bool:
 def _written(found: re.Match[str]) -> str:
     """A number in its shortest form: "1234.5", "-3/4", "5:30"."""
     sign, digits = "-" if found[1] else "", found[2]
-    if ":" in digits:
-        return digits
+    if re.search("[√π^eE]", digits):
+        return sign + _latex(digits)
+    if ":" in digits or len(digits) > _LONGEST and "/" in digits:
+        return sign + digits
     if "/" in digits:
         *whole, over, under = map(int, re.findall(r"\d+", digits))
         return f"{sign}{sum(whole) + Fraction(over, under) if under else digits}"
     whole, _, part = digits.replace(",", "").partition(".")
     value = (whole.lstrip("0") or "0") + (f".{part.rstrip('0')}" if part.rstrip("0") else "")
     return f"{sign}{value}" if value != "0" else value
+
+
+def _latex(text: str) -> str:
+    text = re.sub(r"√\s?\(?(\d+)\)?", r"\\sqrt{\1}", text.replace("π", "\\pi").replace("\u2212", "-"))
+    text = re.sub(r"[eE]([-+]?\d+)$", r" \\times 10^{\1}", text)
+    return re.sub(r"\s?\^\s?\{?([-+]?\d+)\}?", r"^{\1}", re.sub(r"\s?[x×*·]\s?", r" \\times ", text))
 
 
 def _math_verify() -> Any:
