@@ -49,6 +49,7 @@ _HOME = {
     "TransformersGenerator": "hf_select.generation.local",
     "VLLMGenerator": "hf_select.generation.local",
     "WeightedRanks": "hf_select.selection.combine",
+    "load_scores": "hf_select.inference.scored",
     "load_selection": "hf_select.hub.load",
     "push_index": "hf_select.hub.push",
     "push_output": "hf_select.hub.output",
@@ -97,6 +98,7 @@ __all__ = [
     "TransformersGenerator",
     "VLLMGenerator",
     "WeightedRanks",
+    "load_scores",
     "load_selection",
     "push_index",
     "push_output",
@@ -116,6 +118,7 @@ if TYPE_CHECKING:
     from hf_select.hub.push import push_index, push_selected
     from hf_select.inference.causal_lm import CausalLM
     from hf_select.inference.run import score
+    from hf_select.inference.scored import load_scores
     from hf_select.mixtures.mixture import Mixture
     from hf_select.mixtures.source import Source
     from hf_select.reports.report import report

@@ -3,18 +3,39 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
+from hf_select.inference.scored import join_scores
 from hf_select.reading import read_dataset, read_named
 from hf_select.writing import check_ending, write_dataset
 
 
-__all__ = ["check_output", "read_dataset", "read_named", "record_behind", "record_of", "write_dataset"]
+__all__ = [
+    "check_output",
+    "listed",
+    "read_dataset",
+    "read_named",
+    "read_scores",
+    "record_behind",
+    "record_of",
+    "write_dataset",
+]
 
 
-def check_output(output: str, overwrite: bool, source: str = "") -> Path:
+def listed(scores: str | list[str]) -> list[str]:
+    """One place or several, as a list."""
+    return scores if isinstance(scores, list) else [scores]
+
+
+def read_scores(scores: str | list[str], split: str = "train") -> Any:
+    """Scored rows from one place, or from several, joined by row_id."""
+    return join_scores({name: read_dataset(name, split) for name in listed(scores)})
+
+
+def check_output(output: str, overwrite: bool, *sources: str) -> Path:
     """The path of an output that may be written, or the error that says why not: asked before the work, not after.
 
-    Only a file or a saved dataset is ever replaced, and never the folder that `source` is read from.
+    Only a file or a saved dataset is ever replaced, and never the folder that a source is read from.
     """
     path = Path(output).expanduser()
     check_ending(path)
@@ -22,8 +43,8 @@ def check_output(output: str, overwrite: bool, source: str = "") -> Path:
         raise ValueError(f'"{path}" exists; choose another --output, or replace it with --overwrite.')
     if path.is_dir() and not (path / "dataset_info.json").exists():
         raise ValueError(f'"{path}" is a folder but no saved dataset; it is not replaced. Choose another --output.')
-    read = Path(source).expanduser().resolve()
-    if source and path.exists() and (path.resolve() == read or path.resolve() in read.parents):
+    read = [Path(source).expanduser().resolve() for source in sources]
+    if path.exists() and any(path.resolve() == each or path.resolve() in each.parents for each in read):
         raise ValueError(f'"{path}" holds the rows that are read; choose another --output.')
     parent = path.parent
     while not parent.exists():

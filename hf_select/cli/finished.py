@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from hf_select import columns
-from hf_select.cli.data import read_dataset, record_behind, record_of
+from hf_select.cli.data import listed, read_scores, record_behind, record_of
 from hf_select.cli.recipe import placed, read_recipe, texts
 from hf_select.files import read_json
 from hf_select.formats import readable_columns
@@ -47,7 +47,7 @@ class Finished:
         return self.subset.resolve().parent.name if self.recipe else self.subset.name.split(".")[0]
 
 
-def read_finished(subset: str, scores: str | None = None, split: str = "train") -> Finished:
+def read_finished(subset: str, scores: str | list[str] | None = None, split: str = "train") -> Finished:
     """What `hf-select select` wrote, or the last selection of a run's folder.
 
     Args:
@@ -68,7 +68,7 @@ def read_finished(subset: str, scores: str | None = None, split: str = "train") 
     mine = next((s for s in steps.values() if s.get("output") and _same(s["output"], path)), None)
     if mine is None:
         recipe = None  # a subset that only lies beside a run
-    found = str(scores or (mine["scores"] if mine else _recorded(record_of(path), path)))
+    found = scores or (mine["scores"] if mine else _recorded(record_of(path), path))
     try:
         pool, earlier = _pool(found, split)
     except ValueError as error:
@@ -109,7 +109,7 @@ def _record(path: Path) -> Selection:
     return Selection.load(record)
 
 
-def _recorded(record: Path, subset: Path) -> str:
+def _recorded(record: Path, subset: Path) -> str | list[str]:
     """Where the rows lie that the last step selected from."""
     scores = _recorded_scores(record)
     if scores is None:
@@ -117,11 +117,11 @@ def _recorded(record: Path, subset: Path) -> str:
     return scores
 
 
-def _pool(scores: str, split: str) -> tuple[Any, Selection | None]:
+def _pool(scores: str | list[str], split: str) -> tuple[Any, Selection | None]:
     """The rows that the first step selected from, with the columns that were added to what later steps left; and what
     all steps but the last left."""
-    dataset = read_dataset(scores, split)
-    record = record_behind(Path(scores).expanduser())
+    dataset = read_scores(scores, split)
+    record = record_behind(Path(listed(scores)[0]).expanduser())
     earlier = None if record is None else Selection.load(record)
     if record is None or earlier is None or len(earlier) != len(dataset):
         return dataset, None
@@ -144,8 +144,13 @@ def _spread(pool: Any, part: Any, rows: np.ndarray) -> Any:
     return pool
 
 
-def _before(scores: str) -> tuple[str, list[Path]]:
+def _before(scores: str | list[str]) -> tuple[str, list[Path]]:
     """The dataset that everything began with, and the folders of the scoring runs from it to these rows."""
+    ways = [_way(each) for each in listed(scores)]
+    return ways[0][0], list(dict.fromkeys(folder for _, folders in ways for folder in folders))
+
+
+def _way(scores: str) -> tuple[str, list[Path]]:
     path = Path(scores).expanduser()
     manifest = read_json(path / "manifest.json") if path.is_dir() else None
     if manifest is not None and "made_by" in manifest:
@@ -156,7 +161,7 @@ def _before(scores: str) -> tuple[str, list[Path]]:
     return first, [*folders, *own]
 
 
-def _recorded_scores(record: Path) -> str | None:
+def _recorded_scores(record: Path) -> str | list[str] | None:
     return Selection.load(record).chain[-1].get("scores") if record.exists() else None
 
 

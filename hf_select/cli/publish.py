@@ -20,7 +20,7 @@ class Publish:
         language: of the rows, such as en; by default that of the source dataset's card.
         private: whether a repository that is made is private; --no-private makes it public.
         revision: branch that is pushed to.
-        scores: the scored rows, if they are no longer where they were.
+        scores: the scored rows, if they are no longer where they were; several folders are joined by row_id.
         source: Hub id or file that the rows came from, if the records do not say it.
         split: split of a saved or Hub dataset.
         source_column: column that says where a row comes from, for the report.
@@ -33,7 +33,7 @@ class Publish:
     language: list[str] | None = None
     private: bool = True
     revision: str = "main"
-    scores: str | None = None
+    scores: str | list[str] | None = None
     source: str | None = None
     split: str = "train"
     source_column: str | None = None

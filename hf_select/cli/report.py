@@ -14,7 +14,7 @@ class Report:
         subset: what hf-select select wrote, or the folder of hf-select run (its last selection).
         compare_with: another subset or run from the same rows; the page then compares the two.
         output_dir: folder for the report; by default report beside the subset.
-        scores: the scored rows, if they are no longer where they were.
+        scores: the scored rows, if they are no longer where they were; several folders are joined by row_id.
         split: split of a saved or Hub dataset.
         title: of the page.
         source_column: column that says where a row comes from; by default source, dataset, task, category, domain or
@@ -27,7 +27,7 @@ class Report:
     subset: str
     compare_with: str | None = None
     output_dir: str | None = None
-    scores: str | None = None
+    scores: str | list[str] | None = None
     split: str = "train"
     title: str | None = None
     source_column: str | None = None

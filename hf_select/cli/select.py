@@ -13,7 +13,7 @@ class Select:
 
     Args:
         scores: folder of hf-select score, an earlier selection, or any dataset that has the columns (file, saved
-            dataset, Hub id).
+            dataset, Hub id); several folders of scores of the same rows are joined by row_id.
         selector: top_k, weighted_ranks, round_robin, score_then_threshold, facility_location, farthest_first,
             kmeans_buckets, dedup, decontaminate, random, sample or longest.
         output: where the subset goes: .parquet, .jsonl, .json, .csv or .tsv (all but the first also .gz, .zst, .xz or
@@ -27,7 +27,7 @@ class Select:
         overwrite: replace an output that exists.
     """
 
-    scores: str
+    scores: str | list[str]
     selector: str
     output: str
     k: int | None = None
@@ -50,17 +50,17 @@ class Select:
         return [selector_class(values["selector"])] if values.get("selector") is not None else []
 
     def run(self) -> None:
-        from hf_select.cli.data import check_output, read_dataset, record_of, write_dataset
+        from hf_select.cli.data import check_output, listed, read_scores, record_of, write_dataset
         from hf_select.features.store import PoolIndex
 
         selector = self._selector()
-        output = check_output(self.output, self.overwrite, self.scores)
-        dataset = read_dataset(self.scores, self.split)
+        output = check_output(self.output, self.overwrite, *listed(self.scores))
+        dataset = read_scores(self.scores, self.split)
         earlier = self._earlier(dataset)
         index = getattr(selector, "vectors", None)
         if earlier is not None and isinstance(index, PoolIndex) and len(index) == earlier.num_rows != len(dataset):
             # The index is one of the rows that these were selected from.
-            selector = selector.among(earlier.indices, read_dataset(earlier.chain[0]["scores"], self.split))
+            selector = selector.among(earlier.indices, read_scores(earlier.chain[0]["scores"], self.split))
         budget = {"k": self.k, "fraction": self.fraction, "tokens": self.tokens}
         if getattr(selector, "needs_budget", True) or any(value is not None for value in budget.values()):
             selection = selector(dataset, **budget)
@@ -85,10 +85,10 @@ class Select:
 
     def _earlier(self, dataset: Any) -> Any:
         """The selection that left these rows, if there is one; None where the record is of another number of rows."""
-        from hf_select.cli.data import record_behind
+        from hf_select.cli.data import listed, record_behind
         from hf_select.selection.selection import Selection
 
-        record = record_behind(Path(self.scores).expanduser())
+        record = record_behind(Path(listed(self.scores)[0]).expanduser())
         earlier = None if record is None else Selection.load(record)
         if earlier is None or len(earlier) != len(dataset):
             return None
