@@ -105,11 +105,12 @@ def numeric_column(dataset: Any, column: str, cure: str) -> np.ndarray:
         try:
             values = pc.if_else(pc.equal(values, ""), None, values).cast(pa.float64())  # type: ignore[attr-defined]
             kind = values.type
-        except pa.ArrowInvalid:
-            pass  # it is refused below, as text
+        except pa.ArrowInvalid as error:
+            reason = str(error).splitlines()[0]  # it names the first text that is not a number
+            cure = f"{reason}. Write numbers there, or name another column."
     numbers = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
     if not (numbers or pa.types.is_null(kind)):
-        if pa.types.is_string(kind) or pa.types.is_boolean(kind):
+        if pa.types.is_boolean(kind):
             cure = f'Convert it: dataset.cast_column("{column}", Value("float64")). Or name another column.'
         raise ValueError(f'column "{column}" holds {kind}, not numbers. {cure}')
     return np.asarray(values.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)

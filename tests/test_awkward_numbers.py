@@ -225,15 +225,16 @@ def test_the_format_of_a_dataset_changes_no_selection(selector, kind):
 # ---------------------------------------------------------------------------------------------------- the command line
 
 
-def test_decimals_are_numbers_and_texts_are_refused():
+def test_decimals_and_texts_that_are_numbers_are_numbers():
     from decimal import Decimal
 
-    data = Dataset(
-        pa.table({"score_x": pa.array([Decimal("1.50"), None, Decimal("2.25")]), "score_y": ["1", "2", "3"]})
-    )
-    assert TopK("score_x")(data, k=2).indices.tolist() == [2, 0]
-    with pytest.raises(ValueError, match="holds string, not numbers"):
-        TopK("score_y")(data, k=1)
+    scores = {"decimal": [Decimal("1.50"), None, Decimal("2.25")], "text": ["1.50", None, "2.25"]}
+    for values in scores.values():
+        assert TopK("score_x")(Dataset(pa.table({"score_x": values})), k=2).indices.tolist() == [2, 0]
+    with pytest.raises(ValueError, match='"score_x" holds string, not numbers.*good.*Write numbers there'):
+        TopK("score_x")(Dataset.from_dict({"score_x": ["1", "good", "3"]}), k=1)
+    with pytest.raises(ValueError, match='"score_x" holds bool, not numbers.*cast_column'):
+        TopK("score_x")(Dataset.from_dict({"score_x": [True, False]}), k=1)
 
 
 def select(tmp_path: Path, scores: list, *flags: str) -> int:
