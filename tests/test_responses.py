@@ -341,10 +341,10 @@ def test_from_the_command_line_and_straight_into_the_trainer(capsys, tiny):
         assert main(words) == 0 and "compare-generators" in capsys.readouterr().out
         assert main(words) == 0 and len(server.seen) == 18
         assert main([*words, "--history", "own_history"]) == 2 and "other settings (history" in capsys.readouterr().err
-        assert main([*words, "--model", "a", "a"]) == 2 and "a name of its own" in capsys.readouterr().err
+        assert main([*words, "--model", "a"]) == 2 and "a name of its own" in capsys.readouterr().err
         assert main([*words, "--max-turns", "0"]) == 2 and "max_turns is 0" in capsys.readouterr().err
         assert (
-            main([*words, "--dataset", "none.jsonl"]) == 2
+            main(["none.jsonl" if word == "chats.jsonl" else word for word in words]) == 2
             and 'no file or folder "none.jsonl"' in capsys.readouterr().err
         )
         assert main(["generate", "responses", "--model", "a"]) == 2 and "needs --" in capsys.readouterr().err
