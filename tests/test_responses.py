@@ -366,3 +366,17 @@ def test_from_the_command_line_and_straight_into_the_trainer(capsys, tiny):
     ]
     assert main([*words[:7], *local]) == 0
     assert pq.read_table("l/responses.parquet").num_rows > 5
+
+
+def test_many_replies_need_a_yes(capsys, monkeypatch):
+    from hf_select.cli import generate
+
+    Path("chats.jsonl").write_text("".join(json.dumps({"messages": m}) + "\n" for m in CHATS))
+    with ScriptedServer(lambda body: teacher(body)) as server:
+        words = ["generate", "responses", "--dataset", "chats.jsonl", "--base-url", server.url, "--output-dir", "o"]
+        words += ["--model", "a", "b"]
+        monkeypatch.setattr(generate, "_UNATTENDED", 17)
+        assert main(words) == 2 and not server.seen and not Path("o").exists()
+        printed = capsys.readouterr()
+        assert "18 replies of at most 2,048 tokens" in printed.out and "add --yes, or give a --limit" in printed.err
+        assert main([*words, "--yes"]) == 0 and len(server.seen) == 18

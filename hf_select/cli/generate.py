@@ -52,12 +52,15 @@ class OfResponses:
         split: split of a saved or Hub dataset.
         rename: columns to rename first, e.g. conversation=messages conversation_hash=row_id.
         limit: only the first rows.
+        yes: send the requests without asking whether to. Without it a terminal is asked, and where there is none, more
+            than 10,000 requests are refused.
     """
 
     dataset: str
     split: str = "train"
     rename: dict[str, str] | None = None
     limit: int | None = None
+    yes: bool = False
 
 
 @dataclass(kw_only=True)
@@ -142,6 +145,9 @@ class Generate:
         if self.backend == "transformers":
             responses.model = [_in_this_process(model) for model in responses.models()]
         rows = read_dataset(told.dataset, told.split, told.rename, told.limit)
+        requests = responses.num_requests(rows)
+        print(f"{requests:,} replies of at most {responses.max_new_tokens:,} tokens, those of earlier runs included")
+        _agree(requests, told.yes, "give a --limit")
         source = told.dataset
         if told.split != "train" and "#" not in source and not Path(source).expanduser().is_file():
             source = f"{source}#{told.split}"

@@ -143,6 +143,12 @@ class Responses:
         """All settings but the models, for the record."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "model"}
 
+    def num_requests(self, dataset: Dataset) -> int:
+        """Replies that a new run asks for, of all models together."""
+        run = _Run(self, dataset, Path(), retry_failed=False, source=None)
+        wanted = sum(run._wanted(row) for _, of_file in run._files(Path()) for _, row in of_file)
+        return wanted * len(self.models())
+
     def shaping(self) -> dict[str, Any]:
         """The settings that all rows of a folder share."""
         free = ("model", "cut", "refusals", "refusals_file", "max_turns")
