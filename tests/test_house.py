@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "row_files": {"compression", "exact_json", "row_types"},
     "messages": {"exact_json", "formats"},
     "words": {"formats"},
-    "inference": {"chat_template", "choices", "columns", "files", "formats"},
+    "inference": {"chat_template", "choices", "columns", "exact_json", "files", "formats"},
     "features": {"choices", "columns", "files", "formats", "inference"},
     "scoring": {"chat_template", "choices", "columns", "formats", "words", "inference", "features"},
     "selection": {"choices", "columns", "files", "formats", "words"},

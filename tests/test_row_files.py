@@ -14,6 +14,7 @@ from datasets import Dataset, load_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hf_select import Length, score
 from hf_select.cli.main import main
 from hf_select.reading import read_dataset
 from hf_select.row_files import features_of, tables_of
@@ -248,6 +249,43 @@ def test_a_file_that_cannot_be_read_is_named_with_row_column_and_cure(tmp_path, 
     with pytest.raises(ValueError, match=message) as caught:
         list(read_dataset(str(tmp_path / name), stream=stream))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("stream", [[], ["--stream"]])
+def test_a_row_that_is_no_conversation_is_named_with_its_file(tmp_path, monkeypatch, capsys, stream):
+    monkeypatch.chdir(tmp_path)
+    rows = [*TOOL_ROWS, '{"messages": [{"role": "user", "content": "a"}, {"role": "narrator", "content": "b"}]}']
+    Path("in.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    assert main(["score", "--scorer", "length", "--dataset", "in.jsonl", "--output-dir", "s", *stream]) == 2
+    assert '1 of 3 rows of "in.jsonl" cannot be read (row 2: unknown role "narrator"' in capsys.readouterr().err
+
+
+class Arguments:
+    """A scorer that keeps the arguments of the first call of each row, as it is handed them."""
+
+    def __init__(self) -> None:
+        self.seen: list = []
+
+    def __call__(self, batch: dict) -> dict:
+        self.seen += [messages[1]["tool_calls"][0]["function"]["arguments"] for messages in batch["messages"]]
+        return Length()(batch)
+
+    def __getattr__(self, name: str):
+        return getattr(Length(), name)
+
+
+def test_a_scorer_is_handed_the_very_numbers(tmp_path):
+    """The decoder of `datasets` is off by a bit in one of three floats of 17 digits."""
+    numbers = [0.1 + 0.2 * i / 7 for i in range(50)]
+    row = json.loads(TOOL_ROWS[0])
+    rows = []
+    for number in numbers:
+        row["messages"][1]["tool_calls"][0]["function"]["arguments"] = {"at": number, str(number): None}
+        rows.append(json.dumps(row))
+    (tmp_path / "in.jsonl").write_text("\n".join(rows))
+    scorer = Arguments()
+    score(read_dataset(str(tmp_path / "in.jsonl")), scorer, tmp_path / "s")
+    assert [arguments["at"] for arguments in scorer.seen] == numbers
 
 
 def test_zstandard_files_are_whole_or_refused(tmp_path, monkeypatch):

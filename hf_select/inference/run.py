@@ -24,6 +24,7 @@ from datasets import Dataset, Features, IterableDataset, load_dataset
 
 from hf_select import columns
 from hf_select.choices import check_choice
+from hf_select.exact_json import columns_of
 from hf_select.files import write_json, written_whole
 from hf_select.formats import BadRow, conversations
 from hf_select.inference.chunks import ChunkedJob, WhenRunning, identity_of
@@ -65,7 +66,7 @@ def score(
     check_choice("when_running", when_running, WhenRunning)
     pool = Stream(cast(Any, dataset), chunk_rows) if stream else Pool(cast(Dataset, dataset), chunk_rows)
     if bad_rows == "error" and not stream:
-        _refuse_bad_rows(cast(Dataset, pool.dataset))
+        _refuse_bad_rows(cast(Dataset, pool.dataset), source)
     folder = Path(output_dir).expanduser()
     scorer.begin_on(began_on(folder / "manifest.json") if index is None else index.day)
     made_by = scorer.identity()
@@ -80,7 +81,9 @@ def score(
     job = ChunkedJob(pool, folder, identity, "scored", ".parquet", "scores", "summary.json")
     job.open(source, when_running)
     job.run(
-        lambda path, first, rows: _write_part(path, first, rows, scorer, index, bad_rows if stream else "null"),
+        lambda path, first, rows: _write_part(
+            path, first, rows, scorer, index, bad_rows if stream else "null", source
+        ),
         scorer.load,
         lambda: _finish(job, scorer, index),
         f"score {scorer.name}",
@@ -110,10 +113,13 @@ def whole_cost(output_dir: str | os.PathLike) -> dict[str, float]:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _write_part(path: Path, first_row: int, rows: Dataset, scorer: Any, index: Any, bad_rows: str) -> dict[str, float]:
-    before, batch = scorer.usage(), readable(rows)[:]
+def _write_part(
+    path: Path, first_row: int, rows: Dataset, scorer: Any, index: Any, bad_rows: str, source: str | None
+) -> dict[str, float]:
+    read = readable(rows)
+    before, batch = scorer.usage(), columns_of(read.with_format("arrow")[:], read.features)
     if bad_rows == "error":
-        _refuse_bad_rows(rows, first_row)
+        _refuse_bad_rows(rows, source, first_row)
     vectors = None if index is None else index.read(range(first_row, first_row + len(rows)))
     scores = scorer(batch) if vectors is None else scorer.score_vectors(batch, vectors)
     table = cast(pa.Table, rows.with_format("arrow")[:])
@@ -164,7 +170,7 @@ def _finish(job: ChunkedJob, scorer: Any, index: Any) -> None:
     write_json(job.folder / job.summary, summary)
 
 
-def _refuse_bad_rows(dataset: Dataset, first_row: int = 0) -> None:
+def _refuse_bad_rows(dataset: Dataset, source: str | None, first_row: int = 0) -> None:
     """Read every row once, before a model is loaded: hours later is too late to learn of row 17."""
     bad: list[tuple[int, BadRow]] = []
     texts = readable(dataset)
@@ -173,9 +179,11 @@ def _refuse_bad_rows(dataset: Dataset, first_row: int = 0) -> None:
         bad += [(first_row + start + i, row) for i, row in enumerate(rows) if isinstance(row, BadRow)]
     if bad:
         first = "; ".join(f"row {i}: {reason}" for i, reason in bad[:3])
+        part = f" from row {first_row} on" if first_row else ""
+        where = f' of "{source}"' if source else ""
         raise ValueError(
-            f"{len(bad)} of {len(dataset)} rows cannot be read ({first}). "
-            "Mend them, or keep them without a score: bad_rows=null (--bad-rows null)."
+            f"{len(bad)} of {len(dataset)} rows{where}{part} cannot be read ({first}). Fix them, or keep them without "
+            "a score: bad_rows=null (--bad-rows null)."
         )
 
 
