@@ -1,5 +1,6 @@
 """Losses of rows under the model in training: the model's own, of any kind, in the memory of training."""
 
+import inspect
 import math
 from functools import partial
 
@@ -156,6 +157,25 @@ def test_a_dataloader_that_does_not_draw_the_selected_rows_is_refused(tmp_path, 
     with pytest.raises(ValueError, match="training dataloader of OwnLoader does not draw the selected rows"):
         trainer.train()
     assert trainer.state.global_step == 0
+
+
+def test_a_trainer_whose_rows_change_with_its_stages_is_refused(tmp_path, model_path, sixteen):
+    from hf_select.training.irft_config import IRFTConfig
+    from hf_select.training.irft_trainer import IRFTTrainer
+
+    args = IRFTConfig(str(tmp_path), max_length=160, max_completion_length=64, num_stages=2, **TRL | {"bf16": False})
+    trainer = IRFTTrainer(model_path, args=args, train_dataset=sixteen)
+    with pytest.raises(ValueError, match="IRFTTrainer trains on pairs that each stage makes anew"):
+        DataSelectionCallback(trainer, online_scores.loss, rows=8)
+
+
+def test_the_private_names_of_datasets_and_trl_are_those_that_were_seen():
+    from trl.trainer import add_fused_lm_head  # pyright: ignore[reportPrivateImportUsage]
+
+    assert next(iter(inspect.signature(add_fused_lm_head).parameters)) == "model"
+    data = pool().filter(lambda row: row["old"] % 3 == 0).shuffle(seed=0)
+    assert data._indices.column(0).to_pylist() == [-row for row in data["old"]] and data._data.num_rows == ROWS
+    assert "resume_from_checkpoint" in inspect.signature(Trainer._init_training_state).parameters
 
 
 def test_a_dataset_that_is_replaced_after_the_callback_is_refused(tmp_path):

@@ -45,6 +45,7 @@ class OnlineSelection:
         random_share: share of a round that is drawn at random.
         order: of the rows of a round: random, easy_to_hard or hard_to_easy.
         source_column: column whose values are counted among the selected rows.
+        tokens_per_batch: tokens, padding included, of one forward pass that scores; halved when memory runs out.
     """
 
     score: str | None = None
@@ -60,6 +61,7 @@ class OnlineSelection:
     random_share: float = 0.0
     order: Literal["random", "easy_to_hard", "hard_to_easy"] = "random"
     source_column: str | None = None
+    tokens_per_batch: int | None = None
 
     def callback(self, trainer: Any) -> Any:
         """The callback of these settings; the trainer has the queries, prepared, as its evaluation set "queries"."""
@@ -82,6 +84,7 @@ class OnlineSelection:
             random_share=self.random_share,
             order=self.order,
             source_column=self.source_column,
+            tokens_per_batch=self.tokens_per_batch,
         )
 
     def _score(self, trainer: Any) -> Any:

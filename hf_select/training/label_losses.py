@@ -74,7 +74,7 @@ def fused_head(model: Any) -> Iterator[None]:
     """Within the block a causal model has TRL's fused head, if it gives the model's own log-probabilities on a few
     tokens; a head with layers of its own, as BERT's, would be left out without an error."""
     base = unwrapped(model)
-    if not isinstance(base, PreTrainedModel) or _kind(base) != "causal" or _compat.has_fused_head(base):
+    if kind(base) != "causal" or _compat.has_fused_head(base):
         yield
         return
     if base.get_output_embeddings() is None or not _fused_head_agrees(model, base):
@@ -110,7 +110,7 @@ def unwrapped(model: Any) -> Any:
 
 def _language_model(model: Any) -> Any:
     base = unwrapped(model)
-    if not isinstance(base, PreTrainedModel) or _kind(base) is None:
+    if kind(base) is None:
         raise ValueError(
             f"{type(base).__name__} is not a causal, masked or encoder-decoder language model, so its labels are not "
             f"tokens to predict; {_CURE}"
@@ -118,7 +118,10 @@ def _language_model(model: Any) -> Any:
     return base
 
 
-def _kind(model: PreTrainedModel) -> str | None:
+def kind(model: Any) -> str | None:
+    """ "causal", "masked" or "encoder-decoder" of a language model, None of another one."""
+    if not isinstance(model, PreTrainedModel):
+        return None
     if "MaskedLM" in type(model).__name__:
         return "masked"
     if not model.can_generate():
@@ -128,4 +131,4 @@ def _kind(model: PreTrainedModel) -> str | None:
 
 def _shift(model: PreTrainedModel) -> int:
     """How many positions behind the output the label that it predicts stands."""
-    return 1 if _kind(model) == "causal" else 0
+    return 1 if kind(model) == "causal" else 0

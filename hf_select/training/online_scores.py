@@ -17,7 +17,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from hf_select.features.gradients import GhostProducts, Reduce, Sum, factors_to
-from hf_select.training.label_losses import label_losses
+from hf_select.training.label_losses import kind, label_losses, unwrapped
 
 
 # B rows
@@ -95,8 +95,7 @@ class GradientSimilarity:
 
     def begin(self, model: Any, batches: Iterable[Mapping[str, Tensor]]) -> None:
         """Take the gradient of the queries' mean loss, before the rows of a round are scored."""
-        base: Any = extract_model_from_parallel(model)
-        if base.config.is_encoder_decoder:
+        if kind(unwrapped(model)) == "encoder-decoder":
             raise ValueError(
                 f"{type(self).__name__} follows gradients through one stack of layers, and the model is an "
                 "encoder-decoder; use online_scores.loss, or a function of your own."

@@ -8,6 +8,7 @@ from hf_select import columns
 from hf_select.scoring.scorer import Scorer
 from hf_select.training import _compat
 from hf_select.training.candidate_scores import in_pieces
+from hf_select.training.stages import InStages
 
 
 def check_trainer(trainer: Any, score: Any) -> None:
@@ -22,6 +23,11 @@ def check_trainer(trainer: Any, score: Any) -> None:
         raise ValueError(
             f"the training data is a {type(trainer.train_dataset).__name__}; rows can be picked from a "
             "datasets.Dataset only. Load it without streaming, or make one with Dataset.from_list."
+        )
+    if isinstance(trainer, InStages):
+        raise ValueError(
+            f"{type(trainer).__name__} trains on pairs that each stage makes anew, so there are no fixed rows to "
+            "select from while it trains; select the demonstrations before."
         )
     if _compat.own_sampler(trainer):
         raise ValueError(f"{type(trainer).__name__} draws rows in a way of its own; selection would break it.")
