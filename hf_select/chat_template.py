@@ -211,7 +211,7 @@ def written(messages: Messages, render: Renderer) -> tuple[Messages, str, str, R
 
     A system turn opens the first user turn where the template has no system role (Gemma 1 and 2, some Mistral ones).
     """
-    messages = [_with_objects(message) if message.get("tool_calls") else message for message in messages]
+    messages = [_with_objects(message) if "tool_calls" in message else message for message in messages]
     try:
         return _whole(messages, render)
     except BadRow:
@@ -259,7 +259,10 @@ def _reads_parts(render: Renderer) -> bool:
 
 
 def _with_objects(message: dict[str, Any]) -> dict[str, Any]:
-    """The message with the arguments of its calls as objects."""
+    """The message with the arguments of its calls as objects, and without a list of no calls, which DeepSeek's
+    template takes for calls."""
+    if not message["tool_calls"]:
+        return {key: value for key, value in message.items() if key != "tool_calls"}
     calls = []
     for call in message["tool_calls"]:
         function = call.get("function", call)
@@ -479,9 +482,10 @@ def _generation_prompt(render: Renderer) -> str:
 
 @lru_cache(maxsize=64)
 def _ends_alike(render: Renderer) -> bool:
-    """Whether the last response is closed as one that is followed by another turn."""
+    """Whether the last response is closed as one that a generation prompt follows; taken for granted of a template
+    that refuses to be asked."""
     pair = [_QUESTION, {"role": "assistant", "content": "x"}]
     try:
         return render.text(pair) == render.text(pair, prompt=True).removesuffix(_generation_prompt(render))
     except BadRow:
-        return False
+        return True

@@ -256,6 +256,35 @@ def test_a_template_that_prints_python_gets_the_text_of_arguments(tokenizer):
     assert texts(encode(row("call"), tokenizer, template), tokenizer) == ['depth{"lake": "Inari", "m": 7}']
 
 
+def test_a_list_of_no_calls_is_no_call(tokenizer):
+    for name in ("deepseekv3", "gptoss", "qwen3"):
+        empty = [ROWS["single"][0], {**ROWS["single"][1], "tool_calls": []}]
+        found = [encode(Conversation(messages), tokenizer, TEMPLATES[name]) for messages in (empty, ROWS["single"])]
+        assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    "asks", ["", "{% if messages[-1].role == 'assistant' %}{{ raise_exception('no') }}{% endif %}"]
+)
+@pytest.mark.parametrize(
+    ("close", "expected"),
+    [
+        ("</s>", ["Onega.</s>", "<b>Ladoga.</s>", "Ohrid.</s>"]),
+        ("{% if not loop.last or add_generation_prompt %}</s>{% endif %}", ["Onega.</s>", "<b>Ladoga.</s>", "Ohrid."]),
+    ],
+)
+def test_a_response_ends_with_what_closes_it_there(close, expected, asks, tokenizer):
+    """Some templates close the last response otherwise, or refuse a generation prompt behind one."""
+    template = (
+        "{% for m in messages %}{% if m.role == 'user' %}[INST]{{ m.content }}[/INST]{% else %}{{ m.content }}"
+        f"{close}{{% endif %}}{{% endfor %}}{{% if add_generation_prompt %}}{asks}{{% endif %}}"
+    )
+    found = texts(encode(row("multi"), tokenizer, template), tokenizer)
+    if asks:  # then a mark that only a following turn brings is that turn's
+        expected = expected if expected[-1].endswith("</s>") else ["Onega.", "<b>Ladoga.", "Ohrid."]
+    assert found == expected
+
+
 def test_our_template_writes_all_that_a_row_says_and_plain_rows_as_before(tokenizer):
     reasoned = reply("Ask.", tool_calls=[CALL, CALL], reasoning_content="Hm.")
     messages = [SYSTEM, {**user("How deep?"), "name": "Ann"}, reasoned, RESULT, reply("230.")]
