@@ -275,6 +275,13 @@ def _checked(message: dict[str, Any], where: str) -> dict[str, Any]:
         raise BadRow(f"{where} is a {message['role']} turn that asks to be trained on; only responses are")
     if message.get("function_call"):
         raise BadRow(f"{where} has a function_call, which chat templates do not read; give it as tool_calls")
+    calls = message.get("tool_calls") or []
+    if not isinstance(calls, list):
+        raise BadRow(f"{where}.tool_calls is {type(calls).__name__}, not a list of calls")
+    for i, call in enumerate(calls):
+        function = call.get("function", call) if isinstance(call, dict) else call
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise BadRow(f"{where}.tool_calls[{i}] is not a call: an object with the name of a function is needed")
     return message
 
 
