@@ -368,9 +368,10 @@ def test_from_the_command_line_and_straight_into_the_trainer(capsys, tiny):
     assert pq.read_table("l/responses.parquet").num_rows > 5
 
 
-def test_many_replies_need_a_yes(capsys, monkeypatch):
+def test_many_replies_need_a_yes(capsys, monkeypatch, tmp_path):
     from hf_select.cli import generate
 
+    monkeypatch.chdir(tmp_path)
     Path("chats.jsonl").write_text("".join(json.dumps({"messages": m}) + "\n" for m in CHATS))
     with ScriptedServer(lambda body: teacher(body)) as server:
         words = ["generate", "responses", "--dataset", "chats.jsonl", "--base-url", server.url, "--output-dir", "o"]
