@@ -120,6 +120,13 @@ def test_the_same_model_in_another_place_opens_the_index(pool, model_path, tmp_p
     index.check(pool, HiddenStates(str(tmp_path / "copy")))
 
 
+def test_an_index_without_an_identity_is_refused(pool, model_path, tmp_path):
+    index = build(pool, model_path, tmp_path / "i")
+    del index.manifest["made_by"]["identity"]
+    with pytest.raises(ValueError, match="of an earlier version of hf_select; build it again"):
+        index.check(pool, HiddenStates(model_path))
+
+
 def test_building_goes_on_after_a_kill_and_refuses_other_settings(pool, model_path, tmp_path):
     index = build(pool, model_path, tmp_path / "i")
     whole = index.to_numpy()

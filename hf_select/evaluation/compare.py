@@ -132,7 +132,7 @@ class Comparison:
         settings = {"recipe": recipe, "passes": self.passes, "measures": measured}
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder.parent / f".{self.folder.name}.lock") as lock:  # processes start at once
-            held = {**settings, "weights": find(self.recipe.model).identity}
+            held = {**settings, "recipe": {**recipe, "model": find(self.recipe.model).identity}}
             hold_to(self.folder / "comparison.json", held, self.pool, "comparison")
             Path(lock.lock_file).unlink(missing_ok=True)
         self.pool, left_out = _trainable(self.pool, self.recipe, self.folder / "lengths.npz")

@@ -194,8 +194,8 @@ class _Search:
         if len(weights) <= len(names):
             raise ValueError(f"{runs} runs cannot tell {len(names)} sources apart; make at least {len(names) + 1}.")
         settings = {
-            "weights": find(self.recipe.model).identity,
-            "recipe": self.recipe.described(), "rows": self.rows, "passes": passes, "draws": draws, "seed": seed,
+            "recipe": {**self.recipe.described(), "model": find(self.recipe.model).identity},
+            "rows": self.rows, "passes": passes, "draws": draws, "seed": seed,
             "sources": {name: source.data._fingerprint for name, source in self.sources.items()},
             "measures": {name: measure.identity() for name, measure in self.measures.items()},
         }  # fmt: skip

@@ -165,6 +165,8 @@ class PoolIndex:
         for reader in featurizer.readers():
             reader.begin_on(self.day)
         made_by = self.manifest["made_by"]
+        if "identity" not in made_by:
+            raise ValueError(f'the index in "{self.folder}" is of an earlier version of hf_select; build it again.')
         here = identity_of(type(featurizer).__name__, featurizer.identity(), {})
         there = {name: value for name, value in made_by["identity"].items() if name != "stored_dtype"}
         differing = differences(_without_probed(there), _without_probed(here["identity"]))
