@@ -236,6 +236,7 @@ def test_a_warning_has_a_line_of_its_own_above_the_bar(model_path, capsys, monke
         ("select --scores pool.jsonl --selector random --output x.jsonl --fraction=", "invalid float value: ''"),
         ("score --scorer length --dataset= --output-dir o", "dataset is an empty text"),
         ("score --scorer ifd --model a b --dataset pool.jsonl --output-dir o", "model is a list of 2"),
+        ("score --scorer ifd --model= --dataset pool.jsonl --output-dir o", "model is an empty text"),
         ("score --scorer", "expected one argument"),
         ("train --model m", "hf-select train needs a method: hf-select train sft"),
         ("train stf --model m", 'unknown method "stf". Did you mean sft'),

@@ -129,6 +129,9 @@ def _checked(value: Any, hint: Any, name: str) -> Any:
     kind = _without_none(hint)
     if value is None:
         return None
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, str) and not text.strip():
+            raise ValueError(f"{name} is an empty text; give a value or leave {name} out.")
     if kind is Any:
         _refuse_repeated(value, name)
         return value[0] if isinstance(value, list) and len(value) == 1 else value
@@ -154,8 +157,6 @@ def _checked(value: Any, hint: Any, name: str) -> Any:
         raise ValueError(f"{name} is nan; give a number.")
     if name == "seed" and isinstance(value, int) and value < 0:
         raise ValueError(f"seed is {value}; it must be at least 0.")
-    if isinstance(value, str) and not value.strip():
-        raise ValueError(f"{name} is an empty text; give a value or leave {name} out.")
     return value
 
 
