@@ -92,6 +92,17 @@ def test_a_flag_of_the_trainer_and_a_missing_accelerator_are_answered_with_the_s
     assert not (tmp_path / "o").exists()
 
 
+def test_a_reply_that_is_not_to_be_trained_on_is_not_trained_on_in_silence(model_path, tmp_path, capsys):
+    turns = [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "Two.", "weight": 0}]
+    later = [{"role": "user", "content": "Two?"}, {"role": "assistant", "content": "Three.", "weight": 1}]
+    (tmp_path / "rows.jsonl").write_text(
+        json.dumps({"messages": later}) + "\n" + json.dumps({"messages": turns + later})
+    )
+    assert train(str(tmp_path / "rows.jsonl"), model_path, tmp_path / "o") == 2
+    assert "turn 1 of row 1 is not to be trained on" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
 def test_an_unknown_method_and_another_run_are_refused(data, model_path, tmp_path, capsys):
     assert main(["train", "sftt", "--model", model_path, "--dataset", data, "--output-dir", str(tmp_path / "o")]) == 2
     assert 'unknown method "sftt". Did you mean sft?' in capsys.readouterr().err

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from hf_select import columns
+from hf_select.chat_template import counts
 from hf_select.cli.score import Rows, build_parts, scorer_class
 from hf_select.cli.settings import settable, suggest
+from hf_select.formats import Conversation, conversations, readable_columns
 
 
 # method -> its configuration and its trainer
@@ -159,6 +161,8 @@ class Train(Rows):
         folder = Path(self.output_dir).expanduser()
         named = {"eval": self.eval_dataset, "queries": None if selection is None else selection.queries}
         rows, evaluation = self.read({name: source for name, source in named.items() if source is not None})
+        if self.method == "sft":
+            _refuse_left_out_turns(rows)
         settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("output_dir", "rename")}
         args = configured(config, {"output_dir": str(folder), **self.args})
         last = last_whole_checkpoint(folder)
@@ -178,6 +182,22 @@ class Train(Rows):
         trainer.save_model()
         if trainer.is_world_process_zero():
             print(f"{trainer.state.global_step} steps; the model is in {self.output_dir}")
+
+
+def _refuse_left_out_turns(rows: Any) -> None:
+    """Raise ValueError for a reply that is marked as not trained on: TRL's SFTTrainer would train on it."""
+    if not {"messages", "conversations"} & set(readable_columns(rows.column_names)):
+        return
+    for start in range(0, len(rows), 1000):
+        for i, row in enumerate(conversations(rows[start : start + 1000]), start):
+            messages = row.messages if isinstance(row, Conversation) else []
+            turn = next((n for n, m in enumerate(messages) if m["role"] == "assistant" and not counts(m)), None)
+            if turn is not None:
+                raise ValueError(
+                    f"turn {turn} of row {i} is not to be trained on (train: false or weight: 0), and TRL's "
+                    "SFTTrainer does not read such marks. Where only the last reply is trained on, use sft-baseline; "
+                    "else leave out the row or the mark."
+                )
 
 
 def configured(config: type, values: dict[str, Any]) -> Any:
