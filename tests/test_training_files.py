@@ -84,7 +84,35 @@ def test_dpo_trainers_dropped_rows_are_numbered_or_the_loss_is_said(tmp_path, mo
         kept = [i for i in range(16) if i % 3]
         assert callback.given.numbers.tolist() == (kept if known else list(range(10)))
         assert ("does not say which" in caplog.text) == (not known)
-        assert callback.given.dropped == (6 if known else 0)
+        assert callback.given.dropped == (6 if known else None)
+
+
+@pytest.mark.parametrize("view", [False, True])
+@pytest.mark.parametrize("tokens", [False, True])
+def test_reward_trainers_dropped_pairs_are_numbered_or_the_loss_is_said(tmp_path, model_path, tokens, view, caplog):
+    """RewardTrainer leaves out whole pairs that are longer than max_length."""
+    from trl import RewardConfig, RewardTrainer  # pyright: ignore[reportPrivateImportUsage]
+
+    if tokens:
+        made = [{"chosen_ids": [5] * (60 if i % 3 == 0 else 4), "rejected_ids": [6] * 4} for i in range(16)]
+    else:
+        made = [
+            {"prompt": "Say it. " * (30 if i % 3 == 0 else 1), "chosen": f" {i}", "rejected": " no"} for i in range(16)
+        ]
+    data = Dataset.from_list([{**row, "mark": i} for i, row in enumerate(made)])
+    data = data.select(range(15, -1, -1)) if view else data
+    settings = TRL | {"activation_checkpointing": False, "max_length": 32, "num_train_epochs": 1}
+    args = RewardConfig(str(tmp_path), **settings)
+    trainer = RewardTrainer(model_path, args=args, train_dataset=data)
+    trainer.add_callback(DataSelectionCallback(trainer, "mark", rows=8))
+    assert ("does not say which" in caplog.text) == tokens
+    assert ("left out 6 of the 16 rows" in caplog.text) != tokens
+    trainer.train()
+    (table,) = rounds(trainer)
+    assert len(table["row"]) == 10
+    assert tokens or [data[row]["mark"] for row in table["row"]] == table["score"]
+    log = next(entry for entry in trainer.state.log_history if "selection/round" in entry)
+    assert log.get("selection/dropped") == (None if tokens else 6)
 
 
 def test_rows_given_to_the_stock_trainer_are_numbered_as_they_stand(tmp_path):

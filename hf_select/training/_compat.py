@@ -39,8 +39,10 @@ def given_rows(trainer: Any) -> tuple[np.ndarray | None, int]:
     number of rows given).
 
     TRL 1.16 prepares a dataset by `map`, `filter` and `shuffle`. The last two keep the table and the places of the
-    rows in it (datasets 5.2: `_data`, `_indices`); what comes after them in DPOTrainer and KTOTrainer does not."""
-    from trl import DPOTrainer, KTOTrainer, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
+    rows in it (datasets 5.2: `_data`, `_indices`); what comes after them in DPOTrainer and KTOTrainer does not.
+    RewardTrainer filters pairs given as tokens, too, without a `map` before it: the table is then the user's own, of
+    which the dataset given may have been a view."""
+    from trl import DPOTrainer, KTOTrainer, RewardTrainer, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
 
     dataset, args = trainer.train_dataset, trainer.args
     unchanged = np.arange(len(dataset)), len(dataset)
@@ -53,6 +55,10 @@ def given_rows(trainer: Any) -> tuple[np.ndarray | None, int]:
         prepared = args.max_length is not None and getattr(args, "truncation_mode", "keep_start") == "keep_start"
         prepared = prepared and "prompt" in dataset.column_names  # given as tokens it is left as it is
         if prepared and (args.precompute_ref_log_probs or getattr(trainer, "calculate_KL", False)):
+            return None, len(dataset)
+    elif isinstance(trainer, RewardTrainer):
+        prepared = args.max_length is not None
+        if prepared and dataset._indices is not None and "chosen" not in dataset.column_names:
             return None, len(dataset)
     else:
         prepared = False

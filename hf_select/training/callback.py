@@ -273,7 +273,7 @@ class DataSelectionCallback(TrainerCallback, ExportableState):
             "selection/round": number,
             "selection/candidates": len(pool) if measuring else 0,
             "selection/rows": len(chosen),
-            "selection/dropped": self.given.dropped,
+            **({} if self.given.dropped is None else {"selection/dropped": self.given.dropped}),
             "selection/cut": self.given.cut,
             "selection/random_rows": drawn,
             "selection/overlap": float(np.isin(chosen, before).mean()) if len(before) else 0.0,

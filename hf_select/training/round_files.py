@@ -37,12 +37,12 @@ class GivenRows:
 
     Args:
         numbers: for each row of trainer.train_dataset its number in the dataset that was given.
-        dropped: rows that the trainer left out.
+        dropped: rows that the trainer left out; None if nobody can know.
         cut: rows as long as max_length, at which longer ones are cut.
     """
 
     numbers: np.ndarray
-    dropped: int
+    dropped: int | None
     cut: int
 
     @classmethod
@@ -52,13 +52,13 @@ class GivenRows:
         numbers, given = _compat.given_rows(trainer)
         cut = 0 if max_length is None else int((_tokens(dataset) >= max_length).sum())
         if numbers is None:
-            numbers, given = np.arange(len(dataset)), len(dataset)
             if columns.ROW_ID not in dataset.column_names:
                 logger.warning(
                     "%s may have left rows out and does not say which: rows are numbered as it kept them. Add a "
                     "column row_id to the dataset to have them named.",
                     type(trainer).__name__,
                 )
+            return cls(np.arange(len(dataset)), None, cut)
         if given > len(dataset) or cut:
             logger.warning(
                 "%s left out %d of the %d rows that it was given, and %d of those it kept reach max_length = %s, "
