@@ -17,7 +17,6 @@ writes; a row of which it leaves out words, calls or reasoning is refused with t
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -56,7 +55,9 @@ LESS_TEMPLATE = _TURNS.replace("CLOSE", "'\n'") + "{% endfor %}"
 
 _GENERATION_MARK = re.compile(r"\{%-?\s*generation\b")
 _THOUGHT = re.compile(r"\s*(?:<think>)?(.*)</think>", re.DOTALL)
-_REASONING = ("reasoning_content", "reasoning", "thinking")
+_PIECE = re.compile(r"(?:\A|(?<=<think>)|(?<=</think>))(?:(?!</?think>).)+", re.DOTALL)
+# A message's reasoning: DeepSeek's and Qwen's name first, then OpenRouter's and gpt-oss's.
+REASONING = ("reasoning_content", "reasoning", "thinking")
 _QUESTION = {"role": "user", "content": "x"}
 
 Messages = list[dict[str, Any]]
@@ -323,14 +324,17 @@ def _parts(message: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]
     """(what, its words, the message with other words) of all that a message says; no words where these alone would
     not show that it is written."""
     content, role = message["content"], message["role"]
-    reasoning = {key: message[key] for key in _REASONING if isinstance(message.get(key), str) and message[key].strip()}
-    if reasoning:
-        first = next(iter(reasoning.values()))
-        yield "the reasoning of a response", first.strip(), {**message, **dict.fromkeys(reasoning, _other(first))}
+    reasoning = {key: message[key] for key in REASONING if isinstance(message.get(key), str) and message[key].strip()}
+    for words in dict.fromkeys(reasoning.values()):  # several fields may say the same
+        keys = [key for key in reasoning if reasoning[key] == words]
+        yield "the reasoning of a response", words.strip(), {**message, **dict.fromkeys(keys, _other(words))}
     thought = _THOUGHT.match(content) if role == "assistant" else None
-    if thought and thought[1].strip():
-        other = f"{content[: thought.start(1)]}\n{_other(thought[1])}\n{content[thought.end(1) :]}"
-        yield "the reasoning of a response", thought[1].strip(), {**message, "content": other}
+    # Templates split a response at its marks of thought; of several thoughts, or text before one, some drop pieces.
+    for piece in _PIECE.finditer(content, 0, thought.end(1)) if thought else ():
+        if not piece[0].strip():
+            continue
+        other = f"{content[: piece.start()]}\n{_other(piece[0])}\n{content[piece.end() :]}"
+        yield "the reasoning of a response", piece[0].strip(), {**message, "content": other}
     start = thought.end() if thought else 0
     if content[start:].strip():
         what = {"assistant": "the text of a response", "tool": "tool results"}.get(role, f"a {role} turn")
@@ -455,7 +459,7 @@ def _after(i: int, messages: Messages, text: str, render: Renderer, prompt: bool
 
 def _with_other_words(message: dict[str, Any]) -> dict[str, Any]:
     """The message with other words wherever it has some, of the same structure."""
-    texts = {key: message[key] for key in ("content", *_REASONING) if isinstance(message.get(key), str)}
+    texts = {key: message[key] for key in ("content", *REASONING) if isinstance(message.get(key), str)}
     changed: dict[str, Any] = {key: _other(value) for key, value in texts.items() if value.strip()}
     if message.get("tool_calls"):
         changed["tool_calls"] = [
@@ -466,7 +470,12 @@ def _with_other_words(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _common(a: str, b: str) -> int:
-    return len(os.path.commonprefix([a, b]))
+    """Length of the common beginning, by halving: a comparison by characters takes longer than to render."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle - 1)
+    return low
 
 
 @lru_cache(maxsize=64)

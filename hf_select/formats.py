@@ -74,12 +74,17 @@ class Conversation:
         return [message for message in self.messages if message["role"] == "assistant" and counts(message)]
 
     def first_pair(self) -> tuple[str, str]:
-        """(instruction, response): the first user turn with an assistant turn right after it that counts."""
+        """(instruction, response): the texts of the first exchange."""
+        user, reply = self.first_exchange()
+        if reply.get("tool_calls") and not reply["content"]:
+            raise BadRow("the first reply is a tool call, not an answer")
+        return user["content"], reply["content"]
+
+    def first_exchange(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The first user turn with an assistant turn right after it that counts."""
         for user, reply in zip(self.messages, self.messages[1:], strict=False):
             if user["role"] == "user" and reply["role"] == "assistant" and counts(reply):
-                if reply.get("tool_calls") and not reply["content"]:
-                    raise BadRow("the first reply is a tool call, not an answer")
-                return user["content"], reply["content"]
+                return user, reply
         if self.text is not None:
             raise BadRow("plain text has no instruction and response")
         if any(not counts(message) for message in self.messages):

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import regex
 
+from hf_select.chat_template import REASONING
 from hf_select.formats import Conversation
 
 
@@ -45,8 +46,6 @@ _SYLLABIC_LETTER = regex.compile(f"[{_SYLLABIC}]", regex.V1)
 _CACHED = 24  # characters of the longest piece between white space that is kept in memory: most come again and again
 
 _SHINGLE = 5
-# A message's reasoning: DeepSeek's and Qwen's name first, then OpenRouter's and gpt-oss's.
-_REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
 def exact(text: str) -> str:
@@ -87,6 +86,21 @@ def characters_of(row: Conversation, of: Part = "all") -> int:
     return sum(map(len, _said(row, of)))
 
 
+def says_something(message: dict[str, Any]) -> bool:
+    """Whether a message has words, reasoning or tool calls."""
+    return bool(message.get("tool_calls")) or any(
+        words.strip() for words in (message["content"], *_reasoning(message))
+    )
+
+
+def beside_text(reply: dict[str, Any]) -> str:
+    """A note for methods that read a reply's text alone: what else it says."""
+    parts = [
+        name for name, said in (("reasoning", _reasoning(reply)), ("tool calls", reply.get("tool_calls"))) if said
+    ]
+    return f"read without its {' and '.join(parts)}" if parts else ""
+
+
 def prompt_of(row: Conversation) -> str:
     return text_of(row, "prompt")
 
@@ -96,9 +110,13 @@ def _said(row: Conversation, of: Part) -> Iterator[str]:
         yield from [] if of == "prompt" else [row.text]
     for message in row.messages:
         if of == "all" or (message["role"] == "assistant") == (of == "response"):
-            parts = [message.get("name"), *map(message.get, _REASONING), message["content"]]
+            parts = [message.get("name"), *map(message.get, REASONING), message["content"]]
             yield from (part for part in parts if isinstance(part, str) and part)
             yield from map(_call, message.get("tool_calls") or [])
+
+
+def _reasoning(message: dict[str, Any]) -> list[str]:
+    return [words for words in map(message.get, REASONING) if isinstance(words, str) and words]
 
 
 def _call(call: dict[str, Any]) -> str:

@@ -538,3 +538,52 @@ def test_every_scorer_carries_what_the_template_leaves_out(model_path):
     assert note in rds[0] and note not in rds[1]
     length = Length(tokenizer=model_path, chat_template=TEMPLATES["qwen3"])
     assert length(batch)["length_reason"] == [note, ""]
+
+
+# -------------------------------------------------------------------------------------------- thoughts in odd places
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_5_think", "glm4moe", "qwen3_training"])
+@pytest.mark.parametrize(
+    "message",
+    [
+        reply("Hm, LOST. <think>\nKarelia has it.\n</think>\n\nOnega."),
+        reply("<think>Karelia has it.</think>LOST.<think>So it is.</think>Onega."),
+        reply("Onega.", reasoning_content="Karelia has it.", reasoning="LOST."),
+    ],
+)
+def test_a_piece_of_a_thought_that_is_left_out_refuses_the_row(name, message, tokenizer):
+    """As words before a thought, which Qwen's and GLM's templates drop; the fields of reasoning may differ, too."""
+    messages = [user("Which lake?"), message]
+    assert "LOST" not in renderer(TEMPLATES[name], tokenizer).text(messages)
+    with pytest.raises(BadRow, match="does not write the reasoning of a response"):
+        encode(Conversation(messages), tokenizer, TEMPLATES[name])
+    same = reply("Onega.", reasoning_content="Karelia has it.", reasoning="Karelia has it.")
+    assert encode(Conversation([messages[0], same]), tokenizer, TEMPLATES[name]).note == ""
+
+
+def test_a_response_of_reasoning_alone_is_scored(model_path):
+    lm = CausalLM(model_path, chat_template=TEMPLATES["qwen3"])
+    batch = {"messages": [[user("Which lake?"), reply("", reasoning_content=words)] for words in ("Karelia.", " ")]}
+    for scorer in (IFD(lm), Perplexity(lm, scope="response")):
+        scores = scorer(batch)
+        assert scores[f"score_{scorer.name}"][0] is not None
+        assert scores[f"{scorer.name}_reason"] == ["", "empty response"]
+
+
+def test_methods_that_read_the_text_of_a_reply_alone_say_what_else_it_says(model_path):
+    lm = CausalLM(model_path)
+    replies = [
+        reply("Onega.", reasoning="Karelia has it."),
+        reply("Onega.", tool_calls=[CALL], reasoning_content="Hm."),
+        reply("Onega.", tool_calls=[]),
+        reply("", tool_calls=[CALL]),
+    ]
+    batch = {"messages": [[user("Which lake?"), each] for each in replies]}
+    for scorer in (SelectIT(lm), DEITA(lm), IFD(lm, text_format="alpaca"), IFD(lm, text_format="plain")):
+        scores = scorer(batch)
+        *notes, refusal = scores[f"{scorer.name}_reason"]
+        assert notes == ["read without its reasoning", "read without its reasoning and tool calls", ""]
+        assert "reply is a tool call, not an answer" in refusal
+        *known, none = scores[f"score_{scorer.name}"]
+        assert none is None and known[0] == pytest.approx(known[2], rel=1e-6)

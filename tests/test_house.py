@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "row_types": {"exact_json", "formats"},
     "row_files": {"compression", "exact_json", "row_types"},
     "messages": {"exact_json", "formats"},
-    "words": {"formats"},
+    "words": {"chat_template", "formats"},
     "inference": {"chat_template", "choices", "columns", "exact_json", "files", "formats"},
     "features": {"choices", "columns", "files", "formats", "inference"},
     "scoring": {"chat_template", "choices", "columns", "formats", "words", "inference", "features"},

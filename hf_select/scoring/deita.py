@@ -22,6 +22,7 @@ from hf_select.inference.batching import OutOfMemory
 from hf_select.inference.causal_lm import CausalLM
 from hf_select.scoring.rating import RatingText, cut_body, encode_before_rating, rating_probabilities, rating_token_ids
 from hf_select.scoring.scorer import Scorer
+from hf_select.words import beside_text
 
 
 COMPLEXITY_PROMPT = (
@@ -117,15 +118,19 @@ class DEITA(Scorer):
         }
 
     def measure(self, rows: list[Conversation]) -> list[dict[str, Any] | BadRow]:
-        pairs = [user_pairs(row) for row in rows]
-        flat = [pair for some in pairs for pair in some]
+        pairs = [_pairs_or_reason(row) for row in rows]
+        flat = [pair for some in pairs if not isinstance(some, BadRow) for pair in some]
         complexity_prompt, quality_prompt = self._prompts
         complexities = iter(
             self._rate(self._complexity, [_around(complexity_prompt, x) for x, _ in flat], "instruction")
         )
         qualities = iter(self._rate(self._quality, [_around(quality_prompt, x, y) for x, y in flat], "response"))
-        rated = [[(next(complexities), next(qualities)) for _ in some] for some in pairs]
-        return [self._answer(row, some) for row, some in zip(rows, rated, strict=True)]
+        return [
+            some
+            if isinstance(some, BadRow)
+            else self._answer(row, [(next(complexities), next(qualities)) for _ in some])
+            for row, some in zip(rows, pairs, strict=True)
+        ]
 
     def _answer(self, row: Conversation, rated: list[tuple[Any, Any]]) -> dict[str, Any] | BadRow:
         if not rated:
@@ -133,12 +138,11 @@ class DEITA(Scorer):
         failure = next((r for pair in rated for r in pair if isinstance(r, BadRow)), None)
         if failure is not None:
             return failure
+        notes = [*map(beside_text, row.responses()), *(note for pair in rated for _, note in pair)]
         complexity, quality = ([pair[side][0] for pair in rated] for side in (0, 1))
         return {
             columns.score_column(self.name): float(np.dot(complexity, quality)),
-            columns.reason_column(self.name): "; ".join(
-                dict.fromkeys(note for pair in rated for _, note in pair if note)
-            ),
+            columns.reason_column(self.name): "; ".join(dict.fromkeys(note for note in notes if note)),
             "deita_complexity": complexity,
             "deita_quality": quality,
         }
@@ -168,13 +172,26 @@ class DEITA(Scorer):
 
 
 def user_pairs(row: Conversation) -> list[tuple[str, str]]:
-    """(user turn, reply) for every user turn whose reply counts; a turn without a reply has an empty one."""
+    """(user turn, reply) for every user turn whose reply counts; a turn without a reply has an empty one.
+
+    Raises: BadRow if a reply is a tool call without text: its quality is not that of an empty answer.
+    """
     after = [*row.messages, {"role": "", "content": ""}][1:]
-    return [
-        (user["content"], reply["content"] if reply["role"] == "assistant" else "")
-        for user, reply in zip(row.messages, after, strict=True)
-        if user["role"] == "user" and not (reply["role"] == "assistant" and not counts(reply))
-    ]
+    pairs = []
+    for user, reply in zip(row.messages, after, strict=True):
+        if user["role"] != "user" or (reply["role"] == "assistant" and not counts(reply)):
+            continue
+        if reply.get("tool_calls") and not reply["content"]:
+            raise BadRow("a reply is a tool call, not an answer")
+        pairs.append((user["content"], reply["content"] if reply["role"] == "assistant" else ""))
+    return pairs
+
+
+def _pairs_or_reason(row: Conversation) -> list[tuple[str, str]] | BadRow:
+    try:
+        return user_pairs(row)
+    except BadRow as reason:
+        return reason
 
 
 def _around(prompt: str, instruction: str, response: str | None = None) -> RatingText:

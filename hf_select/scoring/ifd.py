@@ -9,7 +9,7 @@ with the base model) and Superfiltering's diversity step (FacilityLocation).
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -20,6 +20,7 @@ from hf_select.formats import BadRow, Conversation, Encoded, cut, encode_all, ge
 from hf_select.inference.batching import OutOfMemory
 from hf_select.scoring.perplexity import has_response, said
 from hf_select.scoring.scorer import LMScorer
+from hf_select.words import beside_text
 
 
 # Stanford Alpaca's training prompt (Apache-2.0), the format that Cherry measures in.
@@ -163,7 +164,10 @@ class IFD(LMScorer):
                 found.append(reason)
         whole = [texts for texts in found if not isinstance(texts, BadRow)]
         made = iter(self._paper_passes(whole) if self.mode == "paper" else map(self._repo_passes, whole))
-        return [texts if isinstance(texts, BadRow) else next(made) for texts in found]
+        for i, (row, texts) in enumerate(zip(rows, found, strict=True)):
+            if not isinstance(texts, BadRow):
+                found[i] = _noted(next(made), beside_text(row.first_exchange()[1]))
+        return found
 
     def _texts(self, row: Conversation) -> tuple[str, str, str]:
         """(prompt, what stands before the lone response, response) of the row's first exchange."""
@@ -222,6 +226,12 @@ class IFD(LMScorer):
         if context is not None and max(len(given), len(alone)) > context:
             return BadRow(f"longer than the model's context of {context} tokens; lower max_length")
         return Passes(given, [(prompt_length, len(given))], [alone], [(start, len(alone))], note)
+
+
+def _noted(passes: Passes | BadRow, note: str) -> Passes | BadRow:
+    if isinstance(passes, BadRow) or not note:
+        return passes
+    return replace(passes, note="; ".join([note, *([passes.note] if passes.note else [])]))
 
 
 def _header_before(ids: list[int], start: int, header: list[int]) -> list[int]:

@@ -14,6 +14,7 @@ from hf_select import columns
 from hf_select.formats import FALLBACK_TEMPLATE, BadRow, Conversation, Encoded, cut, encode_all
 from hf_select.inference.batching import OutOfMemory
 from hf_select.scoring.scorer import LMScorer
+from hf_select.words import says_something
 
 
 @dataclass
@@ -77,7 +78,7 @@ def has_response(row: Conversation) -> list[bool]:
     """For each assistant turn that counts whether it says anything; raw text is all response."""
     if row.text is not None:
         return [bool(row.text.strip())]
-    return [bool(turn["content"].strip() or turn.get("tool_calls")) for turn in row.responses()]
+    return [says_something(turn) for turn in row.responses()]
 
 
 def said(row: Conversation, encoded: Encoded) -> Encoded:

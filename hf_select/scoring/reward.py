@@ -26,6 +26,7 @@ from hf_select.inference.parameters import active_parameters
 from hf_select.inference.sources import Source, find
 from hf_select.inference.template_day import DatedTokenizer
 from hf_select.scoring.scorer import Scorer
+from hf_select.words import says_something
 
 
 @dataclass
@@ -115,7 +116,7 @@ class Reward(Scorer):
                 found[i] = BadRow("the row does not end with a response")
             elif not counts(row.messages[-1]):
                 found[i] = BadRow("the last response does not count (train, weight)")
-            elif not row.messages[-1]["content"].strip() and not row.messages[-1].get("tool_calls"):
+            elif not says_something(row.messages[-1]):
                 found[i] = BadRow("empty response")
             elif not isinstance(ids, BadRow) and limit is not None and len(ids) > limit:
                 found[i] = BadRow(f"longer than {limit} tokens")

@@ -21,6 +21,7 @@ from hf_select.inference.batching import OutOfMemory
 from hf_select.inference.causal_lm import CausalLM
 from hf_select.scoring.rating import RatingText, cut_body, encode_before_rating, rating_probabilities, rating_token_ids
 from hf_select.scoring.scorer import Scorer
+from hf_select.words import beside_text
 
 
 # n rows, K ratings (and prompts), M models
@@ -206,18 +207,18 @@ class SelectIT(Scorer):
         sizes = self.sizes or [model.num_parameters if len(self._models) > 1 else 1 for model in self._models]
         for i, rated in zip(rateable, zip(*by_model, strict=True), strict=True):
             failure = next((r for r in rated if isinstance(r, BadRow)), None)
-            answers[i] = failure or self._score(rated, sizes)
+            answers[i] = failure or self._score(rated, sizes, beside_text(rows[i].first_exchange()[1]))
         return answers
 
-    def _score(self, rated: Sequence["Rated"], sizes: Sequence[float]) -> dict[str, Any]:
-        """Columns of one row from what the M models said of it."""
+    def _score(self, rated: Sequence["Rated"], sizes: Sequence[float], note: str) -> dict[str, Any]:
+        """Columns of one row from what the M models said of it, and a note on what they did not read."""
         probabilities = rating_probabilities(np.stack([r.logits for r in rated]))  # (M, prompts, K)
         tokens, uncertainty = token_scores(probabilities, self.mode, self.k)  # (M, prompts)
         sentences = sentence_score(tokens, self.alpha)  # (M,); a single prompt has no spread and keeps its token score
         score = sentences[0] if len(rated) == 1 else model_score(sentences, sizes, self.mode)
         answer: dict[str, Any] = {
             "score_selectit": float(score),
-            "selectit_reason": "; ".join(dict.fromkeys(r.note for r in rated if r.note)),
+            "selectit_reason": "; ".join(dict.fromkeys(n for n in (note, *(r.note for r in rated)) if n)),
         }
         if self.details:
             answer["selectit_ratings"] = (probabilities.argmax(axis=-1) + 1).ravel().tolist()
