@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, load_dataset, load_dataset_builder, load_from_disk
-from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from datasets.data_files import FILES_TO_IGNORE, EmptyDatasetError
+from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetNotFoundError
 
 from hf_select import columns, compression
 from hf_select.row_files import KINDS, KNOWN, RowFiles, kind_of
@@ -130,9 +131,12 @@ def _from_folder_or_hub(
         if path.is_dir():
             data_files = load_dataset_builder(source, config).config.data_files
             files = [str(file) for file in _split(data_files, split, source, config)]
-            if len({kind_of(file) for file in files}) == 1 and kind_of(files[0]) is not None:
+            if _are_read_here(source, files, [str(file) for named in data_files.values() for file in named]):
                 return _from_files(files, stream)
         return _split(load_dataset(source, config, streaming=stream, revision=revision), split, source, config)
+    except (EmptyDatasetError, DataFilesNotFoundError) as error:
+        pattern = " Its name has one of *?[, which datasets takes for a pattern." if set("*?[") & set(source) else ""
+        raise ValueError(f'"{source}" is a folder without files of rows ({KNOWN}).{pattern} Name a file.') from error
     except (DatasetNotFoundError, ConnectionError) as error:
         raise ValueError(
             f'no file or folder "{source}", and no dataset of that name on the Hub ({str(error).splitlines()[0]}).'
@@ -150,6 +154,33 @@ def _from_folder_or_hub(
         what = "has several configurations" if config is None else f'has no configuration "{config}"'
         one = f"{split}/train" if split in names else f"{names[0]}/{split}"
         raise ValueError(f'"{source}" {what} ({", ".join(names)}). Name one: {source}#{one}') from error
+
+
+def _are_read_here(folder: str, files: list[str], files_of_all_splits: list[str]) -> bool:
+    """Whether the files of a folder are of the kinds known here. `datasets` reads only the commonest of several kinds
+    without a word, but with it copies such as "a.jsonl.bak".
+
+    Raises: ValueError for a file of rows, or a copy, that does not belong with the others.
+    """
+    kinds = {_family(file) for file in files}
+    if kinds == {None}:
+        return False
+    beside = {file for each in files for file in Path(each).parent.iterdir() if file.name not in FILES_TO_IGNORE}
+    left_out = {str(file) for file in beside if not file.name.startswith((".", "_"))} - {*files_of_all_splits}
+    first = next(file for file in files if _family(file))
+    others = [*files, *sorted(file for file in left_out if _family(file))]
+    if other := next((file for file in others if _family(file) != _family(first)), None):
+        raise ValueError(
+            f'"{folder}" holds "{Path(first).name}" and "{Path(other).name}", which are of different kinds. Name one '
+            "of them, or move what are not rows of this dataset."
+        )
+    return True
+
+
+def _family(file: str) -> str | None:
+    """What is read as one kind: JSON with JSON lines, CSV with TSV."""
+    kind = kind_of(file)
+    return {"jsonl": "json", "tsv": "csv"}.get(kind, kind) if kind else None
 
 
 def _streamed(dataset: Dataset, stream: bool) -> Any:

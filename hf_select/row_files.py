@@ -22,7 +22,7 @@ from datasets import ArrowBasedBuilder, BuilderConfig, DatasetInfo, Features, Sp
 
 from hf_select import compression
 from hf_select.exact_json import RepeatedKey, loads
-from hf_select.row_types import Cells, Seen, TooLong, cell_value, table_of
+from hf_select.row_types import Cells, Seen, TooDeep, TooLong, cell_value, table_of
 
 
 KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
@@ -33,6 +33,7 @@ _BATCH = 1000
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _OTHER_UNICODE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32-LE begins as UTF-16-LE does
 _ONE_A_LINE = "Give one JSON object a line, or an array of objects."
+_TOO_DEEP_CURE = "Write the innermost values as text."
 
 csv.field_size_limit(2**31 - 1)  # of the process; the default of 131,072 characters is less than a long text has
 
@@ -107,6 +108,8 @@ def features_of(files: list[str]) -> Features:
                     columns[name].see(value)
                 except TooLong as number:
                     raise place.error(f"the integer {number} is beyond 64 bits", "Write it as text.", name) from None
+                except TooDeep:
+                    raise place.error("it is nested too deeply", _TOO_DEEP_CURE, name) from None
             found |= row.keys()
         if found:
             names[file] = found
@@ -219,7 +222,7 @@ def _json(raw: bytes, place: Place, strict: bool) -> Any:
     except RepeatedKey as key:
         raise place.error(f'an object has the key "{key}" twice', "Keep one of them.") from None
     except RecursionError:
-        raise place.error("it is nested too deeply", "Write the innermost values as text.") from None
+        raise place.error("it is nested too deeply", _TOO_DEEP_CURE) from None
     except ValueError as error:  # JSONDecodeError, or an integer of thousands of digits
         if place.row is None:
             place = place._replace(line=getattr(error, "lineno", None))
@@ -233,7 +236,10 @@ def _json(raw: bytes, place: Place, strict: bool) -> Any:
 def _refuse_surrogates(value: Any, place: Place) -> None:
     """Raise for a text with half a surrogate pair, which no file in UTF-8 can hold: one that was written as such, or
     a byte that is not UTF-8."""
-    found = next(_broken(value, ""), None)
+    try:
+        found = next(_broken(value, ""), None)
+    except RecursionError:
+        raise place.error("it is nested too deeply", _TOO_DEEP_CURE) from None
     if found is None:
         return
     path, character = found

@@ -19,6 +19,9 @@ from hf_select.formats import READ_COLUMNS
 
 
 _EXACT_AS_FLOAT = 2**53
+# Levels of lists and objects: of an Arrow type, each of which doubles the time that `datasets` takes to decode a list, and
+# of any value (Python calls a thousand).
+_DEEPEST_TYPE, _DEEPEST = 8, 100
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 _NAMES = {str: "string", bool: "bool", int: "int64", float: "float64"}
 
@@ -27,10 +30,19 @@ class TooLong(ValueError):
     """An integer that 64 bits do not hold."""
 
 
-class Seen:
-    """What values one place in the rows has had so far."""
+class TooDeep(ValueError):
+    """A value within too many lists and objects."""
 
-    def __init__(self) -> None:
+
+class Seen:
+    """What values one place in the rows has had so far.
+
+    Args:
+        depth: how many lists and objects the place lies in.
+    """
+
+    def __init__(self, depth: int = 0) -> None:
+        self.depth = depth
         self.types: set[type] = set()
         self.keys: tuple[str, ...] | None = None
         self.fields: dict[str, Seen] = {}
@@ -39,7 +51,9 @@ class Seen:
         self.is_exact_as_float = True
 
     def see(self, value: Any) -> None:
-        """Raises: TooLong."""
+        """Raises: TooLong, TooDeep."""
+        if self.depth > _DEEPEST:
+            raise TooDeep
         kind = type(value)
         if value is None:
             return
@@ -51,21 +65,21 @@ class Seen:
         elif kind is dict:
             self._see_object(value)
         elif kind is list:
-            self.items = self.items or Seen()
+            self.items = self.items or Seen(self.depth + 1)
             for item in value:
                 self.items.see(item)
 
     def _see_object(self, value: dict[str, Any]) -> None:
         keys = tuple(value)
         if self.keys is None:
-            self.keys, self.fields = keys, {key: Seen() for key in keys}
+            self.keys, self.fields = keys, {key: Seen(self.depth + 1) for key in keys}
         self.differs |= keys != self.keys or None in value.values()
         if not self.differs:
             for key, item in value.items():
                 self.fields[key].see(item)
             return
         self.fields = {}  # it is kept as text, and only its integers are looked at
-        self.items = self.items or Seen()
+        self.items = self.items or Seen(self.depth + 1)
         for item in value.values():
             self.items.see(item)
 
@@ -80,6 +94,8 @@ class Seen:
         if len(self.types) > 1 or self.differs or self.keys == () or SpelledFloat in self.types:
             return Json()
         (kind,) = self.types
+        if kind in (list, dict) and self.depth >= _DEEPEST_TYPE:
+            return Json()
         if kind is list:
             assert self.items is not None
             return List(self.items.feature(nested=True))

@@ -226,6 +226,14 @@ BROKEN = {
     "half_pair.jsonl": (GOOD + b'{"m": [{"c": "\\ud83d"}]}\n', r"row 1 .line 2., column m\[0\].c: .ud83d is half"),
     "long.jsonl": (GOOD + b'{"n": 99999999999999999999}\n', "row 1 .line 2., column n: .*beyond 64 bits.*as text"),
     "twice.jsonl": (GOOD + b'{"a": {"b": 1, "b": 2}}\n', 'row 1 .line 2.: .* key "b" twice'),
+    "deep.jsonl": (
+        GOOD + b'{"x": ' + b"[" * 300 + b"]" * 300 + b"}\n",
+        "row 1 .line 2., column x: .*nested too deeply",
+    ),
+    "deep_pair.jsonl": (
+        GOOD + b'{"x": ' + b'{"a":' * 700 + b'"\\ud83d\\ude00"' + b"}" * 701 + b"\n",
+        "row 1 .line 2.*nested too deeply.*as text",
+    ),
     "list.jsonl": (GOOD + b"[1]\n", "row 1 .line 2.*array, not an object"),
     "pretty.json": (b'{\n "prompt": "a"\n}\n', "row 0 .line 1.*not valid JSON.*an array of objects"),
     "fields.csv": (b"prompt,completion\na,b\nc\n", "row 1 .line 3.*1 fields, and the header 2"),
@@ -320,6 +328,47 @@ def test_shards_are_one_dataset_and_one_with_other_columns_is_named(tmp_path, st
     folder = shards(tmp_path / "bad", [row] * 3, [{**row, "extra": 1}], ending=ending)
     with pytest.raises(ValueError, match=f"train-1{ending}.*other columns than.*train-0.*it also has extra.*the same"):
         list(read_dataset(folder, stream=stream))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("endings", [(".jsonl", ".json"), (".ndjson.gz", ".json"), (".csv", ".tsv")])
+def test_shards_of_two_spellings_of_one_kind_are_read_without_a_change(tmp_path, stream, endings):
+    rows = [{"prompt": "2024-01-01", "completion": "007"}, {"prompt": "2024-01-02", "completion": "1.50"}]
+    for i, (row, ending) in enumerate(zip(rows, endings, strict=True)):
+        write_dataset(Dataset.from_list([row]), tmp_path / f"train-{i}{ending}")
+    assert list(read_dataset(str(tmp_path), stream=stream)) == rows
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("other", ["train-9.csv", "train-9.parquet", "labels.csv", "train-0.jsonl.bak"])
+def test_no_file_of_a_folder_is_left_out_or_taken_for_rows_in_silence(tmp_path, stream, other):
+    """`datasets` reads the files of the commonest kind alone, and copies such as a.jsonl.bak with them."""
+    folder = shards(tmp_path, [{"prompt": "a"}] * 2, [{"prompt": "b"}])
+    (tmp_path / "notes.md").write_text("not rows")
+    assert len(list(read_dataset(folder, stream=stream))) == 3
+    write_dataset(Dataset.from_list([{"prompt": "c"}]), tmp_path / "c.jsonl")
+    (tmp_path / "c.jsonl").rename(tmp_path / other)
+    with pytest.raises(ValueError, match=f'holds "train-.*" and "{other}", which are of different kinds. Name one'):
+        list(read_dataset(folder, stream=stream))
+
+
+@pytest.mark.parametrize("name, cure", [("empty", "Name a file"), ("my [set]", "a pattern. Name a file")])
+def test_a_folder_without_rows_is_refused_with_the_known_endings(tmp_path, name, cure):
+    (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match=f"without files of rows .*jsonl.*{cure}"):
+        read_dataset(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("value", ["[" * 40 + "1.50" + "]" * 40, '{"a": ' * 90 + "null" + "}" * 90])
+def test_deep_values_are_read_in_time_and_written_as_they_were(tmp_path, value):
+    """`datasets` decodes a list of lists of ... in twice the time for each level of its type."""
+    (tmp_path / "in.jsonl").write_text(f'{{"prompt": "a", "x": {value}}}\n')
+    for name in ("a.parquet", "b", "c.jsonl"):
+        write_dataset(read_dataset(str(tmp_path / "in.jsonl")), tmp_path / name)
+        write_dataset(read_dataset(str(tmp_path / name)), tmp_path / "out.jsonl")
+        assert (tmp_path / "out.jsonl").read_text() == (tmp_path / "in.jsonl").read_text()
+        assert len(list(read_dataset(str(tmp_path / name), stream=True))) == 1
+        (tmp_path / "out.jsonl").unlink()
 
 
 def test_parquet_shards_agree_on_types_but_for_columns_of_nulls(tmp_path):
