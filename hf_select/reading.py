@@ -129,7 +129,7 @@ def _from_folder_or_hub(
         raise ValueError(f'no file or folder "{source}"; give a file ({KNOWN}), a saved dataset or a Hub id.')
     try:
         if path.is_dir():
-            data_files = load_dataset_builder(source, config).config.data_files
+            data_files = load_dataset_builder(source, config).config.data_files or {}
             files = [str(file) for file in _split(data_files, split, source, config)]
             if _are_read_here(source, files, [str(file) for named in data_files.values() for file in named]):
                 return _from_files(files, stream)
