@@ -19,8 +19,8 @@ from hf_select.formats import READ_COLUMNS
 
 
 _EXACT_AS_FLOAT = 2**53
-# Levels of lists and objects: of an Arrow type, where each doubles the time that `datasets` takes to decode a list, and
-# of any value, which is read by functions that call themselves.
+# Levels of lists and objects: of an Arrow type, where each doubles the time that `datasets` takes to decode a list,
+# and of any value, which is read by functions that call themselves.
 _DEEPEST_TYPE, _DEEPEST = 8, 100
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 _NAMES = {str: "string", bool: "bool", int: "int64", float: "float64"}
