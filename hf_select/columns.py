@@ -6,6 +6,7 @@ type of a column by its first batch, and a batch of nulls would fix the wrong on
 """
 
 import difflib
+import json
 import logging
 from collections import Counter
 from collections.abc import Iterable
@@ -100,20 +101,63 @@ def numeric_column(dataset: Any, column: str, cure: str) -> np.ndarray:
     if column not in dataset.column_names:
         raise missing_column(column, dataset.column_names, cure)
     values = dataset.with_format("arrow")[column].combine_chunks()
+    if isinstance(values, pa.ExtensionArray) and values.type.extension_name == "arrow.json":  # of several types
+        values = pa.array([_text(value) for value in values.storage.to_pylist()], pa.string())
+    if pa.types.is_string(values.type):
+        values = _numbers_of(values, column)
     kind = values.type
-    if pa.types.is_string(kind):
-        try:
-            values = pc.if_else(pc.equal(values, ""), None, values).cast(pa.float64())  # type: ignore[attr-defined]
-            kind = values.type
-        except pa.ArrowInvalid as error:
-            reason = str(error).splitlines()[0]  # it names the first text that is not a number
-            cure = f"{reason}. Write numbers there, or name another column."
     numbers = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
     if not (numbers or pa.types.is_null(kind)):
         if pa.types.is_boolean(kind):
             cure = f'Convert it: dataset.cast_column("{column}", Value("float64")). Or name another column.'
         raise ValueError(f'column "{column}" holds {kind}, not numbers. {cure}')
+    if pa.types.is_integer(kind):
+        _check_exact(values, column)
     return np.asarray(values.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
+
+
+def _text(value: str | None) -> str | None:
+    """A text as it is; any other JSON value by its spelling."""
+    if value is None or not value.startswith('"'):
+        return value
+    return json.loads(value)
+
+
+def _numbers_of(texts: pa.Array, column: str) -> pa.Array:
+    """The numbers that all the texts spell; an empty text is null.
+
+    Raises: ValueError that names the first that is not a number.
+    """
+    texts = pc.if_else(pc.equal(texts, ""), None, texts)  # type: ignore[attr-defined]
+    try:
+        return texts.cast(pa.float64())
+    except pa.ArrowInvalid:
+        row, text = next((i, text) for i, text in enumerate(texts) if not _is_number(text))
+    shown = json.dumps(text.as_py()[:40], ensure_ascii=False)
+    raise ValueError(
+        f'column "{column}" does not hold numbers alone: row {row} is {shown}. Write numbers there, or name another '
+        "column."
+    )
+
+
+def _is_number(text: pa.Scalar) -> bool:
+    try:
+        text.cast(pa.float64())
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _check_exact(values: pa.Array, column: str) -> None:
+    """Raise for the first integer that a float would round."""
+    try:
+        values.cast(pa.float64())
+    except pa.ArrowInvalid:
+        row, value = next((i, each.as_py()) for i, each in enumerate(values) if abs(each.as_py() or 0) > 2**53)
+        raise ValueError(
+            f'column "{column}": row {row} is {value}, beyond the integers that can be ranked exactly (2^53). Write '
+            "smaller numbers, or name another column."
+        ) from None
 
 
 def list_column(dataset: Any, column: str, cure: str) -> np.ndarray:

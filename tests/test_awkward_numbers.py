@@ -26,6 +26,7 @@ from hf_select import (
     WeightedRanks,
 )
 from hf_select.cli.main import main
+from hf_select.reading import read_dataset
 from hf_select.selection.combine import length_residual, length_strata, percentile_ranks, rank_correlation
 
 
@@ -231,10 +232,36 @@ def test_decimals_and_texts_that_are_numbers_are_numbers():
     scores = {"decimal": [Decimal("1.50"), None, Decimal("2.25")], "text": ["1.50", None, "2.25"]}
     for values in scores.values():
         assert TopK("score_x")(Dataset(pa.table({"score_x": values})), k=2).indices.tolist() == [2, 0]
-    with pytest.raises(ValueError, match='"score_x" holds string, not numbers.*good.*Write numbers there'):
+    with pytest.raises(
+        ValueError, match='"score_x" does not hold numbers alone: row 1 is "good". Write numbers there'
+    ):
         TopK("score_x")(Dataset.from_dict({"score_x": ["1", "good", "3"]}), k=1)
     with pytest.raises(ValueError, match='"score_x" holds bool, not numbers.*cast_column'):
         TopK("score_x")(Dataset.from_dict({"score_x": [True, False]}), k=1)
+
+
+def test_a_column_of_numbers_and_texts_that_are_numbers_is_numbers(tmp_path):
+    """As judges write it: 4, "4.5" and no score in one column, which a file keeps as JSON text."""
+    scored = tmp_path / "scored.jsonl"
+    scored.write_text("".join(f'{{"score_x": {value}}}\n' for value in ("1", '"4.50"', "null", '""', "3.5", "-2e0")))
+    assert TopK("score_x")(read_dataset(str(scored)), k=4).indices.tolist() == [1, 4, 0, 5]
+
+
+@pytest.mark.parametrize(
+    "bad, shown",
+    [('"1,234"', "1,234"), ('"12%"', "12%"), ('"4/10"', "4/10"), ("true", "true"), ("[1]", r"\[1\]"), ('"NA"', "NA")],
+)
+@pytest.mark.parametrize("good", ["2", '"2"'])
+def test_the_first_row_that_is_not_a_number_is_named(tmp_path, good, bad, shown):
+    scored = tmp_path / "scored.jsonl"
+    scored.write_text("".join(f'{{"score_x": {value}}}\n' for value in (good, "null", bad, '"high"')))
+    with pytest.raises(ValueError, match=f'"score_x" does not hold numbers alone: row 2 is "{shown}"'):
+        TopK("score_x")(read_dataset(str(scored)), k=1)
+
+
+def test_integers_that_a_float_would_round_are_named_and_not_ranked():
+    with pytest.raises(ValueError, match=r'"score_x": row 2 is 9007199254740993, beyond .*2\^53'):
+        TopK("score_x")(Dataset.from_dict({"score_x": [1, None, 2**53 + 1]}), k=1)
 
 
 def select(tmp_path: Path, scores: list, *flags: str) -> int:
