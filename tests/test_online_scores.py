@@ -93,6 +93,22 @@ def test_gradients_through_an_encoder_decoder_are_refused():
         score.begin(KINDS["t5"](), [])
 
 
+@pytest.mark.parametrize(
+    "queries",
+    [
+        None,
+        {"task": Dataset.from_list([{"input_ids": [1, 2], "labels": [1, 2]}])},
+        Dataset.from_list([{"prompt": "Say it."}]),
+    ],
+)
+def test_queries_that_the_trainer_has_not_prepared_are_refused_at_once(tmp_path, queries):
+    def callback(trainer):
+        return DataSelectionCallback(trainer, online_scores.GradientSimilarity(queries), rows=8)
+
+    with pytest.raises(ValueError, match="as eval_dataset, and the score trainer.eval_dataset"):
+        make(tmp_path, callback)
+
+
 def test_scoring_takes_no_more_tokens_than_training_and_forms_no_logits(tmp_path, model_path, rows):
     """The head's own forward pass is what forms (B, T, V)."""
     from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]

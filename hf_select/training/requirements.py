@@ -54,6 +54,24 @@ def check_trainer(trainer: Any, score: Any) -> None:
             "in pieces; give a function (model, batch) -> scores such as training.online_scores.loss, a score "
             "column, or train with ZeRO-2."
         )
+    if hasattr(score, "begin") and hasattr(score, "queries"):  # see online_scores
+        _check_queries(trainer, score)
+
+
+def _check_queries(trainer: Any, score: Any) -> None:
+    """Raises: ValueError unless the queries of a score are rows such as the trainer is trained on."""
+    cure = "give the trainer a few rows of the task as eval_dataset, and the score trainer.eval_dataset"
+    if not isinstance(score.queries, Dataset):
+        raise ValueError(
+            f"the queries of {type(score).__name__} are {type(score.queries).__name__}, and a datasets.Dataset is "
+            f"needed; {cure} (of several, one: trainer.eval_dataset[NAME])."
+        )
+    prepared = "input_ids" in trainer.train_dataset.column_names
+    if prepared and "input_ids" not in score.queries.column_names:
+        raise ValueError(
+            f"the queries of {type(score).__name__} have the columns {', '.join(score.queries.column_names)} and no "
+            f"input_ids, so the trainer has not prepared them; {cure}."
+        )
 
 
 def check_dataloader(trainer: Any, loader: Any, dataset: Dataset, sampler: Any) -> None:
