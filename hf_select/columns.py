@@ -101,10 +101,11 @@ def numeric_column(dataset: Any, column: str, cure: str) -> np.ndarray:
     if column not in dataset.column_names:
         raise missing_column(column, dataset.column_names, cure)
     values = dataset.with_format("arrow")[column].combine_chunks()
-    if isinstance(values, pa.ExtensionArray) and values.type.extension_name == "arrow.json":  # of several types
-        values = pa.array([_text(value) for value in values.storage.to_pylist()], pa.string())
-    if pa.types.is_string(values.type):
-        values = _numbers_of(values, column)
+    if isinstance(values, pa.ExtensionArray) and values.type.extension_name == "arrow.json":
+        texts = pa.array([_text(value) for value in values.storage.to_pylist()], pa.string())
+        values = _numbers_of(texts, column, "several types")
+    elif pa.types.is_string(values.type):
+        values = _numbers_of(values, column, "string")
     kind = values.type
     numbers = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
     if not (numbers or pa.types.is_null(kind)):
@@ -123,7 +124,7 @@ def _text(value: str | None) -> str | None:
     return json.loads(value)
 
 
-def _numbers_of(texts: pa.Array, column: str) -> pa.Array:
+def _numbers_of(texts: pa.Array, column: str, kind: str) -> pa.Array:
     """The numbers that all the texts spell; an empty text is null.
 
     Raises: ValueError that names the first that is not a number.
@@ -135,8 +136,7 @@ def _numbers_of(texts: pa.Array, column: str) -> pa.Array:
         row, text = next((i, text) for i, text in enumerate(texts) if not _is_number(text))
     shown = json.dumps(text.as_py()[:40], ensure_ascii=False)
     raise ValueError(
-        f'column "{column}" does not hold numbers alone: row {row} is {shown}. Write numbers there, or name another '
-        "column."
+        f'column "{column}" holds {kind}, not numbers: row {row} is {shown}. Write numbers there, or name another column.'
     )
 
 
