@@ -92,6 +92,13 @@ def test_the_last_number(text, found):
         ("\\boxed{\\frac{3}{4}} of 12", "\\frac{3}{4}"),
         ("\\boxed{\\text{no}} 5 is odd", "5"),
         ("\\boxed{12", "12"),
+        ("\\boxed 42 in 3 steps", "42"),
+        ("so $\\boxed 42$ in 3 steps", "42"),
+        ("\\fbox{42} in 3 steps", "42"),
+        ("The answer is ４２, in 3 steps", "42"),
+        ("The answer is ٤٢.", "42"),
+        ("答案：（４２）。共 3 步", "42"),
+        ("答案是 12，345 是原数", "12"),
         ("first \\boxed{1}, at last \\boxed{\\frac{1}{\\sqrt{2}}}", "\\frac{1}{\\sqrt{2}}"),
     ],
 )
@@ -172,6 +179,14 @@ def test_without_math_verify_the_extra_is_named_before_anything_is_generated(mon
         ("The answer is obviously C", "C"),
         ("It should be D", "D"),
         ("It is a dog, I think", None),
+        ("The answer is 'B', not 'A'.", "B"),
+        ("The answer's A's twin.", None),
+        ("So the answer is indeed B!", "B"),
+        ("I'd say B.", "B"),
+        ("答案：（Ｂ）", "B"),
+        ("A 和 B 都不对，所以选 C。", "C"),
+        ("答案选C。", "C"),
+        ("选项 A 不对。答案是 B", "B"),
     ],
 )
 def test_the_letter_of_a_choice(text, found):

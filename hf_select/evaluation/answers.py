@@ -34,6 +34,10 @@ _SYMBOLIC = rf"(?:{_DIGITS}\s?)?(?:√\s?\(?\d+\)?|π)|{_POWER}"
 _NUMBER = re.compile(
     rf"({_MINUS})(?:[$€£¥]\s?)?({_SYMBOLIC}|\d+(?::\d+)+|(?:\d+\s+)?\d+\s?/\s?\d+(?![\d/.])|{_DIGITS})"
 )
+# The wide letters, brackets and signs of East Asian text; its comma stays, for it is not one within a number.
+_WIDE = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F) if chr(code) != "，"}
+_OTHER_DIGIT = re.compile(r"[^\W\D0-9]")
+_BOX = re.compile(r"\\(?:boxed|fbox)(?:\s*(\{)|\s+(?=\S))")
 # What `number` returns for these has one spelling; 1/2, 0.5 and \frac{1}{2} are one number in three.
 _LONGEST = 1000  # digits of a fraction that is reduced: a model may repeat a digit without end
 _PLAIN = re.compile(r"-?[\d.:]+")
@@ -58,14 +62,15 @@ _TAGGED = re.compile(r"<answer>(.+?)</answer>", re.IGNORECASE | re.DOTALL)
 # "B", "(B)", "**b**", "$\text{(B)}$", but neither "a mammal" nor "I think".
 _CHOICE = (
     r"[\s*_(\[{$\"“'‘]*(?:\\(?:text|textbf|mathrm|mathbf|boxed)\{[\s(*]*)*"
-    r"((?-i:[A-HJ-Z])|[a-z](?=\s*(?:[^\s\w]|$)))(?!['’\w])"
+    r"((?-i:[A-HJ-Z])|[a-z](?=\s*(?:[^\s\w]|$)))(?!['’]?\w)"
 )
 _CALLED = re.compile(
     r"(?:\banswer(?:\s+to\b[^.\n]{1,80}?)?(?:'s|\s+(?:is|would\s+be|should\s+be|must\s+be))?[\s*_]*[:：–-]?"
     rf"|\b(?:choice|option|letter|(?:correct|best|right)\s+(?:one|statement|response))[*_]*{_IS}"
-    r"|\b(?:I|I'd|I'll|would|will|we|must)\s+(?:choose|pick|select|go\s+with)\b|答案(?:是|为|：|:)?"
+    r"|\b(?:I|I'd|I'll|would|will|we|must)\s+(?:choose|pick|select|say|go\s+with)\b"
+    r"|(?:答案)?应?选择?|答案(?:是|为|：|:)?"
     r"|\bit(?:'s|\s+(?:is|would\s+be|should\s+be|must\s+be)))"
-    rf"[\s*_:]*(?:(?:therefore|thus|[a-z]+ly)\s+)?(?:(?:option|choice|letter)\b[\s*_:]*)?{_CHOICE}",
+    rf"[\s*_:]*(?:(?:therefore|thus|indeed|[a-z]+ly)\s+)?(?:(?:option|choice|letter)\b[\s*_:]*)?{_CHOICE}",
     re.IGNORECASE,
 )
 _CONFIRMED = re.compile(
@@ -192,25 +197,24 @@ class CheckableAnswers:
 
 
 def _answered(text: str) -> str:
-    """The text without the reasoning before it."""
-    return text.rpartition("</think>")[2]
+    """The text without the reasoning before it, its digits, wide letters and wide signs in ASCII."""
+    text = text.rpartition("</think>")[2].translate(_WIDE)
+    return _OTHER_DIGIT.sub(lambda digit: str(unicodedata.decimal(digit[0])), text)
 
 
 def _marks(text: str) -> list[tuple[str, bool]]:
     """What is marked as the answer, the last mark first, and whether it is a formula as a whole."""
     found = [(place.end(), text[place.end() :].lstrip(), False) for place in re.finditer("####", text)]
     found += [(place.end(), place[1].strip(), False) for place in _TAGGED.finditer(text)]
-    boxed = _boxed(text)
-    if boxed is not None:
-        found.append((text.rindex("\\boxed{"), boxed, True))
+    if boxes := list(_BOX.finditer(text)):
+        found.append((boxes[-1].start(), _boxed(text[boxes[-1].end() :], bool(boxes[-1][1])), True))
     return [(mark, is_formula) for _, mark, is_formula in sorted(found, reverse=True)]
 
 
-def _boxed(text: str) -> str | None:
-    """What stands in the last \\boxed{}; braces may be nested, and the last may be missing."""
-    before, mark, rest = text.rpartition("\\boxed{")
-    if not mark:
-        return None
+def _boxed(rest: str, in_braces: bool) -> str:
+    """What a box holds, by the text behind its mark; braces may be nested, and the last may be missing."""
+    if not in_braces:
+        return re.split(r"[\s$]", rest, maxsplit=1)[0]
     depth = 1
     for i, character in enumerate(rest):
         depth += {"{": 1, "}": -1}.get(character, 0)
