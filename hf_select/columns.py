@@ -136,7 +136,8 @@ def _numbers_of(texts: pa.Array, column: str, kind: str) -> pa.Array:
         row, text = next((i, text) for i, text in enumerate(texts) if not _is_number(text))
     shown = json.dumps(text.as_py()[:40], ensure_ascii=False)
     raise ValueError(
-        f'column "{column}" holds {kind}, not numbers: row {row} is {shown}. Write numbers there, or name another column.'
+        f'column "{column}" holds {kind}, not numbers: row {row} is {shown}. Write numbers there, or name another '
+        "column."
     )
 
 

@@ -68,7 +68,7 @@ _CALLED = re.compile(
     r"(?:\banswer(?:\s+to\b[^.\n]{1,80}?)?(?:'s|\s+(?:is|would\s+be|should\s+be|must\s+be))?[\s*_]*[:：–-]?"
     rf"|\b(?:choice|option|letter|(?:correct|best|right)\s+(?:one|statement|response))[*_]*{_IS}"
     r"|\b(?:I|I'd|I'll|would|will|we|must)\s+(?:choose|pick|select|say|go\s+with)\b"
-    r"|(?:答案)?应?选择?|答案(?:是|为|：|:)?"
+    r"|选择?|答案(?:是|为|：|:)?"
     r"|\bit(?:'s|\s+(?:is|would\s+be|should\s+be|must\s+be)))"
     rf"[\s*_:]*(?:(?:therefore|thus|indeed|[a-z]+ly)\s+)?(?:(?:option|choice|letter)\b[\s*_:]*)?{_CHOICE}",
     re.IGNORECASE,
