@@ -56,6 +56,7 @@ LESS_TEMPLATE = _TURNS.replace("CLOSE", "'\n'") + "{% endfor %}"
 _GENERATION_MARK = re.compile(r"\{%-?\s*generation\b")
 _THOUGHT = re.compile(r"\s*(?:<think>)?(.*)</think>", re.DOTALL)
 _PIECE = re.compile(r"(?:\A|(?<=<think>)|(?<=</think>))(?:(?!</?think>).)+", re.DOTALL)
+_SURROGATE = re.compile("[\ud800-\udfff]")
 # A message's reasoning: DeepSeek's and Qwen's name first, then OpenRouter's and gpt-oss's.
 REASONING = ("reasoning_content", "reasoning", "thinking")
 _QUESTION = {"role": "user", "content": "x"}
@@ -171,6 +172,16 @@ def renderer(template: str, tokenizer: Any, tools: list[dict[str, Any]] | None =
     return Renderer(template, tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in special), tools)
 
 
+def refuse_surrogates(text: str) -> None:
+    """JSON may hold half of a character beyond U+FFFF, as a text that was cut in its middle; no tokenizer takes it.
+
+    Raises: BadRow.
+    """
+    half = None if text.isascii() else _SURROGATE.search(text)
+    if half:
+        raise BadRow(f"the text holds half a character (\\u{ord(half[0]):04x} without its other half)")
+
+
 def counts(message: dict[str, Any]) -> bool:
     """Whether a response is scored and learned: `train` (axolotl) or `weight` (OpenAI) may say that it is not."""
     return all(message.get(name, True) for name in ("train", "training", "weight"))
@@ -229,6 +240,7 @@ def _whole(messages: Messages, render: Renderer) -> tuple[Messages, str, str, Re
     for form in _forms(messages, render):
         try:
             text = form.text(messages)
+            refuse_surrogates(text)
             if any(str(arguments) in text for arguments in _arguments_of(messages)):
                 raise BadRow("the chat template writes tool arguments as Python objects, not as JSON")
             return messages, text, _note(messages, text, form), form

@@ -27,10 +27,12 @@ from typing import Any
 from hf_select.chat_template import (
     FALLBACK_TEMPLATE,
     LESS_TEMPLATE,
+    REASONING,
     BadRow,
     Rendered,
     Renderer,
     counts,
+    refuse_surrogates,
     render_with_spans,
     renderer,
     written,
@@ -122,7 +124,10 @@ def conversations(batch: Mapping[str, Any]) -> list["Conversation | BadRow"]:
     rows: list[Conversation | BadRow] = []
     for values in zip(*columns.values(), strict=True):
         try:
-            rows.append(read(dict(zip(columns, values, strict=True))))
+            row = read(dict(zip(columns, values, strict=True)))
+            for text in (row.text or "", *(message["content"] for message in row.messages)):
+                refuse_surrogates(text)
+            rows.append(row)
         except BadRow as reason:
             rows.append(reason)
     return rows
@@ -169,7 +174,13 @@ def _messages(row: dict[str, Any]) -> Conversation:
 
 def _prompt_completion(row: dict[str, Any]) -> Conversation:
     prompt, completion = row["prompt"], row["completion"]
-    if isinstance(prompt, list) and isinstance(completion, list):
+    for name in ("prompt", "completion"):
+        if row[name] is None:
+            raise BadRow(f"{name} is null")
+    if isinstance(prompt, list) != isinstance(completion, list):
+        one = "prompt" if isinstance(prompt, list) else "completion"
+        raise BadRow(f"{one} is list, not text; give prompt and completion both as text or both as lists of messages")
+    if isinstance(prompt, list):
         return Conversation(_chat([*prompt, *completion], "prompt + completion"), _tools(row.get("tools")))
     return _pair(_string(prompt, "prompt"), _string(completion, "completion"), row)
 
@@ -189,10 +200,11 @@ def _history(history: Any) -> list[dict[str, Any]]:
     """Earlier exchanges, as LLaMA-Factory defines them: a list of [user, assistant] pairs."""
     if isinstance(history, str):  # CSV has no lists
         history = _json(history, "history") if history.strip() else None
+    history = [] if history is None else history
+    if not isinstance(history, list) or any(not isinstance(pair, list) or len(pair) != 2 for pair in history):
+        raise BadRow("history is not a list of [user, assistant] pairs")
     messages = []
-    for i, pair in enumerate(history or ()):
-        if not isinstance(history, list) or not isinstance(pair, list) or len(pair) != 2:
-            raise BadRow("history is not a list of [user, assistant] pairs")
+    for i, pair in enumerate(history):
         for role, text in zip(("user", "assistant"), pair, strict=True):
             messages.append({"role": role, "content": _string(text, f"history[{i}]")})
     return messages
@@ -226,12 +238,12 @@ def _sharegpt_turn(turn: Any, i: int) -> dict[str, Any]:
     speaker, value = turn["from"], _string(turn["value"], f"{where}.value")
     if not isinstance(speaker, str) or speaker not in SHAREGPT_ROLES:
         raise BadRow(f'unknown role "{speaker}" (known: {", ".join(SHAREGPT_ROLES)})')
-    flags = {name: turn[name] for name in _FLAGS if turn.get(name) is not None}
+    more = {name: turn[name] for name in (*_FLAGS, *REASONING) if turn.get(name) is not None}
     if speaker in ("function_call", "tool_call"):
         calls = _json(value, f"{where} {speaker}")
         calls = [{"type": "function", "function": call} for call in (calls if isinstance(calls, list) else [calls])]
-        return _checked({"role": "assistant", "content": "", "tool_calls": calls, **flags}, where)
-    return _checked({"role": SHAREGPT_ROLES[speaker], "content": value, **flags}, where)
+        return _checked({"role": "assistant", "content": "", "tool_calls": calls, **more}, where)
+    return _checked({"role": SHAREGPT_ROLES[speaker], "content": value, **more}, where)
 
 
 def _text(row: dict[str, Any]) -> Conversation:
@@ -269,7 +281,7 @@ def _message(message: Any, where: str) -> dict[str, Any]:
 
 
 def _checked(message: dict[str, Any], where: str) -> dict[str, Any]:
-    """The message, if what it says of training can be honoured and its calls are in tool_calls."""
+    """The message, if what it says of training can be honoured, its calls are in tool_calls, its reasoning is text."""
     flags = {name: message[name] for name in _FLAGS if name in message}
     for name, value in flags.items():
         if value not in (0, 1):  # True and False are these, too
@@ -278,6 +290,8 @@ def _checked(message: dict[str, Any], where: str) -> dict[str, Any]:
         raise BadRow(f"{where} says both that it is trained on and that it is not: {flags}")
     if message["role"] != "assistant" and any(flags.values()):
         raise BadRow(f"{where} is a {message['role']} turn that asks to be trained on; only responses are")
+    for name in (*REASONING, "name"):
+        _string(message.get(name) or "", f"{where}.{name}")
     if message.get("function_call"):
         raise BadRow(f"{where} has a function_call, which chat templates do not read; give it as tool_calls")
     calls = message.get("tool_calls") or []
@@ -300,6 +314,9 @@ def _tools(tools: Any) -> list[dict[str, Any]] | None:
         tools = _json(tools, "tools") if tools.strip() else None
     if tools is not None and not isinstance(tools, list):
         raise BadRow("tools is not a list")
+    for i, tool in enumerate(tools or ()):
+        if not isinstance(tool, dict):
+            raise BadRow(f"tools[{i}] is {type(tool).__name__}, not an object that describes a function")
     return _without_nulls(tools) or None
 
 

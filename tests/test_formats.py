@@ -1,6 +1,7 @@
 """Rows of every layout -> one conversation; response spans from the template, never from a search."""
 
 import json
+import re
 
 import pytest
 
@@ -289,3 +290,39 @@ def test_tools_reach_the_template(tokenizer):
     encoded = encode(Conversation([USER, REPLY], tools=[tool]), tokenizer, template)
     assert tokenizer.decode(encoded.input_ids).startswith("find[user]")
     assert spans(encoded, tokenizer) == ["A saw."]
+
+
+HALF = json.loads('"cut off \\ud83d"')
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"instruction": "Which lake?", "output": "Onega.", "history": 7}, "history is not a list of"),
+        ({"prompt": [USER], "completion": "Onega."}, "prompt is list, not text; give prompt and completion both"),
+        ({"prompt": [USER], "completion": None}, "completion is null"),
+        ({"messages": [USER, REPLY], "tools": ["depth"]}, r"tools\[0\] is str, not an object"),
+        ({"messages": [USER, {**REPLY, "reasoning": ["Hm."]}]}, r"messages\[1\].reasoning is list, not text"),
+        ({"messages": [{**USER, "name": 7}, REPLY]}, r"messages\[0\].name is int, not text"),
+        ({"messages": [USER, {**REPLY, "content": HALF}]}, r"half a character \(\\ud83d without"),
+        ({"messages": json.dumps([USER, {**REPLY, "content": HALF}])}, "half a character"),
+        ({"text": HALF}, "half a character"),
+    ],
+)
+def test_a_row_that_cannot_be_read_has_a_reason(row, reason):
+    found = one(**row)
+    assert isinstance(found, BadRow) and re.search(reason, str(found))
+
+
+def test_half_a_character_within_the_arguments_of_a_call_gives_a_reason(tokenizer):
+    call = {"function": {"name": "depth", "arguments": '{"lake": "\\ud83d"}'}}
+    bad = Conversation([USER, {**REPLY, "tool_calls": [call]}])
+    refused, encoded = encode_all([bad, Conversation([USER, REPLY])], tokenizer, FALLBACK_TEMPLATE)
+    assert "half a character" in str(refused) and not isinstance(encoded, BadRow)
+
+
+def test_sharegpt_turns_keep_their_reasoning():
+    turns = [{"from": "human", "value": "Which lake?"}, {"from": "gpt", "value": "Onega.", "reasoning": "Karelia."}]
+    row = one(conversations=turns)
+    assert isinstance(row, Conversation)
+    assert row.messages[1] == {"role": "assistant", "content": "Onega.", "reasoning": "Karelia."}
