@@ -129,6 +129,10 @@ def test_what_cannot_be_compared_is_refused(compared, ground, tmp_path, monkeypa
     with pytest.raises(ValueError, match="must be a datasets.Dataset"):
         compare(pool, methods, {"sums": list(held_out)}, recipe, tmp_path / "o", [8])
     assert not (tmp_path / "o").exists()
+    (tmp_path / "mine" / "pictures").mkdir(parents=True)
+    with pytest.raises(ValueError, match="belongs to no earlier result.html"):
+        compare(pool, methods, {"sums": held_out}, recipe, tmp_path / "mine", [8])
+    assert len(list((tmp_path / "mine").iterdir())) == 1
 
 
 def test_unequal_tokens_are_refused():

@@ -253,3 +253,18 @@ def test_the_errors_of_report(scored, capsys):
     assert run("select", "--scores", "other", "--selector", "longest", "--k", "1", "--output", "t.jsonl") == 0
     against = ("s.jsonl", "--scores", "elsewhere", "--compare-with", "t.jsonl")
     assert "only selections from one pool can be compared" in error(*against)
+
+
+def test_a_report_replaces_only_what_belongs_to_an_earlier_one(tmp_path):
+    dataset = pool()
+    selection = TopK("score_a")(dataset, k=3)
+    for name in ("pictures", "report.md"):
+        folder = tmp_path / name
+        mine = folder / name / "holiday.jpg" if name == "pictures" else folder / name
+        mine.parent.mkdir(parents=True)
+        mine.write_text("mine")
+        with pytest.raises(ValueError, match=f'{name}" belongs to no earlier report.html.*output_dir'):
+            report(dataset, selection, folder)
+        assert mine.read_text() == "mine" and len(list(folder.rglob("*"))) == len(mine.relative_to(folder).parts)
+    report(dataset, selection, tmp_path / "report")
+    report(dataset, selection, tmp_path / "report")

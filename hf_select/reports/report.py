@@ -11,6 +11,7 @@ from hf_select.reports.markdown import markdown
 from hf_select.reports.numbers import compare, describe
 from hf_select.reports.page import page
 from hf_select.reports.pictures import draw
+from hf_select.reports.written import check_place, write_pictures
 from hf_select.selection.selection import Selection
 
 
@@ -77,13 +78,10 @@ def compare_report(
 def _write(
     folder: Path, name: str, title: str, numbers: dict[str, Any], table: rows.Table, max_megabytes: float
 ) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
     pictures = "pictures" if name == PAGE else "comparison_pictures"
+    check_place(folder, name, name.replace(".html", ".md"), name.replace(".html", ".json"), pictures)
+    folder.mkdir(parents=True, exist_ok=True)
     light = list(draw(numbers, "light"))
-    with written_whole(folder / pictures) as temporary:
-        temporary.mkdir()
-        for picture, _, png in light:
-            (temporary / f"{picture}.png").write_bytes(png)
     drawn = {picture: f"{pictures}/{picture}.png" for picture, *_ in light}
     made = {
         name: page(title, numbers, table, light, list(draw(numbers, "dark")), max_megabytes),
@@ -93,4 +91,5 @@ def _write(
     for file, text in made.items():
         with written_whole(folder / file) as temporary:
             temporary.write_text(text, encoding="utf-8")
+    write_pictures(folder / pictures, light)
     return folder / name
