@@ -58,6 +58,66 @@ def test_other_settings_with_a_place_of_their_own_reuse_the_finished_steps(capsy
     assert len(Path("o/t.jsonl").read_text().splitlines()) == 3
 
 
+def test_overwrite_replaces_the_results_of_a_command_that_has_no_such_flag(capsys):
+    assert run("r.yaml", "--output-dir", "o") == 0
+    changed = ("r.yaml", "--output-dir", "o", "score.of=response")
+    assert "score.of was" in error_of(capsys, *changed)
+    assert run(*changed, "--overwrite") == 0
+    assert json.loads(Path("o/s.jsonl").read_text().splitlines()[0])["score_length"] == 12
+    # New rows in the same file: the scores are those of other rows, though no setting has changed.
+    Path("pool.jsonl").write_text("".join(json.dumps({"prompt": "p", "completion": "c" * i}) + "\n" for i in range(7)))
+    assert "other rows (12 there, 7 here)" in error_of(capsys, *changed)
+    assert run(*changed, "--overwrite") == 0
+    assert len(load_dataset("json", data_files="o/s.jsonl", split="train")) == 5
+    assert run(*changed, "--overwrite") == 0
+    assert "[1/2] score: finished earlier" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "mine, other", [("elsewhere", "${output_dir}/s.jsonl"), ("${output_dir}/scores", "${output_dir}/scores/s.jsonl")]
+)
+def test_overwrite_removes_no_folder_that_is_shared_or_elsewhere(mine, other, capsys):
+    text = Path("r.yaml").read_text().replace("${output_dir}/scores", mine)
+    Path("t.yaml").write_text(text.replace("${output_dir}/s.jsonl", other))
+    assert run("t.yaml", "--output-dir", "o") == 0
+    said = error_of(capsys, "t.yaml", "--output-dir", "o", "score.of=response", "--overwrite")
+    assert "holds scores of another run" in said
+    assert Path(mine.replace("${output_dir}", "o"), "scores.parquet").exists()
+    assert Path(other.replace("${output_dir}", "o")).exists()
+
+
+def test_a_stopped_step_is_not_mixed_with_other_settings(capsys, monkeypatch):
+    from hf_select.cli.score import Score
+
+    whole = Score.run
+
+    def stopped(command):
+        whole(command)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Score, "run", stopped)
+        assert run("r.yaml", "--output-dir", "o") == 130
+    before = {path: path.stat().st_mtime_ns for path in [Path("o/config.yaml"), *Path("o/scores/done").iterdir()]}
+    assert "score.of was" in error_of(capsys, "r.yaml", "--output-dir", "o", "score.of=response")
+    assert Path("o/config.yaml").stat().st_mtime_ns == before.pop(Path("o/config.yaml"))
+    assert run("r.yaml", "--output-dir", "o", "--overwrite") == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "the same settings resume"
+
+
+@pytest.mark.parametrize(
+    "override, said",
+    [
+        ("select.k=many", "step \"select\": k is 'many'; it must be int"),
+        ("score.of=words", 'step "score": of is "words"; it can be'),
+        ("select.foo=1", "hf-select select --help"),
+    ],
+)
+def test_a_wrong_value_stops_a_recipe_before_its_first_step(override, said, capsys):
+    assert said in error_of(capsys, "r.yaml", "--output-dir", "o", override)
+    assert not Path("o").exists()
+
+
 def test_a_config_of_something_else_is_not_replaced(capsys):
     Path("o").mkdir()
     Path("o/config.yaml").write_text("model: mine\n")
@@ -70,6 +130,9 @@ def test_the_description_of_a_run_says_what_was_changed():
     assert run("r.yaml", "--output-dir", "b", "select.k=3") == 0
     described = [yaml.safe_load(Path(f"{name}/config.yaml").read_text())["description"] for name in "ab"]
     assert described == ["The 5 longest rows", "The 5 longest rows; run with select.k=3"]
+    assert run("b/config.yaml", "--output-dir", "c", "select.k=4", "score.limit=9") == 0
+    description = yaml.safe_load(Path("c/config.yaml").read_text())["description"]
+    assert description == "The 5 longest rows; run with select.k=4; score.limit=9"
 
 
 def test_a_recipe_proposes_no_next_command_between_its_steps(capsys):

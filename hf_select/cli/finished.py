@@ -179,7 +179,7 @@ def _ledger(steps: dict[str, dict[str, Any]], last: dict[str, Any], run: Path) -
             yield read_step(settings["output_dir"])
         elif settings["command"] in ("select", "warm-up"):
             marker = read_json(run / ".steps" / f"{name}.json")
-            if marker is not None:
+            if marker is not None and "seconds" in marker:  # it is finished
                 yield {"step": name, "seconds": marker["seconds"]}
 
 

@@ -8,6 +8,7 @@ where it would replace the results of a finished step, unless it says --overwrit
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, field
@@ -15,12 +16,13 @@ from pathlib import Path
 from string import Template
 from typing import Any, ClassVar
 
-from hf_select.cli.settings import check_names, descriptions, settable, suggest
+from hf_select.cli.settings import check_names, check_values, descriptions, settable, suggest
 from hf_select.files import read_json, write_json, written_whole
 from hf_select.strict_yaml import parse_yaml
 
 
 RECIPE_KEYS = ("description", "steps")
+_CHANGED = "; run with "  # in a description, before the overrides
 
 
 @dataclass
@@ -62,17 +64,24 @@ class Run:
         except OSError as error:
             raise ValueError(f'cannot write to output folder "{folder}": {error.strerror}. Choose another.') from None
         _check_folder(folder, steps, self.overwrite)
-        changed = f"; run with {' '.join(self.overrides)}" if self.overrides else ""
-        config = {"description": f"{recipe.get('description', name)}{changed}", "steps": steps}
+        config = {"description": _described(recipe.get("description", name), self.overrides), "steps": steps}
         with written_whole(folder / "config.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
         ran = False
-        for number, (step, settings) in enumerate(steps.items(), 1):
+        for number, step in enumerate(steps, 1):
             label = f"[{number}/{len(steps)}] {step}"
-            ran |= _run_step(label, folder, step, settings, again=ran, overwrite=self.overwrite)
+            ran |= _run_step(label, folder, step, steps, again=ran, overwrite=self.overwrite)
         print(
             f"\nDone. Everything is in {folder}; its config.yaml repeats this run: hf-select run {folder}/config.yaml"
         )
+
+
+def _described(description: str, overrides: list[str]) -> str:
+    """A recipe's description and what was changed; of what was changed before, in a config.yaml, the last value."""
+    what, _, before = description.partition(_CHANGED)
+    settings = [override.partition("=")[0] for override in overrides]
+    kept = [each for each in before.split("; ") if each and each.partition("=")[0] not in settings]
+    return what + (_CHANGED + "; ".join([*kept, *overrides]) if kept or overrides else "")
 
 
 def recipes() -> dict[str, Path]:
@@ -156,7 +165,11 @@ def _resolved(step: str, settings: dict[str, Any]) -> dict[str, Any]:
     command = COMMANDS[name]()
     given = {key: value for key, value in settings.items() if key != "command"}
     classes = [command, *command.parts(given)]
-    check_names(given, classes, f'step "{step}"')
+    check_names(given, classes, f'step "{step}"', otherwise=f"See hf-select {name} --help.")
+    try:
+        check_values(given, classes)
+    except ValueError as error:
+        raise ValueError(f'step "{step}": {error}') from None
     defaults = dict(_defaults(classes))
     return {"command": name, **defaults, **given}
 
@@ -207,31 +220,67 @@ def _marker(folder: Path, step: str) -> Path:
     return folder / ".steps" / f"{step}.json"
 
 
-def _run_step(label: str, folder: Path, step: str, settings: dict[str, Any], again: bool, overwrite: bool) -> bool:
+def _run_step(
+    label: str, folder: Path, step: str, steps: dict[str, dict[str, Any]], again: bool, overwrite: bool
+) -> bool:
     """Run a step unless it is finished: the same settings, and every file they name as the step left it.
 
     Returns whether it ran; what comes after it must then run too (`again`).
     """
     from hf_select.cli.main import COMMANDS, make_command
 
+    settings = steps[step]
     name = settings["command"]
     given = placed({key: value for key, value in settings.items() if key != "command"}, str(folder))
     marker = _marker(folder, step)
-    finished = read_json(marker)
-    if not again and finished is not None and finished["state"] == _state(name, given):
+    before = read_json(marker)
+    if not again and before is not None and before["state"] == _state(name, given):
         print(f"{label}: finished earlier, skipped", flush=True)
         return False
     print(label, flush=True)
     begin = time.perf_counter()
-    may_replace = {"overwrite": True} if overwrite and "overwrite" in descriptions(COMMANDS[name]()) else {}
+    begins = before is None or before.get("settings") != _plain(settings)
+    may_replace = {}
+    if overwrite and "overwrite" in descriptions(COMMANDS[name]()):
+        may_replace = {"overwrite": True}
+    elif overwrite and before is not None:
+        begins |= _remove_results(before, folder, step, steps)
     command = make_command(name, given | may_replace)
+    lasting = not getattr(command, "prints_only", False)  # what some commands show is for this terminal
+    if lasting and begins:
+        marker.parent.mkdir(exist_ok=True)
+        write_json(marker, {"state": None, "settings": _plain(settings)})
     command.run()  # the command that it proposes next is for a command line, not for a recipe
-    if getattr(command, "prints_only", False):  # what it has to show was for this terminal
+    if lasting:
+        seconds = round(time.perf_counter() - begin, 3)
+        write_json(marker, {"state": _state(name, given), "seconds": seconds, "settings": _plain(settings)})
+    return lasting
+
+
+def _remove_results(before: dict[str, Any], folder: Path, step: str, steps: dict[str, dict[str, Any]]) -> bool:
+    """Remove the folder of a step that has other settings or inputs now: its command would refuse to mix the two.
+    Only a folder inside the run's that no other step writes to; one that was begun with these settings is continued.
+
+    Returns whether there was one.
+    """
+    made_with, now = before.get("settings") or {}, _plain(steps[step])
+    if before["state"] is None and made_with == now or made_with.get("output_dir") != now.get("output_dir"):
         return False
-    marker.parent.mkdir(exist_ok=True)
-    seconds = round(time.perf_counter() - begin, 3)
-    write_json(marker, {"state": _state(name, given), "seconds": seconds, "settings": _plain(settings)})
-    return True
+
+    def places(settings: dict[str, Any]) -> list[Path]:
+        given = (settings[key] for key in ("output", "output_dir") if settings.get(key) is not None)
+        return [Path(placed(place, str(folder))).expanduser().resolve() for place in given]
+
+    others = [path for other in steps if other != step for path in places(steps[other])]
+    own = [
+        path
+        for path in places(steps[step])
+        if path.is_dir() and folder.resolve() in path.parents
+        if not any(path == other or path in other.parents for other in others)
+    ]
+    for path in own:
+        shutil.rmtree(path)
+    return bool(own)
 
 
 def _state(command: str, settings: dict[str, Any]) -> str:

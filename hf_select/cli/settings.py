@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import MISSING, Field, fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from hf_select.choices import check_choices
+from hf_select.choices import check_choice, check_choices
 from hf_select.cli.synonyms import SYNONYMS
 
 
@@ -33,7 +33,7 @@ def suggest(kind: str, name: str, known: Iterable[str], of: str = "", otherwise:
     elif len(known) <= _LISTED:
         hint = f" Known: {', '.join(known)}."
     else:
-        hint = f" None of the {len(known)} names that there are is like it.{f' {otherwise}' if otherwise else ''}"
+        hint = f" None of the {len(known)} known names is like it.{f' {otherwise}' if otherwise else ''}"
     return ValueError(f'unknown {kind} "{name}"{f" of {of}" if of else ""}.{hint}')
 
 
@@ -52,12 +52,22 @@ def _bare(name: str) -> str:
     return name.lstrip("-").replace("-", "_").lower()
 
 
-def check_names(names: Iterable[str], classes: Iterable[type], where: str) -> None:
+def check_names(names: Iterable[str], classes: Iterable[type], where: str, otherwise: str = "") -> None:
     """Raise for the first name that is a field of none of the dataclasses."""
     known = [f.name for cls in classes for f in settable(cls)]
     for name in names:
         if name not in known:
-            raise suggest("setting", name, known, of=where)
+            raise suggest("setting", name, known, of=where, otherwise=otherwise)
+
+
+def check_values(values: dict[str, Any], classes: Iterable[type]) -> None:
+    """Raise for the first value that is not of its setting's type; a name belongs to the first class that has it."""
+    hints: dict[str, Any] = {}
+    for cls in classes:
+        of_class = get_type_hints(cls)
+        hints = {**{f.name: of_class[f.name] for f in settable(cls)}, **hints}
+    for name, value in values.items():
+        check_choice(name, _checked(value, hints[name], name), hints[name])
 
 
 def settable(cls: type) -> list[Field]:
