@@ -180,7 +180,8 @@ def test_the_errors_of_an_import():
 
     assert 'id "x" comes twice' in error('{"id": "x", "score": 1}\n{"id": "x", "score": 2}\n')
     assert "line 2" in error('{"id": "x", "score": 1}\nnonsense\n')
-    assert "it has ['id', 'sore']" in error('{"id": "x", "sore": 1}\n')
+    unknown = error('{"id": "x", "sore": 1}\n')
+    assert "it has ['id', 'sore']" in unknown and "--score-key" in unknown
     assert "it is not an object" in error("[1]\n")
     assert "names no row of the dataset" in error('{"id": "0", "score": 1}\n')
     assert "is empty" in error("\n")

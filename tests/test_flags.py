@@ -161,7 +161,7 @@ def test_a_name_like_none_is_not_answered_with_all_flags(capsys):
     assert "needs --scorer, one of deita" in error_of(capsys, "score", "--model", "m", "--dataset", "d")
     assert "needs --selector, one of" in error_of(capsys, "select", "--column", "c")
     assert "--folder is given without its name: hf-select status FOLDER" in error_of(capsys, "status", "--folder", "x")
-    assert '"pool.jsonl" follows no flag' in error_of(capsys, "score", "pool.jsonl", "--scorer", "length")
+    assert '"pool.jsonl" belongs to no flag' in error_of(capsys, "score", "pool.jsonl", "--scorer", "length")
     assert "Did you mean ifd" in error_of(capsys, "score", "--scorer", "superfiltering")
     assert "See hf-select --help" in error_of(capsys, "frobnicate")
 

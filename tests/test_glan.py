@@ -739,6 +739,9 @@ def test_a_dry_run_asks_and_writes_nothing_and_learns_from_what_has_run(glan, ca
 
     table = estimate(glan.folder)
     assert not glan.folder.exists()
+    assert 'no taxonomy file "x.yaml"' in fails(
+        capsys, *("--model", "m", "--taxonomy", "x.yaml", "--output-dir", "o", "--dry-run")
+    )
     assert [table[stage][0] for stage in STAGES] == [6, 6, 90, 90, 900, 900] and table["all"][0] == 1992
     assert all(abs(row[4] - (row[2] + 3 * row[3]) / 1e6) < 0.01 for row in table.values())
     glan(questions_per_subject=4)

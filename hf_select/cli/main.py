@@ -195,7 +195,7 @@ class _Parser(argparse.ArgumentParser):
             raise ValueError(f"{message}. See {self.prog} --help.")
         flag = next((word.partition("=")[0] for word in words.split() if word.startswith("--")), None)
         if flag is None:
-            raise ValueError(f'"{words}" follows no flag. See {self.prog} --help.')
+            raise ValueError(f'"{words}" belongs to no flag. See {self.prog} --help.')
         if flag[2:].replace("-", "_") in self.taken():  # a setting, and yet no flag
             raise ValueError(f"{flag} is given without its name: {self.prog} {flag[2:].upper()}.")
         flags = [option for action in self._actions for option in action.option_strings if option[:2] == "--"]

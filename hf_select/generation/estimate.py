@@ -41,7 +41,7 @@ class StageEstimate:
 def estimate(run: "GLANRun") -> list[StageEstimate]:
     """The stages of a run as its settings and its folder, which may not exist yet, have them now."""
     settings = run.settings
-    known = run.tree.taxonomy_file().exists()
+    known = settings.taxonomy != "generate" or run.tree.taxonomy_file().exists()
     disciplines = run.tree.disciplines() if known else []
     queries = settings.queries_per_discipline
     lists = (len(disciplines) if known else _DISCIPLINES) * queries

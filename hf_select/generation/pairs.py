@@ -58,7 +58,8 @@ def gates(settings: "GLAN", against: dict[str, Any]) -> tuple[Dedup, Decontamina
     copies = Dedup(threshold=settings.near_duplicates, of="prompt", keep_best_by="answered")
     if settings.near_duplicates < 1 and find_spec("datasketch") is None:
         raise ImportError(
-            'the search for near copies needs an extra: pip install "hf-select[text]", or near_duplicates=1.'
+            'the search for near copies needs an extra: pip install "hf-select[text]". Without it give '
+            "near_duplicates=1 (--near-duplicates 1)."
         )
     rule = None
     if against:

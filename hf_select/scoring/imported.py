@@ -103,7 +103,10 @@ def _read(path: Path, id_key: str, score_key: str) -> dict[str, float | str]:
             raise ValueError(f'line {number} of "{path}" is not JSON; one object a line is needed.') from None
         if not isinstance(row, dict) or id_key not in row or score_key not in row:
             has = f"it has {list(row)}" if isinstance(row, dict) else "it is not an object"
-            raise ValueError(f'line {number} of "{path}" needs "{id_key}" and "{score_key}"; {has}.')
+            raise ValueError(
+                f'line {number} of "{path}" needs "{id_key}" and "{score_key}"; {has}. Name its keys with id_key '
+                "(--id-key) and score_key (--score-key)."
+            )
         key, value = str(row[id_key]), row[score_key]
         if key in scores:
             raise ValueError(f'id "{key}" comes twice in "{path}", at line {number} again; a row has one score.')
