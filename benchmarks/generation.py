@@ -22,12 +22,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from hf_select.demo import teacher
-from hf_select.generation.engine import Answer, Generator, Request, Usage
-from hf_select.generation.glan import GLAN
+from hf_select.generation.generator import Answer, Generator, Request, Usage
+from hf_select.generation.glan.run import GLAN
 from hf_select.generation.server import ServerGenerator
 
 
-SERVER = Path(__file__).parents[1] / "tests" / "scripted_server.py"
+SERVER = Path(__file__).parents[1] / "tests" / "support" / "scripted_server.py"
 
 
 def throughput(args: argparse.Namespace) -> dict:
@@ -113,7 +113,7 @@ def batching(args: argparse.Namespace) -> dict:
 
     from hf_select import CausalLM, TransformersGenerator
     from hf_select.demo import make_pool
-    from hf_select.generation.engine import Sampling
+    from hf_select.generation.generator import Sampling
 
     lm = CausalLM(args.model, dtype="float32")
     lm.load()

@@ -26,10 +26,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
 from hf_select import demo
-from hf_select.training.irft_config import IRFTConfig
-from hf_select.training.irft_trainer import IRFTTrainer
-from hf_select.training.pairs import CHOSEN, PROMPT, REJECTED, stream_seed
-from hf_select.training.sampling import Sampling, answers
+from hf_select.training.reward_learning.demonstrations import CHOSEN, PROMPT, REJECTED, stream_seed
+from hf_select.training.reward_learning.irft_config import IRFTConfig
+from hf_select.training.reward_learning.irft_trainer import IRFTTrainer
+from hf_select.training.reward_learning.sampling import Sampling, answers
 
 
 def settings(folder: str, batch: int) -> dict:
@@ -95,8 +95,8 @@ def generation(path: str, count: int) -> dict[str, float]:
     """Processor seconds of an answer, in batches and one prompt at a time; the answers are the same."""
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = AutoModelForCausalLM.from_pretrained(path).eval()
-    from hf_select.formats import response_end
-    from hf_select.training.pairs import usable_demonstrations
+    from hf_select.data.encoding import response_end
+    from hf_select.training.reward_learning.demonstrations import usable_demonstrations
 
     rows = usable_demonstrations(demonstrations(count), tokenizer, 256, 64)
     prompts, stop = list(rows[PROMPT]), [response_end(tokenizer)]

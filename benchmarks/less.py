@@ -29,11 +29,12 @@ from scipy.stats import spearmanr
 from selectit import build, model_and_rows
 
 from hf_select import LESS, PoolIndex
-from hf_select.cli.data import read_dataset
+from hf_select.data.chat_template import BadRow
+from hf_select.data.conversation import conversations
+from hf_select.data.loading import read_dataset
 from hf_select.features.gradients import adapter_layers
 from hf_select.features.projection import Dense
-from hf_select.formats import BadRow, conversations
-from hf_select.inference import batching
+from hf_select.models import batching
 
 
 def adapter(path: str, folder: Path, rank: int, targets: list[str]) -> str:

@@ -26,9 +26,10 @@ import torch
 from selectit import build, model_and_rows
 
 from hf_select import IFD, Perplexity
-from hf_select.cli.data import read_dataset
-from hf_select.inference import batching
-from hf_select.inference.causal_lm import CausalLM
+from hf_select.data.loading import read_dataset
+from hf_select.models import batching
+from hf_select.models.causal_lm import CausalLM
+from hf_select.models.loaded_model import LoadedModel
 
 
 def limit(loaded, sequences: list[list[int]], spans: list[list[tuple[int, int]]], max_tokens: int) -> float:
@@ -126,9 +127,8 @@ def memory(args: argparse.Namespace) -> dict:
         vocab_size=args.vocab, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2
     )
     lm = CausalLM(LlamaForCausalLM(config), tokenizer="none", tokens_per_batch=8192)
-    from hf_select.inference import loading
 
-    lm._loaded = loading.LoadedModel(lm.model, None, 8192)
+    lm._loaded = LoadedModel(lm.model, None, 8192)
     rng = np.random.default_rng(0)
     sequences = [rng.integers(0, args.vocab, 512).tolist() for _ in range(16)]
     if args.part == "ours":

@@ -28,8 +28,8 @@ from pathlib import Path
 from datasets import IterableDataset, load_dataset
 
 from hf_select import Length, Perplexity, score
-from hf_select.cli.data import read_dataset
-from hf_select.inference.run import read_scored
+from hf_select.data.loading import read_dataset
+from hf_select.data.scores import read_scored
 
 
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}

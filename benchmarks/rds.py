@@ -23,9 +23,11 @@ import torch
 from datasets import Dataset
 from selectit import build, limit, model_and_rows
 
-from hf_select.cli.data import read_dataset
+from hf_select.data.chat_template import FALLBACK_TEMPLATE
+from hf_select.data.conversation import conversations
+from hf_select.data.encoding import encode
+from hf_select.data.loading import read_dataset
 from hf_select.features.hidden_states import HiddenStates, position_weights
-from hf_select.formats import FALLBACK_TEMPLATE, conversations, encode
 from hf_select.scoring.similarity import BestRows
 from hf_select.selection.round_robin import RoundRobin
 

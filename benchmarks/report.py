@@ -16,9 +16,9 @@ import numpy as np
 from datasets import Dataset
 
 from hf_select import TopK
-from hf_select.cli.data import read_dataset
 from hf_select.cli.table import print_table
-from hf_select.formats import conversations, readable_columns
+from hf_select.data.conversation import conversations, readable_columns
+from hf_select.data.loading import read_dataset
 from hf_select.reports.report import report
 
 

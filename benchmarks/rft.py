@@ -20,10 +20,10 @@ import torch
 from datasets import Dataset
 from irft import demonstrations, print_peaks
 
-from hf_select.training import stages
-from hf_select.training.rft_config import RFTConfig
-from hf_select.training.rft_trainer import RFTTrainer
-from hf_select.training.sft_baseline import SFTBaselineConfig, SFTBaselineTrainer
+from hf_select.training.reward_learning import stages
+from hf_select.training.reward_learning.rft_config import RFTConfig
+from hf_select.training.reward_learning.rft_trainer import RFTTrainer
+from hf_select.training.reward_learning.sft_baseline import SFTBaselineConfig, SFTBaselineTrainer
 
 
 def settings(folder: str, batch: int) -> dict:

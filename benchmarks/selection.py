@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_select.cli.data import read_dataset
+from hf_select.data.loading import read_dataset
 from hf_select.selection.decontaminate import Decontaminate
 from hf_select.selection.dedup import Dedup
 from hf_select.selection.diversity import BLOCK, facility_location

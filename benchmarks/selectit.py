@@ -27,9 +27,9 @@ import numpy as np
 import torch
 
 from hf_select import CausalLM, SelectIT
-from hf_select.cli.data import read_dataset
-from hf_select.formats import conversations
-from hf_select.inference import batching
+from hf_select.data.conversation import conversations
+from hf_select.data.loading import read_dataset
+from hf_select.models import batching
 from hf_select.scoring.rating import rating_token_ids
 from hf_select.scoring.selectit import ANSWER, sentence_score, token_scores
 

@@ -20,8 +20,10 @@ import torch
 from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
+from hf_select.data.chat_template import FALLBACK_TEMPLATE
+from hf_select.data.conversation import conversations
+from hf_select.data.encoding import encode
 from hf_select.demo import tiny_model, train_tokenizer
-from hf_select.formats import FALLBACK_TEMPLATE, conversations, encode
 
 
 BLOCK = 512

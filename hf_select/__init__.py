@@ -6,24 +6,24 @@ Public names load on first use, so that importing the package costs nothing and 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from hf_select._version import __version__ as __version__
 
-__version__ = "0.1.0.dev0"
 
 _HOME = {
-    "CausalLM": "hf_select.inference.causal_lm",
+    "CausalLM": "hf_select.models.causal_lm",
     "DEITA": "hf_select.scoring.deita",
     "DSIR": "hf_select.scoring.lexical",
     "DataSelectionCallback": "hf_select.training.callback",
     "Decontaminate": "hf_select.selection.decontaminate",
     "Dedup": "hf_select.selection.dedup",
-    "DemonstrationReward": "hf_select.training.demonstration_reward",
+    "DemonstrationReward": "hf_select.training.reward_learning.demonstration_reward",
     "Embedding": "hf_select.scoring.embedding",
     "FacilityLocation": "hf_select.selection.diversity",
     "FarthestFirst": "hf_select.selection.diversity",
-    "GLAN": "hf_select.generation.glan",
+    "GLAN": "hf_select.generation.glan.run",
     "IFD": "hf_select.scoring.ifd",
-    "IRFTConfig": "hf_select.training.irft_config",
-    "IRFTTrainer": "hf_select.training.irft_trainer",
+    "IRFTConfig": "hf_select.training.reward_learning.irft_config",
+    "IRFTTrainer": "hf_select.training.reward_learning.irft_trainer",
     "KMeansBuckets": "hf_select.selection.diversity",
     "LESS": "hf_select.scoring.less",
     "Length": "hf_select.scoring.length",
@@ -32,10 +32,10 @@ _HOME = {
     "Perplexity": "hf_select.scoring.perplexity",
     "PoolIndex": "hf_select.features.store",
     "RDSPlus": "hf_select.scoring.rds",
-    "RFTConfig": "hf_select.training.rft_config",
-    "RFTTrainer": "hf_select.training.rft_trainer",
+    "RFTConfig": "hf_select.training.reward_learning.rft_config",
+    "RFTTrainer": "hf_select.training.reward_learning.rft_trainer",
     "Random": "hf_select.selection.baselines",
-    "Responses": "hf_select.generation.regenerate",
+    "Responses": "hf_select.generation.responses",
     "Reward": "hf_select.scoring.reward",
     "RoundRobin": "hf_select.selection.round_robin",
     "Sample": "hf_select.selection.baselines",
@@ -49,13 +49,13 @@ _HOME = {
     "TransformersGenerator": "hf_select.generation.local",
     "VLLMGenerator": "hf_select.generation.local",
     "WeightedRanks": "hf_select.selection.combine",
-    "load_scores": "hf_select.inference.scored",
+    "load_scores": "hf_select.data.scores",
     "load_selection": "hf_select.hub.load",
     "push_index": "hf_select.hub.push",
     "push_output": "hf_select.hub.output",
     "push_selected": "hf_select.hub.push",
     "report": "hf_select.reports.report",
-    "score": "hf_select.inference.run",
+    "score": "hf_select.scoring.score",
 }
 
 __all__ = [
@@ -108,19 +108,18 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from hf_select.data.scores import load_scores
     from hf_select.features.store import PoolIndex
-    from hf_select.generation.glan import GLAN
+    from hf_select.generation.glan.run import GLAN
     from hf_select.generation.local import TransformersGenerator, VLLMGenerator
-    from hf_select.generation.regenerate import Responses
+    from hf_select.generation.responses import Responses
     from hf_select.generation.server import ServerGenerator
     from hf_select.hub.load import load_selection
     from hf_select.hub.output import push_output
     from hf_select.hub.push import push_index, push_selected
-    from hf_select.inference.causal_lm import CausalLM
-    from hf_select.inference.run import score
-    from hf_select.inference.scored import load_scores
     from hf_select.mixtures.mixture import Mixture
     from hf_select.mixtures.source import Source
+    from hf_select.models.causal_lm import CausalLM
     from hf_select.reports.report import report
     from hf_select.scoring.deita import DEITA
     from hf_select.scoring.embedding import Embedding
@@ -131,6 +130,7 @@ if TYPE_CHECKING:
     from hf_select.scoring.perplexity import Perplexity
     from hf_select.scoring.rds import RDSPlus
     from hf_select.scoring.reward import Reward
+    from hf_select.scoring.score import score
     from hf_select.scoring.selectit import SelectIT
     from hf_select.selection.baselines import Longest, Random, Sample
     from hf_select.selection.combine import WeightedRanks
@@ -141,11 +141,11 @@ if TYPE_CHECKING:
     from hf_select.selection.selection import Selection
     from hf_select.selection.top_k import TopK
     from hf_select.training.callback import DataSelectionCallback
-    from hf_select.training.demonstration_reward import DemonstrationReward
-    from hf_select.training.irft_config import IRFTConfig
-    from hf_select.training.irft_trainer import IRFTTrainer
-    from hf_select.training.rft_config import RFTConfig
-    from hf_select.training.rft_trainer import RFTTrainer
+    from hf_select.training.reward_learning.demonstration_reward import DemonstrationReward
+    from hf_select.training.reward_learning.irft_config import IRFTConfig
+    from hf_select.training.reward_learning.irft_trainer import IRFTTrainer
+    from hf_select.training.reward_learning.rft_config import RFTConfig
+    from hf_select.training.reward_learning.rft_trainer import RFTTrainer
 
 
 def __getattr__(name: str):

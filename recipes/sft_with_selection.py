@@ -13,7 +13,7 @@ import argparse
 from trl import SFTConfig, SFTTrainer
 
 from hf_select import DataSelectionCallback  # 1
-from hf_select.cli.data import read_dataset
+from hf_select.data.loading import read_dataset
 from hf_select.training import online_scores  # 2
 
 

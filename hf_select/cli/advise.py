@@ -39,7 +39,7 @@ class Advise(OverRows):
     )
 
     def run(self) -> None:
-        from hf_select.evaluation.advice import advise
+        from hf_select.evaluation.advise import advise
         from hf_select.strict_yaml import parse_yaml
 
         pool, queries = self.read(self.queries)

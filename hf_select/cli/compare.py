@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, get_args
 
 from hf_select.cli.score import Rows, build_parts
-from hf_select.columns import SCORE_PREFIX
+from hf_select.data.columns import SCORE_PREFIX
 
 
 _WHICH = ("best", "middle", "worst")
@@ -68,7 +68,7 @@ class Compare(Rows):
 
     def run(self) -> None:
         from hf_select.evaluation.compare import compare
-        from hf_select.inference.chunks import leads
+        from hf_select.jobs.launch import leads
         from hf_select.reports.comparison_pictures import compared, headlines, parts, shown_budget
         from hf_select.selection.top_k import TopK
 
@@ -108,8 +108,8 @@ class Compare(Rows):
 
     def _read(self) -> tuple[Any, dict[str, Any]]:
         """(the rows, the measures by name)"""
-        from hf_select.evaluation.answers import CheckableAnswers, Final
-        from hf_select.evaluation.harness import HarnessTask
+        from hf_select.evaluation.checkable_answers import CheckableAnswers, Final
+        from hf_select.evaluation.lm_eval_task import HarnessTask
 
         said = {name: _ending(value, get_args(Final), "number") for name, value in self.answers.items()}
         rows, found, asked = self.read(self.held_out, {name: source for name, (source, _) in said.items()})
@@ -146,9 +146,9 @@ def _scores(rows: Any, name: str, folder: Path) -> tuple[list[float | None], dic
     """The scores of a run over these rows, and what they cost."""
     import pyarrow.parquet as pq
 
-    from hf_select.files import read_json
-    from hf_select.inference.pool import Pool
-    from hf_select.inference.run import whole_cost
+    from hf_select.atomic import read_json
+    from hf_select.data.rows import Pool
+    from hf_select.scoring.score import whole_cost
 
     manifest = read_json(folder / "manifest.json")
     if manifest is None or not (folder / "summary.json").exists():

@@ -150,8 +150,8 @@ class DemoTable:
         import numpy as np
 
         from hf_select.cli.table import print_table
+        from hf_select.data.scores import read_scored
         from hf_select.demo import DAMAGES
-        from hf_select.inference.run import read_scored
         from hf_select.scoring.length import Length
         from hf_select.selection.baselines import Longest, Random
         from hf_select.selection.top_k import TopK

@@ -32,7 +32,7 @@ class Export:
         return []
 
     def run(self) -> None:
-        from hf_select.cli.data import read_dataset
+        from hf_select.data.loading import read_dataset
         from hf_select.hub.export import export
 
         dataset = read_dataset(self.subset, self.split)
@@ -77,8 +77,10 @@ class ImportScores:
         return []
 
     def run(self) -> None:
-        from hf_select.cli.data import check_output, read_dataset, write_dataset
-        from hf_select.columns import numeric_column, score_column, without_score
+        from hf_select.cli.outputs import check_output
+        from hf_select.data.columns import numeric_column, score_column, without_score
+        from hf_select.data.loading import read_dataset
+        from hf_select.data.writing import write_dataset
         from hf_select.scoring.imported import import_scores
 
         output = check_output(self.output, self.overwrite, self.dataset)

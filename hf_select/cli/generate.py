@@ -96,13 +96,13 @@ class Generate:
     @staticmethod
     def parts(values: dict[str, Any]) -> list[type]:
         """Classes whose settings this command takes besides its own: the method and the home of its models."""
-        from hf_select.generation.glan import GLAN
-        from hf_select.generation.regenerate import Responses
+        from hf_select.generation.glan.run import GLAN
+        from hf_select.generation.responses import Responses
 
         of_method = [OfResponses, Responses] if values.get("method") == "responses" else [OfGLAN, GLAN]
         backend = values.get("backend")
         if backend == "transformers":
-            from hf_select.inference.causal_lm import CausalLM
+            from hf_select.models.causal_lm import CausalLM
 
             return [*of_method, CausalLM]
         if backend == "vllm":
@@ -124,7 +124,7 @@ class Generate:
         return self._run_responses(told, build_parts(parts, rest, "generate responses"))
 
     def _run_glan(self, told: OfGLAN, glan: Any) -> str | None:
-        from hf_select.cli.data import read_named
+        from hf_select.data.loading import read_named
 
         against = None if told.dry_run else read_named(told.against, told.split, told.rename)
         requests = self._print_estimate(glan, told.until)
@@ -140,7 +140,7 @@ class Generate:
         )
 
     def _run_responses(self, told: OfResponses, responses: Any) -> str:
-        from hf_select.cli.data import read_dataset
+        from hf_select.data.loading import read_dataset
 
         if self.backend == "transformers":
             responses.model = [_in_this_process(model) for model in responses.models()]
@@ -176,9 +176,9 @@ class Generate:
     def _print_estimate(self, glan: Any, until: str) -> int:
         """Print what is still to do up to a stage. Returns: the requests of that."""
         from hf_select.cli.table import print_table
-        from hf_select.generation.estimate import estimate
-        from hf_select.generation.folder import alone
-        from hf_select.generation.glan import GLANRun
+        from hf_select.generation.glan.estimate import estimate
+        from hf_select.generation.glan.stages import GLANRun
+        from hf_select.jobs.run_folder import alone
 
         run = GLANRun(glan, Path(self.output_dir).expanduser())
         there = next(path for path in (run.folder, *run.folder.absolute().parents) if path.exists())

@@ -25,7 +25,7 @@ class Index(OverRows):
         """Returns: the command that follows."""
         from hf_select.cli.table import print_table
         from hf_select.features.store import PoolIndex
-        from hf_select.inference.chunks import leads
+        from hf_select.jobs.launch import leads
 
         scorer = build_scorer(self.scorer, self.settings)
         if getattr(scorer, "featurizer", None) is None:

@@ -26,7 +26,7 @@ class Join:
 
     def run(self) -> None:
         from hf_select.cli.table import print_table
-        from hf_select.evaluation.joining import join
+        from hf_select.evaluation.join import join
 
         found = join(self.comparisons, self.output_dir)
         folder = Path(self.output_dir).expanduser()

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from hf_select.atomic import read_json
 from hf_select.cli.settings import build, check_names
-from hf_select.files import read_json
 
 
 @dataclass(kw_only=True)
@@ -53,8 +53,8 @@ class Mix:
 
     def run(self) -> str:
         """Returns: the command that follows."""
-        from hf_select.cli.data import read_named
         from hf_select.cli.table import print_table
+        from hf_select.data.loading import read_named
         from hf_select.mixtures.mixture import Mixture
         from hf_select.mixtures.rewild import rewild
 
@@ -141,7 +141,7 @@ def _scorer(said: Any) -> Any:
 
 def _selector(said: Any) -> Any:
     """A selector by its settings, or the selection beside a subset that hf-select select wrote."""
-    from hf_select.cli.data import record_of
+    from hf_select.cli.outputs import record_of
     from hf_select.cli.select import selector_class
     from hf_select.selection.selection import Selection
 

@@ -63,7 +63,7 @@ class Publish:
             self._refuse("the output of generate or mix", "scores", "source_column")
             address = push_output(output, self.repo_id, source=self.source, **about, **where)
         else:
-            from hf_select.cli.finished import read_finished
+            from hf_select.cli.finished_run import read_finished
 
             found = read_finished(self.subset, self.scores, self.split)
             address = push_selected(

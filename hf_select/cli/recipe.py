@@ -16,8 +16,8 @@ from pathlib import Path
 from string import Template
 from typing import Any, ClassVar
 
+from hf_select.atomic import read_json, write_json, written_whole
 from hf_select.cli.settings import check_names, check_values, descriptions, settable, suggest
-from hf_select.files import read_json, write_json, written_whole
 from hf_select.strict_yaml import parse_yaml
 
 
@@ -157,7 +157,7 @@ def _override(steps: dict[str, dict[str, Any]], override: str) -> None:
 
 def _resolved(step: str, settings: dict[str, Any]) -> dict[str, Any]:
     """A step's settings with their names checked and its command's defaults filled in."""
-    from hf_select.cli.main import COMMANDS
+    from hf_select.cli.commands import COMMANDS
 
     name = settings.get("command", step)
     if name not in COMMANDS or name == "run":
@@ -227,7 +227,7 @@ def _run_step(
 
     Returns whether it ran; what comes after it must then run too (`again`).
     """
-    from hf_select.cli.main import COMMANDS, make_command
+    from hf_select.cli.commands import COMMANDS, make_command
 
     settings = steps[step]
     name = settings["command"]

@@ -43,7 +43,7 @@ class Report:
         return []
 
     def run(self) -> None:
-        from hf_select.cli.finished import read_finished, with_columns_of
+        from hf_select.cli.finished_run import read_finished, with_columns_of
         from hf_select.reports.report import compare_report, report
 
         if self.examples < 0:

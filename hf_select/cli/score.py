@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
+from hf_select.atomic import read_json
 from hf_select.cli.settings import build, check_names, settable, suggest
-from hf_select.columns import SCORE_PREFIX
-from hf_select.files import read_json
+from hf_select.data.columns import SCORE_PREFIX
 
 
 # The part of the scores that the papers take, in the words of select and of compare. IFD above 1 and the highest
@@ -41,8 +41,7 @@ class Rows:
 
     def read(self, *named: Mapping[str, str] | None, stream: bool = False) -> list[Any]:
         """[the rows; for each mapping from names to files or ids, one from names to datasets]"""
-        from hf_select.cli.data import read_dataset, read_named
-        from hf_select.reading import renamed
+        from hf_select.data.loading import read_dataset, read_named, renamed
 
         rows = read_dataset(self.dataset, self.split, limit=self.limit, stream=stream)
         groups = [read_named(sources, self.split) for sources in named]
@@ -73,7 +72,7 @@ class OverRows(Rows):
         scorer = scorer_class(name)
         if "model" not in {f.name for f in settable(scorer)}:
             return [scorer]
-        from hf_select.inference.causal_lm import CausalLM
+        from hf_select.models.causal_lm import CausalLM
 
         return [scorer, CausalLM]
 
@@ -106,8 +105,8 @@ class Score(OverRows):
     def run(self) -> str | None:
         """Returns: the command that follows."""
         from hf_select.cli.table import print_table
-        from hf_select.inference.chunks import leads
-        from hf_select.inference.run import score
+        from hf_select.jobs.launch import leads
+        from hf_select.scoring.score import score
 
         scorer = build_scorer(self.scorer, self.settings)
         rows, queries = self.read(self.queries, stream=self.stream)

@@ -52,8 +52,8 @@ class SearchMixture:
         """Returns: the command that follows."""
         from hf_select.cli.settings import build
         from hf_select.cli.table import print_table
+        from hf_select.data.loading import read_named, renamed
         from hf_select.evaluation.mixture_search import search_mixture
-        from hf_select.reading import read_named, renamed
         from hf_select.training.equal_tokens import Recipe
 
         sources = {name: self._source(name, where) for name, where in self.sources.items()}
@@ -83,7 +83,7 @@ class SearchMixture:
         return f"hf-select mix --sources ... --weights {shares} --rows N --output-dir mix"
 
     def _source(self, name: str, where: str) -> Any:
-        from hf_select.reading import read_dataset
+        from hf_select.data.loading import read_dataset
 
         try:
             return read_dataset(where, self.split)

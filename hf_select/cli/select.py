@@ -50,7 +50,8 @@ class Select:
         return [selector_class(values["selector"])] if values.get("selector") is not None else []
 
     def run(self) -> None:
-        from hf_select.cli.data import check_output, listed, read_scores, record_of, write_dataset
+        from hf_select.cli.outputs import check_output, listed, read_scores, record_of
+        from hf_select.data.writing import write_dataset
         from hf_select.features.store import PoolIndex
 
         selector = self._selector()
@@ -85,7 +86,7 @@ class Select:
 
     def _earlier(self, dataset: Any) -> Any:
         """The selection that left these rows, if there is one; None where the record is of another number of rows."""
-        from hf_select.cli.data import listed, record_behind
+        from hf_select.cli.outputs import listed, record_behind
         from hf_select.selection.selection import Selection
 
         record = record_behind(Path(listed(self.scores)[0]).expanduser())
@@ -103,7 +104,7 @@ class Select:
 
     def _selector(self) -> Any:
         """The selector from its flat settings: folders of vectors opened, evaluation sets read."""
-        from hf_select.cli.data import read_named
+        from hf_select.data.loading import read_named
 
         cls = selector_class(self.selector)
         check_names(self.settings, [cls], f"selector {self.selector}")
@@ -143,8 +144,8 @@ def _report(dataset: Any, selection: Any, subset: Any) -> None:
     """What was selected, beside the pool; then the first rows and why they are there."""
     import numpy as np
 
-    from hf_select import columns
     from hf_select.cli.table import print_table
+    from hf_select.data import columns
 
     rows = [["rows", f"{len(dataset):,}", f"{len(selection):,}"]]
     for name in dataset.column_names:
@@ -186,7 +187,7 @@ def _report_lengths(dataset: Any, selection: Any, sample: int = 20_000) -> None:
     import numpy as np
 
     from hf_select.cli.table import print_table
-    from hf_select.formats import readable_columns
+    from hf_select.data.conversation import readable_columns
     from hf_select.scoring.length import Length
 
     readable = readable_columns(dataset.column_names)
@@ -209,8 +210,9 @@ def _report_lengths(dataset: Any, selection: Any, sample: int = 20_000) -> None:
 
 def _opening(row: dict[str, Any], width: int = 48) -> str:
     """The first words of a row's first turn."""
-    from hf_select import columns
-    from hf_select.formats import BadRow, conversations
+    from hf_select.data import columns
+    from hf_select.data.chat_template import BadRow
+    from hf_select.data.conversation import conversations
 
     try:
         (conversation,) = conversations({name: [value] for name, value in row.items()})

@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from dataclasses import MISSING, Field, fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from hf_select.choices import check_choice, check_choices
 from hf_select.cli.synonyms import SYNONYMS
+from hf_select.validation import check_choice, check_choices
 
 
 _LISTED = 14  # names that an error lists; of more it says how many there are

@@ -7,8 +7,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
-from hf_select.files import read_json
-from hf_select.inference.chunks import live_workers
+from hf_select.atomic import read_json
+from hf_select.jobs.chunked_job import live_workers
 
 
 def job_status(folder: Path) -> dict[str, Any]:

@@ -7,22 +7,28 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from hf_select import columns
-from hf_select.chat_template import counts
 from hf_select.cli.score import Rows, build_parts, scorer_class
 from hf_select.cli.settings import settable, suggest
-from hf_select.formats import Conversation, conversations, readable_columns
+from hf_select.data import columns
+from hf_select.data.chat_template import counts
+from hf_select.data.conversation import Conversation, conversations, readable_columns
 
 
 # method -> its configuration and its trainer
 METHODS = {
     "sft": ("trl:SFTConfig", "trl:SFTTrainer"),
     "sft-baseline": (
-        "hf_select.training.sft_baseline:SFTBaselineConfig",
-        "hf_select.training.sft_baseline:SFTBaselineTrainer",
+        "hf_select.training.reward_learning.sft_baseline:SFTBaselineConfig",
+        "hf_select.training.reward_learning.sft_baseline:SFTBaselineTrainer",
     ),
-    "irft": ("hf_select.training.irft_config:IRFTConfig", "hf_select.training.irft_trainer:IRFTTrainer"),
-    "rft": ("hf_select.training.rft_config:RFTConfig", "hf_select.training.rft_trainer:RFTTrainer"),
+    "irft": (
+        "hf_select.training.reward_learning.irft_config:IRFTConfig",
+        "hf_select.training.reward_learning.irft_trainer:IRFTTrainer",
+    ),
+    "rft": (
+        "hf_select.training.reward_learning.rft_config:RFTConfig",
+        "hf_select.training.reward_learning.rft_trainer:RFTTrainer",
+    ),
 }
 
 ONLINE_SCORES = ("loss", "perplexity", "loss_change", "gradients")
@@ -90,7 +96,7 @@ class OnlineSelection:
         )
 
     def _score(self, trainer: Any) -> Any:
-        from hf_select.inference.causal_lm import CausalLM
+        from hf_select.models.causal_lm import CausalLM
         from hf_select.scoring import SCORERS
         from hf_select.training import online_scores
 
@@ -152,7 +158,8 @@ class Train(Rows):
         return [OnlineSelection] if values.get("method") == "sft" else []
 
     def run(self) -> None:
-        from hf_select.training.resuming import hold_to, last_whole_checkpoint
+        from hf_select.jobs.run_folder import hold_to
+        from hf_select.training.resuming import last_whole_checkpoint
 
         if self.method not in METHODS:
             raise suggest("method", self.method, METHODS)

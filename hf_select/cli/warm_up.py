@@ -17,7 +17,7 @@ class WarmUpCommand(Rows):
     @staticmethod
     def parts(values: dict[str, Any]) -> list[type]:
         """Classes whose settings this command takes besides its own."""
-        from hf_select.inference.causal_lm import CausalLM
+        from hf_select.models.causal_lm import CausalLM
         from hf_select.training.warmup import WarmUp
 
         return [WarmUp, CausalLM]

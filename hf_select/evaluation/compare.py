@@ -39,20 +39,23 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from hf_select import columns
+from hf_select.atomic import read_json, write_json, written_whole
+from hf_select.data import columns
+from hf_select.data.chat_template import BadRow
+from hf_select.data.conversation import conversations
+from hf_select.data.rows import readable
 from hf_select.evaluation.break_even import with_ledger
 from hf_select.evaluation.measures import Measure, as_measures
 from hf_select.evaluation.tables import MATCHED, RANDOM, TOGETHER, UNTRAINED, Cell, tables
-from hf_select.files import read_json, write_json, written_whole
-from hf_select.formats import BadRow, conversations
-from hf_select.inference.pool import readable
-from hf_select.inference.sources import find
+from hf_select.jobs.run_folder import hold_to
+from hf_select.models.responses import labelled, with_responses
+from hf_select.models.sources import find
 from hf_select.reports.comparison import comparison_report
 from hf_select.scoring.overlap import rows_that_repeat
 from hf_select.selection.baselines import Longest, Random
 from hf_select.selection.selection import Selection
-from hf_select.training.equal_tokens import Recipe, labelled, train_on_tokens, with_responses
-from hf_select.training.resuming import hold_to
+from hf_select.training.equal_tokens import Recipe
+from hf_select.training.train_on_tokens import train_on_tokens
 
 
 logger = logging.getLogger(__name__)

@@ -10,10 +10,11 @@ from typing import Any, ClassVar, Literal, Protocol, cast
 
 import numpy as np
 
-from hf_select.formats import BadRow, conversations
-from hf_select.inference.causal_lm import CausalLM
-from hf_select.inference.pool import pool_fingerprint, readable
-from hf_select.training.equal_tokens import with_responses
+from hf_select.data.chat_template import BadRow
+from hf_select.data.conversation import conversations
+from hf_select.data.rows import pool_fingerprint, readable
+from hf_select.models.causal_lm import CausalLM
+from hf_select.models.responses import with_responses
 
 
 class Measure(Protocol):

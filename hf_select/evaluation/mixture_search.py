@@ -33,16 +33,18 @@ import numpy as np
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from hf_select.choices import check_choice
+from hf_select.atomic import read_json, write_json
 from hf_select.evaluation.measures import Measure, as_measures
 from hf_select.evaluation.statistics import Difference, corrected, differences
-from hf_select.files import read_json, write_json
-from hf_select.inference.sources import find
+from hf_select.jobs.run_folder import hold_to
 from hf_select.mixtures.mixture import Mixture
 from hf_select.mixtures.source import Source
+from hf_select.models.responses import labelled
+from hf_select.models.sources import find
 from hf_select.selection.combine import rank_correlation
-from hf_select.training.equal_tokens import Recipe, labelled, train_on_tokens
-from hf_select.training.resuming import hold_to
+from hf_select.training.equal_tokens import Recipe
+from hf_select.training.train_on_tokens import train_on_tokens
+from hf_select.validation import check_choice
 
 
 logger = logging.getLogger(__name__)

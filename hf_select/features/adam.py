@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_select.files import read_json
+from hf_select.atomic import read_json
 
 
 # B rows, O outputs and I inputs of a layer

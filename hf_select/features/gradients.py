@@ -22,18 +22,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_select.choices import check_choices
+from hf_select.data.chat_template import LESS_TEMPLATE, BadRow
+from hf_select.data.conversation import Conversation
+from hf_select.data.encoding import Encoded
 from hf_select.features import Feature, unit
 from hf_select.features.adam import Adam, read_adam
 from hf_select.features.projection import Dense, Factored, Projection, of_factors
-from hf_select.formats import LESS_TEMPLATE, BadRow, Conversation, Encoded, cut, encode_all
-from hf_select.inference import batching
-from hf_select.inference.adapters import put_adapter
-from hf_select.inference.batching import OutOfMemory
-from hf_select.inference.causal_lm import CausalLM, predicted
-from hf_select.inference.load_errors import named
-from hf_select.inference.loading import free_memory
-from hf_select.inference.sources import content_of
+from hf_select.models import batching
+from hf_select.models.adapters import put_adapter
+from hf_select.models.batching import OutOfMemory
+from hf_select.models.causal_lm import CausalLM, predicted
+from hf_select.models.load_errors import named
+from hf_select.models.loading import free_memory
+from hf_select.models.responses import encode_responses
+from hf_select.models.sources import content_of
+from hf_select.validation import check_choices
 
 
 # B rows, T tokens, N predicted tokens, O outputs and I inputs of a layer, P parameters of the adapter, q queries
@@ -304,26 +307,6 @@ class Projected:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-
-
-def encode_responses(
-    lm: CausalLM, rows: list[Conversation], text_format: str, max_length: int | None
-) -> list[tuple[Encoded, str] | BadRow]:
-    """Token ids with response spans and the note of a cut, or why a row has nothing to learn from."""
-    loaded = lm.load()
-    template = LESS_TEMPLATE if text_format == "tulu" else None
-    found: list[tuple[Encoded, str] | BadRow] = []
-    for encoded in encode_all(rows, loaded.tokenizer, template):
-        try:
-            if isinstance(encoded, BadRow):
-                raise encoded
-            kept, note = cut(encoded, max_length, loaded.max_length)
-            if len(predicted(kept.responses)) == 0:
-                raise BadRow(f"no token of the response is left to learn{f' ({note})' if note else ''}")
-            found.append((kept, note))
-        except BadRow as reason:
-            found.append(reason)
-    return found
 
 
 @dataclass

@@ -10,11 +10,13 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from hf_select.choices import check_choices
+from hf_select.data.chat_template import FALLBACK_TEMPLATE, BadRow
+from hf_select.data.conversation import Conversation
+from hf_select.data.encoding import Encoded, cut, encode_all
 from hf_select.features import Feature
-from hf_select.formats import FALLBACK_TEMPLATE, BadRow, Conversation, Encoded, cut, encode_all
-from hf_select.inference.batching import OutOfMemory
-from hf_select.inference.causal_lm import CausalLM
+from hf_select.models.batching import OutOfMemory
+from hf_select.models.causal_lm import CausalLM
+from hf_select.validation import check_choices
 
 
 def position_weights(length: int) -> np.ndarray:

@@ -11,11 +11,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from hf_select.data.chat_template import BadRow
+from hf_select.data.conversation import Conversation
 from hf_select.features import Feature
-from hf_select.formats import BadRow, Conversation
-from hf_select.inference.causal_lm import Usage
-from hf_select.inference.load_errors import checked_device, named
-from hf_select.inference.sources import Source, find
+from hf_select.models.causal_lm import Usage
+from hf_select.models.load_errors import checked_device, named
+from hf_select.models.sources import Source, find
 
 
 @dataclass

@@ -26,14 +26,16 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from hf_select import columns
-from hf_select.choices import check_choice
+from hf_select.atomic import write_json
+from hf_select.data import columns
+from hf_select.data.chat_template import BadRow
+from hf_select.data.conversation import Conversation, conversations
+from hf_select.data.rows import Pool, pool_fingerprint, readable
 from hf_select.features import Feature, unit
-from hf_select.files import write_json
-from hf_select.formats import BadRow, Conversation, conversations
-from hf_select.inference.chunks import ChunkedJob, WhenRunning, differences, identity_of
-from hf_select.inference.pool import Pool, pool_fingerprint, readable
-from hf_select.inference.template_day import began_on
+from hf_select.jobs.chunked_job import ChunkedJob, WhenRunning
+from hf_select.jobs.run_folder import differences, identity_of
+from hf_select.models.template_day import began_on
+from hf_select.validation import check_choice
 
 
 StoredType = Literal["float32", "float16", "int8", "1bit"]

@@ -12,11 +12,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from hf_select.formats import FALLBACK_TEMPLATE, response_end
-from hf_select.generation.engine import Answer, Generator, Request, Usage
-from hf_select.inference import batching
-from hf_select.inference.batching import OutOfMemory, TokenBudget
-from hf_select.inference.causal_lm import CausalLM
+from hf_select.data.chat_template import FALLBACK_TEMPLATE
+from hf_select.data.encoding import response_end
+from hf_select.generation.generator import Answer, Generator, Request, Usage
+from hf_select.models import batching
+from hf_select.models.batching import OutOfMemory, TokenBudget
+from hf_select.models.causal_lm import CausalLM
 
 
 # Requests that are taken together: enough to make batches of like lengths.

@@ -21,9 +21,9 @@ from urllib.parse import urlsplit
 from huggingface_hub import AsyncInferenceClient, get_token
 from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError, OfflineModeIsEnabled
 
-from hf_select.choices import check_choices
 from hf_select.generation._compat import NamedServerClient
-from hf_select.generation.engine import Answer, Generator, Request, Usage
+from hf_select.generation.generator import Answer, Generator, Request, Usage
+from hf_select.validation import check_choices
 
 
 logger = logging.getLogger(__name__)

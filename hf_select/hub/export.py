@@ -17,11 +17,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hf_select.exact_json import columns_of, dumps
-from hf_select.files import read_json, write_json, written_whole
-from hf_select.formats import BadRow, conversations, layout, readable_columns
+from hf_select.atomic import read_json, write_json, written_whole
+from hf_select.data.chat_template import BadRow
+from hf_select.data.conversation import conversations, layout, readable_columns
+from hf_select.data.exact_json import columns_of, dumps
+from hf_select.data.messages import as_messages, tools_text
 from hf_select.hub.llama_factory import NotExpressible, is_plain, sharegpt_row
-from hf_select.messages import as_messages, tools_text
 
 
 logger = logging.getLogger(__name__)

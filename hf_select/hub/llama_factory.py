@@ -10,7 +10,7 @@ no place.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hf_select.exact_json import dumps, loads
+from hf_select.data.exact_json import dumps, loads
 
 
 _SPEAKERS = {"system": "system", "developer": "system", "user": "human", "tool": "observation", "assistant": "gpt"}

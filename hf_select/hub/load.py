@@ -4,10 +4,10 @@ import json
 import logging
 from typing import Any
 
+from hf_select.data.rows import pool_fingerprint
 from hf_select.hub.repository import RECORD, speaking_plainly
 from hf_select.hub.scrub import scrubbed
-from hf_select.inference.loading import patiently
-from hf_select.inference.pool import pool_fingerprint
+from hf_select.jobs.retry import patiently
 from hf_select.selection.selection import Selection, row_hashes
 
 

@@ -18,9 +18,9 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-import hf_select
-from hf_select import columns
-from hf_select.files import read_json, sha256_of, write_json
+from hf_select._version import __version__
+from hf_select.atomic import read_json, sha256_of, write_json
+from hf_select.data import columns
 from hf_select.hub.output_card import output_card
 from hf_select.hub.repository import PROVENANCE, about_model, about_source, build_folder, check_repo_id, push_files
 from hf_select.hub.scrub import scrubbed
@@ -157,7 +157,7 @@ def push_output(
             str(path.relative_to(place)): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in sorted((place / "data").iterdir())
         }
-        write_json(place / PROVENANCE, {"hf_select": hf_select.__version__, **shown, "files": files})
+        write_json(place / PROVENANCE, {"hf_select": __version__, **shown, "files": files})
         if dry_run is not None:
             return str(place)
         return push_files(repo_id, place, lambda known, commit: None, private, revision, token)

@@ -24,16 +24,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Json, List, Value, concatenate_datasets
 
-import hf_select
-from hf_select import columns
+from hf_select._version import __version__
+from hf_select.atomic import read_json, write_json
+from hf_select.data import columns
+from hf_select.data.chat_template import BadRow
+from hf_select.data.conversation import Conversation, conversations, layout, readable_columns
+from hf_select.data.rows import pool_fingerprint
 from hf_select.features.store import PoolIndex
-from hf_select.files import read_json, write_json
-from hf_select.formats import BadRow, Conversation, conversations, layout, readable_columns
 from hf_select.hub.card import card
 from hf_select.hub.output import origin_of
 from hf_select.hub.repository import PROVENANCE, RECORD, about_source, build_folder, check_repo_id, push_files
 from hf_select.hub.scrub import scrubbed
-from hf_select.inference.pool import pool_fingerprint
 from hf_select.reports.ledger import models_of, read_step
 from hf_select.reports.numbers import describe, score_columns
 from hf_select.reports.pictures import draw
@@ -152,7 +153,7 @@ def provenance_of(dataset: Any, steps: list[dict[str, Any]], source: dict[str, A
     names = readable_columns(dataset.column_names)
     fingerprint = pool_fingerprint(dataset.select_columns(names)) if names else None
     return {
-        "hf_select": hf_select.__version__,
+        "hf_select": __version__,
         "source": {**source, "rows": len(dataset), "columns": names, "fingerprint": fingerprint},
         "models": scrubbed(models_of(steps)),  # before a path is cut to a name that could be one on the Hub
         "steps": scrubbed(steps),

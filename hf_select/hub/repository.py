@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-import hf_select
+from hf_select._version import __version__
+from hf_select.data.loading import located
 from hf_select.hub.scrub import check_clean, scrubbed
-from hf_select.inference.loading import passes, patiently
-from hf_select.reading import located
+from hf_select.jobs.retry import passes, patiently
 from hf_select.reports.ledger import is_hub_id
 
 
@@ -102,7 +102,7 @@ def push_files(
         adds = [CommitOperationAdd(name, path.resolve()) for name, path in paths.items()]
         ours = (*_OURS, *(_OF_A_SELECTION if RECORD in names else ()))
         gone = [CommitOperationDelete(name) for name in names if name.startswith(ours) and name not in paths]
-        message = f"hf_select {hf_select.__version__}: {len(paths)} files"
+        message = f"hf_select {__version__}: {len(paths)} files"
         place: dict[str, Any] = {"repo_type": "dataset", "revision": revision, "parent_commit": commit}
         try:
             return str(api.create_commit(repo_id, [*adds, *gone], commit_message=message, **place).commit_url)

@@ -35,20 +35,22 @@ import xxhash
 from datasets import Dataset, Features, IterableDataset, Json, List, Value
 from tqdm.auto import tqdm
 
-import hf_select
-from hf_select import columns
-from hf_select.choices import check_choices
-from hf_select.exact_json import columns_of, dumps
-from hf_select.files import sha256_of, write_json, written_whole
-from hf_select.formats import READ_COLUMNS, BadRow, Conversation, encode_all, layout
-from hf_select.inference.run import score
-from hf_select.messages import as_messages, tools_text
+from hf_select._version import __version__
+from hf_select.atomic import sha256_of, write_json, written_whole
+from hf_select.data import columns
+from hf_select.data.chat_template import BadRow
+from hf_select.data.conversation import READ_COLUMNS, Conversation, layout
+from hf_select.data.encoding import encode_all
+from hf_select.data.exact_json import columns_of, dumps
+from hf_select.data.loading import commit_of
+from hf_select.data.messages import as_messages, tools_text
+from hf_select.data.text import exact, text_of
 from hf_select.mixtures.source import BATCH, Source, column_names, permutation, shuffled
-from hf_select.reading import commit_of
+from hf_select.scoring.score import score
 from hf_select.selection.decontaminate import Decontaminate
 from hf_select.selection.dedup import first_of_each, near_copies
 from hf_select.selection.selection import Selection
-from hf_select.words import exact, text_of
+from hf_select.validation import check_choices
 
 
 SOURCE, SOURCE_ROW, EPOCH = "source", "source_row", "epoch"
@@ -152,7 +154,7 @@ class Mixture:
                         writer.write_table(_table(batch, mixing.schema))
                         bar.update(len(batch))
             digest = sha256_of(temporary)
-        made = {"sha256": digest, "hf_select": hf_select.__version__, "settings": self.settings()}
+        made = {"sha256": digest, "hf_select": __version__, "settings": self.settings()}
         record = {**mixing.record(), **made}
         write_json(folder / "mixture.json", record)
         return record

@@ -9,11 +9,12 @@ from typing import Any, Literal
 import numpy as np
 from datasets import Dataset, IterableDataset
 
-from hf_select import columns
-from hf_select.choices import check_choices
-from hf_select.formats import READ_COLUMNS, BadRow, Conversation, conversations, layout
-from hf_select.reading import read_dataset
+from hf_select.data import columns
+from hf_select.data.chat_template import BadRow
+from hf_select.data.conversation import READ_COLUMNS, Conversation, conversations, layout
+from hf_select.data.loading import read_dataset
 from hf_select.selection.selection import Selection
+from hf_select.validation import check_choices
 
 
 # Rows that are read and looked at together.
@@ -39,7 +40,7 @@ class Source:
         revision: branch, tag or commit on the Hub.
         rename: columns to rename first, e.g. question=prompt answer=completion.
         where: rows that may be taken: column -> its value, or a list of values; or a function of a row.
-        reads: conversation (any layout of formats.py); question: columns question, answer and, if there are some,
+        reads: conversation (any layout that is known); question: columns question, answer and, if there are some,
             choices, as a question and its answer; quiz: question, answer, category, as a clue and "What is ...".
         take: random, or first: in the order of the file.
         shortfall: what to do if there are fewer rows than asked for: error; or repeat: all of them are taken again and

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from hf_select.files import read_json
+from hf_select.atomic import read_json
 
 
 _FILES = (".json", ".jsonl", ".csv", ".parquet", ".gz", ".zst", ".xz", ".bz2")  # seen, also when they are gone

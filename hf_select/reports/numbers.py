@@ -11,14 +11,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-import hf_select
-from hf_select import columns
-from hf_select.formats import BadRow, conversations, readable_columns
+from hf_select._version import __version__
+from hf_select.data import columns
+from hf_select.data.chat_template import BadRow
+from hf_select.data.conversation import conversations, readable_columns
+from hf_select.data.text import characters_of
 from hf_select.reports.ledger import COSTS
 from hf_select.selection.baselines import random_order
 from hf_select.selection.combine import rank_correlation
 from hf_select.selection.selection import Selection
-from hf_select.words import characters_of
 
 
 POOL, SELECTED, RANDOM = "pool", "selected", "random draw"
@@ -53,7 +54,7 @@ def describe(
     parts = {POOL: np.arange(len(dataset)), SELECTED: selection.indices, RANDOM: draw}
     return {
         "kind": "selection",
-        "hf_select": hf_select.__version__,
+        "hf_select": __version__,
         "rows": {name: len(rows) for name, rows in parts.items()},
         "seed": seed,
         "steps": selection.chain,
@@ -86,7 +87,7 @@ def compare(
     parts = {POOL: np.arange(len(dataset)), names[0]: first.indices, names[1]: second.indices}
     return {
         "kind": "comparison",
-        "hf_select": hf_select.__version__,
+        "hf_select": __version__,
         "names": list(names),
         "rows": {name: len(rows) for name, rows in parts.items()},
         "steps": {names[0]: first.chain, names[1]: second.chain},

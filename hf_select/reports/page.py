@@ -14,7 +14,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-import hf_select
+from hf_select._version import __version__
 from hf_select.reports.rows import Table
 from hf_select.reports.sections import Section, sections
 
@@ -91,7 +91,7 @@ def _rendered(
             name: {"alt": alt, "light": _base64(png), "dark": _base64(other)}
             for (name, alt, png), (_, _, other) in zip(light, dark, strict=True)
         },
-        version=hf_select.__version__,
+        version=__version__,
         rows=rows and {**rows, "about": Markup(_json(rows["about"]))},
         style=Markup(style),
         script=Markup(script),

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from hf_select.files import written_whole
+from hf_select.atomic import written_whole
 from hf_select.reports import rows
 from hf_select.reports.markdown import markdown
 from hf_select.reports.numbers import compare, describe

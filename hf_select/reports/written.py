@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from hf_select.files import written_whole
+from hf_select.atomic import written_whole
 from hf_select.reports.markdown import inline, section_text
 from hf_select.reports.page import plain_page
 from hf_select.reports.pictures import Theme, png

@@ -15,12 +15,13 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from datasets import List, Value
 
-from hf_select import columns
-from hf_select.formats import BadRow, Conversation, Encoded, cut, encode_all, generation_prompt
-from hf_select.inference.batching import OutOfMemory
-from hf_select.scoring.perplexity import has_response, said
+from hf_select.data import columns
+from hf_select.data.chat_template import BadRow
+from hf_select.data.conversation import Conversation
+from hf_select.data.encoding import Encoded, cut, encode_all, generation_prompt, has_response, said
+from hf_select.data.text import beside_text
+from hf_select.models.batching import OutOfMemory
 from hf_select.scoring.scorer import LMScorer
-from hf_select.words import beside_text
 
 
 # Stanford Alpaca's training prompt (Apache-2.0), the format that Cherry measures in.

@@ -11,7 +11,7 @@ from typing import Any
 
 from datasets import Value
 
-from hf_select import columns
+from hf_select.data import columns
 
 
 logger = logging.getLogger(__name__)

@@ -10,14 +10,15 @@ from typing import Any, ClassVar, Literal
 
 from datasets import Value
 
-from hf_select import columns
-from hf_select.chat_template import template_text
-from hf_select.formats import BadRow, Conversation, Encoded, encode_all
-from hf_select.inference.loading import tokenizer_of
-from hf_select.inference.sources import Source, find
-from hf_select.inference.template_day import DatedTokenizer
+from hf_select.data import columns
+from hf_select.data.chat_template import BadRow, template_text
+from hf_select.data.conversation import Conversation
+from hf_select.data.encoding import Encoded, encode_all
+from hf_select.data.text import characters_of
+from hf_select.models.loading import tokenizer_of
+from hf_select.models.sources import Source, find
+from hf_select.models.template_day import DatedTokenizer
 from hf_select.scoring.scorer import Scorer
-from hf_select.words import characters_of
 
 
 @dataclass

@@ -13,12 +13,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from hf_select import columns
+from hf_select.data import columns
+from hf_select.data.chat_template import BadRow
+from hf_select.data.conversation import Conversation, conversations, layout
+from hf_select.data.text import text_of, words
 from hf_select.features import Feature
-from hf_select.formats import BadRow, Conversation, conversations, layout
 from hf_select.scoring.scorer import Scorer, prepares
 from hf_select.scoring.similarity import Similarity, by_task, hash_of_rows, names_of_tasks
-from hf_select.words import text_of, words
 
 
 # n rows, q queries, t tasks, V words, B buckets

@@ -7,9 +7,9 @@ exactly with those that share any.
 from collections import Counter
 from typing import Any, cast
 
-from hf_select.formats import Conversation, conversations
-from hf_select.inference.pool import readable
-from hf_select.words import prompt_of, shingles, text_of, words_and_symbols
+from hf_select.data.conversation import Conversation, conversations
+from hf_select.data.rows import readable
+from hf_select.data.text import prompt_of, shingles, text_of, words_and_symbols
 
 
 class QueryOverlap:

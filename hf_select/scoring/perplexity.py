@@ -5,16 +5,17 @@ the base model. Taking the highest, and taking from just below the top third on 
 end below random at 200,000 and at 5.8 million rows: treat it as a baseline here too.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from hf_select import columns
-from hf_select.formats import FALLBACK_TEMPLATE, BadRow, Conversation, Encoded, cut, encode_all
-from hf_select.inference.batching import OutOfMemory
+from hf_select.data import columns
+from hf_select.data.chat_template import FALLBACK_TEMPLATE, BadRow
+from hf_select.data.conversation import Conversation
+from hf_select.data.encoding import cut, encode_all, has_response, said
+from hf_select.models.batching import OutOfMemory
 from hf_select.scoring.scorer import LMScorer
-from hf_select.words import says_something
 
 
 @dataclass
@@ -72,22 +73,6 @@ class Perplexity(LMScorer):
             found[i] = mean_nll(nll, found[i][2])
         score, reason = columns.score_column(self.name), columns.reason_column(self.name)
         return [f if isinstance(f, BadRow) else {score: f[0], reason: f[1]} for f in found]
-
-
-def has_response(row: Conversation) -> list[bool]:
-    """For each assistant turn that counts whether it says anything; raw text is all response."""
-    if row.text is not None:
-        return [bool(row.text.strip())]
-    return [says_something(turn) for turn in row.responses()]
-
-
-def said(row: Conversation, encoded: Encoded) -> Encoded:
-    """The row with the spans of those responses that say something. (A template may mark other spans than one a turn:
-    those are kept.)"""
-    if len(encoded.responses) != len(has_response(row)):
-        return encoded
-    spans = [span for span, says in zip(encoded.responses, has_response(row), strict=True) if says]
-    return replace(encoded, responses=spans)
 
 
 def mean_nll(nll: np.ndarray | OutOfMemory, note: str = "") -> tuple[float, str] | BadRow:

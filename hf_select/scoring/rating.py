@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_select.formats import BadRow
-from hf_select.inference.causal_lm import CausalLM
+from hf_select.data.chat_template import BadRow
+from hf_select.models.causal_lm import CausalLM
 
 
 @dataclass

@@ -5,28 +5,27 @@ reward learning from demonstrations (Li et al. 2024, arXiv:2405.17888) ranks its
 """
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from hf_select import columns
-from hf_select.chat_template import counts, template_text
-from hf_select.formats import BadRow, Conversation, Encoded, encode_all, response_close
-from hf_select.inference import batching
-from hf_select.inference.batching import OutOfMemory, TokenBudget
-from hf_select.inference.causal_lm import Usage
-from hf_select.inference.load_errors import checked_dtype, named
-from hf_select.inference.loading import device_of, patiently, tokenizer_of
-from hf_select.inference.parameters import active_parameters
-from hf_select.inference.sources import Source, find
-from hf_select.inference.template_day import DatedTokenizer
+from hf_select.data import columns
+from hf_select.data.chat_template import BadRow, counts, template_text
+from hf_select.data.conversation import Conversation
+from hf_select.data.text import says_something
+from hf_select.models import batching
+from hf_select.models.batching import OutOfMemory, TokenBudget
+from hf_select.models.causal_lm import Usage
+from hf_select.models.load_errors import named
+from hf_select.models.loading import tokenizer_of
+from hf_select.models.parameters import active_parameters
+from hf_select.models.reward_model import _encoded, _load, padded
+from hf_select.models.sources import Source, find
+from hf_select.models.template_day import DatedTokenizer
 from hf_select.scoring.scorer import Scorer
-from hf_select.words import says_something
 
 
 @dataclass
@@ -155,73 +154,3 @@ class Reward(Scorer):
         self._usage.flops = 2.0 * active_parameters(self._model) * self._usage.processed_tokens
         self._usage.seconds += time.perf_counter() - begin
         return found
-
-
-def whole_rows(
-    rows: Sequence[Conversation], tokenizer: Any, ended: Sequence[bool] | None = None
-) -> list["list[int] | BadRow"]:
-    """Token ids of conversations that end with a response, as a reward model reads them.
-
-    Args:
-        ended: whether the response ended by itself; one that was cut stops before what closes it.
-    """
-    return [e if isinstance(e, BadRow) else e.input_ids for e in _encoded(rows, tokenizer, ended)]
-
-
-def _encoded(rows: Sequence[Conversation], tokenizer: Any, ended: Sequence[bool] | None = None) -> list[Any]:
-    close = response_close(tokenizer)
-    found: list[Encoded | BadRow] = encode_all(list(rows), tokenizer, responses=False)
-    for i, encoded in enumerate(found):
-        if isinstance(encoded, BadRow):
-            continue
-        whole = ended is None or ended[i]
-        if close and not whole:
-            found[i] = replace(encoded, input_ids=encoded.input_ids[: -len(close)])
-        elif not close and whole and tokenizer.eos_token_id is not None:
-            found[i] = replace(encoded, input_ids=[*encoded.input_ids, tokenizer.eos_token_id])
-    return found
-
-
-def padded(sequences: Sequence[Any], device: Any) -> tuple[Tensor, Tensor]:
-    """(B, T) ids, padded on the right with 0, and their mask."""
-    longest = max(map(len, sequences))
-    ids = np.zeros((2, len(sequences), longest), dtype=np.int64)
-    for b, sequence in enumerate(sequences):
-        ids[0, b, : len(sequence)], ids[1, b, : len(sequence)] = sequence, 1
-    both = torch.from_numpy(ids).to(device)
-    return both[0], both[1]
-
-
-def _load(spec: Reward, rank: int | None = None) -> Any:
-    from transformers import AutoModelForSequenceClassification
-
-    source = spec.source.location
-    options = {"revision": spec.source.commit, "trust_remote_code": spec.trust_remote_code}
-    try:
-        model, info = patiently(
-            lambda: AutoModelForSequenceClassification.from_pretrained(
-                source,
-                dtype=checked_dtype(spec.dtype),
-                use_safetensors=True,
-                device_map={"": device_of(spec.device, rank)},
-                output_loading_info=True,
-                **options,
-            ),
-            source,
-        )
-    except ValueError as error:
-        if "Unrecognized configuration class" not in str(error):
-            raise
-        raise _no_reward_model(spec.reward_model, "transformers knows no classifier of this type") from None
-    if info["missing_keys"]:  # transformers only warns and fills them with random numbers
-        raise _no_reward_model(spec.reward_model, f"its files lack {sorted(info['missing_keys'])[:2]}")
-    if model.config.num_labels != 1:
-        raise _no_reward_model(spec.reward_model, f"it has {model.config.num_labels} labels, not one")
-    return model.eval()
-
-
-def _no_reward_model(name: str, why: str) -> ValueError:
-    return ValueError(
-        f'"{name}" is not a reward model: {why}. Give a sequence-classification model with one label, as '
-        "RewardTrainer makes it."
-    )

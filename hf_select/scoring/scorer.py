@@ -17,11 +17,11 @@ from typing import Any, ClassVar, TypeVar, cast
 
 from datasets import Features, Value
 
-from hf_select import columns
-from hf_select.chat_template import template_digest
-from hf_select.choices import check_choices
-from hf_select.formats import READ_COLUMNS, BadRow, Conversation, conversations
-from hf_select.inference.causal_lm import CausalLM
+from hf_select.data import columns
+from hf_select.data.chat_template import BadRow, template_digest
+from hf_select.data.conversation import READ_COLUMNS, Conversation, conversations
+from hf_select.models.causal_lm import CausalLM
+from hf_select.validation import check_choices
 
 
 logger = logging.getLogger(__name__)

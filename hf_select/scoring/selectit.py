@@ -16,12 +16,13 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from datasets import List, Value
 
-from hf_select.formats import BadRow, Conversation
-from hf_select.inference.batching import OutOfMemory
-from hf_select.inference.causal_lm import CausalLM
+from hf_select.data.chat_template import BadRow
+from hf_select.data.conversation import Conversation
+from hf_select.data.text import beside_text
+from hf_select.models.batching import OutOfMemory
+from hf_select.models.causal_lm import CausalLM
 from hf_select.scoring.rating import RatingText, cut_body, encode_before_rating, rating_probabilities, rating_token_ids
 from hf_select.scoring.scorer import Scorer
-from hf_select.words import beside_text
 
 
 # n rows, K ratings (and prompts), M models

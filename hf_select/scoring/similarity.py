@@ -11,9 +11,10 @@ import numpy as np
 import xxhash
 from datasets import List, Value
 
-from hf_select import columns
+from hf_select.data import columns
+from hf_select.data.chat_template import BadRow
+from hf_select.data.conversation import Conversation, conversations
 from hf_select.features import Feature, unit
-from hf_select.formats import BadRow, Conversation, conversations
 from hf_select.scoring.overlap import QueryOverlap
 from hf_select.scoring.scorer import Scorer, prepares
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_select import columns
+from hf_select.data import columns
 from hf_select.selection.budget import Budget
 from hf_select.selection.selection import Selection, select
 from hf_select.selection.top_k import TopK, rank

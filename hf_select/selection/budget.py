@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_select import columns
+from hf_select.data import columns
 
 
 logger = logging.getLogger(__name__)

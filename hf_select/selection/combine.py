@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_select import columns
+from hf_select.data import columns
 from hf_select.selection.budget import Budget, ties_at_the_cut
 from hf_select.selection.selection import Selection, select
 

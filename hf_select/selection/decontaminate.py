@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, ClassVar, Literal
 
-from hf_select import columns
-from hf_select.choices import check_choices
+from hf_select.data import columns
+from hf_select.data.text import half_words, words, words_and_symbols
 from hf_select.selection.dedup import keep, read_texts, texts_of
 from hf_select.selection.selection import Selection
-from hf_select.words import half_words, words, words_and_symbols
+from hf_select.validation import check_choices
 
 
 # Shared words that a reason shows.

@@ -2,7 +2,7 @@
 
 Exact copies have the same text after Unicode normalisation and up to white space: letter case and symbols count, since
 "C++" is not "C" and "Polish" is not "polish". Near copies are compared in lower case without sentence punctuation, but
-with the symbols that carry meaning (words.py): the sets of their runs of five words and symbols have a Jaccard
+with the symbols that carry meaning (data/text.py): the sets of their runs of five words and symbols have a Jaccard
 similarity of at least a threshold. Lee et al. 2022 (arXiv:2107.06499) found such near copies in web text. Texts of a
 single run are compared whole. MinHash (Broder 1997) only proposes pairs; each is then compared exactly. Exact copies
 are found first, so a text that occurs a million times is sketched once.
@@ -16,12 +16,13 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from hf_select import columns
-from hf_select.choices import check_choices
-from hf_select.formats import READ_COLUMNS, BadRow, Conversation, conversations, layout
+from hf_select.data import columns
+from hf_select.data.chat_template import BadRow
+from hf_select.data.conversation import READ_COLUMNS, Conversation, conversations, layout
+from hf_select.data.text import Part, exact, shingles, text_of
 from hf_select.selection.budget import Budget
 from hf_select.selection.selection import Selection, select
-from hf_select.words import Part, exact, shingles, text_of
+from hf_select.validation import check_choices
 
 
 # Share of the pairs exactly at the threshold that the sketch may miss; of more similar ones it misses far fewer.

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from hf_select import columns
+from hf_select.data import columns
 from hf_select.selection.baselines import in_turn
 from hf_select.selection.budget import Budget
 from hf_select.selection.selection import Selection, select

@@ -17,10 +17,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hf_select import columns
-from hf_select.choices import check_choices
+from hf_select.data import columns
 from hf_select.selection.budget import Budget
 from hf_select.selection.selection import Selection, select
+from hf_select.validation import check_choices
 
 
 # t targets (tasks or queries), n rows

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from hf_select import columns
-from hf_select.files import written_whole
-from hf_select.formats import readable_columns
+from hf_select.atomic import written_whole
+from hf_select.data import columns
+from hf_select.data.conversation import readable_columns
 
 
 _HASH = "hash of "  # before a column's name, in the file

@@ -5,13 +5,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hf_select import columns
-from hf_select.choices import check_choices
-from hf_select.formats import READ_COLUMNS, BadRow, conversations
+from hf_select.data import columns
+from hf_select.data.chat_template import BadRow
+from hf_select.data.conversation import READ_COLUMNS, conversations
+from hf_select.data.text import characters_of
 from hf_select.selection.budget import Budget, ties_at_the_cut
 from hf_select.selection.combine import length_residual, length_strata
 from hf_select.selection.selection import Selection, select
-from hf_select.words import characters_of
+from hf_select.validation import check_choices
 
 
 def rank(scores: np.ndarray, which: str = "best") -> np.ndarray:

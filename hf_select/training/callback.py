@@ -30,15 +30,15 @@ from torch.utils.data import Sampler
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from hf_select import columns
-from hf_select.choices import check_choice
-from hf_select.inference.pool import pool_fingerprint
+from hf_select.data import columns
+from hf_select.data.rows import pool_fingerprint
 from hf_select.scoring.scorer import Scorer
 from hf_select.selection.top_k import TopK
 from hf_select.training import _compat
 from hf_select.training.candidate_scores import CandidateScores, untouched
 from hf_select.training.requirements import check_dataloader, check_settings, check_trainer, round_rows
 from hf_select.training.round_files import STATE_FILE, GivenRows, load_state, save_state, state_digest, write_round
+from hf_select.validation import check_choice
 
 
 logger = logging.getLogger(__name__)

@@ -22,8 +22,8 @@ from datasets import Dataset, List
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
-from hf_select.inference import batching
-from hf_select.inference.batching import OutOfMemory, TokenBudget
+from hf_select.models import batching
+from hf_select.models.batching import OutOfMemory, TokenBudget
 from hf_select.training import _compat
 from hf_select.training.label_losses import fused_head, unwrapped
 

@@ -7,9 +7,7 @@ falls with them to zero.
 """
 
 import itertools
-import tempfile
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -20,12 +18,10 @@ from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PrinterCallback, TrainerCallback
 
-from hf_select.chat_template import template_digest, template_text
-from hf_select.choices import check_choices
-from hf_select.features.gradients import encode_responses
-from hf_select.formats import BadRow, Conversation, Encoded, conversations
-from hf_select.inference.causal_lm import CausalLM
-from hf_select.scoring.reward import padded
+from hf_select.data.chat_template import template_digest, template_text
+from hf_select.models.causal_lm import CausalLM
+from hf_select.models.reward_model import padded
+from hf_select.validation import check_choices
 
 
 @dataclass
@@ -92,31 +88,6 @@ class Trained:
     flops: float
 
 
-def with_responses(
-    lm: CausalLM, rows: Sequence[Conversation | BadRow], text_format: str, max_length: int | None
-) -> list[tuple[Encoded, str] | BadRow]:
-    """Rows that have a response to learn, encoded, with the note of a cut; or why they are left out."""
-    found = iter(encode_responses(lm, [row for row in rows if isinstance(row, Conversation)], text_format, max_length))
-    return [row if isinstance(row, BadRow) else next(found) for row in rows]
-
-
-def labelled(
-    lm: CausalLM, dataset: Any, text_format: str, max_length: int | None
-) -> tuple[Dataset, Counter[str], Counter[str]]:
-    """(rows as `input_ids` and `labels`, responses alone being learned; why rows are left out; why shortened)"""
-    found = with_responses(lm, conversations(dataset[:]), text_format, max_length)
-    bad = Counter(str(row) for row in found if isinstance(row, BadRow))
-    whole = [row for row in found if not isinstance(row, BadRow)]
-    encoded, notes = [e for e, _ in whole], Counter(note for _, note in whole if note)
-    labels = []
-    for e in encoded:
-        of_row = [-100] * len(e.input_ids)
-        for start, end in e.responses:
-            of_row[start:end] = e.input_ids[start:end]
-        labels.append(of_row)
-    return Dataset.from_dict({"input_ids": [e.input_ids for e in encoded], "labels": labels}), bad, notes
-
-
 def planned(lengths: Sequence[int], tokens: int, steps: int, seed: int) -> list[list[int]]:
     """The rows of each optimizer step: all rows in random orders of this seed, one after another, as near to `tokens`
     as whole rows come (half a row at most, and one row at least), cut into steps of about as many tokens. Rows that
@@ -134,31 +105,6 @@ def planned(lengths: Sequence[int], tokens: int, steps: int, seed: int) -> list[
         found[min(int((before + lengths[row] / 2) * steps / total), steps - 1)].append(row)
         before += lengths[row]
     return [rows for rows in found if rows]
-
-
-def train_on_tokens(recipe: Recipe, lm: CausalLM, rows: Dataset, tokens: int, steps: int, seed: int) -> Trained:
-    """The base model after `tokens` tokens of the rows in `steps` steps, as `planned`.
-
-    Args:
-        lm: the base model in fp32. It is trained itself, unless the run is launched with an accelerate_config.
-        rows: input_ids and labels.
-    """
-    loaded = lm.load()
-    # Looking up an embedding multiplies nothing.
-    flops = (6.0 if recipe.lora_r is None else 4.0) * (loaded.backbone_parameters + loaded.head_parameters)
-    plan = planned([len(ids) for ids in rows["input_ids"]], tokens, steps, seed)
-    if recipe.accelerate_config is not None:
-        from hf_select.training.launched import train_launched
-
-        del loaded  # the devices are the run's
-        lm.release()
-        lm, figures = train_launched(recipe, rows, plan, seed)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            trainer, figures = train(recipe, loaded.model, loaded.tokenizer, rows, plan, seed, folder)
-        model: Any = trainer.accelerator.unwrap_model(trainer.model)
-        lm = CausalLM(model.eval(), tokenizer=loaded.tokenizer)
-    return Trained(lm, **figures, flops=flops * figures["tokens"])
 
 
 def train(

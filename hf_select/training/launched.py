@@ -15,8 +15,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from hf_select.files import read_json, write_json
-from hf_select.inference.causal_lm import CausalLM
+from hf_select.atomic import read_json, write_json
+from hf_select.models.causal_lm import CausalLM
 from hf_select.training.equal_tokens import Recipe, train
 
 

@@ -4,11 +4,11 @@ from typing import Any
 
 from datasets import Dataset
 
-from hf_select import columns
+from hf_select.data import columns
 from hf_select.scoring.scorer import Scorer
 from hf_select.training import _compat
 from hf_select.training.candidate_scores import in_pieces
-from hf_select.training.stages import InStages
+from hf_select.training.reward_learning.stages import InStages
 
 
 def check_trainer(trainer: Any, score: Any) -> None:

@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 import xxhash
 from datasets import Dataset
 
-from hf_select import columns
-from hf_select.files import written_whole
+from hf_select.atomic import written_whole
+from hf_select.data import columns
 from hf_select.training import _compat
 
 

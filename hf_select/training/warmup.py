@@ -16,12 +16,13 @@ from typing import Any, Literal
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from hf_select.choices import check_choices
-from hf_select.inference.causal_lm import CausalLM
-from hf_select.inference.template_day import began_on
+from hf_select.jobs.run_folder import hold_to
+from hf_select.models.causal_lm import CausalLM
+from hf_select.models.responses import labelled
+from hf_select.models.template_day import began_on
 from hf_select.selection.baselines import Random
-from hf_select.training.equal_tokens import labelled
-from hf_select.training.resuming import hold_to, last_whole_checkpoint
+from hf_select.training.resuming import last_whole_checkpoint
+from hf_select.validation import check_choices
 
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,113 @@
+"""hf-select compare-generators"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hf_select.cli.score import Rows, build_parts
+
+
+@dataclass(kw_only=True)
+class CompareGenerators(Rows):
+    """Which model's answers are better data? Statistics and agreement of several models' answers to the same prompts;
+    on request a judge's verdicts in both orders, a score column, and a base model trained on each at equal tokens.
+
+    Args:
+        model_column: column that names the model of each answer.
+        encoder: sentence-transformers model, for the agreement of embeddings (extra `embed`).
+        judge: name of a model that compares answers pair by pair.
+        judge_base_url: address of its OpenAI-compatible server; by default Inference Providers of the Hub.
+        judge_api_key_env: environment variable that holds that server's key.
+        judge_prompts: prompts that are judged, twice for each pair of models.
+        score_column: a score of the answers, a reward model's say.
+        held_out: rows to measure trained models on, NAME=FILE_OR_ID, several for several domains; with --model.
+        train_prompts: prompts whose answers are trained on; by default all that all models have answered.
+        seeds: training runs of each model.
+        passes: every run trains as many tokens as so many passes over random answers.
+    """
+
+    model_column: str = "model"
+    encoder: str | None = None
+    judge: str | None = None
+    judge_base_url: str | None = None
+    judge_api_key_env: str | None = None
+    judge_prompts: int = 200
+    score_column: str | None = None
+    held_out: dict[str, str] | None = None
+    train_prompts: int | None = None
+    seeds: int = 3
+    passes: float = 2.0
+
+    example: ClassVar[str] = (
+        "hf-select compare-generators --dataset responses/responses.parquet --output-dir generators "
+        "--judge Qwen/Qwen2.5-72B-Instruct --model Qwen/Qwen2.5-0.5B --held-out mine=held_out.jsonl"
+    )
+
+    @staticmethod
+    def parts(values: dict[str, Any]) -> list[type]:
+        """Classes whose settings this command takes besides its own: the recipe of the base model that is trained."""
+        from hf_select.training.equal_tokens import Recipe
+
+        return [Recipe]
+
+    def run(self) -> None:
+        from hf_select.atomic import write_json, written_whole
+        from hf_select.evaluation import generator_comparison as quality
+
+        if ("model" in self.settings) != bool(self.held_out):
+            raise ValueError("to train on the answers give both --model, the base model, and --held-out NAME=FILE.")
+        rows, held_out = self.read(self.held_out)
+        answers = quality.Answers(rows, self.model_column)
+        folder = Path(self.output_dir).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        result = quality.described(answers, self._featurizer())
+        if self.score_column is not None:
+            result |= {"score": self.score_column, "scored": quality.scored(answers, self.score_column)}
+        if self.judge is not None:
+            result["judged"] = quality.judged(answers, self._judge(), folder, self.judge_prompts)
+        if held_out:
+            recipe = build_parts(self.parts({}), self.settings, "compare-generators")
+            result["trained"] = quality.trained(
+                answers, held_out, recipe, folder / "trained", self.train_prompts, self.seeds, self.passes
+            )
+        write_json(folder / "generators.json", result)
+        with written_whole(folder / "generators.md") as temporary:
+            temporary.write_text(quality.as_markdown(result), encoding="utf-8")
+        self._print(result)
+
+    def _featurizer(self) -> Any:
+        if self.encoder is None:
+            return None
+        from hf_select.features.sentence_embeddings import SentenceEmbeddings
+
+        return SentenceEmbeddings(self.encoder)
+
+    def _judge(self) -> Any:
+        from hf_select.generation.server import ServerGenerator
+
+        return ServerGenerator(str(self.judge), base_url=self.judge_base_url, api_key_env=self.judge_api_key_env)
+
+    def _print(self, result: dict[str, Any]) -> None:
+        from hf_select.cli.table import print_table
+
+        rows = []
+        for model, line in result["statistics"].items():
+            alike = result["agreement"]["rouge_l"]["consensus"][model]
+            rate = result.get("judged", {}).get("models", {}).get(model, {}).get("win_rate")
+            rows.append(
+                [
+                    model,
+                    f"{line['words']:,.0f}",
+                    f"{line['refusals']:.1%}",
+                    f"{line['distinct_2']:.3f}",
+                    f"{alike:.3f}",
+                    "-" if rate is None else f"{rate:.3f}",
+                ]
+            )
+        header = ["model", "words", "refusals", "distinct 2-grams", "ROUGE-L to others", "win rate"]
+        print_table(header, rows, f"{result['prompts']:,} prompts that all models have answered")
+        for domain, pairs in result.get("trained", {}).get("between", {}).items():
+            print(f"\nThe same base model trained on each, loss on {domain}:")
+            for name, line in pairs.items():
+                print(f"  {name}: {line['mean']:+.4f} [{line['low']:+.4f}, {line['high']:+.4f}], {line['verdict']}")
+        print(f"\nAll tables: {self.output_dir}/generators.md, generators.json")

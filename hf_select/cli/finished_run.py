@@ -1,0 +1,187 @@
+"""A finished selection as the report and the card need it: the pool it was made from with every score, its record, and
+what the steps behind it cost.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from hf_select.atomic import read_json
+from hf_select.cli.outputs import listed, read_scores, record_behind, record_of
+from hf_select.cli.recipe import placed, read_recipe, texts
+from hf_select.data import columns
+from hf_select.data.conversation import readable_columns
+from hf_select.data.rows import pool_fingerprint
+from hf_select.reports.ledger import read_step
+from hf_select.selection.selection import Selection
+
+
+@dataclass
+class Finished:
+    """A selection with all that stands behind it.
+
+    Args:
+        subset: the file or folder that holds the selected rows.
+        pool: the rows that the first step selected from, with the scores of all steps.
+        earlier: what the steps before the last one left, if there were any.
+        steps: the ledger, see `reports.ledger`.
+        recipe: the resolved recipe, if it was a run.
+        source: the dataset that was scored, as it was given.
+    """
+
+    subset: Path
+    pool: Any
+    selection: Selection
+    earlier: Selection | None = None
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    recipe: dict[str, Any] | None = None
+    source: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The run's, or the subset's."""
+        return self.subset.resolve().parent.name if self.recipe else self.subset.name.split(".")[0]
+
+
+def read_finished(subset: str, scores: str | list[str] | None = None, split: str = "train") -> Finished:
+    """What `hf-select select` wrote, or the last selection of a run's folder.
+
+    Args:
+        scores: the scored rows, where they are no longer at the place that is on record.
+        split: of a saved or Hub dataset.
+    Raises: ValueError that says what is missing and what to give.
+    """
+    path = Path(subset).expanduser()
+    run = path if (path / "config.yaml").is_file() else path.parent
+    recipe = read_recipe(str(run / "config.yaml"))[1] if (run / "config.yaml").is_file() else None
+    steps = {} if recipe is None else placed(recipe["steps"], str(run))
+    if path == run:
+        selects = [step for step in steps.values() if step.get("command") == "select"]
+        if not selects:
+            raise ValueError(f'the run in "{run}" selects nothing; give a subset or the folder of generate or mix.')
+        path = Path(selects[-1]["output"]).expanduser()
+    selection = _record(path)
+    mine = next((s for s in steps.values() if s.get("output") and _same(s["output"], path)), None)
+    if mine is None:
+        recipe = None  # a subset that only lies beside a run
+    found = scores or (mine["scores"] if mine else _recorded(record_of(path), path))
+    try:
+        pool, earlier = _pool(found, split)
+    except ValueError as error:
+        if scores is None:
+            raise ValueError(f'{error} That is where "{path}" was selected from; give --scores.') from error
+        raise
+    ledger = [read_step(folder) for folder in _before(found)[1]] if mine is None else list(_ledger(steps, mine, run))
+    return Finished(path, pool, selection, earlier, ledger, recipe, _before(found)[0])
+
+
+def with_columns_of(pool: Any, other: Any) -> Any:
+    """The pool with the columns of another scoring of the same rows.
+
+    Raises: ValueError if the rows are not the same.
+    """
+    first, second = (_fingerprint(one) for one in (pool, other))
+    if len(pool) != len(other) or first != second:
+        raise ValueError(
+            f"the two selections were made from different rows ({len(pool):,} and {len(other):,}); only selections "
+            "from one pool can be compared."
+        )
+    return _spread(pool, other, np.arange(len(pool)))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _fingerprint(dataset: Any) -> str | None:
+    """Of the rows themselves, whatever their scores; scores that stand alone are told by their row_id."""
+    names = readable_columns(dataset.column_names) or [n for n in (columns.ROW_ID,) if n in dataset.column_names]
+    return pool_fingerprint(dataset.select_columns(names)) if names else None
+
+
+def _record(path: Path) -> Selection:
+    record = record_of(path)
+    if not record.exists():
+        raise ValueError(f'no record of a selection beside "{path}"; give what hf-select select wrote, or a run.')
+    return Selection.load(record)
+
+
+def _recorded(record: Path, subset: Path) -> str | list[str]:
+    """Where the rows lie that the last step selected from."""
+    scores = _recorded_scores(record)
+    if scores is None:
+        raise ValueError(f'the record of "{subset}" does not say which rows it was selected from; give --scores.')
+    return scores
+
+
+def _pool(scores: str | list[str], split: str) -> tuple[Any, Selection | None]:
+    """The rows that the first step selected from, with the columns that were added to what later steps left; and what
+    all steps but the last left."""
+    dataset = read_scores(scores, split)
+    record = record_behind(Path(listed(scores)[0]).expanduser())
+    earlier = None if record is None else Selection.load(record)
+    if record is None or earlier is None or len(earlier) != len(dataset):
+        return dataset, None
+    earlier.check_left(dataset)
+    return _spread(_pool(_recorded(record, record), split)[0], dataset, earlier.indices), earlier
+
+
+def _spread(pool: Any, part: Any, rows: np.ndarray) -> Any:
+    """The pool with the columns that `part`, its rows number `rows`, has more; null where a row is not in it."""
+    place = np.full(len(pool), -1)
+    place[rows] = np.arange(len(part))
+    table, known = part.with_format("arrow")[:], {*pool.column_names, columns.ROW_ID}
+    for name in part.column_names:
+        if name in known or name in (columns.SELECTION_RANK, columns.SELECTION_REASON):
+            continue
+        values = table[name].combine_chunks().take(pa.array(place, mask=place < 0))
+        if name.endswith("_reason") and pa.types.is_string(values.type):
+            values = values.fill_null("left out by an earlier step")
+        pool = pool.add_column(name, values, feature=part.features[name])
+    return pool
+
+
+def _before(scores: str | list[str]) -> tuple[str, list[Path]]:
+    """The dataset that everything began with, and the folders of the scoring runs from it to these rows."""
+    ways = [_way(each) for each in listed(scores)]
+    return ways[0][0], list(dict.fromkeys(folder for _, folders in ways for folder in folders))
+
+
+def _way(scores: str) -> tuple[str, list[Path]]:
+    path = Path(scores).expanduser()
+    manifest = read_json(path / "manifest.json") if path.is_dir() else None
+    if manifest is not None and "made_by" in manifest:
+        source, own = manifest["pool"]["source"], [path]
+    else:
+        source, own = _recorded_scores(record_of(path)), []
+    first, folders = _before(source) if source else (scores, [])
+    return first, [*folders, *own]
+
+
+def _recorded_scores(record: Path) -> str | list[str] | None:
+    return Selection.load(record).chain[-1].get("scores") if record.exists() else None
+
+
+def _ledger(steps: dict[str, dict[str, Any]], last: dict[str, Any], run: Path) -> Iterator[dict[str, Any]]:
+    """What the steps of a run cost that stand behind its selection `last`: those whose output it, or one of them,
+    reads."""
+    behind, reading = [last], set(texts(last))
+    while more := [s for s in steps.values() if s not in behind and {s.get("output"), s.get("output_dir")} & reading]:
+        behind += more
+        reading |= {text for step in more for text in texts(step)}
+    for name, settings in steps.items():
+        if settings not in behind:
+            continue
+        if settings["command"] in ("score", "index"):
+            yield read_step(settings["output_dir"])
+        elif settings["command"] in ("select", "warm-up"):
+            marker = read_json(run / ".steps" / f"{name}.json")
+            if marker is not None and "seconds" in marker:  # it is finished
+                yield {"step": name, "seconds": marker["seconds"]}
+
+
+def _same(a: str, b: Path) -> bool:
+    return Path(a).expanduser().resolve() == b.resolve()

@@ -1,0 +1,1 @@
+"""Rows: conversations in any layout, their text under a chat template, files, columns."""

@@ -1,0 +1,349 @@
+"""Rows in any of the field's layouts -> one conversation, and the tokens that are its responses.
+
+Layouts, by the columns that are there (first match wins):
+
+layout            | columns                                   | becomes
+----------------- | ----------------------------------------- | ----------------------------------------------------
+messages          | `messages` [, `tools`]                    | as it is
+sharegpt          | `conversations` [, `system`, `tools`]     | from/value turns; function_call -> tool_calls
+prompt-completion | `prompt`, `completion` (text or messages) | one user and one assistant turn, or the joined lists
+alpaca            | `instruction`, `output` [, `input`,       | user = instruction + blank line + input, after the
+                  | `system`, `history`]                      | system turn and the pairs of the history
+text              | `text`                                    | raw text without roles
+
+A message may say that its response does not count: `train: false` (axolotl; also `training`) or `weight: 0` (OpenAI).
+It stays in the conversation and has no response span, hence no part in the scores and losses of responses. Weights
+between 0 and 1 are refused, since losses do not know them; so is a turn of another role that asks to be trained on.
+
+A broken row raises `BadRow` with the reason; it is never repaired by a guess. Response spans come from the model's own
+chat template, see `chat_template.py`. A model without a template gets FALLBACK_TEMPLATE.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hf_select.data.chat_template import (
+    REASONING,
+    BadRow,
+    counts,
+    refuse_surrogates,
+)
+
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+# ShareGPT speakers as found in public sets; anything else is refused, since a guess would move a response mask.
+SHAREGPT_ROLES = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
+    "tool_call": "assistant",
+    "observation": "tool",
+    "function_response": "tool",
+    "tool": "tool",
+}
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One row in normal form: chat messages (role, content, tool_calls, ...) with their tools, or raw `text`.
+
+    `alpaca_input` is the `input` of an Alpaca row, which ends its user turn: Alpaca's own prompt sets it apart.
+    """
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
+    text: str | None = None
+    alpaca_input: str = ""
+
+    def responses(self) -> list[dict[str, Any]]:
+        """The assistant turns that count."""
+        return [message for message in self.messages if message["role"] == "assistant" and counts(message)]
+
+    def first_pair(self) -> tuple[str, str]:
+        """(instruction, response): the texts of the first exchange."""
+        user, reply = self.first_exchange()
+        if reply.get("tool_calls") and not reply["content"]:
+            raise BadRow("the first reply is a tool call, not an answer")
+        return user["content"], reply["content"]
+
+    def first_exchange(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The first user turn with an assistant turn right after it that counts."""
+        for user, reply in zip(self.messages, self.messages[1:], strict=False):
+            if user["role"] == "user" and reply["role"] == "assistant" and counts(reply):
+                return user, reply
+        if self.text is not None:
+            raise BadRow("plain text has no instruction and response")
+        if any(not counts(message) for message in self.messages):
+            raise BadRow("no user turn with an assistant turn after it that counts (train, weight)")
+        raise BadRow("no user turn with an assistant turn after it")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# rows -> conversations
+
+
+def conversations(batch: Mapping[str, Any]) -> list["Conversation | BadRow"]:
+    """Each row of a batch as a Conversation, or the BadRow that says why it is none.
+
+    Args:
+        batch: columns by name: lists, or what a formatted dataset hands to `map` (NumPy arrays, tensors, a pandas
+            DataFrame, an Arrow table).
+    Raises: ValueError when the columns fit no layout; it lists the columns present.
+    """
+    names = list(getattr(batch, "column_names", batch))
+    read = _LAYOUTS[layout(names)]
+    columns = {name: _plain(batch[name]) for name in names if name in READ_COLUMNS}
+    rows: list[Conversation | BadRow] = []
+    for values in zip(*columns.values(), strict=True):
+        try:
+            row = read(dict(zip(columns, values, strict=True)))
+            for text in (row.text or "", *(message["content"] for message in row.messages)):
+                refuse_surrogates(text)
+            rows.append(row)
+        except BadRow as reason:
+            rows.append(reason)
+    return rows
+
+
+def _plain(value: Any) -> Any:
+    """A value in Python's own types, at any depth."""
+    kind = type(value)
+    if kind is str or value is None:
+        return value
+    if kind is list:
+        return [_plain(item) for item in value]
+    if kind is dict:
+        return {key: _plain(item) for key, item in value.items()}
+    if hasattr(value, "to_pylist"):  # Arrow, whose items are Python's already
+        return value.to_pylist()
+    if hasattr(value, "notna"):  # pandas writes NaN for a text that is null
+        value = value.astype(object).where(value.notna(), None)
+    return _plain(value.tolist()) if hasattr(value, "tolist") else value
+
+
+def layout(column_names: list[str]) -> str:
+    """Name of the layout that these columns form."""
+    for name, needed in _NEEDED.items():
+        if all(column in column_names for column in needed):
+            return name
+    known = "; ".join(" + ".join(needed) for needed in _NEEDED.values())
+    raise ValueError(
+        f"no conversation in columns {column_names}; one of these is needed: {known}. "
+        'Rename yours, e.g. dataset.rename_columns({"question": "prompt", "answer": "completion"}), '
+        "or on the command line --rename question=prompt answer=completion."
+    )
+
+
+def readable_columns(column_names: list[str]) -> list[str]:
+    """The columns that rows are read from; none if they form no layout, as with scores that stand alone."""
+    names = [name for name in column_names if name in READ_COLUMNS]
+    return names if any(all(column in names for column in needed) for needed in _NEEDED.values()) else []
+
+
+def _messages(row: dict[str, Any]) -> Conversation:
+    return Conversation(_chat(row["messages"], "messages"), _tools(row.get("tools")))
+
+
+def _prompt_completion(row: dict[str, Any]) -> Conversation:
+    prompt, completion = row["prompt"], row["completion"]
+    for name in ("prompt", "completion"):
+        if row[name] is None:
+            raise BadRow(f"{name} is null")
+    if isinstance(prompt, list) != isinstance(completion, list):
+        one = "prompt" if isinstance(prompt, list) else "completion"
+        raise BadRow(f"{one} is list, not text; give prompt and completion both as text or both as lists of messages")
+    if isinstance(prompt, list):
+        return Conversation(_chat([*prompt, *completion], "prompt + completion"), _tools(row.get("tools")))
+    return _pair(_string(prompt, "prompt"), _string(completion, "completion"), row)
+
+
+def _alpaca(row: dict[str, Any]) -> Conversation:
+    instruction = _string(row["instruction"], "instruction")
+    extra = _string(row.get("input") or "", "input")  # null and absent both mean "no input" in the Alpaca family
+    if extra:
+        instruction = f"{instruction}\n\n{extra}"
+    last = _pair(instruction, _string(row["output"], "output"), row)
+    history = _history(row.get("history"))
+    messages = _with_system([*history, *last.messages], row)
+    return replace(last, messages=messages, alpaca_input="" if history else extra)
+
+
+def _history(history: Any) -> list[dict[str, Any]]:
+    """Earlier exchanges, as LLaMA-Factory defines them: a list of [user, assistant] pairs."""
+    if isinstance(history, str):  # CSV has no lists
+        history = _json(history, "history") if history.strip() else None
+    history = [] if history is None else history
+    if not isinstance(history, list) or any(not isinstance(pair, list) or len(pair) != 2 for pair in history):
+        raise BadRow("history is not a list of [user, assistant] pairs")
+    messages = []
+    for i, pair in enumerate(history):
+        for role, text in zip(("user", "assistant"), pair, strict=True):
+            messages.append({"role": role, "content": _string(text, f"history[{i}]")})
+    return messages
+
+
+def _with_system(messages: list[dict[str, Any]], row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The messages after the row's `system` column, where it has one."""
+    system = _string(row.get("system") or "", "system")
+    if not system or (messages and messages[0] == {"role": "system", "content": system}):
+        return messages
+    if messages and messages[0]["role"] == "system":
+        raise BadRow("two different system turns: the first message and the column system")
+    return [{"role": "system", "content": system}, *messages]
+
+
+def _sharegpt(row: dict[str, Any]) -> Conversation:
+    turns = _from_json_text(row["conversations"], "conversations")
+    if not isinstance(turns, list) or not turns:
+        raise BadRow("conversations is empty or not a list")
+    if isinstance(turns[0], dict) and "role" in turns[0]:  # messages under another name
+        messages = _chat(turns, "conversations")
+    else:
+        messages = [_sharegpt_turn(turn, i) for i, turn in enumerate(turns)]
+    return Conversation(_with_system(messages, row), _tools(row.get("tools")))
+
+
+def _sharegpt_turn(turn: Any, i: int) -> dict[str, Any]:
+    where = f"conversations[{i}]"
+    if not isinstance(turn, dict) or "from" not in turn or "value" not in turn:
+        raise BadRow(f"{where} has no from and value")
+    speaker, value = turn["from"], _string(turn["value"], f"{where}.value")
+    if not isinstance(speaker, str) or speaker not in SHAREGPT_ROLES:
+        raise BadRow(f'unknown role "{speaker}" (known: {", ".join(SHAREGPT_ROLES)})')
+    more = {name: turn[name] for name in (*_FLAGS, *REASONING) if turn.get(name) is not None}
+    if speaker in ("function_call", "tool_call"):
+        calls = _json(value, f"{where} {speaker}")
+        calls = [{"type": "function", "function": call} for call in (calls if isinstance(calls, list) else [calls])]
+        return _checked({"role": "assistant", "content": "", "tool_calls": calls, **more}, where)
+    return _checked({"role": SHAREGPT_ROLES[speaker], "content": value, **more}, where)
+
+
+def _text(row: dict[str, Any]) -> Conversation:
+    return Conversation([], text=_string(row["text"], "text"))
+
+
+def _pair(prompt: str, response: str, row: dict[str, Any]) -> Conversation:
+    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+    return Conversation(messages, _tools(row.get("tools")))
+
+
+def _chat(messages: Any, where: str) -> list[dict[str, Any]]:
+    messages = _from_json_text(messages, where)
+    if not isinstance(messages, list) or not messages:
+        raise BadRow(f"{where} is empty or not a list of messages")
+    return [_message(message, f"{where}[{i}]") for i, message in enumerate(messages)]
+
+
+def _message(message: Any, where: str) -> dict[str, Any]:
+    if not isinstance(message, dict) or "role" not in message:
+        raise BadRow(f"{where} has no role")
+    if message["role"] not in ROLES:
+        raise BadRow(f'unknown role "{message["role"]}" (known: {", ".join(ROLES)})')
+    if len(message) == 2 and isinstance(message.get("content"), str):  # most are; nothing is to be mended
+        return message
+    message = _without_nulls(message)
+    content = message.get("content")
+    if isinstance(content, list):  # parts, as OpenAI writes them
+        if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+            raise BadRow(f"{where} has content other than text")
+        content = "".join(_string(part.get("text"), f"{where}.content") for part in content)
+    if content is None and message.get("tool_calls"):
+        content = ""
+    return _checked({**message, "content": _string(content, f"{where}.content")}, where)
+
+
+def _checked(message: dict[str, Any], where: str) -> dict[str, Any]:
+    """The message, if what it says of training can be honoured, its calls are in tool_calls, its reasoning is text."""
+    flags = {name: message[name] for name in _FLAGS if name in message}
+    for name, value in flags.items():
+        if value not in (0, 1):  # True and False are these, too
+            raise BadRow(f"{where}.{name} is {value!r}; a response counts (1 or true) or does not (0 or false)")
+    if len({bool(value) for value in flags.values()}) > 1:
+        raise BadRow(f"{where} says both that it is trained on and that it is not: {flags}")
+    if message["role"] != "assistant" and any(flags.values()):
+        raise BadRow(f"{where} is a {message['role']} turn that asks to be trained on; only responses are")
+    for name in (*REASONING, "name"):
+        _string(message.get(name) or "", f"{where}.{name}")
+    if message.get("function_call"):
+        raise BadRow(f"{where} has a function_call, which chat templates do not read; give it as tool_calls")
+    calls = message.get("tool_calls") or []
+    if not isinstance(calls, list):
+        raise BadRow(f"{where}.tool_calls is {type(calls).__name__}, not a list of calls")
+    for i, call in enumerate(calls):
+        function = call.get("function", call) if isinstance(call, dict) else call
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise BadRow(f"{where}.tool_calls[{i}] is not a call: an object with the name of a function is needed")
+    return message
+
+
+def _from_json_text(value: Any, where: str) -> Any:
+    """Messages that stand in the row as JSON text, as in a CSV file or a column whose rows differ in type."""
+    return _json(value, where) if isinstance(value, str) else value
+
+
+def _tools(tools: Any) -> list[dict[str, Any]] | None:
+    if isinstance(tools, str):
+        tools = _json(tools, "tools") if tools.strip() else None
+    if tools is not None and not isinstance(tools, list):
+        raise BadRow("tools is not a list")
+    for i, tool in enumerate(tools or ()):
+        if not isinstance(tool, dict):
+            raise BadRow(f"tools[{i}] is {type(tool).__name__}, not an object that describes a function")
+    return _without_nulls(tools) or None
+
+
+def _without_nulls(value: Any) -> Any:
+    """Arrow gives every struct all keys of its column; a key that is null was not in the row."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def _string(value: Any, where: str) -> str:
+    if value is None:
+        raise BadRow(f"{where} is null")
+    if not isinstance(value, str):
+        raise BadRow(f"{where} is {type(value).__name__}, not text")
+    return value
+
+
+def _json(value: str, where: str) -> Any:
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        raise BadRow(f"{where} is not valid JSON") from None
+
+
+# What says of a message whether it is trained on: axolotl's names, then OpenAI's.
+_FLAGS = ("train", "training", "weight")
+
+_LAYOUTS = {
+    "messages": _messages,
+    "sharegpt": _sharegpt,
+    "prompt-completion": _prompt_completion,
+    "alpaca": _alpaca,
+    "text": _text,
+}
+_NEEDED = {
+    "messages": ("messages",),
+    "sharegpt": ("conversations",),
+    "prompt-completion": ("prompt", "completion"),
+    "alpaca": ("instruction", "output"),
+    "text": ("text",),
+}
+# The only columns that reading a row looks at: what `score` keeps of a row in memory.
+READ_COLUMNS = sorted(
+    {name for needed in _NEEDED.values() for name in needed} | {"history", "input", "system", "tools"}
+)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# conversations -> tokens

@@ -1,0 +1,206 @@
+"""Conversations as token ids, with the spans of their responses."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hf_select.data.chat_template import (
+    FALLBACK_TEMPLATE,
+    LESS_TEMPLATE,
+    BadRow,
+    Rendered,
+    Renderer,
+    render_with_spans,
+    renderer,
+    written,
+)
+from hf_select.data.chat_template import generation_prompt as opening
+from hf_select.data.conversation import Conversation
+from hf_select.data.text import says_something
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of a row and its responses as half-open token spans, one for each assistant turn that counts.
+
+    `note` says what the template leaves out of the row by design.
+    """
+
+    input_ids: list[int]
+    responses: list[tuple[int, int]]
+    note: str = ""
+
+
+def encode(conversation: Conversation, tokenizer: Any, chat_template: str | None = None) -> Encoded:
+    """Token ids of a conversation under the chat template, with the spans of its responses.
+
+    A response span opens after the generation prompt and holds what the template writes for the turn, its end mark
+    included. In raw text everything after a start token is response.
+
+    Args:
+        tokenizer: a fast tokenizer (character offsets are needed to place the spans).
+        chat_template: Jinja template in place of the tokenizer's own, e.g. FALLBACK_TEMPLATE.
+    Raises: BadRow if the template refuses the row, or rewrites earlier turns so that a response cannot be placed.
+    """
+    (encoded,) = encode_all([conversation], tokenizer, chat_template)
+    if isinstance(encoded, BadRow):
+        raise encoded
+    return encoded
+
+
+def encode_all(
+    rows: list[Conversation], tokenizer: Any, chat_template: str | None = None, responses: bool = True
+) -> list["Encoded | BadRow"]:
+    """`encode` for many rows, tokenised in one call; a row that cannot be encoded gives the BadRow that says why.
+
+    Args:
+        responses: place the response spans. Without them a row under a template that rewrites earlier turns has its
+            token ids all the same.
+    """
+    if responses and not tokenizer.is_fast:
+        raise ValueError(f"{type(tokenizer).__name__} gives no character offsets; a fast tokenizer is needed.")
+    found: list[Any] = []
+    special = []  # a model's own template writes its start token; raw text and ours leave it to the tokenizer
+    for row in rows:
+        template = _template(row, tokenizer, chat_template)
+        special.append(row.text is not None or template in (FALLBACK_TEMPLATE, LESS_TEMPLATE))
+        try:
+            found.append(_rendered(row, renderer(template, tokenizer, row.tools), responses))
+        except BadRow as reason:
+            found.append(reason)
+    for with_special in (False, True):
+        chosen = [i for i, r in enumerate(found) if isinstance(r, Rendered) and special[i] == with_special]
+        if not chosen:
+            continue
+        encoding = tokenizer(
+            [found[i].text for i in chosen],
+            add_special_tokens=with_special,
+            return_offsets_mapping=responses,
+            verbose=False,
+        )
+        offsets = encoding["offset_mapping"] if responses else [[]] * len(chosen)
+        for i, ids, places in zip(chosen, encoding["input_ids"], offsets, strict=True):
+            found[i] = Encoded(ids, _token_spans(found[i].spans, places), found[i].note)
+    return found
+
+
+def _rendered(row: Conversation, render: Renderer, responses: bool) -> Rendered:
+    if row.text is not None:
+        return Rendered(row.text, [(0, len(row.text))] if responses else [])
+    if responses:
+        return render_with_spans(row.messages, render)
+    _, text, note, _ = written(row.messages, render)
+    return Rendered(text, [], note)
+
+
+def encode_prompts(
+    rows: list[Conversation], tokenizer: Any, chat_template: str | None = None
+) -> list["list[int] | BadRow"]:
+    """Token ids of each conversation up to its last response, with the template's generation prompt: what a model is
+    given to answer, and a prefix of what `encode_all` gives unless the template or the tokenizer rewrites it."""
+    found: list[Any] = []
+    for row in rows:
+        template = _template(row, tokenizer, chat_template)
+        render = renderer(template, tokenizer, row.tools)
+        try:
+            if len(row.messages) < 2 or row.messages[-1]["role"] != "assistant":
+                raise BadRow("the row does not end with a response to a prompt")
+            messages, _, _, render = written(row.messages, render)
+            text = render.text(messages[:-1], prompt=True)
+        except BadRow as reason:
+            found.append(reason)
+            continue
+        with_special = template in (FALLBACK_TEMPLATE, LESS_TEMPLATE)
+        found.append(tokenizer(text, add_special_tokens=with_special, verbose=False)["input_ids"])
+    return found
+
+
+def response_end(tokenizer: Any, chat_template: str | None = None) -> int:
+    """The token that ends a response: the first special token that the template writes after it, else EOS.
+
+    Raises: ValueError if there is neither.
+    """
+    close = response_close(tokenizer, chat_template)
+    if not close and tokenizer.eos_token_id is None:
+        raise ValueError(
+            "neither the chat template nor the tokenizer has a token that ends a response, so no answer could end; "
+            "set tokenizer.eos_token."
+        )
+    return close[0] if close else tokenizer.eos_token_id
+
+
+def response_close(tokenizer: Any, chat_template: str | None = None) -> list[int]:
+    """What the template writes after a response, from its first special token on; [] if it writes none."""
+    user = {"role": "user", "content": "x"}
+    twice = [Conversation([user, {"role": "assistant", "content": word}]) for word in ("a", "b")]
+    encoded = [e for e in encode_all(twice, tokenizer, chat_template, responses=False) if not isinstance(e, BadRow)]
+    special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    if len(encoded) < 2:
+        return []
+    one, other = (e.input_ids for e in encoded)
+    common = next((i for i, (a, b) in enumerate(zip(one[::-1], other[::-1], strict=False)) if a != b), 0)
+    after = one[len(one) - common :]
+    return next((after[i:] for i, token in enumerate(after) if token in special), [])
+
+
+def cut(encoded: Encoded, max_length: int | None, context: int | None) -> tuple[Encoded, str]:
+    """The row cut on the right to `max_length` tokens, and a note that says so and what the template left out (empty:
+    nothing).
+
+    Raises: BadRow if what is left is longer than the model's context.
+    """
+    if max_length is not None and max_length < 1:
+        raise ValueError(f"max_length is {max_length}; it must be at least 1.")
+    ids = encoded.input_ids[:max_length]
+    if context is not None and len(ids) > context:
+        raise BadRow(f"longer than the model's context of {context} tokens; lower max_length")
+    if len(ids) == len(encoded.input_ids):
+        return encoded, encoded.note
+    responses = [(start, min(end, len(ids))) for start, end in encoded.responses if start < len(ids)]
+    notes = [f"cut to {max_length} tokens", *([encoded.note] if encoded.note else [])]
+    return Encoded(ids, responses, encoded.note), "; ".join(notes)
+
+
+def generation_prompt(tokenizer: Any, chat_template: str | None = None) -> str:
+    """What the template writes before a response that stands alone: the assistant's header, or nothing."""
+    template = _template(Conversation([]), tokenizer, chat_template)
+    return opening(renderer(template, tokenizer)).lstrip("\n")
+
+
+def _template(row: Conversation, tokenizer: Any, chat_template: str | None) -> str:
+    """The Jinja template in use; some tokenizers have one for rows with tools and one for those without."""
+    if chat_template is not None:
+        return chat_template
+    if not tokenizer.chat_template:
+        return FALLBACK_TEMPLATE
+    return tokenizer.get_chat_template(tools=row.tools)
+
+
+def _token_spans(spans: list[tuple[int, int]], offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Character spans as token spans. A token belongs to the span in which it starts (a straddling one is still
+    predicted from the prompt, hence prompt); a start token has no characters and belongs to none."""
+    found = []
+    position = 0
+    for start, end in spans:
+        while position < len(offsets) and (offsets[position][0] < start or offsets[position][1] == 0):
+            position += 1
+        first = position
+        while position < len(offsets) and offsets[position][0] < end:
+            position += 1
+        found.append((first, position))
+    return found
+
+
+def has_response(row: Conversation) -> list[bool]:
+    """For each assistant turn that counts whether it says anything; raw text is all response."""
+    if row.text is not None:
+        return [bool(row.text.strip())]
+    return [says_something(turn) for turn in row.responses()]
+
+
+def said(row: Conversation, encoded: Encoded) -> Encoded:
+    """The row with the spans of those responses that say something. (A template may mark other spans than one a turn:
+    those are kept.)"""
+    if len(encoded.responses) != len(has_response(row)):
+        return encoded
+    spans = [span for span, says in zip(encoded.responses, has_response(row), strict=True) if says]
+    return replace(encoded, responses=spans)

@@ -1,0 +1,223 @@
+"""The column types of rows that are plain Python values, and Arrow columns made of such rows.
+
+A column, or what lies within one, has an Arrow type if every row has the same type of value there and, of objects, the
+same keys in the same order. All else is kept as JSON text (`datasets.Json`), and so is an object with a key that is
+null: in a struct it could not be told from a key that Arrow fills in. Numbers within an object or list are of one type
+and in Python's spelling, or are kept as text, too.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+from datasets import Features, Json, List, Value
+
+from hf_select.data.conversation import READ_COLUMNS
+from hf_select.data.exact_json import SpelledFloat, dumps, loads
+
+
+_EXACT_AS_FLOAT = 2**53
+# Levels of lists and objects: of an Arrow type, where each doubles the time that `datasets` takes to decode a list,
+# and of any value, which is read by functions that call themselves.
+_DEEPEST_TYPE, _DEEPEST = 8, 100
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
+_NAMES = {str: "string", bool: "bool", int: "int64", float: "float64"}
+
+
+class TooLong(ValueError):
+    """An integer that 64 bits do not hold."""
+
+
+class TooDeep(ValueError):
+    """A value within too many lists and objects."""
+
+
+class Seen:
+    """What values one place in the rows has had so far.
+
+    Args:
+        depth: how many lists and objects the place lies in.
+    """
+
+    def __init__(self, depth: int = 0) -> None:
+        self.depth = depth
+        self.types: set[type] = set()
+        self.keys: tuple[str, ...] | None = None
+        self.fields: dict[str, Seen] = {}
+        self.items: Seen | None = None
+        self.differs = False
+        self.is_exact_as_float = True
+
+    def see(self, value: Any) -> None:
+        """Raises: TooLong, TooDeep."""
+        if self.depth > _DEEPEST:
+            raise TooDeep
+        kind = type(value)
+        if value is None:
+            return
+        self.types.add(kind)
+        if kind is int:
+            if not -(2**63) <= value < 2**63:
+                raise TooLong(str(value))
+            self.is_exact_as_float &= -_EXACT_AS_FLOAT <= value <= _EXACT_AS_FLOAT
+        elif kind is dict:
+            self._see_object(value)
+        elif kind is list:
+            self.items = self.items or Seen(self.depth + 1)
+            for item in value:
+                self.items.see(item)
+
+    def _see_object(self, value: dict[str, Any]) -> None:
+        keys = tuple(value)
+        if self.keys is None:
+            self.keys, self.fields = keys, {key: Seen(self.depth + 1) for key in keys}
+        self.differs |= keys != self.keys or None in value.values()
+        if not self.differs:
+            for key, item in value.items():
+                self.fields[key].see(item)
+            return
+        self.fields = {}  # it is kept as text, and only its integers are looked at
+        self.items = self.items or Seen(self.depth + 1)
+        for item in value.values():
+            self.items.see(item)
+
+    def feature(self, nested: bool = False) -> Any:
+        numbers = self.types and self.types <= {int, float, SpelledFloat}
+        if not self.types:
+            return Value("null")
+        if numbers and not nested and len(self.types) > 1 and self.is_exact_as_float:
+            return Value("float64")
+        if self.types == {SpelledFloat} and not nested:
+            return Value("float64")
+        if len(self.types) > 1 or self.differs or self.keys == () or SpelledFloat in self.types:
+            return Json()
+        (kind,) = self.types
+        if kind in (list, dict) and self.depth >= _DEEPEST_TYPE:
+            return Json()
+        if kind is list:
+            assert self.items is not None
+            return List(self.items.feature(nested=True))
+        if kind is dict:
+            return {key: field.feature(nested=True) for key, field in self.fields.items()}
+        return Value(_NAMES[kind])
+
+
+def table_of(rows: Sequence[Mapping[str, Any]], features: Features) -> pa.Table:
+    """The rows as an Arrow table; a column that a row lacks is null in it."""
+    schema = features.arrow_schema
+    arrays = [column_of([row.get(name) for row in rows], feature) for name, feature in features.items()]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def column_of(values: list[Any], feature: Any) -> pa.Array:
+    """The values as an Arrow array of the feature's type."""
+    encode = _encoder(feature)
+    kind = Features({"": feature}).arrow_schema.field(0).type
+    if encode is None:
+        return pa.array(values, kind)
+    stored = Features({"": _stored(feature)}).arrow_schema.field(0).type
+    return pa.array(_each(encode, values), stored).cast(kind)
+
+
+def _encoder(feature: Any) -> Callable[[Any], Any] | None:
+    """What turns a value into the one that is stored: JSON text where the feature is Json."""
+    if isinstance(feature, Json):
+        return dumps
+    if isinstance(feature, List):
+        encode = _encoder(feature.feature)
+        return None if encode is None else partial(_each, encode)
+    if not isinstance(feature, dict):
+        return None
+    encoders = {key: encode for key, each in feature.items() if (encode := _encoder(each))}
+    if not encoders:
+        return None
+    return lambda value: {key: encoders.get(key, _as_it_is)(item) for key, item in value.items()}
+
+
+def _each(encode: Callable[[Any], Any], items: list[Any]) -> list[Any]:
+    return [None if item is None else encode(item) for item in items]
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _stored(feature: Any) -> Any:
+    """The feature with its Json as the text that stands for it."""
+    if isinstance(feature, Json):
+        return Value("string")
+    if isinstance(feature, List):
+        return List(_stored(feature.feature))
+    return {key: _stored(each) for key, each in feature.items()} if isinstance(feature, dict) else feature
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# fields of CSV, which are all text
+
+
+class Cells:
+    """What the fields of one CSV column have been so far.
+
+    A column is numbers or booleans if each field is spelled as it would be written again, messages if each field is a
+    JSON list of them, and text otherwise. Empty fields are of any type. What a conversation is read from is never
+    numbers: the answers of an arithmetic set are text.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.may_be = {"messages"} if name in READ_COLUMNS else set(_CELL_TYPES)
+        self.messages, self.is_empty = Seen(), True
+
+    def see(self, field: str) -> None:
+        if not field:
+            return
+        self.is_empty = False
+        for kind in [*self.may_be]:
+            if not _CELL_TYPES[kind](field):
+                self.may_be.discard(kind)
+        if "messages" in self.may_be:
+            self.messages.see(loads(field))
+
+    def feature(self) -> Any:
+        kind = next((kind for kind in _CELL_TYPES if kind in self.may_be), "string")
+        return Value("string") if self.is_empty else self.messages.feature() if kind == "messages" else Value(kind)
+
+
+def cell_value(field: str, feature: Any) -> Any:
+    """The value of a field in a column of the feature's type."""
+    if feature == Value("string"):
+        return field
+    if feature == Value("float64"):
+        return float(field) if field else None
+    return loads(field) if field else None
+
+
+def _is_integer(field: str) -> bool:
+    return _INTEGER.fullmatch(field) is not None
+
+
+def _is_float(field: str) -> bool:
+    try:
+        return repr(float(field)) == field
+    except ValueError:
+        return False
+
+
+def _is_messages(field: str) -> bool:
+    """A JSON list of objects that have a role, or a ShareGPT speaker."""
+    if not field.startswith("["):
+        return False
+    try:
+        value = loads(field)
+    except ValueError:
+        return False
+    return bool(value) and all(isinstance(each, dict) and ("role" in each or "from" in each) for each in value)
+
+
+_CELL_TYPES = {
+    "int64": _is_integer,
+    "float64": _is_float,
+    "bool": lambda field: field in ("true", "false"),
+    "messages": _is_messages,
+}

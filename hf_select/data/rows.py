@@ -1,0 +1,143 @@
+"""The rows of a long job in chunks: those of a dataset, or of a stream that is read from front to back."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import cast
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets
+from datasets.table import InMemoryTable
+
+from hf_select.data import columns
+from hf_select.data.conversation import READ_COLUMNS
+
+
+@dataclass
+class Pool:
+    """The rows of a dataset in chunks. Each row has a `row_id`; by default its number.
+
+    Args:
+        compared: columns that tell this pool from another, by default all.
+    """
+
+    dataset: Dataset
+    chunk_rows: int
+    compared: list[str] | None = None
+    num_chunks: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        _check(self.chunk_rows)
+        if len(self.dataset) == 0:
+            raise ValueError("the dataset is empty; there is nothing to do.")
+        self.num_chunks = -(-len(self.dataset) // self.chunk_rows)
+        if columns.ROW_ID not in self.dataset.column_names:
+            self.dataset = _numbered(self.dataset, 0)
+        ids = cast(pa.ChunkedArray, self.dataset.with_format("arrow")[columns.ROW_ID])
+        distinct = pc.count_distinct(ids, mode="all").as_py()  # pyright: ignore[reportAttributeAccessIssue]
+        if distinct != len(self.dataset) or ids.null_count:
+            raise ValueError(
+                f"row_id must name each row once; it has {distinct} values for {len(self.dataset)} rows and "
+                f"{ids.null_count} nulls. Mend it, or drop the column and rows are numbered."
+            )
+
+    @property
+    def rows(self) -> int | None:
+        """Number of rows, or None as long as nobody knows."""
+        return len(self.dataset)
+
+    def fingerprint(self) -> str | None:
+        """Hash of all rows, or None if they cannot be read before the job."""
+        return pool_fingerprint(self.dataset.select_columns(self.compared) if self.compared else self.dataset)
+
+    def chunks(
+        self, wanted: Callable[[int], bool], seen: Callable[[int, Dataset], None]
+    ) -> Iterator[tuple[int, int, Dataset]]:
+        """(chunk, its first row, its rows) of every chunk that is wanted when its turn comes; `seen` is shown what is
+        read of the others."""
+        for chunk in range(self.num_chunks):
+            if wanted(chunk):
+                start = chunk * self.chunk_rows
+                yield chunk, start, self.dataset.select(range(start, min(start + self.chunk_rows, len(self.dataset))))
+
+
+@dataclass
+class Stream(Pool):
+    """The rows of an IterableDataset in chunks. Every process reads the stream and keeps one chunk of it in memory;
+    reading is cheap beside scoring, and a row's place in the stream is its number.
+    """
+
+    dataset: IterableDataset  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __post_init__(self) -> None:
+        _check(self.chunk_rows)
+        self._features: Features | None = self.dataset.features
+
+    @property
+    def rows(self) -> int | None:
+        return None
+
+    def fingerprint(self) -> str | None:
+        return None
+
+    def chunks(
+        self, wanted: Callable[[int], bool], seen: Callable[[int, Dataset], None]
+    ) -> Iterator[tuple[int, int, Dataset]]:
+        self.num_chunks, start = 0, 0
+        for table in self.dataset.with_format("arrow").iter(batch_size=self.chunk_rows):
+            rows = self._typed(Dataset(InMemoryTable(cast(pa.Table, table))), start)
+            rows = rows if columns.ROW_ID in rows.column_names else _numbered(rows, start)
+            chunk, first = self.num_chunks, start
+            self.num_chunks, start = chunk + 1, start + len(rows)
+            seen(chunk, rows)
+            if wanted(chunk):
+                yield chunk, first, rows
+        if start == 0:
+            raise ValueError("the dataset is empty; there is nothing to do.")
+
+    def _typed(self, rows: Dataset, start: int) -> Dataset:
+        """With the column types of the whole stream; where it does not say them, those of the first chunk."""
+        if self._features is None:
+            self._features = rows.features
+        try:
+            return rows if rows.features == self._features else rows.cast(self._features)
+        except (ValueError, pa.ArrowInvalid) as error:
+            raise ValueError(
+                f"the rows from {start:,} on have other columns or types than the first "
+                f"({str(error).splitlines()[0]}). Give the stream its features."
+            ) from None
+
+
+def _check(chunk_rows: int) -> None:
+    if chunk_rows < 1:
+        raise ValueError(f"chunk_rows is {chunk_rows}; it must be at least 1.")
+
+
+def _numbered(dataset: Dataset, first: int) -> Dataset:
+    ids = range(first, first + len(dataset))
+    numbers = Dataset.from_dict({columns.ROW_ID: ids}, Features({columns.ROW_ID: Value("int64")}))
+    return concatenate_datasets([dataset, numbers], axis=1)
+
+
+def readable(dataset: Dataset) -> Dataset:
+    """The columns that a conversation is read from, or all of them if there are none such (for the error that
+    names them)."""
+    wanted = [name for name in dataset.column_names if name in READ_COLUMNS]
+    return dataset.select_columns(wanted) if wanted else dataset
+
+
+def pool_fingerprint(dataset: Dataset) -> str:
+    """Hash of all rows and column types: the same for the same content, whatever file or process it came from."""
+    digest = xxhash.xxh3_128()
+    digest.update(str(sorted((name, str(kind)) for name, kind in dataset.features.items())).encode())
+    for start in range(0, len(dataset), 4096):
+        rows = range(start, min(start + 4096, len(dataset)))
+        table = cast(pa.Table, dataset.with_format("arrow").select(rows)[:])
+        # `take` copies into fresh buffers: those of a slice hold bytes of its neighbours.
+        table = table.select(sorted(table.column_names)).take(pa.array(range(len(rows)))).combine_chunks()
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.replace_schema_metadata(None).schema) as writer:
+            writer.write_table(table.replace_schema_metadata(None))
+        digest.update(sink.getvalue())
+    return digest.hexdigest()

@@ -1,0 +1,82 @@
+"""The rows and scores that `score` has written, of one folder or of several joined by row_id."""
+
+import glob
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, concatenate_datasets, load_dataset
+
+from hf_select.data import columns
+from hf_select.data.rows import pool_fingerprint
+
+
+def load_scores(folder: str | os.PathLike, *more: str | os.PathLike) -> Dataset:
+    """The rows of a folder of `score` or hf-select score with row_id, scores and reasons, in the order of the pool.
+
+    Args:
+        more: folders of the same rows under other scorers, whose columns are added by row_id.
+    Raises: ValueError if a folder has no finished scores, or if rows or columns of several do not fit together.
+    """
+    return join_scores({str(each): read_scored(each) for each in (folder, *more)})
+
+
+def join_scores(parts: Mapping[str, Any]) -> Any:
+    """The first of the datasets with the columns that the others have more, row by row of the same row_id.
+
+    Args:
+        parts: by the names that an error calls them.
+    Raises: ValueError if row_ids are missing or differ, or if a column that two have is not the same in both.
+    """
+    (first, joined), *others = parts.items()
+    for name, other in others:
+        for each, dataset in ((first, joined), (name, other)):
+            if columns.ROW_ID not in dataset.column_names:
+                raise ValueError(f'"{each}" has no column row_id, by which scores are joined; give scored rows.')
+        other = other.select(_places(first, joined[columns.ROW_ID], name, other[columns.ROW_ID]))
+        shared = [column for column in other.column_names if column in joined.column_names]
+        for column in shared:
+            _check_same(column, first, joined, name, other)
+        more = [column for column in other.column_names if column not in shared]
+        joined = concatenate_datasets([joined, other.select_columns(more)], axis=1) if more else joined
+    return joined
+
+
+def _places(first: str, wanted: Any, name: str, ids: Any) -> list[int]:
+    """Where each wanted row_id stands among the others."""
+    place = {row_id: i for i, row_id in enumerate(ids)}
+    missing = [row_id for row_id in wanted if row_id not in place]
+    extra = set(place).difference(wanted)
+    if missing or extra or len(place) < len(ids):
+        counts = [f'{len(missing):,} of "{first}" are not in it (first: {missing[0]!r})'] if missing else []
+        counts += [f"{len(extra):,} are in it alone (first: {min(extra, key=str)!r})"] if extra else []
+        counts += [f"{len(ids) - len(place):,} come twice"] if len(place) < len(ids) else []
+        raise ValueError(
+            f'the row_ids of "{name}" are not those of "{first}": {", ".join(counts)}. Join scores of the same rows.'
+        )
+    return [place[row_id] for row_id in wanted]
+
+
+def _check_same(column: str, first: str, joined: Any, name: str, other: Any) -> None:
+    """Raise unless both have the same values in the column; row numbers as ids fit any rows."""
+    if pool_fingerprint(joined.select_columns([column])) == pool_fingerprint(other.select_columns([column])):
+        return
+    pairs = zip(joined[columns.ROW_ID], joined[column], other[column], strict=True)
+    row_id = next((row_id for row_id, a, b in pairs if a != b), None)
+    raise ValueError(
+        f'"{first}" and "{name}" have a column "{column}" each, which differ'
+        + ("" if row_id is None else f" (first: row_id {row_id!r})")
+        + ". Join scores of the same rows, by scorers of different names."
+    )
+
+
+def read_scored(output_dir: str | os.PathLike) -> Dataset:
+    """The scored rows of a finished run."""
+    folder = Path(output_dir).expanduser()
+    parts = sorted((folder / "scored").glob("part-*.parquet"), key=lambda part: int(part.stem[5:]))
+    if not parts:
+        raise ValueError(f'no scores in "{folder}"; make them with hf-select score --output-dir {folder} ...')
+    if not (folder / "summary.json").exists():
+        raise ValueError(f'scoring in "{folder}" has not finished; run the same hf-select score command again.')
+    return load_dataset("parquet", data_files=[glob.escape(str(part)) for part in parts], split="train")  # type: ignore[return-value]

@@ -1,0 +1,100 @@
+"""Tasks of lm-evaluation-harness (extra `eval`) as measures of a comparison."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, cast
+
+import numpy as np
+
+from hf_select.models.causal_lm import CausalLM
+
+
+@functools.cache
+def _task_manager(include_path: str | None) -> Any:
+    try:
+        from lm_eval.tasks import TaskManager  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise ImportError('tasks of lm-evaluation-harness need an extra: pip install "hf-select[eval]"') from error
+    # It reads some 14,000 files for its own tasks, half a minute on a slow disk.
+    return TaskManager(include_path=include_path, include_defaults=include_path is None)
+
+
+@dataclass
+class HarnessTask:
+    """One metric of one task, a number for each of its documents.
+
+    Args:
+        task: name of a single task; a group is given as its tasks, one by one.
+        metric: by default the first that the task lists.
+        filter: which reading of the model's answers, if the task has several (gsm8k: strict-match, flexible-extract);
+            by default the first.
+        limit: documents, from the first on; all by default.
+        num_fewshot: examples in the prompt; by default the task's own number.
+        include_path: folder with the YAML files of your own tasks, in place of those that come with it.
+        chat: ask in the model's chat template, as instruction-tuned models want to be asked.
+        batch_size: requests of one forward pass.
+    Raises: ImportError without the extra; ValueError for a task or metric that is not there.
+    """
+
+    task: str
+    metric: str | None = None
+    filter: str | None = None
+    limit: int | None = None
+    num_fewshot: int | None = None
+    include_path: str | None = None
+    chat: bool = False
+    batch_size: int = 8
+
+    rows: ClassVar[None] = None  # lm-evaluation-harness keeps its documents; their overlap with a pool is its matter
+
+    def __post_init__(self) -> None:
+        self._manager = _task_manager(self.include_path)
+        if self.task not in self._manager.all_subtasks:
+            raise ValueError(
+                f'lm-evaluation-harness has no single task "{self.task}" (a group is given as its tasks, one by one; '
+                "`lm-eval ls tasks` lists them)."
+            )
+        loaded = self._manager.load([self.task])["tasks"][self.task]
+        self._version = str(loaded.VERSION)
+        higher = loaded.higher_is_better()
+        self.metric = self.metric or next(iter(higher))
+        if self.metric not in higher:
+            raise ValueError(f'task "{self.task}" has no metric "{self.metric}"; it has {", ".join(higher)}.')
+        filters = [part["name"] for part in loaded.config.filter_list or []] or ["none"]
+        self.filter = self.filter or filters[0]
+        if self.filter not in filters:
+            raise ValueError(f'task "{self.task}" has no filter "{self.filter}"; it has {", ".join(filters)}.')
+        self.better: Literal["lower", "higher"] = "higher" if higher[self.metric] else "lower"
+        self.unit = self.metric
+
+    def identity(self) -> dict[str, Any]:
+        of_task = ("task", "metric", "filter", "limit", "num_fewshot", "chat")
+        return {**{name: getattr(self, name) for name in of_task}, "version": self._version}
+
+    def __call__(self, lm: CausalLM) -> list[float]:
+        import lm_eval  # type: ignore[import-not-found]
+        from lm_eval.models.huggingface import HFLM  # type: ignore[import-not-found]
+
+        loaded, wrapped = lm.load(), cast(Any, HFLM)  # its decorator hides the signature
+        asked = wrapped(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=self.batch_size)
+        found = cast(Any, lm_eval).simple_evaluate(
+            asked,
+            tasks=[self.task],
+            num_fewshot=self.num_fewshot,
+            limit=self.limit,
+            task_manager=self._manager,
+            apply_chat_template=self.chat,
+            bootstrap_iters=0,
+        )
+        by_document: dict[int, float] = {}
+        for sample in found["samples"][self.task]:
+            if sample.get("filter", self.filter) != self.filter:
+                continue
+            value = sample[self.metric]
+            if not isinstance(value, (int, float, np.number)):
+                raise ValueError(
+                    f'metric "{self.metric}" of task "{self.task}" is one number for all documents; choose a metric '
+                    "of single documents (acc, exact_match, ...)."
+                )
+            by_document[int(sample["doc_id"])] = float(value)
+        return [by_document[document] for document in sorted(by_document)]

@@ -1,0 +1,1 @@
+"""GLAN: instructions from a taxonomy (arXiv:2402.13064)."""

@@ -1,0 +1,172 @@
+"""What GLAN says to the models, in our own words (the paper describes its prompts and prints few), and the JSON
+schemas of what it wants back.
+
+Lists of subjects and syllabi are asked for in two turns, first freely and then as JSON: asked for JSON at once, models
+give poorer content (arXiv:2402.13064, section 2.2).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from hf_select.generation.generator import Messages
+from hf_select.generation.glan.taxonomy import Discipline
+
+
+def _object(properties: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+_TEXT = {"type": "string"}
+_TEXTS = {"type": "array", "items": _TEXT}
+NAMES_SCHEMA = _object({"names": _TEXTS})
+SUBJECTS_SCHEMA = _object(
+    {
+        "subjects": {
+            "type": "array",
+            "items": _object({"subject_name": _TEXT, "level": _TEXT, "subtopics": _TEXTS}),
+        }
+    }
+)
+SYLLABUS_SCHEMA = _object(
+    {
+        "introduction": _TEXT,
+        "sessions": {
+            "type": "array",
+            "items": _object({"name": _TEXT, "description": _TEXT, "key_concepts": _TEXTS}),
+        },
+    }
+)
+
+
+def _user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def _answered(messages: Messages, text: str, then: str) -> Messages:
+    return [*messages, {"role": "assistant", "content": text}, _user(then)]
+
+
+def fields(language: str) -> Messages:
+    return [
+        _user(
+            "Divide everything that people study, practise and teach, from school to working life, into broad fields "
+            "that together leave nothing out and hardly overlap. Give 8 to 15 of them, with names in "
+            f'{language}.\n\nAnswer with JSON and nothing else: {{"names": ["...", "..."]}}'
+        )
+    ]
+
+
+def parts(above: Sequence[str], kind: str, language: str) -> Messages:
+    return [
+        _user(
+            f"In a classification of human knowledge and work stands {' > '.join(above)}. Which {kind} belong under "
+            "it? Name all that a person could take courses in, none too narrow to fill a year of study, each once, in "
+            f'{language}.\n\nAnswer with JSON and nothing else: {{"names": ["...", "..."]}}'
+        )
+    ]
+
+
+def subject_list(discipline: Discipline, count: int, level: str | None, language: str) -> Messages:
+    at = f" for learners at this level: {level}" if level else ", from the first steps to the most advanced"
+    where = f" (part of {discipline.within})" if discipline.within else ""
+    return [
+        _user(
+            f"You have planned the teaching of {discipline.name}{where} for many years. Draw up a list of about "
+            f"{count} subjects that somebody who wants to master it should take{at}. For each subject say in a few "
+            "lines: its name, the level it is taught at, what it is about, and the topics that it is made of. Choose "
+            f"subjects that differ from each other and that together cover the discipline. Write in {language}."
+        )
+    ]
+
+
+def subjects_from(messages: Messages, text: str) -> Messages:
+    return _answered(
+        messages,
+        text,
+        "Put this list into JSON, every subject of it and in its order, without adding or leaving out any. Answer "
+        'with JSON and nothing else:\n{"subjects": [{"subject_name": "...", "level": "...", '
+        '"subtopics": ["...", "..."]}]}',
+    )
+
+
+def syllabus_text(
+    discipline: Discipline, subject: dict[str, Any], sessions: tuple[int, int], language: str
+) -> Messages:
+    topics = ", ".join(subject["subtopics"])
+    return [
+        _user(
+            f"Write the syllabus of a course.\n\nSubject: {subject['subject_name']}\nDiscipline: {discipline.name}\n"
+            + (f"Level: {subject['level']}\n" if subject["level"] else "")
+            + (f"Topics: {topics}\n" if topics else "")
+            + f"\nBegin with a short introduction. Then go through the class sessions in the order in which they are "
+            f"taught, {sessions[0]} to {sessions[1]} of them. Give each session a name, describe in two or three "
+            "sentences what happens in it, and list about five key concepts that learners take away from it. Later "
+            f"sessions should build on earlier ones. Write in {language}."
+        )
+    ]
+
+
+def syllabus_from(messages: Messages, text: str) -> Messages:
+    return _answered(
+        messages,
+        text,
+        "Put this syllabus into JSON, every session of it and in its order, with its key concepts as you wrote them. "
+        'Answer with JSON and nothing else:\n{"introduction": "...", "sessions": [{"name": "...", '
+        '"description": "...", "key_concepts": ["...", "..."]}]}',
+    )
+
+
+def question(
+    subject: dict[str, Any],
+    syllabus: dict[str, Any],
+    sessions: Sequence[int],
+    concepts: Sequence[tuple[int, int]],
+    language: str,
+) -> Messages:
+    course = [syllabus["introduction"]] if syllabus["introduction"] else []
+    for number, session in enumerate(syllabus["sessions"], 1):
+        course.append(
+            f"Session {number}: {session['name']}\n{session['description']}\n"
+            f"Key concepts: {'; '.join(session['key_concepts'])}"
+        )
+    names = [f"session {s + 1} ({syllabus['sessions'][s]['name']})" for s in sessions]
+    wanted = [syllabus["sessions"][s]["key_concepts"][i] for s, i in concepts]
+    two = len(sessions) > 1
+    return [
+        _user(
+            f"This is the syllabus of a course on {subject['subject_name']}"
+            + (f" ({subject['level']})" if subject["level"] else "")
+            + ":\n\n"
+            + "\n\n".join(course)
+            + f"\n\nLearners have followed the course up to {names[-1]}. Set them one homework question on "
+            f"{' and '.join(names)}, for which they need "
+            + (f"this concept: {wanted[0]}" if len(wanted) == 1 else f"these concepts: {'; '.join(wanted)}")
+            + ". "
+            + (
+                "It should bring both sessions together and ask for more than recalling either. "
+                if two
+                else "It should show whether they have understood. "
+            )
+            + "Whoever answers sees neither the syllabus nor the session, so give all that the question rests on, and "
+            "do not speak of the course. It must have an answer that can be written down as text. Do not answer it. "
+            f"Write the question in {language}, and nothing else."
+        )
+    ]
+
+
+def answer(text: str) -> Messages:
+    return [_user(text)]
+
+
+def repair(messages: Messages, text: str, reason: str) -> Messages:
+    return _answered(
+        messages,
+        text,
+        f"That cannot be read: {reason}. Give the same content again as complete, valid JSON in the form that was "
+        "asked for, and nothing before or after it.",
+    )

@@ -1,0 +1,112 @@
+"""Settings of GLAN and its stages."""
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from hf_select.generation.generator import Sampling
+from hf_select.validation import check_choices
+
+
+Until = Literal["taxonomy", "subjects", "syllabi", "questions", "pairs"]
+STAGES = ("lists", "subjects", "outlines", "syllabi", "questions", "answers")
+
+
+@dataclass
+class GLANSettings:
+    """How many subjects, syllabi, questions and answers are made, by which models and with which sampling.
+
+    Args:
+        model: writes subjects, syllabi and questions.
+        answer_model: answers the questions; by default the same.
+        taxonomy: default (a list of disciplines of our own), generate (asked of the model), or a YAML file of fields,
+            sub-fields and disciplines.
+        language: that everything is written in.
+        level: of the subjects, in words ("secondary school"); by default all levels.
+        queries_per_discipline: how often each discipline's subjects are asked for: 10 in the paper, 1 by default to
+            begin small. A higher number asks only for what is new.
+        subjects_per_query: subjects that each query asks for; the paper reports 100 to 200 a discipline.
+        min_sessions: fewest class sessions that a syllabus is asked to have. "10 to 30", section 3.1.
+        max_sessions: most of them.
+        questions_per_subject: questions, each on sessions and concepts drawn for it alone; 1 by default, to begin
+            small.
+        two_session_share: share of the questions that bring two sessions together; not published.
+        temperature: of subjects, syllabi and questions.
+        top_p: of the same.
+        max_new_tokens: of the same.
+        answer_temperature: of answers.
+        answer_top_p: of answers.
+        answer_max_new_tokens: of answers; what is cut there is left out.
+        near_duplicates: Jaccard similarity of runs of five words from which on two questions count as one; 1: only
+            exact copies do.
+        decontaminate_n: words that a question or pair must share with an evaluation set to be left out.
+        refusals: file of further beginnings of answers that decline, one a line; the built-in ones are English.
+        prices: US dollars for a million tokens read and for a million written, for the estimate and the ledger.
+        answer_prices: the same of the answers' model, if they differ.
+        seed: of all draws and requests.
+    Raises: ValueError if a setting makes no sense.
+    Reference: Li et al. 2024, arXiv:2402.13064.
+    """
+
+    model: Any
+    answer_model: Any = None
+    taxonomy: str = "default"
+    language: str = "English"
+    level: str | None = None
+    queries_per_discipline: int = 1  # "10 queries", section 3.1; those and 10 questions are 521,240 requests
+    subjects_per_query: int = 15
+    min_sessions: int = 10
+    max_sessions: int = 30
+    questions_per_subject: int = 1
+    two_session_share: float = 0.5
+    temperature: float = 1.0  # "temperature 1.0 and top_p 0.95", section 3.1
+    top_p: float = 0.95
+    max_new_tokens: int = 4096
+    answer_temperature: float = 0.7  # "temperature 0.7 and top_p 0.95", section 3.1
+    answer_top_p: float = 0.95
+    answer_max_new_tokens: int = 2048
+    near_duplicates: float = 0.8
+    decontaminate_n: int = 13
+    refusals: str | None = None
+    prices: list[float] | None = None
+    answer_prices: list[float] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        for name in ("model", "answer_model"):
+            if isinstance(getattr(self, name), list):
+                raise ValueError(f"{name} is a list; GLAN takes one {name}.")
+        counts = ("queries_per_discipline", "subjects_per_query", "min_sessions", "questions_per_subject")
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.max_sessions < self.min_sessions:
+            raise ValueError(f"max_sessions is {self.max_sessions}, below min_sessions ({self.min_sessions}).")
+        if not 0 <= self.two_session_share <= 1:
+            raise ValueError(f"two_session_share is {self.two_session_share}; it must lie in [0, 1].")
+        for name in ("prices", "answer_prices"):
+            prices = getattr(self, name)
+            if prices is not None and (len(prices) != 2 or min(prices) < 0):
+                raise ValueError(f"{name} is {prices}; give two numbers, for tokens read and for tokens written.")
+        self.sampling()  # its errors come now
+        self.answer_sampling()
+
+    def sampling(self) -> Sampling:
+        """Of all but answers."""
+        return Sampling(self.temperature, self.top_p, self.max_new_tokens)
+
+    def answer_sampling(self) -> Sampling:
+        return Sampling(self.answer_temperature, self.answer_top_p, self.answer_max_new_tokens)
+
+    def described(self) -> dict[str, Any]:
+        """All settings but the models, for the record."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("model", "answer_model")}
+
+    def shaping(self) -> dict[str, Any]:
+        """The settings that content depends on beyond the keys of the files. Counts are free to grow and shrink."""
+        free = (
+            "queries_per_discipline", "questions_per_subject", "max_new_tokens", "answer_max_new_tokens", "taxonomy",
+            "near_duplicates", "decontaminate_n", "refusals", "prices", "answer_prices", "model", "answer_model",
+        )  # fmt: skip
+        mine = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in free}
+        return {**mine, "model": self.model.name, "answer_model": (self.answer_model or self.model).name}

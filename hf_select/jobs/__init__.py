@@ -1,0 +1,1 @@
+"""Long jobs: chunks, run folders, journals, progress, processes."""

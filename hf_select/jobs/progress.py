@@ -1,0 +1,73 @@
+"""One bar for a job of several processes, from the records that each leaves of its chunks."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from hf_select.atomic import read_json
+
+
+class Progress:
+    """Rows done by all processes and tokens a second since this one started; shown by the one that leads.
+
+    Args:
+        done: folder of the records of finished chunks.
+        rows: of the pool; None where nobody knows.
+        me: the process whose own tokens are counted as they run, not when its chunk is done.
+    """
+
+    def __init__(self, done: Path, rows: int | None, description: str, me: str, shown: bool):
+        self.done, self.rows, self.me = done, rows, me
+        self.known: set[str] = set()
+        self.tokens = 0
+        self.bar = tqdm(total=rows, unit="row", desc=description, disable=not shown)
+
+    def __enter__(self) -> "Progress":
+        before = self._new_records()
+        self.bar.reset(self.rows)
+        self.bar.initial = self.bar.n = sum(record["rows"] for record in before)
+        self.begin = self.looked = time.perf_counter()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.bar.close()
+
+    def count(self, tokens: int) -> None:
+        """Tokens that this process has just run."""
+        self.tokens += tokens
+        if time.perf_counter() - self.looked > 1:
+            self.look()
+
+    def look(self) -> None:
+        """Take in what all processes have finished since the last look."""
+        self.looked = time.perf_counter()
+        new = self._new_records()
+        self.tokens += sum(record["cost"].get("tokens", 0) for record in new if record["by"] != self.me)
+        self.bar.update(sum(record["rows"] for record in new))
+        if self.tokens:
+            self.bar.set_postfix_str(f"{self.tokens / (self.looked - self.begin):,.0f} tokens/s")
+
+    def _new_records(self) -> list[dict[str, Any]]:
+        if self.bar.disable:
+            return []
+        new = [path for path in self.done.glob("part-*.json") if path.name not in self.known]
+        self.known.update(path.name for path in new)
+        return [record for path in new if (record := read_json(path)) is not None]
+
+
+_on_batch: ContextVar[Callable[[int], None] | None] = ContextVar("on_batch", default=None)
+
+
+@contextmanager
+def on_batch(report: Callable[[int], None]) -> Iterator[None]:
+    """Within the block, `report(tokens)` is called after every micro-batch: what a progress bar needs."""
+    token = _on_batch.set(report)
+    try:
+        yield
+    finally:
+        _on_batch.reset(token)

@@ -1,0 +1,1 @@
+"""A causal LM as a measuring device: loading, batching, what identifies it."""

@@ -1,0 +1,149 @@
+"""A loaded causal LM: its parts, its logits, and forward passes that end early."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hf_select.models.batching import TokenBudget
+from hf_select.models.parameters import active_parameters
+
+
+# Elements of one block of (N, V) logits, the largest temporary of a response NLL. On an accelerator 256 MiB of fp32;
+# on a CPU what its caches hold (twice as fast as logits of a whole batch), but rows enough for a matrix product.
+_LOGITS_BLOCK = 1 << 26
+
+
+_LOGITS_BLOCK_CPU = 1 << 20
+
+
+_FEWEST_ROWS_CPU = 256
+
+
+class LoadedModel:
+    """Everything that loading brings, dropped as one when a CausalLM is pickled."""
+
+    def __init__(self, model: Any, tokenizer: Any, tokens_per_batch: int | None):
+        self.model = model
+        self.tokenizer = tokenizer
+        # Llama 4's causal LM is its own base model; its decoder is the part without the head.
+        self.backbone = model.base_model if model.base_model is not model else model.get_decoder()
+        self.head = model.get_output_embeddings()
+        self.config = model.config.get_text_config()
+        embedding = model.get_input_embeddings().weight
+        # Of a model that is partly offloaded, the device that its parts are brought to.
+        spread = [device for device in getattr(model, "hf_device_map", {}).values() if device not in ("cpu", "disk")]
+        self.device = torch.device(spread[0] if spread else "cpu") if embedding.is_meta else embedding.device
+        self.budget = TokenBudget(tokens_per_batch or self._tokens_per_batch())
+        self.vocab_size = self.config.vocab_size
+        self.num_layers: int = self.config.num_hidden_layers
+        self.num_parameters = model.num_parameters()
+        self.head_parameters = self.vocab_size * embedding.shape[1]
+        self.backbone_parameters = active_parameters(model) - self.head_parameters
+        # The longest sequence that the model was built for; models with relative positions may name none.
+        self.max_length: int | None = getattr(self.config, "max_position_embeddings", None)
+        # Until the probe has shown that this architecture's cache can be copied, cropped and continued.
+        self.shares_cache = False
+        self.shares_padded_cache = False  # the same with masked padding between what is cached and what follows
+        # The feed-forward block of the last layer, whose output matters only at the positions that are read.
+        stacks = [m for m in self.backbone.modules() if isinstance(m, torch.nn.ModuleList)]
+        self.layers: Any = next((stack for stack in stacks if len(stack) == self.num_layers), None)
+        self.last_mlp = None if self.layers is None else getattr(self.layers[-1], "mlp", None)
+
+    def _tokens_per_batch(self) -> int:
+        """On an accelerator enough to fill it. On a CPU so many that the widest activation takes 4 MiB in fp32: larger
+        batches leave its caches (a quarter slower at 30M parameters), smaller ones are all overhead."""
+        if self.device.type != "cpu":
+            return 32768
+        widest = getattr(self.config, "intermediate_size", None) or 4 * self.config.hidden_size
+        return max(256, (1 << 20) // widest)
+
+    def head_rows(self) -> int:
+        """Hidden states that the head is applied to at a time where logits of the whole vocabulary are wanted."""
+        if self.device.type == "cpu":
+            return max(_FEWEST_ROWS_CPU, _LOGITS_BLOCK_CPU // self.vocab_size)
+        return max(1, _LOGITS_BLOCK // self.vocab_size)
+
+    def logits(self, hidden: Tensor, token_ids: Sequence[int] | None = None) -> Tensor:
+        """fp32 logits (N, V) of hidden states (N, D), or (N, K) of the named tokens alone. Differentiable where the
+        states are."""
+        with torch.inference_mode(not hidden.requires_grad):
+            if token_ids is not None and type(self.head) is torch.nn.Linear and not self.head.weight.is_meta:
+                index = torch.as_tensor(token_ids, device=self.head.weight.device)
+                bias = None if self.head.bias is None else self.head.bias[index].float()
+                out = F.linear(hidden.to(index.device).float(), self.head.weight[index].float(), bias)
+            else:  # a quantised, adapted or offloaded head is used as it is
+                out = self.head(hidden)
+                out = out.to(torch.promote_types(out.dtype, torch.float32))
+                out = out if token_ids is None else out[..., list(token_ids)]
+            # What some architectures do after their head, by the name that their config gives it.
+            if (scale := getattr(self.config, "logit_scale", None)) is not None:  # Cohere
+                out = out * scale
+            if (scale := getattr(self.config, "logits_scaling", None)) is not None:  # Granite
+                out = out / scale
+            if (cap := getattr(self.config, "final_logit_softcapping", None)) is not None:  # Gemma
+                out = torch.tanh(out / cap) * cap
+            return out
+
+    @contextmanager
+    def last_layer_at(self, positions: Tensor) -> Iterator[None]:
+        """Within the block, the last layer's feed-forward runs at one position (B,) a sequence; other final states are
+        void.
+
+        Nothing after the last layer's attention mixes positions, so what is not read need not be computed: most of a
+        layer's arithmetic. Its one-position output is added to the residual stream by broadcasting, right at that
+        position.
+        """
+        if self.last_mlp is None:
+            yield
+            return
+
+        def pick(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            at = positions.to(args[0].device)  # of a model over several devices, the last layer's
+            return args[0][torch.arange(len(at), device=at.device), at][:, None], *args[1:]
+
+        handle = self.last_mlp.register_forward_pre_hook(pick)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @contextmanager
+    def stopped_after(self, layer: int | None) -> Iterator[Callable[..., Tensor]]:
+        """The backbone as a function that gives final hidden states (B, T, D), or ends at a decoder layer (from 1)."""
+        if layer is None:
+            yield lambda **inputs: self.backbone(**inputs).last_hidden_state
+            return
+        if self.layers is None or not 1 <= layer <= self.num_layers:
+            raise ValueError(f"layer is {layer}; the model has decoder layers 1 to {self.num_layers}.")
+
+        def stop(module: Any, args: Any, output: Any) -> None:
+            raise _Reached(output[0] if isinstance(output, tuple) else output)
+
+        def backbone(**inputs: Any) -> Tensor:
+            try:
+                self.backbone(**inputs)
+            except _Reached as reached:
+                return reached.hidden
+            raise AssertionError("the forward pass did not come through its own layer")
+
+        handle = self.layers[layer - 1].register_forward_hook(stop)
+        try:
+            yield backbone
+        finally:
+            handle.remove()
+
+    def new_cache(self) -> Any:
+        from transformers import DynamicCache
+
+        return DynamicCache(config=self.config)
+
+
+class _Reached(Exception):
+    """Carries the hidden states out of a forward pass that need not go on."""
+
+    def __init__(self, hidden: Tensor):
+        self.hidden = hidden

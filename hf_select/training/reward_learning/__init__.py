@@ -1,0 +1,1 @@
+"""Reward learning from demonstrations: RFT, IRFT and SPIN."""

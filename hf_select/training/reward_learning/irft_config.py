@@ -1,0 +1,82 @@
+"""Settings of IRFT and SPIN: those of TRL's DPO, whose loss a stage is, and of the stages."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, get_args
+
+from trl import DPOConfig  # pyright: ignore[reportPrivateImportUsage]
+
+from hf_select.training.reward_learning.losses import PairLoss
+from hf_select.training.reward_learning.stages import StagesConfig
+
+
+@dataclass
+class IRFTConfig(StagesConfig, DPOConfig):
+    """Configuration of the [`IRFTTrainer`]: [`~trl.DPOConfig`], [`StagesConfig`] and the fields
+    below, each described in its `help`.
+
+    `num_train_epochs` counts the passes over the pairs of one stage. "Code" in a default's source is the authors'
+    (configs_stagewise_7b); the body of the paper could not be obtained.
+    """
+
+    _VALID_DICT_FIELDS = [*DPOConfig._VALID_DICT_FIELDS, "transformers_continuous_batching_config"]
+
+    # Stages
+
+    ref_update: Literal["stage", "fixed"] = field(
+        default="stage",  # code and SPIN; the formula of the paper has a fixed reference
+        metadata={
+            "help": "'stage': the reference is the policy as it was when the stage began. 'fixed': as it was when "
+            "training began (its trainable weights are kept in host memory)."
+        },
+    )
+    mix_last_stage: bool = field(
+        default=False,
+        metadata={
+            "help": "Train on the pairs of the stage before as well, with log-probabilities under the present "
+            "reference (SPIN: iterations 1-3 train on 100k pairs, iteration 0 on 50k)."
+        },
+    )
+    learning_rate: float = field(
+        default=5e-7,  # code and SPIN, appendix B
+        metadata={"help": "Highest learning rate of a stage."},
+    )
+    stage_betas: list[float] | None = field(
+        default=None, metadata={"help": "beta of each stage in place of one (SPIN: 0.1 0.1 0.1 5.0)."}
+    )
+
+    # Loss
+
+    loss_type: list[str] = field(
+        default_factory=lambda: ["sigmoid"],  # code
+        metadata={
+            "help": "One of 'sigmoid', 'hinge', 'linear' (unbounded): see hf_select.training.reward_learning.losses."
+        },
+    )
+    nll_coef: float = field(
+        default=0.0,  # the published loss has no such term
+        metadata={"help": "Coefficient of the mean negative log-likelihood of the demonstrations' tokens, added."},
+    )
+
+    _not_ours: ClassVar[tuple[str, ...]] = (
+        "f_divergence_type",
+        "f_alpha_divergence_coef",
+        "label_smoothing",
+        "ld_alpha",
+        "use_weighting",
+        "loss_weights",
+        "discopop_tau",
+        "sync_ref_model",
+        "truncation_mode",
+        "padding_free",
+    )
+    _method: ClassVar[tuple[str, str]] = ("DPO", "IRFT")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        losses = get_args(PairLoss)
+        if len(self.loss_type) != 1 or self.loss_type[0] not in losses:
+            raise ValueError(f"loss_type is {', '.join(self.loss_type)}; it can be one of {', '.join(losses)}.")
+        self._one_for_each_stage("stage_betas")
+        if any(beta <= 0 for beta in (self.beta, *(self.stage_betas or []))):
+            raise ValueError("beta must be above 0: at 0 the loss does not see the policy.")
+        self.precompute_ref_log_probs = True  # tells DPOTrainer to load no second model: references come with a stage

@@ -1,0 +1,418 @@
+"""IRFT: learn from demonstrations and from the policy's own answers to the same prompts.
+
+Li et al. 2024, "Getting more juice out of the SFT data" (arXiv:2405.17888); with one stage, or with `full` data and
+the pairs of the last stage, it is SPIN (Chen et al. 2024, arXiv:2401.01335). A stage is: the policy answers its
+prompts once; log-probabilities of both completions under the reference are computed once; then K steps push the
+policy from its own answers towards the demonstrations, by the loss of `losses.py`. That loss on fixed pairs is DPO's,
+so this is TRL's exported DPOTrainer (model loading, PEFT, ZeRO and FSDP, log-probabilities without logits of the
+whole vocabulary, card) with rows that change from stage to stage:
+
+- one `train()`, one optimizer, one engine over all stages (`stages.py`);
+- the reference of a stage is the policy at its beginning, so its log-probabilities are one forward pass of the very
+  model that is trained: no second model, and with an adapter no merging (an adapter that goes on is at every stage
+  its own reference; the authors merge it and begin another);
+- everything that a killed run needs is on disk before it is needed: the answers part by part, the references, and a
+  checkpoint at the end of each stage, so that the weights which answer can be had again.
+
+Left out: the authors' in-training generator, which no published run used; images; `IterableDataset`.
+"""
+
+import math
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object, is_peft_model, send_to_device
+from datasets import Dataset, concatenate_datasets
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers.utils import logging
+from trl import DPOTrainer  # pyright: ignore[reportPrivateImportUsage]
+
+from hf_select.training import _compat
+from hf_select.training.reward_learning.demonstrations import (
+    CHOSEN,
+    PROMPT,
+    REJECTED,
+    usable_demonstrations,
+)
+from hf_select.training.reward_learning.irft_config import IRFTConfig
+from hf_select.training.reward_learning.losses import implicit_reward, pair_loss
+from hf_select.training.reward_learning.policy_answers import whole
+from hf_select.training.reward_learning.stages import InStages, refuse_streams, with_answers
+
+
+logger = logging.get_logger(__name__)
+
+# B pairs, T tokens
+
+_CONVERGED = 0.01  # share of answers that differ from their demonstration, below which there is nothing to learn from
+_METRICS = ("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins", "logps/chosen")
+_METRICS += ("logps/rejected",)
+
+
+class IRFTTrainer(InStages, DPOTrainer):
+    """Trainer for IRFT and SPIN.
+
+        trainer = IRFTTrainer("Qwen/Qwen2.5-1.5B", args=IRFTConfig("out"), train_dataset=demonstrations)
+        trainer.train(resume_from_checkpoint=True)  # goes on where a killed run stopped; begins if there is none
+
+    Args:
+        model: a path or Hub id, a model, or a PeftModel.
+        args: see IRFTConfig.
+        train_dataset: demonstrations in any layout of `hf_select.data.conversation` (messages, Alpaca ...); the last
+            turn is the completion. Rows that cannot be used are left out, and one warning counts them.
+        eval_dataset: held-out demonstrations; the policy of each stage answers them too, and eval_rewards/* say
+            whether it tells them from its own answers.
+        processing_class: the tokenizer; the model's own by default.
+        ref_model: with ref_update="fixed", a model of the policy's shape whose weights are the reference in place of
+            the policy's first ones. Its weights are kept in host memory.
+        callbacks, optimizers, quantization_config, peft_config: as in DPOTrainer.
+    Logs: the names of DPOTrainer (rewards/chosen, rewards/margins, logps/rejected ...) while it trains; stage/* at the
+        beginning (answers, identical, empty, cut, lengths, ends, how well length alone tells the sides apart) and at
+        the end of each stage (means of the metrics over it). Answers are in output_dir/_stages and, with
+        log_completions, samples of them in output_dir/_completions.
+    Raises: ValueError for what cannot work, with the cure.
+    """
+
+    args: IRFTConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    model: Any  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    _tag_names = ["trl", "irft", "hf_select"]
+    _name = "IRFT"
+    _paper = {
+        "title": "Getting More Juice Out of the SFT Data: Reward Learning from Human Demonstration Improves SFT for "
+        "LLM Alignment",
+        "id": "2405.17888",
+        "citation": textwrap.dedent("""\
+            @inproceedings{li2024getting,
+                title     = {{Getting More Juice Out of the SFT Data: Reward Learning from Human Demonstration Improves SFT for LLM Alignment}},
+                author    = {Jiaxiang Li and Siliang Zeng and Hoi-To Wai and Chenliang Li and Alfredo Garcia and Mingyi Hong},
+                year      = 2024,
+                booktitle = {Advances in Neural Information Processing Systems 37, NeurIPS 2024},
+            }"""),  # noqa: E501
+    }
+
+    def __init__(
+        self,
+        model: Any,
+        args: IRFTConfig | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        ref_model: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        quantization_config: Any = None,
+        peft_config: Any = None,
+    ):
+        if args is None:
+            name = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "")
+            args = IRFTConfig(f"{name.split('/')[-1]}-IRFT")
+        refuse_streams(train_dataset, eval_dataset)
+        with _compat.unhashed_weights():
+            super().__init__(
+                model,
+                args=args,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                quantization_config=quantization_config,
+                peft_config=peft_config,
+            )
+        self._refuse_what_cannot_work()
+        self._stop_ids = self._ends()
+        self._reference = self._given_reference(ref_model)
+        self._engine = self._vllm() if args.use_vllm else None
+        self._plan(cast(Dataset, self.train_dataset), cast("Dataset | None", self.eval_dataset))
+
+    # Rows, once.
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
+        if not isinstance(processing_class, PreTrainedTokenizerBase):
+            raise ValueError(f"{type(processing_class).__name__} is no tokenizer; IRFT is for text.")
+        with args.main_process_first(desc="demonstrations as tokens", local=False):
+            return usable_demonstrations(
+                dataset,
+                processing_class,
+                args.max_length,
+                args.max_completion_length,
+                num_proc=args.dataset_num_proc,
+                name=dataset_name,
+                max_left_out=args.max_left_out,
+            )
+
+    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+        return dataset  # references come with each stage
+
+    def _batches(self, size: int) -> int:
+        args = self.args
+        batches = size / args.train_batch_size
+        batches = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
+        return math.ceil(batches / args.world_size)
+
+    def _rows_trained(self, number: int, rows: int) -> int:
+        return rows * (2 if self.args.mix_last_stage and number > 0 else 1)
+
+    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
+        """As Trainer's. `resume_from_checkpoint=True` goes on from the last checkpoint that was written whole, and
+        begins anew (with the answers that are on disk) if there is none."""
+        if self.args.ref_update == "fixed" and self._reference is None:
+            self._reference = {name: _kept(p) for name, p in self.model.named_parameters() if p.requires_grad}
+        return super().train(resume_from_checkpoint, **kwargs)
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As Trainer's, of pairs. With eval_on_start it waits for the answers that the first stage begins with."""
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        waits = self.is_in_train and self._stage is None
+        if not waits and isinstance(rows, Dataset) and REJECTED not in rows.column_names:
+            raise ValueError(
+                "the demonstrations to evaluate have no answers of the policy next to them; those of eval_dataset are "
+                "answered when a stage begins, so call train() first (eval_on_start=True evaluates at its beginning)."
+            )
+        return super().evaluate(eval_dataset, *args, **kwargs)
+
+    # A stage begins.
+
+    def _begin(self, number: int, fresh: bool) -> None:
+        args, stage = self.args, self._stages[number]
+        self.beta = (args.stage_betas or [args.beta] * len(self._stages))[number]
+        name = f"stage-{number:02d}"
+        pairs, report = self._pairs(name, number, self._demonstrations.select(stage.rows), fresh)
+        kept = np.flatnonzero([a != b for a, b in zip(pairs[CHOSEN], pairs[REJECTED], strict=True)])
+        if len(kept) <= _CONVERGED * len(pairs):
+            logger.warning(
+                "Stage %d: %d of %d answers are their demonstrations, word for word. There is nothing left to learn "
+                "from them; training stops.",
+                number,
+                len(pairs) - len(kept),
+                len(pairs),
+            )
+            self.control.should_training_stop = True
+            return
+        # An answer that is its demonstration has no gradient: others take its place, so that steps and schedule
+        # stay as planned and every batch is full.
+        rng = np.random.default_rng([args.seed, number])
+        again = np.resize(rng.permutation(kept), len(pairs) - len(kept))
+        self._train_on(pairs.select(np.concatenate([kept, again])), stage)
+        if self._held_out is not None:
+            self.eval_dataset, _ = self._pairs(f"{name}-eval", number, self._held_out, fresh, mixed=False)
+        self._say({"stage": float(number), **report})
+
+    def _pairs(
+        self, name: str, number: int, demonstrations: Dataset, fresh: bool, mixed: bool = True
+    ) -> tuple[Dataset, dict[str, float]]:
+        """Prompts, demonstrations, answers and references of a stage, and what is to be said of them."""
+        args, accelerator = self.args, self.accelerator
+        folder, made = self._answered(
+            name, demonstrations, fresh, remake=number > 0, engine=self._engine, stop_ids=self._stop_ids
+        )
+        pairs = with_answers(demonstrations, folder)
+        report = self._report(pairs, made)
+        self._log_completions(pairs, number, name)
+        if mixed and args.mix_last_stage and number > 0:
+            before = self._demonstrations.select(self._stages[number - 1].rows)
+            last = self._folder(f"stage-{number - 1:02d}", before, self._stop_ids, model=None)
+            self._open(last, remake=False)
+            pairs = concatenate_datasets([pairs, with_answers(before, last)])
+        reference = folder.read_reference()
+        if reference is None:
+            values = self._reference_log_probabilities(pairs)
+            if accelerator.is_main_process:
+                folder.write_reference(values)
+            accelerator.wait_for_everyone()
+            reference = cast(Dataset, folder.read_reference())
+        return concatenate_datasets([pairs, reference], axis=1), report
+
+    def _further_identity(self) -> dict[str, Any]:
+        return {"mix_last_stage": self.args.mix_last_stage, "ref_update": self.args.ref_update}
+
+    # Log-probabilities.
+
+    def _reference_log_probabilities(self, pairs: Dataset) -> np.ndarray:
+        """(n, 2) under the reference of this stage, longest pairs first, as many batches in every process."""
+        args, accelerator = self.args, self.accelerator
+        size = args.precompute_ref_batch_size or args.per_device_eval_batch_size
+        lengths = [
+            len(p) + max(len(c), len(r)) for p, c, r in zip(pairs[PROMPT], pairs[CHOSEN], pairs[REJECTED], strict=True)
+        ]
+        order = np.argsort(-np.array(lengths), kind="stable")
+        batches: list[np.ndarray] = [order[i : i + size] for i in range(0, len(order), size)]
+        batches += [batches[-1]] * (-len(batches) % accelerator.num_processes)
+        some, found = pairs.select_columns([PROMPT, CHOSEN, REJECTED]), []
+        training = self.model.training
+        self.model.eval()
+        with torch.no_grad(), self._as_reference():
+            for rows in cast(Any, batches)[accelerator.process_index :: accelerator.num_processes]:
+                inputs: Any = self.data_collator(some.select(rows).to_list())
+                with self.compute_loss_context_manager():
+                    outputs = self._outputs(self.model_wrapped, cast(Any, send_to_device(inputs, accelerator.device)))
+                values = torch.stack(self._sums(outputs.log_probs, inputs), dim=1).cpu().double().numpy()
+                found.append((rows.tolist(), values.tolist()))
+        self.model.train(training)
+        result = np.full((len(pairs), 2), np.nan)
+        for rows, values in gather_object(found):
+            result[rows] = values
+        if not np.isfinite(result).all():
+            raise ValueError(
+                f"{np.isnan(result).any(1).sum()} pairs have no finite log-probability under the reference; "
+                "its weights are broken, or their precision."
+            )
+        return result
+
+    @contextmanager
+    def _as_reference(self) -> Iterator[None]:
+        """Within the block the model has the weights of the reference: with ref_update="stage" those that it has."""
+        if self.args.ref_update == "stage":
+            yield
+            return
+        assert self._reference is not None
+        parameters = {name: p for name, p in self.model.named_parameters() if name in self._reference}
+        now = {name: _kept(p) for name, p in parameters.items()}
+        try:
+            for name, p in parameters.items():
+                _put(p, self._reference[name])
+            yield
+        finally:
+            for name, p in parameters.items():
+                _put(p, now[name])
+
+    def _outputs(self, model: Any, inputs: dict[str, Tensor]) -> Any:
+        """The model's output with `log_probs` (2B, T-1), zero outside the completions."""
+        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+        extra = {"output_router_logits": True} if self.aux_loss_enabled else {}
+        return model(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            labels=labels,
+            use_cache=False,
+            fused_lm_head=True,
+            **extra,
+        )
+
+    @staticmethod
+    def _sums(log_probs: Tensor, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """lp(y) and lp(y'), (B,) each. Prompt-tuning puts positions in front, which are left out."""
+        chosen, rejected = log_probs[:, 1 - inputs["input_ids"].shape[1] :].sum(1).chunk(2)
+        return chosen, rejected
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Mean loss of the pairs; see losses.py."""
+        if return_outputs:
+            raise ValueError("IRFT makes no logits; leave out compute_metrics, or set prediction_loss_only=True.")
+        mode = "train" if self.model.training else "eval"
+        if "ref_chosen_logps" not in inputs:
+            raise ValueError(
+                "the pairs have no log-probabilities under a reference, without which there is no implicit reward; "
+                "they come with a stage, so call train() first."
+            )
+        outputs = self._outputs(model, inputs)
+        chosen, rejected = self._sums(outputs.log_probs, inputs)
+        reward = implicit_reward(chosen, inputs["ref_chosen_logps"].to(chosen), self.beta)
+        own = implicit_reward(rejected, inputs["ref_rejected_logps"].to(chosen), self.beta)
+        margin = reward - own
+        loss = pair_loss(margin, cast(Any, self.args.loss_type[0])).mean()
+        if self.args.nll_coef:
+            tokens = inputs["completion_mask"][: len(chosen), 1:].sum()
+            loss = loss - self.args.nll_coef * chosen.sum() / tokens
+        if self.aux_loss_enabled:
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss
+        with torch.no_grad():
+            tokens = inputs["attention_mask"].sum(1).chunk(2)
+            each = (reward, own, (reward > own).float(), margin, chosen, rejected, (tokens[0] + tokens[1]).float())
+            of_all = self.accelerator.gather(torch.stack(each, dim=1).detach())
+        means = cast(Tensor, of_all).cpu().double().mean(0).tolist()
+        for name, value in zip(_METRICS, means, strict=False):
+            self._metrics[mode][name].append(value)
+            if mode == "train":
+                self._of_stage[name].append(value)
+        if mode == "train":
+            self._total_train_tokens += round(means[-1] * len(cast(Tensor, of_all)))
+            self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+        return loss
+
+    # What cannot work, before anything runs; and parts that come from elsewhere.
+
+    def _refuse_what_cannot_work(self) -> None:
+        if self.args.train_sampling_strategy != "random":
+            raise ValueError(
+                f'train_sampling_strategy="{self.args.train_sampling_strategy}" needs the length of rows before the '
+                "policy has written them; leave it out."
+            )
+
+    def _given_reference(self, ref_model: Any) -> dict[str, Tensor] | None:
+        """Weights of a reference that is not the policy's own beginning, on the host."""
+        if ref_model is None:
+            return None
+        if self.args.ref_update != "fixed":
+            raise ValueError(
+                'ref_model is given, and with ref_update="stage" the reference is the policy at the beginning of each '
+                'stage; set ref_update="fixed", or leave ref_model out.'
+            )
+        if is_peft_model(self.model):
+            raise ValueError("the policy is an adapter, whose reference is its beginning; leave ref_model out.")
+        mine = dict(self.model.named_parameters())
+        if any(hasattr(p, "ds_id") or isinstance(p, DTensor) for p in mine.values()) or self.is_fsdp_enabled:
+            raise ValueError("ref_model needs whole weights in each process (DDP, ZeRO-1 or 2); leave it out.")
+        if isinstance(ref_model, str):
+            from transformers import AutoModelForCausalLM
+
+            ref_model = AutoModelForCausalLM.from_pretrained(ref_model, dtype=self.model.dtype)
+        theirs = dict(ref_model.named_parameters())
+        for name in sorted(mine.keys() | theirs.keys()):
+            shapes = [tuple(there[name].shape) if name in there else "none" for there in (mine, theirs)]
+            if shapes[0] != shapes[1]:
+                raise ValueError(
+                    f"ref_model is of another shape than the policy ({name}: {shapes[1]} there, {shapes[0]} here); "
+                    "give the checkpoint that the policy began as, or leave it out."
+                )
+        return {name: p.detach().cpu().clone() for name, p in theirs.items() if mine[name].requires_grad}
+
+    def _vllm(self) -> Any:
+        try:
+            from trl.generation import VLLMGeneration  # pyright: ignore[reportAttributeAccessIssue]
+        except ImportError:
+            raise ImportError('use_vllm needs an extra: pip install "hf-select[vllm]"') from None
+        args = self.args
+        return VLLMGeneration(
+            model=self.model,
+            accelerator=self.accelerator,
+            processing_class=self._tokenizer,
+            mode=args.vllm_mode,
+            server_base_url=args.vllm_server_base_url,
+            tensor_parallel_size=args.vllm_tensor_parallel_size,
+            gpu_memory_utilization=args.vllm_gpu_memory_utilization,
+            enable_sleep_mode=args.vllm_enable_sleep_mode,
+            max_model_length=args.max_length,
+            trust_remote_code=args.trust_remote_code,
+            temperature=args.temperature,
+            top_p=args.top_p,
+            top_k=args.top_k,
+            max_completion_length=args.max_completion_length,
+            generation_kwargs={"stop_token_ids": self._stop_ids},
+        )
+
+
+def _kept(parameter: Any) -> Tensor:
+    """A copy of a parameter on the host; of its own piece where FSDP2 holds it in pieces."""
+    if isinstance(parameter, DTensor):
+        return cast(DTensor, parameter.detach()).to_local().cpu().clone()
+    with whole(parameter) as tensor:
+        return tensor.detach().cpu().clone()
+
+
+def _put(parameter: Any, value: Tensor) -> None:
+    with torch.no_grad():
+        if isinstance(parameter, DTensor):
+            parameter.to_local().copy_(value)
+            return
+        with whole(parameter, changed=True) as tensor:
+            tensor.copy_(value)

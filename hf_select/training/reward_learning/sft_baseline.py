@@ -1,0 +1,62 @@
+"""The SFT that IRFT is compared with: TRL's own trainer and loss on the very tokens that IRFT trains on.
+
+The published baseline minimised -log sigmoid(beta * lp(y)), which is not SFT. Here it is the mean negative
+log-likelihood of the completions' tokens, with the same template, the same rows left out, and at equal passes and
+batch the same number of updates.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from datasets import Dataset
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
+
+from hf_select.training.reward_learning.demonstrations import MOST_LEFT_OUT, as_labels, usable_demonstrations
+
+
+@dataclass
+class SFTBaselineConfig(SFTConfig):
+    """Configuration of the [`SFTBaselineTrainer`]: [`~trl.SFTConfig`] and IRFT's limit of a completion."""
+
+    max_length: int = field(default=1024, metadata={"help": "As in IRFTConfig."})
+    max_completion_length: int = field(default=256, metadata={"help": "As in IRFTConfig: longer rows are left out."})
+    max_left_out: float = field(default=MOST_LEFT_OUT, metadata={"help": "As in IRFTConfig."})
+    activation_checkpointing: bool | None = field(default=True, metadata={"help": "As in IRFTConfig."})
+
+
+class SFTBaselineTrainer(SFTTrainer):
+    """SFTTrainer on demonstrations encoded as IRFTTrainer encodes them; further arguments are SFTTrainer's."""
+
+    def __init__(
+        self,
+        model: Any,
+        args: SFTBaselineConfig,
+        train_dataset: Dataset,
+        eval_dataset: Dataset | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        **kwargs: Any,
+    ):
+        name = model if isinstance(model, str) else model.config._name_or_path
+        tokenizer = processing_class or AutoTokenizer.from_pretrained(name)
+
+        def encoded(dataset: Dataset, name: str) -> Dataset:
+            rows = usable_demonstrations(
+                dataset,
+                tokenizer,
+                args.max_length,
+                args.max_completion_length,
+                num_proc=args.dataset_num_proc,
+                name=name,
+                max_left_out=args.max_left_out,
+            )
+            return as_labels(rows)
+
+        super().__init__(
+            model,
+            args=args,
+            train_dataset=encoded(train_dataset, "train"),
+            eval_dataset=None if eval_dataset is None else encoded(eval_dataset, "eval"),
+            processing_class=tokenizer,
+            **kwargs,
+        )

@@ -1,0 +1,156 @@
+"""The architecture: imports run one way and without circles, importing costs nothing, every method is documented."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hf_select
+from hf_select.scoring import SCORERS
+from hf_select.selection import SELECTORS
+
+
+PACKAGE = Path(hf_select.__file__).parent
+ROOT = PACKAGE.parent
+
+# package -> packages and modules of hf_select that it may import, besides itself
+MAY_IMPORT = {
+    "_version": set(),
+    "atomic": set(),
+    "strict_yaml": set(),
+    "validation": set(),
+    "data": {"atomic"},
+    "jobs": {"atomic", "data"},
+    "models": {"atomic", "data", "jobs", "validation"},
+    "features": {"atomic", "data", "jobs", "models", "validation"},
+    "scoring": {"atomic", "data", "features", "jobs", "models", "validation"},
+    "selection": {"atomic", "data", "validation"},
+    "mixtures": {"_version", "atomic", "data", "scoring", "selection", "validation"},
+    "generation": {"_version", "atomic", "data", "jobs", "models", "selection", "strict_yaml", "validation"},
+    "training": {"atomic", "data", "features", "jobs", "models", "scoring", "selection", "validation"},
+    "reports": {"_version", "atomic", "data", "selection"},
+    "evaluation": {
+        "atomic",
+        "data",
+        "features",
+        "generation",
+        "jobs",
+        "mixtures",
+        "models",
+        "reports",
+        "scoring",
+        "selection",
+        "training",
+        "validation",
+    },
+    "hub": {"_version", "atomic", "data", "features", "jobs", "reports", "selection"},
+    "demo": {"scoring"},  # it trains its model on the prompts that SelectIT will ask
+}
+
+
+def imports_of(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= (
+                {f"{node.module}.{alias.name}" for alias in node.names}
+                if (node.module or "").split(".")[0] in ("hf_select", "transformers")
+                else {node.module or ""}
+            )
+    return names
+
+
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "recipes" not in path.parts)
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    """Counted are imports at the top, inside functions and for type checking."""
+    named = {}
+    for path in MODULES:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        named[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    graph = {
+        module: {found for name in imports_of(path) for found in (name, name.rpartition(".")[0]) if found in named}
+        for module, path in named.items()
+        if module != "hf_select"
+    }
+
+    def reached(module: str) -> set[str]:
+        seen, waiting = set(), [*graph[module]]
+        while waiting:
+            other = waiting.pop()
+            if other not in seen and other in graph:
+                seen.add(other)
+                waiting += graph[other]
+        return seen
+
+    circles = [module for module in graph if module in reached(module) and not named[module].stem == "__init__"]
+    assert not circles
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_run_one_way(path):
+    package = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    imported = {name.split(".")[1] for name in imports_of(path) if name.startswith("hf_select.")}
+    if package in ("cli", "__init__"):
+        return
+    assert package in MAY_IMPORT, f"{package} is new: add it to MAY_IMPORT"
+    forbidden = imported - {package} - MAY_IMPORT[package]
+    assert not forbidden, f"{package} imports {sorted(forbidden)}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_only_training_imports_the_trainers(path):
+    if path.relative_to(PACKAGE).parts[0] == "training":
+        return
+    assert not {
+        name
+        for name in imports_of(path)
+        if name.split(".")[0] in ("trl", "transformers") and (name[:3] == "trl" or name.endswith("Trainer"))
+    }
+
+
+def test_importing_loads_no_torch_and_takes_under_half_a_second():
+    code = (
+        "import time; t = time.perf_counter(); import hf_select; s = time.perf_counter() - t; import sys; "
+        "heavy = [m for m in ('torch', 'transformers', 'datasets', 'numpy') if m in sys.modules]; "
+        "assert not heavy, heavy; print(s)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 0.5
+
+
+def test_every_public_name_can_be_imported_and_a_wrong_one_says_what_there_is():
+    for name in hf_select.__all__:
+        assert getattr(hf_select, name) is not None
+    assert set(hf_select.__all__) <= set(dir(hf_select))
+    with pytest.raises(AttributeError, match="it offers.*SelectIT"):
+        hf_select.SelectITT  # noqa: B018
+
+
+@pytest.mark.parametrize("name", [*SCORERS, *SELECTORS])
+def test_every_method_is_described_and_in_the_readme(name):
+    from hf_select.cli.score import scorer_class
+    from hf_select.cli.select import selector_class
+    from hf_select.cli.settings import descriptions
+
+    cls = scorer_class(name) if name in SCORERS else selector_class(name)
+    import dataclasses
+
+    fields = [f.name for f in dataclasses.fields(cls)]
+    described = descriptions(cls)
+    assert set(fields) <= set(described), f"{cls.__name__}: no line under Args for {set(fields) - set(described)}"
+    assert f"`{name}`" in (ROOT / "README.md").read_text(encoding="utf-8"), "a row in README's table is missing"
+
+
+def test_float64_is_made_on_the_host():
+    """Apple's MPS has no float64, so a tensor is brought to the host first."""
+    for path in PACKAGE.rglob("*.py"):
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            doubles = line.count(".double()") - line.count(".cpu().double()")
+            assert not doubles, f"{path.relative_to(PACKAGE)}, line {number}: write .cpu().double()"
