@@ -1,4 +1,4 @@
-"""Does any scorer of the house beat random rows at equal compute? Two pools with a known truth.
+"""Does any scorer of this package beat random rows at equal compute? Two pools with a known truth.
 
     python studies/comparison.py score   --pool corrupted --data ../shared/data --model PATH --work FOLDER
     python studies/comparison.py compare --pool corrupted --data ../shared/data --model PATH --work FOLDER
