@@ -154,7 +154,8 @@ def _backward(loaded: Any, hidden: Tensor, sequences: list[list[int]], positions
     before = torch.from_numpy(np.concatenate(positions) - 1)
     predicting = hidden[row, before]  # (N, D)
     target = torch.from_numpy(np.concatenate([np.asarray(s)[p] for s, p in zip(sequences, positions, strict=True)]))
-    weight = torch.from_numpy(np.repeat(1 / np.array(counts), counts)).float().to(hidden.device)
+    exact = torch.promote_types(hidden.dtype, torch.float32)
+    weight = torch.from_numpy(np.repeat(1 / np.array(counts), counts)).to(exact).to(hidden.device)
     upstream = torch.empty_like(predicting)
     block = loaded.head_rows()
     for start in range(0, len(target), block):

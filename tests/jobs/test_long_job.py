@@ -381,7 +381,7 @@ def test_the_folder_of_locks_stays_when_the_last_process_leaves(job):
 
 
 NO_LOCKS = """
-from hf_select.inference import chunks
+from hf_select.jobs import chunked_job
 
 class NoLock:
     def __init__(self, path): pass
@@ -390,7 +390,7 @@ class NoLock:
     def __enter__(self): pass
     def __exit__(self, *_): pass
 
-chunks.FileLock = NoLock
+chunked_job.FileLock = NoLock
 """
 
 
