@@ -63,6 +63,7 @@ def server(model, tmp_path_factory):
     finally:
         process.kill()
         process.wait()
+        print(log.read_text()[-4000:])  # shown with a test that fails
 
 
 def answers_by_hand(run: GLANRun) -> None:
