@@ -65,10 +65,13 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def sha256_of(path: Path) -> str:
-    """Of the content of a file of any size."""
-    digest = hashlib.sha256()
+    return digest_of(path, hashlib.sha256())
+
+
+def digest_of(path: Path, digest: Any) -> str:
+    """The content of a file of any size, by an empty digest of hashlib or xxhash."""
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
+        while block := file.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
 

@@ -18,7 +18,7 @@ writes; a row of which it leaves out words, calls or reasoning is refused with t
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -59,6 +59,8 @@ _PIECE = re.compile(r"(?:\A|(?<=<think>)|(?<=</think>))(?:(?!</?think>).)+", re.
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # A message's reasoning: DeepSeek's and Qwen's name first, then OpenRouter's and gpt-oss's.
 REASONING = ("reasoning_content", "reasoning", "thinking")
+# What says of a message whether it is trained on: axolotl's names, then OpenAI's.
+TRAIN_FLAGS = ("train", "training", "weight")
 _QUESTION = {"role": "user", "content": "x"}
 
 Messages = list[dict[str, Any]]
@@ -182,9 +184,9 @@ def refuse_surrogates(text: str) -> None:
         raise BadRow(f"the text holds half a character (\\u{ord(half[0]):04x} without its other half)")
 
 
-def counts(message: dict[str, Any]) -> bool:
+def counts(message: Mapping[str, Any]) -> bool:
     """Whether a response is scored and learned: `train` (axolotl) or `weight` (OpenAI) may say that it is not."""
-    return all(message.get(name, True) for name in ("train", "training", "weight"))
+    return all(message.get(name) is None or message[name] for name in TRAIN_FLAGS)
 
 
 def render_with_spans(messages: Messages, render: Renderer) -> Rendered:

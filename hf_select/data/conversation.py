@@ -26,6 +26,7 @@ from typing import Any
 
 from hf_select.data.chat_template import (
     REASONING,
+    TRAIN_FLAGS,
     BadRow,
     counts,
     refuse_surrogates,
@@ -218,7 +219,7 @@ def _sharegpt_turn(turn: Any, i: int) -> dict[str, Any]:
     speaker, value = turn["from"], _string(turn["value"], f"{where}.value")
     if not isinstance(speaker, str) or speaker not in SHAREGPT_ROLES:
         raise BadRow(f'unknown role "{speaker}" (known: {", ".join(SHAREGPT_ROLES)})')
-    more = {name: turn[name] for name in (*_FLAGS, *REASONING) if turn.get(name) is not None}
+    more = {name: turn[name] for name in (*TRAIN_FLAGS, *REASONING) if turn.get(name) is not None}
     if speaker in ("function_call", "tool_call"):
         calls = _json(value, f"{where} {speaker}")
         calls = [{"type": "function", "function": call} for call in (calls if isinstance(calls, list) else [calls])]
@@ -247,9 +248,9 @@ def _message(message: Any, where: str) -> dict[str, Any]:
         raise BadRow(f"{where} has no role")
     if message["role"] not in ROLES:
         raise BadRow(f'unknown role "{message["role"]}" (known: {", ".join(ROLES)})')
-    if len(message) == 2 and isinstance(message.get("content"), str):  # most are; nothing is to be mended
+    if len(message) == 2 and isinstance(message.get("content"), str):  # most are; nothing is to be changed
         return message
-    message = _without_nulls(message)
+    message = without_nulls(message)
     content = message.get("content")
     if isinstance(content, list):  # parts, as OpenAI writes them
         if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
@@ -262,7 +263,7 @@ def _message(message: Any, where: str) -> dict[str, Any]:
 
 def _checked(message: dict[str, Any], where: str) -> dict[str, Any]:
     """The message, if what it says of training can be honoured, its calls are in tool_calls, its reasoning is text."""
-    flags = {name: message[name] for name in _FLAGS if name in message}
+    flags = {name: message[name] for name in TRAIN_FLAGS if name in message}
     for name, value in flags.items():
         if value not in (0, 1):  # True and False are these, too
             raise BadRow(f"{where}.{name} is {value!r}; a response counts (1 or true) or does not (0 or false)")
@@ -297,14 +298,14 @@ def _tools(tools: Any) -> list[dict[str, Any]] | None:
     for i, tool in enumerate(tools or ()):
         if not isinstance(tool, dict):
             raise BadRow(f"tools[{i}] is {type(tool).__name__}, not an object that describes a function")
-    return _without_nulls(tools) or None
+    return without_nulls(tools) or None
 
 
-def _without_nulls(value: Any) -> Any:
+def without_nulls(value: Any) -> Any:
     """Arrow gives every struct all keys of its column; a key that is null was not in the row."""
     if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _string(value: Any, where: str) -> str:
@@ -321,9 +322,6 @@ def _json(value: str, where: str) -> Any:
     except json.JSONDecodeError:
         raise BadRow(f"{where} is not valid JSON") from None
 
-
-# What says of a message whether it is trained on: axolotl's names, then OpenAI's.
-_FLAGS = ("train", "training", "weight")
 
 _LAYOUTS = {
     "messages": _messages,

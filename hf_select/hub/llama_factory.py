@@ -10,6 +10,7 @@ no place.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from hf_select.data.chat_template import counts
 from hf_select.data.exact_json import dumps, loads
 
 
@@ -52,7 +53,7 @@ def sharegpt_row(messages: list[dict[str, Any]], tools: str | None) -> dict[str,
 
 
 def _turn(message: dict[str, Any]) -> dict[str, str]:
-    if any(message.get(flag) is not None and not message[flag] for flag in ("train", "training", "weight")):
+    if not counts(message):
         raise NotExpressible("a response that is not to be trained on")
     text = "".join(_texts(message.get("content")))
     reasoning = message.get("reasoning_content") or message.get("reasoning") or message.get("thinking")

@@ -30,7 +30,7 @@ import xxhash
 from datasets import Dataset
 from filelock import FileLock, Timeout
 
-from hf_select.atomic import read_json, write_json, written_whole
+from hf_select.atomic import digest_of, read_json, write_json, written_whole
 from hf_select.data.rows import Pool, pool_fingerprint
 from hf_select.jobs.launch import job_name, leads
 from hf_select.jobs.progress import Progress, on_batch
@@ -365,11 +365,7 @@ def _is_held(lock: FileLock) -> bool:
 
 
 def _checksum(path: Path) -> str:
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+    return digest_of(path, xxhash.xxh3_128())
 
 
 def _now() -> str:

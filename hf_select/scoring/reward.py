@@ -70,12 +70,14 @@ class Reward(Scorer):
         if self.chat_template is not None:
             self.chat_template = template_text(self.chat_template)
         self._model: Any = None
+        self._active_parameters = 0
         self._usage = Usage()
 
     def load(self, rank: int | None = None) -> None:
         if self._model is None:
             with named(self.reward_model):
                 self._model = _load(self, rank)
+            self._active_parameters = active_parameters(self._model)
             self._budget = TokenBudget(self.tokens_per_batch)
 
     def usage(self) -> dict[str, float]:
@@ -151,6 +153,6 @@ class Reward(Scorer):
                 found[i] = {score: value, columns.reason_column(score): encoded[i].note}
         self._usage.sequences += len(sequences)
         self._usage.tokens += sum(map(len, sequences))
-        self._usage.flops = 2.0 * active_parameters(self._model) * self._usage.processed_tokens
+        self._usage.flops = 2.0 * self._active_parameters * self._usage.processed_tokens
         self._usage.seconds += time.perf_counter() - begin
         return found

@@ -15,7 +15,7 @@ import xxhash
 
 from hf_select.atomic import written_whole
 from hf_select.data import columns
-from hf_select.data.conversation import readable_columns
+from hf_select.data.conversation import readable_columns, without_nulls
 
 
 _HASH = "hash of "  # before a column's name, in the file
@@ -270,15 +270,8 @@ def row_hashes(dataset: Any, rows: np.ndarray, names: list[str]) -> dict[str, np
 
 
 def _hashed(values: list[Any]) -> np.ndarray:
-    texts = (v if isinstance(v, str) else "\0" + _JSON.encode(_without_nulls(v)) for v in values)
+    texts = (v if isinstance(v, str) else "\0" + _JSON.encode(without_nulls(v)) for v in values)
     return np.fromiter((xxhash.xxh3_64_intdigest(text.encode()) for text in texts), np.uint64, len(values))
-
-
-def _without_nulls(value: Any) -> Any:
-    """Arrow gives every struct all keys of its column, so that a key of null depends on the other rows."""
-    if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def select(
