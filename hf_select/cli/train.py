@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from hf_select.cli.score import Rows, build_parts, scorer_class
 from hf_select.cli.settings import settable, suggest
 from hf_select.data import columns
-from hf_select.data.chat_template import counts
+from hf_select.data.chat_template import TRAIN_FLAGS, counts
 from hf_select.data.conversation import Conversation, conversations, readable_columns
 
 
@@ -193,7 +193,10 @@ class Train(Rows):
 
 def _refuse_left_out_turns(rows: Any) -> None:
     """Raise ValueError for a reply that is marked as not trained on: TRL's SFTTrainer would train on it."""
-    if not {"messages", "conversations"} & set(readable_columns(rows.column_names)):
+    chats = [
+        rows.features[name] for name in ("messages", "conversations") if name in readable_columns(rows.column_names)
+    ]
+    if not any(_may_have_marks(feature) for feature in chats):
         return
     for start in range(0, len(rows), 1000):
         for i, row in enumerate(conversations(rows[start : start + 1000]), start):
@@ -205,6 +208,12 @@ def _refuse_left_out_turns(rows: Any) -> None:
                     "SFTTrainer does not read such marks. Where only the last reply is trained on, use sft-baseline; "
                     "else leave out the row or the mark."
                 )
+
+
+def _may_have_marks(feature: Any) -> bool:
+    """Of a column of messages: structs have their keys in their type, JSON and text have not."""
+    turn = getattr(feature, "feature", feature)
+    return not isinstance(turn, dict) or not turn.keys().isdisjoint(TRAIN_FLAGS)
 
 
 def configured(config: type, values: dict[str, Any]) -> Any:
