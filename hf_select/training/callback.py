@@ -231,7 +231,7 @@ class DataSelectionCallback(TrainerCallback, ExportableState):
         if saved["dataset"] != self._fingerprint:
             raise ValueError(
                 f"the checkpoint selected from {saved['rows']} other rows than those of this run; resume with the "
-                "same dataset in the same order, or start anew in another output_dir."
+                "same dataset in the same order, or start again in another output_dir."
             )
         path = Path(str(self._checkpoint)) / STATE_FILE
         arrays, score = load_state(path) if path.exists() else ({}, {})

@@ -109,19 +109,14 @@ def kept_conversation(text: str, answer: str | None = None) -> Conversation:
 
 
 def usable_demonstrations(
-    dataset: Dataset,
-    tokenizer: Any,
-    max_length: int,
-    max_completion_length: int,
-    num_proc: int | None = None,
-    name: str = "train",
-    room: int = 1,
-    keep: bool = False,
-    max_left_out: float = MOST_LEFT_OUT,
+    dataset: Dataset, tokenizer: Any, args: Any, name: str, room: int = 1, keep: bool = False
 ) -> Dataset:
     """The rows of a dataset that can be used, as `prompt_ids` and `chosen_ids` beside their `row_id` (by default the
     row's number). One warning gives the share of the others and says why.
 
+    Args:
+        args: configuration of the trainer: max_length, max_completion_length, max_left_out, dataset_num_proc.
+        name: of the dataset, for messages.
     Raises: ValueError if none is left, or if more than the share `max_left_out` cannot be used.
     """
     if columns.ROW_ID not in dataset.column_names:
@@ -131,29 +126,30 @@ def usable_demonstrations(
         batched=True,
         fn_kwargs={
             "tokenizer": tokenizer,
-            "max_length": max_length,
-            "max_completion_length": max_completion_length,
+            "max_length": args.max_length,
+            "max_completion_length": args.max_completion_length,
             "room": room,
             "keep": keep,
         },
         remove_columns=[column for column in dataset.column_names if column != columns.ROW_ID],
-        num_proc=num_proc,
+        num_proc=args.dataset_num_proc,
         desc=f"Demonstrations of {name} as tokens",
     )
     reasons = np.array(encoded[REASON])
     kept = np.flatnonzero(reasons == "")
     if len(kept) < len(encoded):
-        texts, counts = np.unique(reasons[reasons != ""], return_counts=True)
-        most = sorted(zip(counts.tolist(), texts.tolist(), strict=True), reverse=True)[:3]
+        texts, frequencies = np.unique(reasons[reasons != ""], return_counts=True)
+        most = sorted(zip(frequencies.tolist(), texts.tolist(), strict=True), reverse=True)[:3]
         listed = "; ".join(f"{count} x {text}" for count, text in most)
         total, share = len(encoded), 1 - len(kept) / len(encoded)
         text = f"{total - len(kept)} of {total} rows of {name} cannot be used ({100 * share:.3g} %: {listed})"
         if len(kept) == 0:
             raise ValueError(f"{text}: no demonstration is left.")
-        if share > max_left_out:
+        if share > args.max_left_out:
             raise ValueError(
-                f"{text}, and max_left_out is {max_left_out:g}; raise max_completion_length (tokens of a response, "
-                f"{max_completion_length}) or max_length ({max_length}), or max_left_out to train on the others."
+                f"{text}, and max_left_out is {args.max_left_out:g}; raise max_completion_length (tokens of a "
+                f"response, {args.max_completion_length}) or max_length ({args.max_length}), or max_left_out to train "
+                "on the others."
             )
         logger.warning("%s and are left out.", text)
     return encoded.remove_columns(REASON).select(kept)

@@ -138,15 +138,7 @@ class IRFTTrainer(InStages, DPOTrainer):
         if not isinstance(processing_class, PreTrainedTokenizerBase):
             raise ValueError(f"{type(processing_class).__name__} is no tokenizer; IRFT is for text.")
         with args.main_process_first(desc="demonstrations as tokens", local=False):
-            return usable_demonstrations(
-                dataset,
-                processing_class,
-                args.max_length,
-                args.max_completion_length,
-                num_proc=args.dataset_num_proc,
-                name=dataset_name,
-                max_left_out=args.max_left_out,
-            )
+            return usable_demonstrations(dataset, processing_class, args, dataset_name)
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         return dataset  # references come with each stage

@@ -135,17 +135,7 @@ class RFTTrainer(InStages, RLOOTrainer):
         if dataset is None:
             raise ValueError("train_dataset is missing; give the demonstrations.")
         with args.main_process_first(desc="demonstrations as tokens", local=False):
-            rows = usable_demonstrations(
-                dataset,
-                tokenizer,
-                args.max_length,
-                args.max_completion_length,
-                num_proc=args.dataset_num_proc,
-                name=name,
-                room=args.max_completion_length,
-                keep=True,
-                max_left_out=args.max_left_out,
-            )
+            rows = usable_demonstrations(dataset, tokenizer, args, name, room=args.max_completion_length, keep=True)
         # RLOO takes prompts as text. These texts stand for the very ids that the stage's answers were drawn for.
         texts = tokenizer.batch_decode(list(rows[PROMPT]))
         self._ids_of.update(zip(texts, rows[PROMPT], strict=True))

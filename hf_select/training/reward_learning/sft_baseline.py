@@ -41,16 +41,7 @@ class SFTBaselineTrainer(SFTTrainer):
         tokenizer = processing_class or AutoTokenizer.from_pretrained(name)
 
         def encoded(dataset: Dataset, name: str) -> Dataset:
-            rows = usable_demonstrations(
-                dataset,
-                tokenizer,
-                args.max_length,
-                args.max_completion_length,
-                num_proc=args.dataset_num_proc,
-                name=name,
-                max_left_out=args.max_left_out,
-            )
-            return as_labels(rows)
+            return as_labels(usable_demonstrations(dataset, tokenizer, args, name))
 
         super().__init__(
             model,
