@@ -7,7 +7,7 @@ from typing import Any
 from hf_select.data.rows import pool_fingerprint
 from hf_select.hub.repository import RECORD, speaking_plainly
 from hf_select.hub.scrub import scrubbed
-from hf_select.jobs.retry import patiently
+from hf_select.jobs.retry import with_retries
 from hf_select.selection.selection import Selection, row_hashes
 
 
@@ -34,7 +34,7 @@ def load_selection(
         return hf_hub_download(repo_id, RECORD, repo_type="dataset", revision=revision, token=token)
 
     try:
-        path = speaking_plainly(lambda: patiently(download, repo_id), repo_id)
+        path = speaking_plainly(lambda: with_retries(download, repo_id), repo_id)
     except EntryNotFoundError:
         raise ValueError(f'"{repo_id}" holds no selection of hf_select (it has no {RECORD}).') from None
     selection = Selection.load(path)

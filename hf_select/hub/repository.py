@@ -10,7 +10,7 @@ from typing import Any, cast
 from hf_select._version import __version__
 from hf_select.data.loading import located
 from hf_select.hub.scrub import check_clean, scrubbed
-from hf_select.jobs.retry import passes, patiently
+from hf_select.jobs.retry import is_transient, with_retries
 from hf_select.reports.ledger import is_hub_id
 
 
@@ -77,7 +77,7 @@ def push_files(
     revision: str,
     token: str | None,
 ) -> str:
-    """One commit of all files, tried again while the Hub or the network stumbles. Every attempt looks anew at what is
+    """One commit of all files, tried again while the Hub or the network stumbles. Every attempt looks again at what is
     there: of a commit that was made although its answer was lost, nothing is left to do."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
 
@@ -109,7 +109,7 @@ def push_files(
         except json.JSONDecodeError as error:  # a proxy's page in place of the Hub's answer
             raise ConnectionError("the Hub's answer is not JSON") from error
 
-    return speaking_plainly(lambda: patiently(attempt, f"push to {repo_id}"), repo_id)
+    return speaking_plainly(lambda: with_retries(attempt, f"push to {repo_id}"), repo_id)
 
 
 def speaking_plainly(act: Callable[[], Any], repo_id: str) -> Any:
@@ -146,7 +146,7 @@ def speaking_plainly(act: Callable[[], Any], repo_id: str) -> Any:
         cure = cures.get(code, "Run the same command again, it goes on where it was." if code >= 500 else "")
         raise ValueError(f'the Hub refused "{repo_id}" ({_status(error)}). {cure}'.rstrip()) from error
     except Exception as error:
-        if not passes(error) and not isinstance(error, RuntimeError):  # that of a file that could not be sent
+        if not is_transient(error) and not isinstance(error, RuntimeError):  # that of a file that could not be sent
             raise
         said = scrubbed(str(error).splitlines()[0])
         raise ConnectionError(
@@ -168,7 +168,7 @@ def about_source(source: str | None, split: str, token: str | None, config: str 
         return {"name": scrubbed(source) if source else "a dataset", "on_hub": False, "split": split}
     from huggingface_hub import HfApi
 
-    info = speaking_plainly(lambda: patiently(lambda: HfApi(token=token).dataset_info(source), source), source)
+    info = speaking_plainly(lambda: with_retries(lambda: HfApi(token=token).dataset_info(source), source), source)
     said = info.card_data or {}
     language = said.get("language")
     return {
@@ -199,4 +199,4 @@ def about_model(name: str, token: str | None) -> dict[str, Any]:
 
     if "/" not in name or not is_hub_id(name):
         return {"on_hub": False, "license": None}
-    return speaking_plainly(lambda: patiently(look, name), name)
+    return speaking_plainly(lambda: with_retries(look, name), name)

@@ -9,21 +9,21 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 
-def patiently(load: Callable[[], Any], what: str) -> Any:
+def with_retries(load: Callable[[], Any], what: str) -> Any:
     """Ask again, a little later each time, when the Hub or the network stumbles. huggingface_hub does so for what it
     asks about files, but not while it fetches them (seen in 2.4)."""
     for wait in (1, 4, 16):
         try:
             return load()
         except Exception as error:
-            if not passes(error):
+            if not is_transient(error):
                 raise
             logger.warning("%s: %s; asking again in %d s.", what, str(error).splitlines()[0], wait)
             time.sleep(wait)
     return load()
 
 
-def passes(error: BaseException | None) -> bool:
+def is_transient(error: BaseException | None) -> bool:
     """Whether an error, or one that it came from, is of a kind that may be gone in a while."""
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_select.jobs.launch import local_rank
-from hf_select.jobs.retry import patiently
+from hf_select.jobs.retry import with_retries
 from hf_select.models.load_errors import checked_device, checked_dtype, named
 from hf_select.models.loaded_model import LoadedModel
 
@@ -54,11 +54,11 @@ def load(spec: ModelSpec, rank: int | None) -> LoadedModel:
     model, tokenizer, adapter = spec.model, spec.dated.tokenizer, spec.sources.adapter
     with named(spec.name):
         if isinstance(model, str):
-            model = patiently(lambda: _from_pretrained(spec, rank), model)
+            model = with_retries(lambda: _from_pretrained(spec, rank), model)
         if adapter is not None:
             from hf_select.models.adapters import put_adapter
 
-            model = patiently(lambda: put_adapter(model, adapter.name, revision=adapter.commit), adapter.name)
+            model = with_retries(lambda: put_adapter(model, adapter.name, revision=adapter.commit), adapter.name)
         if hasattr(model, "get_base_model"):  # a PeftModel: its layers sit inside the base model already
             model = model.get_base_model()
         loaded = LoadedModel(model, tokenizer, 1 if spec.batch_invariant else spec.tokens_per_batch)
@@ -83,7 +83,7 @@ def tokenizer_of(source: "Source", trust_remote_code: bool = False, chat_templat
 
     options = {"revision": source.commit, "trust_remote_code": trust_remote_code}
     with named(source.name):
-        tokenizer = patiently(lambda: AutoTokenizer.from_pretrained(source.location, **options), source.name)
+        tokenizer = with_retries(lambda: AutoTokenizer.from_pretrained(source.location, **options), source.name)
     tokenizer.chat_template = chat_template or tokenizer.chat_template
     return tokenizer
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from hf_select.data.chat_template import BadRow
 from hf_select.data.conversation import Conversation
 from hf_select.data.encoding import Encoded, encode_all, response_close
-from hf_select.jobs.retry import patiently
+from hf_select.jobs.retry import with_retries
 from hf_select.models.load_errors import checked_dtype
 from hf_select.models.loading import device_of
 
@@ -57,7 +57,7 @@ def _load(spec: Any, rank: int | None = None) -> Any:
     source = spec.source.location
     options = {"revision": spec.source.commit, "trust_remote_code": spec.trust_remote_code}
     try:
-        model, info = patiently(
+        model, info = with_retries(
             lambda: AutoModelForSequenceClassification.from_pretrained(
                 source,
                 dtype=checked_dtype(spec.dtype),

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import torch
 import xxhash
 
-from hf_select.jobs.retry import patiently
+from hf_select.jobs.retry import with_retries
 
 
 _COMMIT = re.compile("[0-9a-f]{40}")
@@ -84,7 +84,7 @@ def find(name: str, revision: str | None = None, files: Sequence[str] = ("config
         return Source(name, content=content_of(checked(name)))
     if revision and _COMMIT.fullmatch(revision):
         return Source(name, revision)
-    return Source(name, patiently(lambda: _from_hub(name, revision, files), name).parent.name)
+    return Source(name, with_retries(lambda: _from_hub(name, revision, files), name).parent.name)
 
 
 def find_all(model: Any, tokenizer: Any, adapter: str | None, revision: str | None) -> Sources:
@@ -117,7 +117,7 @@ def _adapter_config(name: str, revision: str | None) -> dict[str, Any] | None:
         if (folder / "config.json").exists() or not found.exists():
             return None
     else:
-        found = patiently(lambda: _from_hub(name, revision, ("config.json", "adapter_config.json")), name)
+        found = with_retries(lambda: _from_hub(name, revision, ("config.json", "adapter_config.json")), name)
     if found.name != "adapter_config.json":
         return None
     try:

@@ -286,7 +286,7 @@ def test_a_step_runs_again_when_its_input_changed_its_output_went_or_an_earlier_
     assert skipped() == 0 and Path("o/b.jsonl").read_text() != before
     Path("o/b.jsonl").unlink()
     assert skipped() == 1 and Path("o/b.jsonl").exists()
-    assert skipped("first.k=8", "--overwrite") == 0, "the second step must read what the first wrote anew"
+    assert skipped("first.k=8", "--overwrite") == 0, "the second step must read what the first has written again"
 
 
 def test_overwrite_replaces_saved_datasets_alone(pool, capsys):

@@ -101,8 +101,8 @@ def test_a_resumed_job_goes_on_with_the_day_it_began_with(clock, dated_path, row
     tomorrow = used(pool[:7])["score_perplexity"]  # it has a day already
     (tmp_path / "o" / "scored" / "part-00000.parquet").unlink()
     assert score(pool, used, tmp_path / "o", chunk_rows=7)["score_perplexity"] == whole
-    anew = score(pool, Perplexity(dated_path), tmp_path / "p", chunk_rows=7)["score_perplexity"]
-    assert anew[:7] == tomorrow and anew != whole
+    again = score(pool, Perplexity(dated_path), tmp_path / "p", chunk_rows=7)["score_perplexity"]
+    assert again[:7] == tomorrow and again != whole
     made_by = [json.loads((tmp_path / name / "manifest.json").read_text())["made_by"] for name in "op"]
     assert [found["identity"]["model"]["day"] for found in made_by] == ["2026-03-01", "2026-03-02"]
     assert made_by[0]["hash"] != made_by[1]["hash"]

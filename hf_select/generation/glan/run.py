@@ -18,7 +18,7 @@ output_dir/
 
 Every request has a key made of what it is about (discipline, query, subject, syllabus, draw), and its seed is made of
 that key: what is there is never asked for again, whatever was added to the taxonomy or killed in between, and a run of
-many pieces equals one of one piece. Below a changed line everything is made anew; below a deleted one nothing is used.
+many pieces equals one of one piece. Below a changed line all is made again; below a deleted one nothing is used.
 
 Left out, as in the paper: correctness of answers is not checked.
 """
@@ -52,7 +52,7 @@ class GLAN(GLANSettings):
 
         Args:
             against: evaluation sets by name, none of whose text may be in a pair.
-            until: stop after this stage, to look at its files and edit them; a later call goes on.
+            until: stop after this stage, to look at its files and edit them; a later call resumes.
             retry_failed: ask again for what failed for good before: could not be read, was refused or cut.
         Raises: ValueError if the folder holds another run, if somebody else is at work in it, or if the server is not
             there, refuses the key or does not know the model.
