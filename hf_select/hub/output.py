@@ -7,7 +7,6 @@ README.md                the card, see output_card.py
 As with a selection, the same output gives the same files byte for byte, and a new version is one commit.
 """
 
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -153,10 +152,7 @@ def push_output(
             repo_id, shown, rows=size, names=pq.read_schema(found.rows).names, license=license, language=language
         )
         (place / "README.md").write_text(text, encoding="utf-8")
-        files = {
-            str(path.relative_to(place)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted((place / "data").iterdir())
-        }
+        files = {str(path.relative_to(place)): sha256_of(path) for path in sorted((place / "data").iterdir())}
         write_json(place / PROVENANCE, {"hf_select": __version__, **shown, "files": files})
         if dry_run is not None:
             return str(place)

@@ -12,7 +12,6 @@ The same selection gives the same files byte for byte, so a second push finds no
 replace those of the one before in a single commit: whoever loads the repository never meets half of each.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features, Json, List, Value, concatenate_datasets
 
 from hf_select._version import __version__
-from hf_select.atomic import read_json, write_json
+from hf_select.atomic import read_json, sha256_of, write_json
 from hf_select.data import columns
 from hf_select.data.chat_template import BadRow
 from hf_select.data.conversation import Conversation, conversations, layout, readable_columns
@@ -243,7 +242,7 @@ class _Build:
             known: record and provenance of the version that is there, if there is one.
         """
         files = {
-            str(path.relative_to(self.folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+            str(path.relative_to(self.folder)): sha256_of(path)
             for path in sorted(self.folder.rglob("*"))
             if path.is_file() and path.name not in ("README.md", PROVENANCE)
         }

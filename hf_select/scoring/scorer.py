@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import wraps
+from operator import methodcaller
 from typing import Any, ClassVar, TypeVar, cast
 
 from datasets import Features, Value
@@ -105,14 +106,15 @@ class Scorer(ABC):
     def identity(self) -> dict[str, Any]:
         """All that the scores depend on: the settings with each model as its own identity, what was learned as what it
         was learned from, and the version of the method."""
-        settings = {f.name for f in fields(self)}
-        found = {name: _identity(value, name) for name, value in self._pickled().items() if name in settings}
-        return {**found, "scoring_version": self.scoring_version}
+        return {**self._plain_settings(methodcaller("identity")), "scoring_version": self.scoring_version}
 
     def described(self) -> dict[str, Any]:
         """The settings for people to read."""
+        return self._plain_settings(methodcaller("described"))
+
+    def _plain_settings(self, of_model: Callable[[CausalLM], Any]) -> dict[str, Any]:
         settings = {f.name for f in fields(self)}
-        return {name: _described(value, name) for name, value in self._pickled().items() if name in settings}
+        return {name: _plain(name, value, of_model) for name, value in self._pickled().items() if name in settings}
 
     # The version is part of the pickled state, hence of the fingerprint that `Dataset.map` looks up.
     def __getstate__(self) -> dict[str, Any]:
@@ -200,17 +202,10 @@ class LMScorer(Scorer):
         return {**self.settings(), "model": self._lm}
 
 
-def _identity(value: Any, name: str = "") -> Any:
+def _plain(name: str, value: Any, of_model: Callable[[CausalLM], Any]) -> Any:
+    """A setting with each model as `of_model` describes it, and a template as its hash."""
     if name == "chat_template":
         return template_digest(value)
     if isinstance(value, list):
-        return [_identity(item) for item in value]
-    return value.identity() if isinstance(value, CausalLM) else value
-
-
-def _described(value: Any, name: str = "") -> Any:
-    if name == "chat_template":
-        return template_digest(value)
-    if isinstance(value, list):
-        return [_described(item) for item in value]
-    return value.described() if isinstance(value, CausalLM) else value
+        return [_plain("", item, of_model) for item in value]
+    return of_model(value) if isinstance(value, CausalLM) else value
