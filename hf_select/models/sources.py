@@ -34,6 +34,9 @@ _READ = (
 # What training leaves beside them, and what only generation reads.
 _NOT_READ = re.compile(r"generation_config\.json|trainer_state\.json|train\.json|.*_results\.json")
 
+# A repository with a tokenizer has at least one of these.
+TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "vocab.json", "config.json")
+
 _WHOLE = 64 << 20
 _BLOCK = 4 << 10
 _BLOCKS_OF_A_FILE = 256  # that has no header
@@ -98,11 +101,10 @@ def find_all(model: Any, tokenizer: Any, adapter: str | None, revision: str | No
         if not base:
             raise ValueError(f'"{model}" is an adapter and does not name its base model; give that as the model.')
     of_model = find(base, base_revision) if isinstance(base, str) else None
-    files = ("tokenizer_config.json", "tokenizer.json", "vocab.json", "config.json")
     if tokenizer is None or tokenizer == model:
-        of_tokenizer = of_model if base == model else find(model, revision, files)
+        of_tokenizer = of_model if base == model else find(model, revision, TOKENIZER_FILES)
     else:
-        of_tokenizer = find(tokenizer, None, files) if isinstance(tokenizer, str) else None
+        of_tokenizer = find(tokenizer, None, TOKENIZER_FILES) if isinstance(tokenizer, str) else None
     of_adapter = None
     if adapter is not None:
         of_adapter = find(adapter, revision if adapter == model else None, ("adapter_config.json",))

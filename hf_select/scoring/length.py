@@ -16,7 +16,7 @@ from hf_select.data.conversation import Conversation
 from hf_select.data.encoding import Encoded, encode_all
 from hf_select.data.text import characters_of
 from hf_select.models.loading import tokenizer_of
-from hf_select.models.sources import Source, find
+from hf_select.models.sources import TOKENIZER_FILES, Source, find
 from hf_select.models.template_day import DatedTokenizer
 from hf_select.scoring.scorer import Scorer
 
@@ -67,8 +67,7 @@ class Length(Scorer):
 
     @cached_property
     def _source(self) -> Source | None:
-        files = ("tokenizer_config.json", "tokenizer.json", "vocab.json", "config.json")
-        return find(self.tokenizer, files=files) if self.tokenizer else None
+        return find(self.tokenizer, files=TOKENIZER_FILES) if self.tokenizer else None
 
     @cached_property
     def _dated(self) -> DatedTokenizer:
