@@ -38,6 +38,18 @@ def tokenizer():
     return demo.train_tokenizer(texts, vocab_size=500)
 
 
+@pytest.fixture(autouse=True)
+def _shared_tokenizer_stays_whole(request):
+    """A test that changes the tokenizer that all tests share would make another one fail, and only in some orders."""
+    if "tokenizer" not in request.fixturenames:
+        yield
+        return
+    shared = request.getfixturevalue("tokenizer")
+    before = shared.chat_template, shared.pad_token, shared.padding_side, len(shared)
+    yield
+    assert (shared.chat_template, shared.pad_token, shared.padding_side, len(shared)) == before, "work on a copy"
+
+
 @pytest.fixture(scope="session")
 def model_path(tokenizer, tmp_path_factory) -> str:
     """A random Llama of two layers on disk; weights large enough that its predictions differ from row to row."""
