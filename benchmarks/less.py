@@ -29,7 +29,7 @@ from scipy.stats import spearmanr
 from selectit import build, model_and_rows
 
 from hf_select import LESS, PoolIndex
-from hf_select.data.chat_template import BadRow
+from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import conversations
 from hf_select.data.loading import read_dataset
 from hf_select.features.gradients import adapter_layers

@@ -19,7 +19,7 @@ from scipy.stats import spearmanr
 from targeted import read
 
 from hf_select import LESS, TFIDF, CausalLM, RDSPlus
-from hf_select.data.chat_template import BadRow
+from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import conversations
 from hf_select.models.causal_lm import predicted
 from hf_select.models.responses import encode_responses

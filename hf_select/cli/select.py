@@ -211,7 +211,7 @@ def _report_lengths(dataset: Any, selection: Any, sample: int = 20_000) -> None:
 def _opening(row: dict[str, Any], width: int = 48) -> str:
     """The first words of a row's first turn."""
     from hf_select.data import columns
-    from hf_select.data.chat_template import BadRow
+    from hf_select.data.bad_rows import BadRow
     from hf_select.data.conversation import conversations
 
     try:

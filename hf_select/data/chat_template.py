@@ -24,6 +24,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
+from hf_select.data.bad_rows import BadRow
+
 
 # For base models without a template: the layout of the Tulu sets, which the RDS+ study (arXiv:2503.01807) uses for
 # every base model. Turns are stripped and open with their role; a response ends with EOS, both of which a model learns
@@ -65,10 +67,6 @@ _QUESTION = {"role": "user", "content": "x"}
 
 Messages = list[dict[str, Any]]
 Span = tuple[int, int]
-
-
-class BadRow(ValueError):
-    """A row that cannot be read or rendered; the message is the reason that its scores carry."""
 
 
 class _NotWritten(BadRow):

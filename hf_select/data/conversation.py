@@ -24,13 +24,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hf_select.data.chat_template import (
-    REASONING,
-    TRAIN_FLAGS,
-    BadRow,
-    counts,
-    refuse_surrogates,
-)
+from hf_select.data.bad_rows import BadRow
+from hf_select.data.chat_template import REASONING, TRAIN_FLAGS, counts, refuse_surrogates
 
 
 ROLES = ("system", "developer", "user", "assistant", "tool")

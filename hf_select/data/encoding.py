@@ -3,10 +3,10 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hf_select.data.bad_rows import BadRow
 from hf_select.data.chat_template import (
     FALLBACK_TEMPLATE,
     LESS_TEMPLATE,
-    BadRow,
     Rendered,
     Renderer,
     render_with_spans,

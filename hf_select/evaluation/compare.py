@@ -41,7 +41,7 @@ from tqdm.auto import tqdm
 
 from hf_select.atomic import read_json, write_json, written_whole
 from hf_select.data import columns
-from hf_select.data.chat_template import BadRow
+from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import conversations
 from hf_select.data.rows import readable
 from hf_select.evaluation.break_even import with_ledger

@@ -29,7 +29,7 @@ from datasets import Dataset
 from scipy.stats import kendalltau, spearmanr
 
 from hf_select.data import columns
-from hf_select.data.chat_template import BadRow
+from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import Conversation, conversations
 from hf_select.data.rows import readable
 from hf_select.data.text import words

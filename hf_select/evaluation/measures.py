@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, Protocol, cast
 
 import numpy as np
 
-from hf_select.data.chat_template import BadRow
+from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import conversations
 from hf_select.data.rows import pool_fingerprint, readable
 from hf_select.models.causal_lm import CausalLM

@@ -22,7 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_select.data.chat_template import LESS_TEMPLATE, BadRow
+from hf_select.data.bad_rows import BadRow
+from hf_select.data.chat_template import LESS_TEMPLATE
 from hf_select.data.conversation import Conversation
 from hf_select.data.encoding import Encoded
 from hf_select.features import Feature, unit

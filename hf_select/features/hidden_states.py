@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from hf_select.data.chat_template import FALLBACK_TEMPLATE, BadRow
+from hf_select.data.bad_rows import BadRow
+from hf_select.data.chat_template import FALLBACK_TEMPLATE
 from hf_select.data.conversation import Conversation
 from hf_select.data.encoding import Encoded, cut, encode_all
 from hf_select.features import Feature

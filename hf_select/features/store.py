@@ -28,7 +28,7 @@ from datasets import Dataset
 
 from hf_select.atomic import write_json
 from hf_select.data import columns
-from hf_select.data.chat_template import BadRow
+from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import Conversation, conversations
 from hf_select.data.rows import Pool, pool_fingerprint, readable
 from hf_select.features import Feature, unit

@@ -39,7 +39,7 @@ from tqdm.auto import tqdm
 from hf_select._version import __version__
 from hf_select.atomic import read_json, sha256_of, write_json, written_whole
 from hf_select.data import columns
-from hf_select.data.chat_template import BadRow
+from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import Conversation, conversations
 from hf_select.data.loading import commit_of
 from hf_select.data.rows import Pool, pool_fingerprint, readable

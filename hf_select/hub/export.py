@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_select.atomic import read_json, write_json, written_whole
-from hf_select.data.chat_template import BadRow
+from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import conversations, layout, readable_columns
 from hf_select.data.exact_json import columns_of, dumps
 from hf_select.data.messages import as_messages, tools_text

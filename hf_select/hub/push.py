@@ -26,7 +26,7 @@ from datasets import Dataset, Features, Json, List, Value, concatenate_datasets
 from hf_select._version import __version__
 from hf_select.atomic import read_json, sha256_of, write_json
 from hf_select.data import columns
-from hf_select.data.chat_template import BadRow
+from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import Conversation, conversations, layout, readable_columns
 from hf_select.data.rows import pool_fingerprint
 from hf_select.features.store import PoolIndex

@@ -38,7 +38,7 @@ from tqdm.auto import tqdm
 from hf_select._version import __version__
 from hf_select.atomic import sha256_of, write_json, written_whole
 from hf_select.data import columns
-from hf_select.data.chat_template import BadRow
+from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import READ_COLUMNS, Conversation, layout
 from hf_select.data.encoding import encode_all
 from hf_select.data.exact_json import columns_of, dumps

@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 
 from hf_select.data import columns
-from hf_select.data.chat_template import BadRow
+from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import READ_COLUMNS, Conversation, conversations, layout
 from hf_select.data.loading import read_dataset
 from hf_select.selection.selection import Selection

@@ -6,7 +6,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from hf_select.data.chat_template import LESS_TEMPLATE, BadRow
+from hf_select.data.bad_rows import BadRow
+from hf_select.data.chat_template import LESS_TEMPLATE
 from hf_select.data.conversation import Conversation, conversations
 from hf_select.data.encoding import Encoded, cut, encode_all
 from hf_select.models.causal_lm import CausalLM, predicted

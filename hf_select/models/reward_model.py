@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_select.data.chat_template import BadRow
+from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import Conversation
 from hf_select.data.encoding import Encoded, encode_all, response_close
 from hf_select.jobs.retry import with_retries

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from hf_select._version import __version__
 from hf_select.data import columns
-from hf_select.data.chat_template import BadRow
+from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import conversations, readable_columns
 from hf_select.data.text import characters_of
 from hf_select.reports.ledger import COSTS

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hf_select.data import columns
-from hf_select.data.chat_template import BadRow
+from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import Conversation, conversations, readable_columns
 from hf_select.reports.numbers import finite, reasons_of, score_columns
 from hf_select.selection.combine import combined_ranks, percentile_ranks

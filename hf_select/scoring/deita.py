@@ -16,7 +16,8 @@ import numpy as np
 from datasets import List, Value
 
 from hf_select.data import columns
-from hf_select.data.chat_template import BadRow, counts
+from hf_select.data.bad_rows import BadRow
+from hf_select.data.chat_template import counts
 from hf_select.data.conversation import Conversation
 from hf_select.data.text import beside_text
 from hf_select.models.batching import OutOfMemory

@@ -16,7 +16,7 @@ import numpy as np
 from datasets import List, Value
 
 from hf_select.data import columns
-from hf_select.data.chat_template import BadRow
+from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import Conversation
 from hf_select.data.encoding import Encoded, cut, encode_all, generation_prompt, has_response, said
 from hf_select.data.text import beside_text

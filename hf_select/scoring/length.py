@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Literal
 from datasets import Value
 
 from hf_select.data import columns
-from hf_select.data.chat_template import BadRow, template_text
+from hf_select.data.bad_rows import BadRow
+from hf_select.data.chat_template import template_text
 from hf_select.data.conversation import Conversation
 from hf_select.data.encoding import Encoded, encode_all
 from hf_select.data.text import characters_of

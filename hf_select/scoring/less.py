@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 
-from hf_select.data.chat_template import BadRow
+from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import Conversation
 from hf_select.features import Feature, unit
 from hf_select.features.adam import cost_of_run, mean_learning_rate

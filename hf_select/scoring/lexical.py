@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from hf_select.data import columns
-from hf_select.data.chat_template import BadRow
+from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import Conversation, conversations, layout
 from hf_select.data.text import text_of, words
 from hf_select.features import Feature

@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from hf_select.data import columns
-from hf_select.data.chat_template import FALLBACK_TEMPLATE, BadRow
+from hf_select.data.bad_rows import BadRow
+from hf_select.data.chat_template import FALLBACK_TEMPLATE
 from hf_select.data.conversation import Conversation
 from hf_select.data.encoding import cut, encode_all, has_response, said
 from hf_select.models.batching import OutOfMemory

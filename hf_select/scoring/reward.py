@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from hf_select.data import columns
-from hf_select.data.chat_template import BadRow, counts, template_text
+from hf_select.data.bad_rows import BadRow
+from hf_select.data.chat_template import counts, template_text
 from hf_select.data.conversation import Conversation
 from hf_select.data.text import says_something
 from hf_select.models import batching

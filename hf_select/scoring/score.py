@@ -23,7 +23,7 @@ from datasets import Dataset, Features, IterableDataset
 
 from hf_select.atomic import write_json, written_whole
 from hf_select.data import columns
-from hf_select.data.chat_template import BadRow
+from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import conversations
 from hf_select.data.exact_json import columns_of
 from hf_select.data.rows import Pool, Stream, readable

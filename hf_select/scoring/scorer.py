@@ -19,7 +19,8 @@ from typing import Any, ClassVar, TypeVar, cast
 from datasets import Features, Value
 
 from hf_select.data import columns
-from hf_select.data.chat_template import BadRow, template_digest
+from hf_select.data.bad_rows import BadRow
+from hf_select.data.chat_template import template_digest
 from hf_select.data.conversation import READ_COLUMNS, Conversation, conversations
 from hf_select.models.causal_lm import CausalLM
 from hf_select.validation import check_choices

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from datasets import List, Value
 
-from hf_select.data.chat_template import BadRow
+from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import Conversation
 from hf_select.data.text import beside_text
 from hf_select.models.batching import OutOfMemory

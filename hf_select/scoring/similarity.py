@@ -12,7 +12,7 @@ import xxhash
 from datasets import List, Value
 
 from hf_select.data import columns
-from hf_select.data.chat_template import BadRow
+from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import Conversation, conversations
 from hf_select.features import Feature, unit
 from hf_select.scoring.overlap import QueryOverlap

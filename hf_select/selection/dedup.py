@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from hf_select.data import columns
-from hf_select.data.chat_template import BadRow
+from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import READ_COLUMNS, Conversation, conversations, layout
 from hf_select.data.text import Part, exact, shingles, text_of
 from hf_select.selection.budget import Budget

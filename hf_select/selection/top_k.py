@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 
 from hf_select.data import columns
-from hf_select.data.chat_template import BadRow
+from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import READ_COLUMNS, conversations
 from hf_select.data.text import characters_of
 from hf_select.selection.budget import Budget, ties_at_the_cut

@@ -13,7 +13,8 @@ from jinja2 import TemplateError
 
 from hf_select import DEITA, IFD, CausalLM, Length, Perplexity, RDSPlus, SelectIT
 from hf_select.cli.main import main
-from hf_select.data.chat_template import FALLBACK_TEMPLATE, LESS_TEMPLATE, BadRow, render_with_spans, renderer
+from hf_select.data.bad_rows import BadRow
+from hf_select.data.chat_template import FALLBACK_TEMPLATE, LESS_TEMPLATE, render_with_spans, renderer
 from hf_select.data.conversation import Conversation, conversations
 from hf_select.data.encoding import encode
 from hf_select.scoring.deita import user_pairs

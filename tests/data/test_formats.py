@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from hf_select.data.chat_template import FALLBACK_TEMPLATE, BadRow
+from hf_select.data.bad_rows import BadRow
+from hf_select.data.chat_template import FALLBACK_TEMPLATE
 from hf_select.data.conversation import Conversation, conversations, layout
 from hf_select.data.encoding import encode, encode_all
 

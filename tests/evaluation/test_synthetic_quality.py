@@ -106,7 +106,7 @@ def test_agreement_and_consensus():
     assert quality.consensus(pairs, "abc") == {"a": 0.375, "b": 0.375, "c": 0.0}
 
     def vectors(rows):
-        from hf_select.data.chat_template import BadRow
+        from hf_select.data.bad_rows import BadRow
         from hf_select.features import Feature
 
         return [BadRow("no") if row.text == "p q" else Feature(np.array([len(row.text), 1.0])) for row in rows]

@@ -10,7 +10,8 @@ import pytest
 from datasets import Dataset
 
 from hf_select import IFD, LESS, CausalLM, Perplexity, RDSPlus, RoundRobin, SelectIT, TopK
-from hf_select.data.chat_template import FALLBACK_TEMPLATE, BadRow
+from hf_select.data.bad_rows import BadRow
+from hf_select.data.chat_template import FALLBACK_TEMPLATE
 from hf_select.data.conversation import conversations
 from hf_select.data.encoding import encode
 from hf_select.features.hidden_states import HiddenStates

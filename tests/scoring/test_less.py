@@ -14,7 +14,7 @@ from datasets import Dataset
 from safetensors.torch import load_file
 
 from hf_select import LESS, Length, PoolIndex, score
-from hf_select.data.chat_template import BadRow
+from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import conversations
 from hf_select.features import Feature
 from hf_select.features import gradients as gradients_module

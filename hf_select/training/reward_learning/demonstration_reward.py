@@ -34,7 +34,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trai
 from transformers.utils import logging
 
 from hf_select.atomic import read_json, write_json, written_whole
-from hf_select.data.chat_template import BadRow
+from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import Conversation, conversations
 from hf_select.data.encoding import response_close, response_end
 from hf_select.models import batching

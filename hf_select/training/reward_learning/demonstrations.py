@@ -28,7 +28,8 @@ from datasets.table import InMemoryTable
 
 from hf_select.atomic import read_json, write_json, written_whole
 from hf_select.data import columns
-from hf_select.data.chat_template import BadRow, counts
+from hf_select.data.bad_rows import BadRow
+from hf_select.data.chat_template import counts
 from hf_select.data.conversation import Conversation, conversations
 from hf_select.data.encoding import encode_all, encode_prompts, response_end
 from hf_select.jobs.run_folder import differences
