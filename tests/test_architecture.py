@@ -45,6 +45,7 @@ MAY_IMPORT = {
         "training",
         "validation",
     },
+    "export": {"atomic", "data"},
     "hub": {"_version", "atomic", "data", "features", "jobs", "reports", "selection"},
     "demo": {"scoring"},  # it trains its model on the prompts that SelectIT will ask
 }

@@ -33,10 +33,10 @@ class Export:
 
     def run(self) -> None:
         from hf_select.data.loading import read_dataset
-        from hf_select.hub.export import export
+        from hf_select.export.jsonl import export_subset
 
         dataset = read_dataset(self.subset, self.split)
-        made = export(dataset, self.output_dir, self.name, self.overwrite)
+        made = export_subset(dataset, self.output_dir, self.name, self.overwrite)
         print(f"{len(dataset):,} rows: {', '.join(map(str, made))}")
 
 

@@ -13,7 +13,7 @@ from test_row_files import MESSAGES, spelled, written
 
 from hf_select import Mixture, Source
 from hf_select.data.loading import read_dataset
-from hf_select.hub.export import export
+from hf_select.export.jsonl import export_subset
 
 
 USER, REPLY = {"role": "user", "content": "Add 1 and 2."}, {"role": "assistant", "content": "3"}
@@ -78,7 +78,7 @@ def test_messages_are_written_as_they_came(tmp_path, row, messages, stream):
     assert made["messages"] == messages
     (streamed,) = Mixture({"a": source}, stream=stream).iterable()
     assert streamed["messages"] == messages
-    export(read_dataset(str(tmp_path / "in.jsonl")), tmp_path / "out")
+    export_subset(read_dataset(str(tmp_path / "in.jsonl")), tmp_path / "out")
     (line,) = (tmp_path / "out" / "subset.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(line)["messages"] == messages
     for found in (made, json.loads(line)):
@@ -101,7 +101,7 @@ def test_a_mixture_and_an_export_spell_every_message_as_its_author_did(rows):
         )
         Mixture({"a": Source(str(folder / "in.jsonl"))}, dedup="none").write(folder)
         table = pq.read_table(folder / "mixture.parquet").sort_by("source_row").to_pylist()
-        export(read_dataset(str(folder / "in.jsonl")), folder / "out")
+        export_subset(read_dataset(str(folder / "in.jsonl")), folder / "out")
         lines = (folder / "out" / "subset.jsonl").read_bytes().splitlines()
     expected = [spelled(written(row)) for row in rows]
     made = [[m if isinstance(m, str) else written(m) for m in row["messages"]] for row in table]

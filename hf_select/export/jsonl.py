@@ -1,40 +1,49 @@
-"""A selected subset for other trainers: one JSONL file, and what to write into their configuration to read it.
+"""Export a selected subset for other trainers: one JSONL file, and the configuration that reads it.
 
-LLaMA-Factory   an entry in dataset_info.json, to be copied into that of its data folder, or used by dataset_dir
+LLaMA-Factory   an entry in dataset_info.json; copy it to the one in the data folder, or set dataset_dir
 axolotl         axolotl.yaml, the `datasets` of a configuration
 open-instruct   open_instruct.yaml, the dataset settings of finetune.py
 
-Messages stand in the file as they came; tools are a JSON text. axolotl (067b021) and open-instruct (e6c3044) read
-both. LLaMA-Factory (ff6d4d1) reads plain turns from it, too; but where there are calls or reasoning, its `openai`
-converter adds to the system text and its `sharegpt` converter needs its own turns: see llama_factory.py.
+Messages are written as they are in the dataset; tools are written as JSON text. axolotl (067b021) and open-instruct
+(e6c3044) read both. LLaMA-Factory (ff6d4d1) reads plain turns from the same file. Rows with tool calls or reasoning
+need a second file for it: its `openai` converter changes the system text, and its `sharegpt` converter reads only its
+own turns, see llama_factory.py.
 """
 
 import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_select.atomic import read_json, write_json, written_whole
 from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import conversations, layout, readable_columns
 from hf_select.data.exact_json import columns_of, dumps
 from hf_select.data.messages import as_messages, tools_text
-from hf_select.hub.llama_factory import NotExpressible, is_plain, sharegpt_row
+from hf_select.export.llama_factory import NotExpressible, is_plain, sharegpt_row
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 logger = logging.getLogger(__name__)
 
 
-def export(subset: Any, output_dir: str | os.PathLike, name: str = "subset", overwrite: bool = False) -> list[Path]:
-    """Write NAME.jsonl (`messages`, with `tools` where rows have some; or `text`) and the snippets; return the paths.
+def export_subset(
+    subset: "Dataset", output_dir: str | os.PathLike, name: str = "subset", overwrite: bool = False
+) -> list[Path]:
+    """Write NAME.jsonl and the configuration of each trainer, and return the paths.
+
+    A line of NAME.jsonl has `messages`, with `tools` where the row has some, or `text`.
 
     Args:
         subset: the selected rows, in any known layout.
-        name: of the file and of the dataset in the snippets.
-        overwrite: replace files of these names that exist. dataset_info.json keeps its other entries in any case.
+        name: name of the file, and of the dataset in the configurations.
+        overwrite: replace files of these names that exist. Other entries of dataset_info.json always stay.
     Raises: ValueError if a row cannot be read, if raw text is mixed with conversations, or if a file exists.
     """
     if not re.fullmatch(r"\w[\w.-]*", name):
@@ -42,25 +51,28 @@ def export(subset: Any, output_dir: str | os.PathLike, name: str = "subset", ove
     folder = Path(output_dir).expanduser()
     file, info = folder / f"{name}.jsonl", folder / "dataset_info.json"
     is_text = layout(subset.column_names) == "text"
-    entries = _entries(info, name, overwrite)
+    entries = _existing_entries(info, name, overwrite)
     targets = [file, folder / "axolotl.yaml", *([] if is_text else [folder / "open_instruct.yaml"])]
     for_llama_factory = folder / f"{name}.llama_factory.jsonl"
-    if there := [str(path) for path in [*targets, for_llama_factory] if path.exists() and not overwrite]:
-        raise ValueError(f"{', '.join(there)} exists; choose another --output-dir, or replace with --overwrite.")
+    if existing := [str(path) for path in [*targets, for_llama_factory] if path.exists() and not overwrite]:
+        raise ValueError(f"{', '.join(existing)} exists; choose another --output-dir, or replace with --overwrite.")
     folder.mkdir(parents=True, exist_ok=True)
-    made = [file, info, *targets[1:]]
-    plain, has_tools = _write_rows(subset, file)
+    written = [file, info, *targets[1:]]
+    plain, has_tools = _write_jsonl(subset, file)
     if not plain:
-        made.append(for_llama_factory)
+        written.append(for_llama_factory)
         _write_for_llama_factory(subset, for_llama_factory)
-    write_json(info, {**entries, name: _entry(file if plain else for_llama_factory, is_text, plain)})
+    write_json(info, {**entries, name: _dataset_info(file if plain else for_llama_factory, is_text, plain)})
     for path, snippet in zip(targets[1:], _snippets(str(file), is_text, has_tools), strict=True):
         _write_yaml(path, snippet)
-    return made
+    return written
 
 
-def _write_rows(subset: Any, file: Path) -> tuple[bool, bool]:
-    """Whether all rows are plain turns, and whether there are tools or calls."""
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _write_jsonl(subset: "Dataset", file: Path) -> tuple[bool, bool]:
+    """Write the rows. Returns whether all of them are plain turns, and whether any has tools."""
     plain = True
     has_tools = False
     with written_whole(file) as temporary, temporary.open("w", encoding="utf-8", newline="") as out:
@@ -72,7 +84,7 @@ def _write_rows(subset: Any, file: Path) -> tuple[bool, bool]:
     return plain, has_tools
 
 
-def _write_for_llama_factory(subset: Any, file: Path) -> None:
+def _write_for_llama_factory(subset: "Dataset", file: Path) -> None:
     left_out: Counter[str] = Counter()
     with written_whole(file) as temporary, temporary.open("w", encoding="utf-8", newline="") as out:
         for row in _rows(subset):
@@ -88,8 +100,8 @@ def _write_for_llama_factory(subset: Any, file: Path) -> None:
         )
 
 
-def _rows(subset: Any) -> Iterator[dict[str, Any]]:
-    """Each row as it is written: text, or messages and, where it has some, tools."""
+def _rows(subset: "Dataset") -> Iterator[dict[str, Any]]:
+    """Each row as it is written: `text`, or `messages` and, where it has some, `tools`."""
     names = readable_columns(subset.column_names)
     read = subset.select_columns(names).with_format("arrow")
     for start in range(0, len(subset), 1000):
@@ -105,10 +117,10 @@ def _rows(subset: Any) -> Iterator[dict[str, Any]]:
                 yield {"messages": as_messages(raw, row), **({} if tools is None else {"tools": tools})}
 
 
-def _entries(info: Path, name: str, overwrite: bool) -> dict[str, Any]:
-    """What dataset_info.json holds so far.
+def _existing_entries(info: Path, name: str, overwrite: bool) -> dict[str, object]:
+    """The entries of an existing dataset_info.json.
 
-    Raises: ValueError if it is not a mapping, or has another dataset of this name.
+    Raises: ValueError if it is not a mapping, or has a dataset of this name that is not to be replaced.
     """
     if not info.exists():
         return {}
@@ -120,11 +132,11 @@ def _entries(info: Path, name: str, overwrite: bool) -> dict[str, Any]:
     return entries
 
 
-def _entry(file: Path, is_text: bool, plain: bool) -> dict[str, Any]:
-    """Of LLaMA-Factory's dataset_info.json."""
+def _dataset_info(file: Path, is_text: bool, plain: bool) -> dict[str, object]:
+    """The dataset's entry in LLaMA-Factory's dataset_info.json."""
     if is_text:
         return {"file_name": file.name, "columns": {"prompt": "text"}}
-    if not plain:  # in its own tags, which are the defaults
+    if not plain:  # LLaMA-Factory's own tags, its defaults
         columns = {"messages": "conversations", "tools": "tools"}
         return {"file_name": file.name, "formatting": "sharegpt", "columns": columns}
     tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
@@ -136,11 +148,11 @@ def _entry(file: Path, is_text: bool, plain: bool) -> dict[str, Any]:
     }
 
 
-def _snippets(path: str, is_text: bool, has_tools: bool) -> list[dict[str, Any]]:
-    """For axolotl and open-instruct, whose finetune.py reads conversations alone."""
+def _snippets(path: str, is_text: bool, has_tools: bool) -> list[dict[str, object]]:
+    """The configurations of axolotl and, for conversations, open-instruct: its finetune.py reads no raw text."""
     if is_text:
         return [{"datasets": [{"path": path, "ds_type": "json", "type": "completion", "field": "text"}]}]
-    chat = {"path": path, "ds_type": "json", "type": "chat_template", "field_messages": "messages"}
+    chat: dict[str, object] = {"path": path, "ds_type": "json", "type": "chat_template", "field_messages": "messages"}
     return [
         {"datasets": [{**chat, **({"field_tools": "tools"} if has_tools else {})}]},
         {
@@ -151,7 +163,7 @@ def _snippets(path: str, is_text: bool, has_tools: bool) -> list[dict[str, Any]]
     ]
 
 
-def _write_yaml(path: Path, value: Any) -> None:
+def _write_yaml(path: Path, value: Mapping[str, object]) -> None:
     import yaml
 
     with written_whole(path) as temporary:

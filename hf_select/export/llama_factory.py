@@ -1,10 +1,10 @@
 """Messages as the turns that LLaMA-Factory's `sharegpt` converter reads without a change.
 
 Its rules, as of ff6d4d1: after at most one system turn, human or observation turns alternate with gpt or function_call
-turns, which come last; any other row is skipped in training. A function_call is the JSON of a list of names and
-arguments, the arguments as an object. Reasoning stands before the answer in <think>, and calls behind a text stand in
-<tool_call>, both the words that most of its templates know. Every turn of the model is trained on; names and ids have
-no place.
+turns, and one of the latter comes last. Other rows are skipped in training. A function_call is the JSON of a list of
+names and arguments, the arguments as an object. Reasoning is written before the answer in <think>, and calls after a
+text in <tool_call>: most of its templates know both tags. Every turn of the model is trained on. Names and ids cannot
+be expressed.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,7 +22,7 @@ class NotExpressible(ValueError):
 
 
 def is_plain(messages: list[dict[str, Any]]) -> bool:
-    """Whether the converter reads the messages as they stand, by their roles and contents."""
+    """Whether the converter reads the messages unchanged, by their roles and contents."""
     if any(set(message) - {"role", "content"} or not isinstance(message["content"], str) for message in messages):
         return False
     turns = messages[1:] if messages[0]["role"] == "system" else messages
@@ -33,10 +33,10 @@ def is_plain(messages: list[dict[str, Any]]) -> bool:
     )
 
 
-def sharegpt_row(messages: list[dict[str, Any]], tools: str | None) -> dict[str, Any]:
-    """The row in LLaMA-Factory's own tags.
+def sharegpt_row(messages: list[dict[str, Any]], tools: str | None) -> dict[str, object]:
+    """The row in LLaMA-Factory's own tags: `conversations` and `tools`.
 
-    Raises: NotExpressible.
+    Raises: NotExpressible if LLaMA-Factory would skip or change the row.
     """
     turns = [_turn(message) for message in messages]
     spoken = [turn["from"] for turn in (turns[1:] if turns[0]["from"] == "system" else turns)]
@@ -60,19 +60,19 @@ def _turn(message: dict[str, Any]) -> dict[str, str]:
     before = f"<think>\n{reasoning}\n</think>\n\n" if reasoning else ""
     if not message.get("tool_calls"):
         return {"from": _SPEAKERS[message["role"]], "value": before + text}
-    calls = dumps([_call(call.get("function", call)) for call in message["tool_calls"]])
+    calls = dumps([_name_and_arguments(call.get("function", call)) for call in message["tool_calls"]])
     value = f"{text}<tool_call>{calls}</tool_call>" if text else calls
     return {"from": "function_call", "value": before + value}
 
 
-def _texts(content: Any) -> Iterator[str]:
+def _texts(content: object) -> Iterator[str]:
     if isinstance(content, str):
         yield content
     for part in content if isinstance(content, list) else ():
         yield part["text"]
 
 
-def _call(function: Mapping[str, Any]) -> dict[str, Any]:
+def _name_and_arguments(function: Mapping[str, Any]) -> dict[str, object]:
     arguments = function.get("arguments") or {}
     if isinstance(arguments, str):
         try:

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hf_select.cli.main import main
-from hf_select.hub.export import export
+from hf_select.export.jsonl import export_subset
 from hf_select.scoring.imported import import_scores
 
 
@@ -26,7 +26,7 @@ def lines(path: str) -> list[dict]:
 
 def test_conversations_are_exported_as_messages_with_a_snippet_for_each_trainer():
     subset = Dataset.from_dict({"instruction": ["add", "ünï"], "input": ["1 2", ""], "output": ["3", "ok"]})
-    made = export(subset, "out", "mine")
+    made = export_subset(subset, "out", "mine")
     assert [path.name for path in made] == ["mine.jsonl", "dataset_info.json", "axolotl.yaml", "open_instruct.yaml"]
     rows = lines("out/mine.jsonl")
     assert rows[0] == {"messages": [{"role": "user", "content": "add\n\n1 2"}, {"role": "assistant", "content": "3"}]}
@@ -46,7 +46,7 @@ def test_tool_calls_and_tools_are_exported():
     subset = Dataset.from_dict(
         {"conversations": [[{"from": "human", "value": "hi"}, call]], "tools": ['[{"name": "f"}]']}
     )
-    export(subset, "out")
+    export_subset(subset, "out")
     (row,) = lines("out/subset.jsonl")
     assert row["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"a": 1}
     assert json.loads(row["tools"]) == [{"name": "f"}]
@@ -114,7 +114,7 @@ def test_llama_factory_reads_calls_and_reasoning_and_no_word_more(caplog):
 
 def test_plain_turns_are_read_from_the_one_file():
     user, reply = {"role": "user", "content": "go"}, {"role": "assistant", "content": "done"}
-    export(Dataset.from_list([{"messages": [{"role": "system", "content": "S"}, user, reply]}]), "out")
+    export_subset(Dataset.from_list([{"messages": [{"role": "system", "content": "S"}, user, reply]}]), "out")
     assert converted("out") == [{"system": "S", "tools": "", "turns": [("user", "go"), ("assistant", "done")]}]
     assert not list(Path("out").glob("*.llama_factory.jsonl"))
 
@@ -123,17 +123,17 @@ def test_an_export_leaves_the_files_of_others_alone(capsys):
     rows = Dataset.from_list([{"prompt": "a", "completion": "b"}])
     Path("out").mkdir()
     Path("out/dataset_info.json").write_text('{"theirs": {"file_name": "x.json"}}')
-    export(rows, "out", "mine")
+    export_subset(rows, "out", "mine")
     with pytest.raises(ValueError, match="axolotl.yaml.*exists.*overwrite"):
-        export(rows, "out", "other")
-    export(rows, "out", "other", overwrite=True)
+        export_subset(rows, "out", "other")
+    export_subset(rows, "out", "other", overwrite=True)
     info = json.loads(Path("out/dataset_info.json").read_text())
     assert list(info) == ["theirs", "mine", "other"] and info["theirs"] == {"file_name": "x.json"}
     with pytest.raises(ValueError, match='has a dataset "theirs".*--name'):
-        export(rows, "out", "theirs")
+        export_subset(rows, "out", "theirs")
     Path("out/dataset_info.json").write_text("[1")
     with pytest.raises(ValueError, match="dataset_info.json.*not a JSON object"):
-        export(rows, "out", "new")
+        export_subset(rows, "out", "new")
     assert Path("out/dataset_info.json").read_text() == "[1"
     rows.to_parquet("s.parquet")
     for name in ("../../evil", "a/b", "..", "/tmp/x"):
@@ -143,14 +143,14 @@ def test_an_export_leaves_the_files_of_others_alone(capsys):
 
 
 def test_raw_text_is_exported_for_those_who_read_it():
-    made = export(Dataset.from_dict({"text": ["a", "b"]}), "out")
+    made = export_subset(Dataset.from_dict({"text": ["a", "b"]}), "out")
     assert [path.name for path in made] == ["subset.jsonl", "dataset_info.json", "axolotl.yaml"]
     assert lines("out/subset.jsonl") == [{"text": "a"}, {"text": "b"}]
 
 
 def test_a_row_that_cannot_be_read_is_not_left_out_in_silence():
     with pytest.raises(ValueError, match="row 1 of the subset cannot be read: completion is null"):
-        export(Dataset.from_dict({"prompt": ["a", "b"], "completion": ["c", None]}), "out")
+        export_subset(Dataset.from_dict({"prompt": ["a", "b"], "completion": ["c", None]}), "out")
     assert not Path("out/subset.jsonl").exists()
 
 

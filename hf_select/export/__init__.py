@@ -1,0 +1,1 @@
+"""Selected rows as local files for other trainers: LLaMA-Factory, axolotl, open-instruct."""
