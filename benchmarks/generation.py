@@ -113,7 +113,7 @@ def batching(args: argparse.Namespace) -> dict:
 
     from hf_select import CausalLM, TransformersGenerator
     from hf_select.demo import make_pool
-    from hf_select.generation.generator import Sampling
+    from hf_select.models.sampling import Sampling
 
     lm = CausalLM(args.model, dtype="float32")
     lm.load()

@@ -26,10 +26,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
 from hf_select import demo
+from hf_select.models.sampling import Sampling
 from hf_select.training.reward_learning.demonstrations import CHOSEN, PROMPT, REJECTED, stream_seed
 from hf_select.training.reward_learning.irft_config import IRFTConfig
 from hf_select.training.reward_learning.irft_trainer import IRFTTrainer
-from hf_select.training.reward_learning.sampling import Sampling, answers
+from hf_select.training.reward_learning.sampling import answers
 
 
 def settings(folder: str, batch: int) -> dict:

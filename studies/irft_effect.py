@@ -29,6 +29,7 @@ from trl import SFTConfig, SFTTrainer
 
 from hf_select import demo
 from hf_select.data.encoding import response_end
+from hf_select.models.sampling import Sampling
 from hf_select.training.reward_learning.demonstrations import (
     CHOSEN,
     PROMPT,
@@ -38,7 +39,7 @@ from hf_select.training.reward_learning.demonstrations import (
 )
 from hf_select.training.reward_learning.irft_config import IRFTConfig
 from hf_select.training.reward_learning.irft_trainer import IRFTTrainer
-from hf_select.training.reward_learning.sampling import Sampling, answers
+from hf_select.training.reward_learning.sampling import answers
 
 
 DEMONSTRATIONS, BATCH, PASSES, TEST = 2048, 32, 2, 1000
@@ -194,7 +195,13 @@ def measured(model, tokenizer, pairs: list[tuple[int, int]]) -> dict:  # noqa: A
     for name, temperature in (("greedy", 0.0), ("drawn", 1.0)):
         seeds = [stream_seed("measured", i) for i in range(len(prompts))]
         ids = answers(
-            model, prompts, seeds, [32] * len(prompts), Sampling(temperature, max_new_tokens=32), stop, 32768
+            model,
+            prompts,
+            seeds,
+            [32] * len(prompts),
+            Sampling(temperature=temperature, max_new_tokens=32),
+            stop,
+            32768,
         )
         texts = [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
         texts = [text.removesuffix("<|im_end|>") for text in texts]

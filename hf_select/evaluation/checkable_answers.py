@@ -16,9 +16,9 @@ from typing import Any, ClassVar, Literal
 from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import Conversation, conversations
 from hf_select.data.rows import pool_fingerprint, readable
-from hf_select.generation.generator import Sampling
 from hf_select.generation.local import TransformersGenerator
 from hf_select.models.causal_lm import CausalLM
+from hf_select.models.sampling import Sampling
 from hf_select.validation import check_choices
 
 

@@ -17,10 +17,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hf_select.generation.generator import Generator, Messages, Sampling
+from hf_select.generation.generator import Generator, Messages
 from hf_select.generation.glan import parse
 from hf_select.generation.requests import Asking, Item
 from hf_select.jobs import journal
+from hf_select.models.sampling import Sampling
 
 
 SCHEMA = {

@@ -13,33 +13,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from hf_select.models.sampling import Sampling
+
 
 Messages = list[dict[str, str]]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How an answer is drawn.
-
-    Args:
-        temperature: 0 takes the likeliest token.
-        top_p: draw from the likeliest tokens that together have this probability.
-        max_new_tokens: the answer is cut there, with finish reason "length".
-        seed: of the draw; none: the server's own.
-    """
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_new_tokens: int = 1024
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ValueError(f"temperature is {self.temperature}; it must be at least 0.")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}; it must lie in (0, 1].")
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1.")
 
 
 @dataclass(frozen=True)

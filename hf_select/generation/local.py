@@ -1,7 +1,6 @@
 """Generators in this process: transformers, batched, and vLLM (extra `vllm`).
 
-Each request draws from a seed of its own, whatever else stands in its batch: with transformers by the Gumbel trick,
-argmax(log p + g) with g = -log(-log u), which draws from p, and u from the request's own generator.
+Each request samples from its own seed: its answer does not depend on the other requests of its batch.
 """
 
 import contextlib
@@ -9,7 +8,7 @@ import itertools
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from hf_select.data.chat_template import FALLBACK_TEMPLATE
@@ -18,6 +17,8 @@ from hf_select.generation.generator import Answer, Generator, Request, Usage
 from hf_select.models import batching
 from hf_select.models.batching import OutOfMemory, TokenBudget
 from hf_select.models.causal_lm import CausalLM
+from hf_select.models.generate import sample_batch
+from hf_select.models.sampling import Sampling
 
 
 # Requests that are taken together: enough to make batches of like lengths.
@@ -55,23 +56,23 @@ class TransformersGenerator(Generator):
     def stream(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Answer]]:
         for window in _windows(requests):
             prompts = [self._encode(request) for request in window]
-            alike = defaultdict(list)
+            by_settings = defaultdict(list)
             for i, (request, prompt) in enumerate(zip(window, prompts, strict=True)):
-                alike[self._settings(request, prompt)].append(i)
-            for settings, indices in alike.items():
-                if settings[0] < 1:
+                by_settings[self._settings(request, prompt)].append(i)
+            for sampling, indices in by_settings.items():
+                if sampling is None:
                     limit = self.model.load().max_length
-                    answers: list[Any] = [
+                    answers: list[Answer | OutOfMemory] = [
                         Answer(error=f"the prompt of {len(prompts[i])} tokens fills the context of {limit}")
                         for i in indices
                     ]
                 else:
                     answers = batching.run(
-                        [len(prompts[i]) + settings[0] for i in indices],
+                        [len(prompts[i]) + sampling.max_new_tokens for i in indices],
                         self._budget,
-                        lambda batch, indices=indices, settings=settings: self._generate(
+                        lambda batch, indices=indices, sampling=sampling: self._generate(
                             [(window[indices[b]], prompts[indices[b]]) for b in batch],  # noqa: B023
-                            *settings,
+                            sampling,
                         ),
                     )
                 for i, answer in zip(indices, answers, strict=True):
@@ -100,75 +101,30 @@ class TransformersGenerator(Generator):
             self._ended_by = found
         return self._ended_by
 
-    def _settings(self, request: Request, prompt: list[int]) -> tuple[int, float, float]:
-        """New tokens that there is room for, temperature, top_p: what a batch has in common."""
+    def _settings(self, request: Request, prompt: list[int]) -> Sampling | None:
+        """What the requests of a batch have in common, max_new_tokens cut to the model's context; None if the prompt
+        fills the context."""
         sampling, limit = request.sampling, self.model.load().max_length
         room = sampling.max_new_tokens if limit is None else min(sampling.max_new_tokens, limit - len(prompt))
-        return room, sampling.temperature, sampling.top_p
+        return None if room < 1 else replace(sampling, max_new_tokens=room, seed=None)
 
-    def _generate(
-        self, batch: list[tuple[Request, list[int]]], max_new_tokens: int, temperature: float, top_p: float
-    ) -> list[Answer]:
-        import torch
-        from transformers import GenerationConfig, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
-
-        loaded = self.model.load()
-        ends = self._ends()
-        longest = max(len(prompt) for _, prompt in batch)
-        ids = torch.zeros((len(batch), longest), dtype=torch.long)  # padded on the left: any id, it is masked
-        mask = torch.zeros_like(ids)
-        for row, (_, prompt) in enumerate(batch):
-            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-            mask[row, longest - len(prompt) :] = 1
-        processors = LogitsProcessorList()
-        if temperature > 0:
-            processors += [TemperatureLogitsWarper(temperature)] if temperature != 1 else []
-            processors += [TopPLogitsWarper(top_p)] if top_p < 1 else []
-            processors.append(_own_noise([request.sampling.seed for request, _ in batch], loaded.device))
-        config = GenerationConfig(  # explicit: what the checkpoint would like is not asked
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            eos_token_id=sorted(ends) or None,  # type: ignore[arg-type]
-            pad_token_id=min(ends, default=0),
-        )
+    def _generate(self, batch: list[tuple[Request, list[int]]], sampling: Sampling) -> list[Answer]:
+        loaded, stop_ids = self.model.load(), sorted(self._ends())
+        prompts = [prompt for _, prompt in batch]
+        seeds = [request.sampling.seed for request, _ in batch]
         begin = time.perf_counter()
-        with self.model.measuring([prompt for _, prompt in batch]), torch.inference_mode():
-            out = loaded.model.generate(
-                input_ids=ids.to(loaded.device),
-                attention_mask=mask.to(loaded.device),
-                generation_config=config,
-                logits_processor=processors,
-            )[:, longest:].tolist()
+        with self.model.measuring(prompts):
+            completions = sample_batch(
+                loaded.model, prompts, seeds, [sampling.max_new_tokens] * len(batch), sampling, stop_ids
+            )
         seconds = time.perf_counter() - begin
         answers = []
-        for (_, prompt), tokens in zip(batch, out, strict=True):
-            end = next((t for t, token in enumerate(tokens) if token in ends), None)
-            text = loaded.tokenizer.decode(tokens[:end], skip_special_tokens=True)
-            count = len(tokens) if end is None else end + 1
-            finish = "length" if end is None else "stop"
-            answers.append(Answer(text, finish, len(prompt), count, seconds=seconds))
+        for prompt, tokens in zip(prompts, completions, strict=True):
+            ended = tokens[-1] in stop_ids
+            text = loaded.tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=True)
+            finish_reason = "stop" if ended else "length"
+            answers.append(Answer(text, finish_reason, len(prompt), len(tokens), seconds=seconds))
         return answers
-
-
-def _own_noise(seeds: list[int | None], device: Any) -> Any:
-    import torch
-    from transformers import LogitsProcessor
-
-    generators = [torch.Generator(device=device) for _ in seeds]
-    for generator, seed in zip(generators, seeds, strict=True):
-        generator.seed() if seed is None else generator.manual_seed(seed)
-
-    class OwnNoise(LogitsProcessor):
-        """Gumbel noise on the log-probabilities of each row (B, V), from its own generator."""
-
-        def __call__(self, input_ids: Any, scores: Any) -> Any:
-            for row, generator in enumerate(generators):
-                # Exponential variates are -log u; a float32 one may be 0, whose logarithm would choose its token.
-                noise = torch.empty(scores.shape[1], device=scores.device).exponential_(generator=generator)
-                scores[row] -= noise.clamp_min(1e-30).log().to(scores.dtype)
-            return scores
-
-    return OwnNoise()
 
 
 @dataclass
@@ -224,6 +180,7 @@ class VLLMGenerator(Generator):
                     top_p=request.sampling.top_p,
                     max_tokens=request.sampling.max_new_tokens,
                     seed=request.sampling.seed,
+                    **({"top_k": request.sampling.top_k} if request.sampling.top_k else {}),
                     structured_outputs=None
                     if request.schema is None
                     else StructuredOutputsParams(json=request.schema),

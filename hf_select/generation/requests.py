@@ -8,9 +8,10 @@ from typing import Any, cast
 from tqdm.auto import tqdm
 
 from hf_select.generation.answer_filters import unusable, without_reasoning
-from hf_select.generation.generator import Answer, Generator, Messages, Request, Sampling, seed_of
+from hf_select.generation.generator import Answer, Generator, Messages, Request, seed_of
 from hf_select.generation.glan import parse, prompts
 from hf_select.jobs import journal
+from hf_select.models.sampling import Sampling
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -44,11 +44,12 @@ from hf_select.data.conversation import Conversation, conversations
 from hf_select.data.loading import commit_of
 from hf_select.data.rows import Pool, pool_fingerprint, readable
 from hf_select.generation.answer_filters import read_refusals, unusable, without_reasoning
-from hf_select.generation.generator import Answer, Generator, Messages, Request, Sampling, seed_of
+from hf_select.generation.generator import Answer, Generator, Messages, Request, seed_of
 from hf_select.generation.glan.taxonomy import digest, slug
 from hf_select.generation.requests import Item, with_records
 from hf_select.jobs import journal
 from hf_select.jobs.run_folder import alone, hold
+from hf_select.models.sampling import Sampling
 from hf_select.validation import check_choices
 
 
@@ -124,7 +125,7 @@ class Responses:
         return self.model if isinstance(self.model, list) else [self.model]
 
     def sampling(self) -> Sampling:
-        return Sampling(self.temperature, self.top_p, self.max_new_tokens)
+        return Sampling(temperature=self.temperature, top_p=self.top_p, max_new_tokens=self.max_new_tokens)
 
     def run(
         self, dataset: Dataset, output_dir: str | Path, retry_failed: bool = False, source: str | None = None
@@ -419,7 +420,7 @@ class _Run:
             "completion_tokens": written,
             "seconds": seconds,
             "tokens_per_second": written / seconds if written and seconds else None,
-            **{name: value for name, value in asdict(self.settings.sampling()).items() if name != "seed"},
+            **self.settings.sampling().settings(),
             "seed": record["seed"],
         }
 

@@ -246,6 +246,7 @@ class _Line:
                 top_p=sampling.top_p,
                 max_tokens=sampling.max_new_tokens,
                 seed=sampling.seed,
+                extra_body={"top_k": sampling.top_k} if sampling.top_k else None,
                 response_format=None
                 if schema is None
                 else {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}},  # type: ignore[arg-type]

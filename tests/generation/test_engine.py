@@ -11,8 +11,9 @@ import pytest
 from scripted_server import Reply, ScriptedServer
 
 from hf_select.generation import server as server_module
-from hf_select.generation.generator import Request, Sampling, seed_of, seeded
+from hf_select.generation.generator import Request, seed_of, seeded
 from hf_select.generation.server import ServerGenerator
+from hf_select.models.sampling import Sampling
 
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}

@@ -16,12 +16,14 @@ import torch
 
 from hf_select import CausalLM, demo
 from hf_select.cli.main import main
-from hf_select.generation.generator import Request, Sampling
+from hf_select.generation.generator import Request
 from hf_select.generation.glan.run import GLAN
 from hf_select.generation.glan.stages import GLANRun
-from hf_select.generation.local import TransformersGenerator, VLLMGenerator, _own_noise
+from hf_select.generation.local import TransformersGenerator, VLLMGenerator
 from hf_select.generation.server import ServerGenerator
 from hf_select.jobs import journal
+from hf_select.models.generate import RowSampler, sample_batch, uniforms
+from hf_select.models.sampling import Sampling
 
 
 @pytest.fixture(scope="module")
@@ -139,14 +141,50 @@ def test_a_draw_is_the_same_alone_and_in_any_batch(local):
 def test_draws_follow_the_distribution_of_the_logits():
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0, -float("inf")])
     p = torch.softmax(logits, -1)
-    drawn = _own_noise(list(range(20_000)), "cpu")(None, logits.repeat(20_000, 1)).argmax(-1)
+
+    def sample(seeds, logits, position=0):
+        streams = torch.from_numpy(uniforms(seeds, position + 1))
+        ids = torch.zeros(len(seeds), position, dtype=torch.long)
+        return RowSampler(streams, 0)(ids, logits.repeat(len(seeds), 1)).argmax(-1)
+
+    drawn = sample(list(range(20_000)), logits)
     counts = torch.bincount(drawn, minlength=5)
     assert (counts - 20_000 * p).abs().le(5 * (20_000 * p * (1 - p)).sqrt()).all(), counts
-    few = _own_noise([3, 17], "cpu")(None, logits.repeat(2, 1)).argmax(-1)
+    few = sample([3, 17], logits)
     assert few.tolist() == drawn[[3, 17]].tolist(), "a row's draw depends on the others of its batch"
-    noise = _own_noise([5], "cpu")
-    twice = torch.stack([noise(None, torch.zeros(1, 1000))[0] for _ in range(2)])
+    twice = torch.stack([sample(range(1000), torch.zeros(1000), position).double() for position in range(2)])
     assert torch.corrcoef(twice)[0, 1].abs() < 0.2, "the noise of the second token repeats the first's"
+
+
+@pytest.mark.parametrize("sampling, tokens", [({"top_k": 2}, {0, 1}), ({"top_p": 0.7}, {0, 1}), ({"top_p": 0.6}, {0})])
+def test_top_k_and_top_p_sample_from_the_most_likely_tokens_only(sampling, tokens):
+    class Fixed(torch.nn.Module):
+        """A model whose next token does not depend on its prompt: 0.64, 0.24, 0.09, 0.03."""
+
+        device = torch.device("cpu")
+
+        def generate(self, input_ids, generation_config, logits_processor, **_):
+            logits = torch.tensor([2.0, 1.0, 0.0, -1.0]).repeat(len(input_ids), 1)
+            return torch.cat([input_ids, logits_processor(input_ids, logits).argmax(-1, keepdim=True)], 1)
+
+    model, prompts = Fixed(), [[1]] * 500
+    model.generation_config = None
+    found = sample_batch(model, prompts, range(500), [1] * 500, Sampling(**sampling), [])
+    assert {ids[0] for ids in found} == tokens
+    shares = torch.softmax(torch.tensor([2.0, 1.0]), -1)[: len(tokens)]
+    expected = 500 * shares[0] / shares.sum()
+    assert abs(sum(ids == [0] for ids in found) - expected) < 5 * 500**0.5 / 2, "not the renormalised distribution"
+
+
+def test_the_generation_settings_of_a_checkpoint_are_not_used(local):
+    loaded = local.model.load().model
+    before = [answer.text for _, answer in local.stream(requests(8))]
+    loaded.generation_config.repetition_penalty = 5.0
+    try:
+        assert [answer.text for _, answer in local.stream(requests(8))] == before
+        assert loaded.generation_config.repetition_penalty == 5.0
+    finally:
+        loaded.generation_config.repetition_penalty = None
 
 
 def test_the_smallest_top_p_and_a_cold_temperature_take_the_likeliest_token(local):

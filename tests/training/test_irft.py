@@ -16,6 +16,8 @@ from transformers import AutoModelForCausalLM, Trainer, get_scheduler
 from trl import DPOConfig, DPOTrainer
 
 from hf_select.data.encoding import response_end
+from hf_select.models.generate import uniforms
+from hf_select.models.sampling import Sampling
 from hf_select.training.resuming import last_whole_checkpoint
 from hf_select.training.reward_learning.demonstrations import (
     CHOSEN,
@@ -29,7 +31,7 @@ from hf_select.training.reward_learning.demonstrations import (
 from hf_select.training.reward_learning.irft_config import IRFTConfig
 from hf_select.training.reward_learning.irft_trainer import IRFTTrainer
 from hf_select.training.reward_learning.policy_answers import weights_digest
-from hf_select.training.reward_learning.sampling import Sampling, answers, answers_continuously, uniforms
+from hf_select.training.reward_learning.sampling import answers, answers_continuously
 
 
 LN2 = math.log(2)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from hf_select.generation.generator import Sampling
+from hf_select.models.sampling import Sampling
 from hf_select.validation import check_choices
 
 
@@ -93,10 +93,14 @@ class GLANSettings:
 
     def sampling(self) -> Sampling:
         """Of all but answers."""
-        return Sampling(self.temperature, self.top_p, self.max_new_tokens)
+        return Sampling(temperature=self.temperature, top_p=self.top_p, max_new_tokens=self.max_new_tokens)
 
     def answer_sampling(self) -> Sampling:
-        return Sampling(self.answer_temperature, self.answer_top_p, self.answer_max_new_tokens)
+        return Sampling(
+            temperature=self.answer_temperature,
+            top_p=self.answer_top_p,
+            max_new_tokens=self.answer_max_new_tokens,
+        )
 
     def described(self) -> dict[str, Any]:
         """All settings but the models, for the record."""

@@ -22,9 +22,10 @@ from tqdm.auto import tqdm
 from trl.models import unwrap_model_for_generation  # pyright: ignore[reportPrivateImportUsage]
 
 from hf_select.models import batching
+from hf_select.models.sampling import Sampling
 from hf_select.training import _compat
 from hf_select.training.reward_learning.demonstrations import PROMPT, StageFolder
-from hf_select.training.reward_learning.sampling import Sampling, answers, answers_continuously
+from hf_select.training.reward_learning.sampling import answers, answers_continuously
 
 
 Result = TypeVar("Result")

@@ -28,6 +28,7 @@ from hf_select.data import columns
 from hf_select.data.chat_template import FALLBACK_TEMPLATE
 from hf_select.data.encoding import response_end
 from hf_select.data.rows import pool_fingerprint
+from hf_select.models.sampling import Sampling
 from hf_select.training import _compat
 from hf_select.training.resuming import last_whole_checkpoint
 from hf_select.training.reward_learning.demonstrations import (
@@ -40,7 +41,6 @@ from hf_select.training.reward_learning.demonstrations import (
     stream_seed,
 )
 from hf_select.training.reward_learning.policy_answers import answer_all, on_main, weights_digest
-from hf_select.training.reward_learning.sampling import Sampling
 from hf_select.validation import check_choices
 
 
@@ -251,7 +251,12 @@ class InStages(ABC):
         self._demonstrations, self._held_out = demonstrations, held_out
         self._refuse_what_no_stage_has()
         self._stages = self._planned()
-        self._sampling = Sampling(args.temperature, args.top_p, args.top_k, args.max_completion_length)
+        self._sampling = Sampling(
+            temperature=args.temperature,
+            top_p=args.top_p,
+            top_k=args.top_k,
+            max_new_tokens=args.max_completion_length,
+        )
         self._stage: int | None = None
         self._loader: Any = None
         self._evaluation_due = False
@@ -410,7 +415,7 @@ class InStages(ABC):
             "template": stream_seed(str(template)),
             "stop_ids": stop_ids,
             "max_length": args.max_length,
-            "sampling": self._sampling.state(),
+            "sampling": self._sampling.settings(),
             "seed": args.seed,
             "by": "vllm" if args.use_vllm else "paged" if args.use_transformers_continuous_batching else "generate",
             **self._further_identity(),
