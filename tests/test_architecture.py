@@ -19,17 +19,18 @@ ROOT = PACKAGE.parent
 MAY_IMPORT = {
     "_version": set(),
     "atomic": set(),
+    "paper": set(),
     "strict_yaml": set(),
     "validation": set(),
     "data": {"atomic"},
     "jobs": {"atomic", "data"},
     "models": {"atomic", "data", "jobs", "validation"},
     "features": {"atomic", "data", "jobs", "models", "validation"},
-    "scoring": {"atomic", "data", "features", "jobs", "models", "validation"},
-    "selection": {"atomic", "data", "validation"},
-    "mixtures": {"_version", "atomic", "data", "scoring", "selection", "validation"},
-    "generation": {"_version", "atomic", "data", "jobs", "models", "selection", "strict_yaml", "validation"},
-    "training": {"atomic", "data", "features", "jobs", "models", "scoring", "selection", "validation"},
+    "scoring": {"atomic", "data", "features", "jobs", "models", "paper", "validation"},
+    "selection": {"atomic", "data", "paper", "validation"},
+    "mixtures": {"_version", "atomic", "data", "paper", "scoring", "selection", "validation"},
+    "generation": {"_version", "atomic", "data", "jobs", "models", "paper", "selection", "strict_yaml", "validation"},
+    "training": {"atomic", "data", "features", "jobs", "models", "paper", "scoring", "selection", "validation"},
     "reports": {"_version", "atomic", "data", "selection"},
     "evaluation": {
         "atomic",
@@ -46,7 +47,7 @@ MAY_IMPORT = {
         "validation",
     },
     "export": {"atomic", "data"},
-    "hub": {"_version", "atomic", "data", "features", "jobs", "reports", "selection"},
+    "hub": {"_version", "atomic", "data", "features", "jobs", "paper", "reports", "selection"},
     "demo": {"scoring"},  # it trains its model on the prompts that SelectIT will ask
 }
 

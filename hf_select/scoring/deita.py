@@ -22,6 +22,7 @@ from hf_select.data.conversation import Conversation
 from hf_select.data.text import beside_text
 from hf_select.models.batching import OutOfMemory
 from hf_select.models.causal_lm import CausalLM
+from hf_select.paper import DEITA_PAPER, Paper
 from hf_select.scoring.rating import RatingText, cut_body, encode_before_rating, rating_probabilities, rating_token_ids
 from hf_select.scoring.scorer import Scorer
 
@@ -73,7 +74,7 @@ class DEITA(Scorer):
     max_length: int | None = 2048
 
     name: ClassVar[str] = "deita"
-    citation: ClassVar[str] = "arXiv:2312.15685"
+    paper: ClassVar[Paper | None] = DEITA_PAPER
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from hf_select.features.sentence_embeddings import SentenceEmbeddings
+from hf_select.paper import RDS_PAPER, Paper
 from hf_select.scoring.similarity import Similarity
 
 
@@ -39,7 +40,7 @@ class Embedding(Similarity):
     batch_size: int = 32
 
     name: ClassVar[str] = "embedding"
-    citation: ClassVar[str] = "arXiv:2503.01807"
+    paper: ClassVar[Paper | None] = RDS_PAPER
 
     def __post_init__(self) -> None:
         super().__post_init__()

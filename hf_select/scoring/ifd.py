@@ -21,6 +21,7 @@ from hf_select.data.conversation import Conversation
 from hf_select.data.encoding import Encoded, cut, encode_all, generation_prompt, has_response, said
 from hf_select.data.text import beside_text
 from hf_select.models.batching import OutOfMemory
+from hf_select.paper import Paper
 from hf_select.scoring.scorer import LMScorer
 
 
@@ -84,7 +85,12 @@ class IFD(LMScorer):
     max_length: int | None = 2048
 
     name: ClassVar[str] = "ifd"
-    citation: ClassVar[str] = "arXiv:2308.12032"
+    paper: ClassVar[Paper | None] = Paper(
+        "2308.12032",
+        "From Quantity to Quality: Boosting LLM Performance with Self-Guided Data Selection for Instruction Tuning",
+        "Li, Ming",
+        2024,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

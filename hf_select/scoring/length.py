@@ -19,6 +19,7 @@ from hf_select.data.text import characters_of
 from hf_select.models.loading import tokenizer_of
 from hf_select.models.sources import TOKENIZER_FILES, Source, find
 from hf_select.models.template_day import DatedTokenizer
+from hf_select.paper import Paper
 from hf_select.scoring.scorer import Scorer
 
 
@@ -41,7 +42,12 @@ class Length(Scorer):
     chat_template: str | None = field(default=None, repr=False)
 
     name: ClassVar[str] = "length"
-    citation: ClassVar[str] = "arXiv:2402.04833"
+    paper: ClassVar[Paper | None] = Paper(
+        "2402.04833",
+        "Long Is More for Alignment: A Simple but Tough-to-Beat Baseline for Instruction Fine-Tuning",
+        "Zhao, Hao",
+        2024,
+    )
     _day: ClassVar[str | None] = None  # of an instance that was pickled: the day that its template writes
 
     def __post_init__(self) -> None:

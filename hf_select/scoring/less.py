@@ -18,6 +18,7 @@ from hf_select.data.conversation import Conversation
 from hf_select.features import Feature, unit
 from hf_select.features.adam import cost_of_run, mean_learning_rate
 from hf_select.features.gradients import AdapterGradients
+from hf_select.paper import Paper
 from hf_select.scoring.similarity import Similarity, mean_by_part
 
 
@@ -65,7 +66,9 @@ class LESS(Similarity):
     seed: int = 0
 
     name: ClassVar[str] = "less"
-    citation: ClassVar[str] = "arXiv:2402.04333"
+    paper: ClassVar[Paper | None] = Paper(
+        "2402.04333", "LESS: Selecting Influential Data for Targeted Instruction Tuning", "Xia, Mengzhou", 2024
+    )
     each_query_alone: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -18,6 +18,7 @@ from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import Conversation, conversations, layout
 from hf_select.data.text import text_of, words
 from hf_select.features import Feature
+from hf_select.paper import DSIR_PAPER, Paper
 from hf_select.scoring.scorer import Scorer, prepares
 from hf_select.scoring.similarity import Similarity, by_task, hash_of_rows, names_of_tasks
 
@@ -123,7 +124,7 @@ class DSIR(Scorer):
     per_ngram: bool = False
 
     name: ClassVar[str] = "dsir"
-    citation: ClassVar[str] = "arXiv:2302.03169"
+    paper: ClassVar[Paper | None] = DSIR_PAPER
     needs_pool: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -16,6 +16,7 @@ from hf_select.data.chat_template import FALLBACK_TEMPLATE
 from hf_select.data.conversation import Conversation
 from hf_select.data.encoding import cut, encode_all, has_response, said
 from hf_select.models.batching import OutOfMemory
+from hf_select.paper import RDS_PAPER, Paper
 from hf_select.scoring.scorer import LMScorer
 
 
@@ -43,7 +44,7 @@ class Perplexity(LMScorer):
     max_length: int | None = 2048
 
     name: ClassVar[str] = "perplexity"
-    citation: ClassVar[str] = "arXiv:2503.01807"
+    paper: ClassVar[Paper | None] = RDS_PAPER
 
     def measure(self, rows: list[Conversation]) -> list[dict[str, Any] | BadRow]:
         template = FALLBACK_TEMPLATE if self.text_format == "tulu" else None

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from hf_select.features.hidden_states import HiddenStates
+from hf_select.paper import RDS_PAPER, Paper
 from hf_select.scoring.similarity import Similarity
 
 
@@ -43,7 +44,7 @@ class RDSPlus(Similarity):
     max_length: int | None = 2048
 
     name: ClassVar[str] = "rds"
-    citation: ClassVar[str] = "arXiv:2503.01807"
+    paper: ClassVar[Paper | None] = RDS_PAPER
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -26,6 +26,7 @@ from hf_select.models.parameters import active_parameters
 from hf_select.models.reward_model import _encoded, _load, padded
 from hf_select.models.sources import Source, find
 from hf_select.models.template_day import DatedTokenizer
+from hf_select.paper import Paper
 from hf_select.scoring.scorer import Scorer
 
 
@@ -63,7 +64,13 @@ class Reward(Scorer):
     chat_template: str | None = field(default=None, repr=False)
 
     name: ClassVar[str] = "reward"
-    citation: ClassVar[str] = "arXiv:2405.17888"
+    paper: ClassVar[Paper | None] = Paper(
+        "2405.17888",
+        "Getting More Juice Out of the SFT Data: Reward Learning from Human Demonstration Improves SFT for LLM "
+        "Alignment",
+        "Li, Jiaxiang",
+        2024,
+    )
     _day: ClassVar[str | None] = None  # of an instance that was pickled: the day that its template writes
 
     def __post_init__(self) -> None:

@@ -23,6 +23,7 @@ from hf_select.data.bad_rows import BadRow
 from hf_select.data.chat_template import template_digest
 from hf_select.data.conversation import READ_COLUMNS, Conversation, conversations
 from hf_select.models.causal_lm import CausalLM
+from hf_select.paper import Paper
 from hf_select.validation import check_choices
 
 
@@ -41,7 +42,7 @@ class Scorer(ABC):
     name: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
     scoring_version: ClassVar[int] = 1  # raised when the method's numbers change; scores of two are never mixed
-    citation: ClassVar[str] = ""
+    paper: ClassVar[Paper | None] = None
 
     @property
     def columns_out(self) -> dict[str, Any]:

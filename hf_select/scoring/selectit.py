@@ -21,6 +21,7 @@ from hf_select.data.conversation import Conversation
 from hf_select.data.text import beside_text
 from hf_select.models.batching import OutOfMemory
 from hf_select.models.causal_lm import CausalLM
+from hf_select.paper import Paper
 from hf_select.scoring.rating import RatingText, cut_body, encode_before_rating, rating_probabilities, rating_token_ids
 from hf_select.scoring.scorer import Scorer
 
@@ -139,7 +140,12 @@ class SelectIT(Scorer):
     seed: int = 0
 
     name: ClassVar[str] = "selectit"
-    citation: ClassVar[str] = "arXiv:2402.16705"
+    paper: ClassVar[Paper | None] = Paper(
+        "2402.16705",
+        "SelectIT: Selective Instruction Tuning for LLMs via Uncertainty-Aware Self-Reflection",
+        "Liu, Liangxin",
+        2024,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

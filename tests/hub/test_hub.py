@@ -479,8 +479,9 @@ def test_citations_are_those_of_the_methods():
     from hf_select.scoring import SCORERS
 
     for name in SCORERS:
-        paper = scorer_class(name).citation.removeprefix("arXiv:")
-        assert PAPER_OF.get(name, "") == paper
+        paper = scorer_class(name).paper
+        assert PAPER_OF.get(name, "") == (paper.arxiv_id if paper else "")
+        assert not paper or paper.bibtex() == bibtex([name])
     assert set(PAPER_OF.values()) == set(_PAPERS)
     assert bibtex(["rds", "RoundRobin", "TopK"]).count("@misc") == 1
 
