@@ -7,10 +7,13 @@ import argparse
 import difflib
 import inspect
 import math
+import os
 import re
+import sys
 import types
 from collections.abc import Iterable
 from dataclasses import MISSING, Field, fields
+from importlib import import_module
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hf_select.cli.synonyms import SYNONYMS
@@ -18,6 +21,20 @@ from hf_select.validation import check_choice, check_choices
 
 
 _LISTED = 14  # names that an error lists; of more it says how many there are
+
+
+def import_name(home: str) -> Any:
+    """The class or function that MODULE:NAME names; modules of the current folder are found too.
+
+    Raises: ValueError if there is no such module, or no such name in it.
+    """
+    module, _, name = home.partition(":")
+    if (folder := os.getcwd()) not in sys.path:  # the console script does not search it
+        sys.path.insert(0, folder)
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f'cannot import "{home}": {error}. Give MODULE:NAME of an importable module.') from error
 
 
 def suggest(kind: str, name: str, known: Iterable[str], of: str = "", otherwise: str = "") -> ValueError:

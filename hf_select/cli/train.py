@@ -3,15 +3,18 @@
 import argparse
 import json
 from dataclasses import dataclass, field, fields
-from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from hf_select.cli.score import Rows, build_parts, scorer_class
-from hf_select.cli.settings import settable, suggest
+from hf_select.cli.settings import import_name, settable, suggest
 from hf_select.data import columns
 from hf_select.data.chat_template import TRAIN_FLAGS, counts
 from hf_select.data.conversation import Conversation, conversations, readable_columns
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 # method -> its configuration and its trainer
@@ -31,7 +34,13 @@ METHODS = {
     ),
 }
 
-ONLINE_SCORES = ("loss", "perplexity", "loss_change", "gradients")
+# name -> function or class, as `--score MODULE:NAME` names one of your own
+ONLINE_SCORES = {
+    "loss": "hf_select.training.online_scores:loss",
+    "perplexity": "hf_select.training.online_scores:perplexity",
+    "loss_change": "hf_select.training.online_scores:LossChange",
+    "gradients": "hf_select.training.online_scores:GradientSimilarity",
+}
 
 
 @dataclass(kw_only=True)
@@ -39,8 +48,9 @@ class OnlineSelection:
     """Selection by the model in training; see DataSelectionCallback.
 
     Args:
-        score: loss, perplexity, loss_change, gradients (with queries), a scorer such as ifd, selectit or rds (with
-            queries), or a score column of the dataset; by default every row is trained on.
+        score: loss, perplexity, loss_change, gradients (with queries), your own OnlineScore or function as
+            MODULE:NAME, a scorer such as ifd, selectit or rds (with queries), or a score column of the dataset; by
+            default every row is trained on.
         queries: rows of the target task, for gradients and scorers with targets; a file, a saved dataset or a Hub id.
         which: rows that are taken: best (highest score), middle or worst.
         every: a round is so many optimizer steps, in place of rows or fraction.
@@ -98,19 +108,12 @@ class OnlineSelection:
     def _score(self, trainer: Any) -> Any:
         from hf_select.models.causal_lm import CausalLM
         from hf_select.scoring import SCORERS
-        from hf_select.training import online_scores
 
         queries = trainer.eval_dataset["queries"] if self.queries is not None else None
         if self.score in trainer.train_dataset.column_names:
             return self.score
-        if self.score in ("loss", "perplexity"):
-            return getattr(online_scores, self.score)
-        if self.score == "loss_change":
-            return online_scores.LossChange()
-        if self.score == "gradients":
-            if queries is None:
-                raise ValueError("score gradients needs --queries: rows of the target task.")
-            return online_scores.GradientSimilarity(queries)
+        if self.score in ONLINE_SCORES or ":" in str(self.score):
+            return _online_score(str(self.score), queries)
         if self.score not in SCORERS:
             known = (*ONLINE_SCORES, *SCORERS, *trainer.train_dataset.column_names)
             raise suggest("score", str(self.score), known)
@@ -123,6 +126,22 @@ class OnlineSelection:
                 raise ValueError(f"scorer {self.score} needs --queries: rows of the target task.")
             made.fit(queries)
         return made
+
+
+def _online_score(name: str, queries: "Dataset | None") -> Any:
+    """The function or OnlineScore of this name."""
+    from hf_select.training.online_score import OnlineScore
+
+    score = import_name(ONLINE_SCORES.get(name, name))
+    if not isinstance(score, type):
+        return score
+    if not issubclass(score, OnlineScore):
+        raise ValueError(f"score {name} is a class that does not extend hf_select's OnlineScore; let it do so.")
+    if not score.needs_queries:
+        return score()
+    if queries is None:
+        raise ValueError(f"score {name} needs --queries: rows of the target task.")
+    return score(queries=queries)  # type: ignore[call-arg]
 
 
 @dataclass(kw_only=True)
@@ -163,7 +182,7 @@ class Train(Rows):
 
         if self.method not in METHODS:
             raise suggest("method", self.method, METHODS)
-        config, trainer_class = (_imported(home) for home in METHODS[self.method])
+        config, trainer_class = (import_name(home) for home in METHODS[self.method])
         selection = build_parts(self.parts({"method": self.method}), self.settings, "train") if self.settings else None
         folder = Path(self.output_dir).expanduser()
         named = {"eval": self.eval_dataset, "queries": None if selection is None else selection.queries}
@@ -243,11 +262,6 @@ def configured(config: type, values: dict[str, Any]) -> Any:
             "float32); in a recipe args: {use_cpu: true}."
         ) from error
     return made
-
-
-def _imported(home: str) -> Any:
-    module, _, name = home.partition(":")
-    return getattr(import_module(module), name)
 
 
 def _lora(values: dict[str, Any]) -> Any:

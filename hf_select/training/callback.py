@@ -17,10 +17,10 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ from hf_select.scoring.scorer import Scorer
 from hf_select.selection.top_k import TopK
 from hf_select.training import _compat
 from hf_select.training.candidate_scores import CandidateScores, untouched
+from hf_select.training.online_score import FunctionScore, OnlineScore
 from hf_select.training.requirements import check_dataloader, check_settings, check_trainer, round_rows
 from hf_select.training.round_files import STATE_FILE, GivenRows, load_state, save_state, state_digest, write_round
 from hf_select.validation import check_choice
@@ -69,9 +70,10 @@ class DataSelectionCallback(TrainerCallback, ExportableState):
 
     Args:
         trainer: Trainer, SFTTrainer, DPOTrainer or a subclass, before `train()`.
-        score: a function (model, batch) -> (B,) of `training.online_scores` or your own; a scorer such as
-            IFD(CausalLM(trainer.model, tokenizer=tokenizer)), of this model or another, which reads the conversation
-            columns of the dataset (queries are encoded anew in each round); or the name of a score column.
+        score: an `OnlineScore` or a function (model, batch) -> (B,), of `training.online_scores` or your own; a scorer
+            such as IFD(CausalLM(trainer.model, tokenizer=tokenizer)), of this model or another, which reads the
+            conversation columns of the dataset (queries are encoded again in each round); or the name of a score
+            column.
         selector: takes a dataset with the column `score` (or the scorer's own columns) and k; by default the highest.
         every: "epoch": a round is `rows` or `fraction` of the dataset. N: a round is N optimizer steps. To Trainer a
             round is an epoch either way, so num_train_epochs counts rounds.
@@ -101,7 +103,7 @@ class DataSelectionCallback(TrainerCallback, ExportableState):
     def __init__(
         self,
         trainer: Any,
-        score: Callable[..., Any] | Scorer | str,
+        score: OnlineScore | Callable[[Any, Mapping[str, torch.Tensor]], torch.Tensor] | Scorer | str,
         selector: Any = None,
         *,
         every: Literal["epoch"] | int = "epoch",
@@ -118,7 +120,10 @@ class DataSelectionCallback(TrainerCallback, ExportableState):
         seed: int | None = None,
     ):
         check_choice("order", order, Order)
-        self.trainer, self.score, self.selector = trainer, score, selector or TopK("score")
+        self.trainer, self.selector = trainer, selector or TopK("score")
+        self.score: OnlineScore | Scorer | str = (
+            score if isinstance(score, OnlineScore | Scorer | str) else FunctionScore(score)
+        )
         self.keep, self.max_candidates, self.warmup = keep, max_candidates, warmup
         self.consume_once, self.random_share = consume_once, random_share
         self.order, self.source_column = order, source_column
@@ -128,12 +133,12 @@ class DataSelectionCallback(TrainerCallback, ExportableState):
         self.tokens_per_batch = tokens_per_batch
         if any(isinstance(other, DataSelectionCallback) for other in trainer.callback_handler.callbacks):
             raise ValueError("the trainer has a DataSelectionCallback already; one run has one selection.")
-        check_trainer(trainer, score)
+        check_trainer(trainer, self.score)
         self.dataset: Dataset = trainer.train_dataset
         self.step_rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         self.budget = round_rows(len(self.dataset), self.step_rows, every, rows, fraction)
         check_settings(self)
-        self._candidate_scores = CandidateScores(trainer, score, tokens_per_batch)
+        self._candidate_scores = CandidateScores(trainer, self.score, tokens_per_batch)
         self.round = -1
         self.consumed = np.zeros(len(self.dataset), dtype=bool)
         shuffled = order == "random" and getattr(args, "train_sampling_strategy", "random") == "random"
@@ -207,8 +212,8 @@ class DataSelectionCallback(TrainerCallback, ExportableState):
     def _arrays(self) -> dict[str, np.ndarray]:
         return {"selected": self.sampler.selected, "consumed": np.flatnonzero(self.consumed)}
 
-    def _score_state(self) -> dict[str, Any] | None:
-        return cast(Any, self.score).state() if hasattr(self.score, "state") else None
+    def _score_state(self) -> dict[str, Any]:
+        return self.score.state() if isinstance(self.score, OnlineScore) else {}
 
     @cached_property
     def _fingerprint(self) -> str:
@@ -244,8 +249,8 @@ class DataSelectionCallback(TrainerCallback, ExportableState):
         self.sampler.selected = arrays["selected"]
         self.consumed[:] = False
         self.consumed[arrays["consumed"]] = True
-        if hasattr(self.score, "restore"):
-            cast(Any, self.score).restore(score)
+        if isinstance(self.score, OnlineScore):
+            self.score.restore(score)
         self._restored = True
 
     # One round.
@@ -257,7 +262,7 @@ class DataSelectionCallback(TrainerCallback, ExportableState):
         if len(open_rows) < self.budget:  # every row has had its turn
             self.consumed[:] = False
             open_rows = np.arange(len(self.dataset))
-        measuring = number >= self.warmup or hasattr(self.score, "after")
+        measuring = number >= self.warmup or (isinstance(self.score, OnlineScore) and self.score.compares_rounds)
         pool = self._candidates(open_rows, number, rounds, rng)
         scores, flops = self._scores(pool) if measuring else ({}, 0.0)
         if number < self.warmup:
@@ -340,7 +345,7 @@ class DataSelectionCallback(TrainerCallback, ExportableState):
         # Every process does as many forward passes as the others: under ZeRO-3 and FSDP one alone would wait for ever.
         mine = np.resize(pool[args.process_index :: args.world_size], share) if len(pool) >= args.world_size else pool
         with untouched(self.trainer.model):
-            found, flops = self._by_scorer(mine) if isinstance(self.score, Scorer) else self._by_function(mine)
+            found, flops = self._by_scorer(mine) if isinstance(self.score, Scorer) else self._by_online_score(mine)
         if args.world_size == 1:
             gathered = [(mine, found, flops)]
         else:
@@ -350,12 +355,12 @@ class DataSelectionCallback(TrainerCallback, ExportableState):
             for name in found:
                 columns_of[name][rows] = values[name]
         scores = {name: values[pool] for name, values in columns_of.items()}
-        if hasattr(self.score, "after"):
-            scores = {"score": cast(Any, self.score).after(pool, scores["score"])}
+        if isinstance(self.score, OnlineScore):
+            scores = {"score": self.score.after(pool, scores["score"])}
         return scores, sum(flops for _, _, flops in gathered)
 
-    def _by_function(self, rows: np.ndarray) -> tuple[dict[str, np.ndarray], float]:
-        return self._candidate_scores.by_function(self.dataset, rows)
+    def _by_online_score(self, rows: np.ndarray) -> tuple[dict[str, np.ndarray], float]:
+        return self._candidate_scores.by_online_score(self.dataset, rows)
 
     def _by_scorer(self, rows: np.ndarray) -> tuple[dict[str, np.ndarray], float]:
         return self._candidate_scores.by_scorer(self.dataset, rows)

@@ -34,18 +34,18 @@ _SCORER_ROWS = 1000  # rows that a scorer is given at a time
 
 
 class CandidateScores:
-    """Measures rows by a function (model, batch) -> (B,) or by a scorer.
+    """Measures rows by an online score or by a scorer.
 
     Args:
-        tokens_per_batch: tokens, padding included, of one forward pass of a function; None is as many as a training
-            batch of the longest candidates has.
+        tokens_per_batch: tokens, padding included, of one forward pass of an online score; None is as many as a
+            training batch of the longest candidates has.
     """
 
     def __init__(self, trainer: Any, score: Any, tokens_per_batch: int | None):
         self.trainer, self.score = trainer, score
         self._budget = None if tokens_per_batch is None else TokenBudget(tokens_per_batch)
 
-    def by_function(self, dataset: Dataset, rows: np.ndarray) -> tuple[dict[str, np.ndarray], float]:
+    def by_online_score(self, dataset: Dataset, rows: np.ndarray) -> tuple[dict[str, np.ndarray], float]:
         """(the scores of rows of the dataset, counted FLOPs); NaN for a row that does not fit in memory."""
         score: Any = self.score
         inputs = _compat.model_inputs(self.trainer, dataset).select(rows.tolist())
@@ -65,19 +65,18 @@ class CandidateScores:
             values = torch.as_tensor(score(model, batch)).float().cpu().double()
             if values.shape != (len(indices),):
                 raise ValueError(
-                    f"the score function gave numbers of shape {tuple(values.shape)} for {len(indices)} rows."
+                    f"the online score gave values of shape {tuple(values.shape)} for {len(indices)} rows."
                 )
             tokens += sum(value.numel() for name, value in batch.items() if name.endswith("input_ids"))
             return values.tolist()
 
         with torch.no_grad(), self.trainer.accelerator.autocast(), fused_head(model):
-            if hasattr(score, "begin"):
-                score.begin(model, self._query_batches(budget))
+            score.begin(model, self._query_batches(budget) if score.needs_queries else ())
             found = self._passes(lengths, budget, forward, together)
         scores = np.empty(len(rows))
         scores[order] = [math.nan if isinstance(value, OutOfMemory) else value for value in found]
         parameters = sum(_full_size(p) for p in self.trainer.model.parameters())
-        return {"score": scores}, getattr(score, "forward_passes", 1.0) * 2.0 * parameters * tokens
+        return {"score": scores}, score.forward_passes * 2.0 * parameters * tokens
 
     def by_scorer(self, dataset: Dataset, rows: np.ndarray) -> tuple[dict[str, np.ndarray], float]:
         """(the scores of rows of the dataset by name, counted FLOPs), in the precision of training."""

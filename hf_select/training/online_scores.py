@@ -1,9 +1,7 @@
-"""Scores of rows under the model as it is now, from the batches that training itself would see.
+"""Per-row scores from the current model, computed on the batches that training would see.
 
-Any function (model, batch) -> (B,) is such a score; `batch` is what the trainer's collator makes of B rows. An object
-that is called the same way may have more, all of it optional: begin(model, batches of its `queries`) is called before
-the rows of a round are scored, after(rows, values) makes scores of the values of all rows, state() and restore(state)
-go through checkpoints: a dict of numpy arrays and of values that JSON can write.
+Any function (model, batch) -> (B,) is an online score; `batch` is what the trainer's collator makes of B rows. A score
+that needs queries, memory of earlier rounds or a state in checkpoints extends `OnlineScore`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +16,7 @@ from torch import Tensor
 
 from hf_select.features.gradients import GhostProducts, Reduce, Sum, factors_to
 from hf_select.training.label_losses import kind, label_losses, unwrapped
+from hf_select.training.online_score import OnlineScore
 
 
 # B rows
@@ -35,12 +34,14 @@ def perplexity(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 @dataclass
-class LossChange:
+class LossChange(OnlineScore):
     """Learnability: how far a row's loss has fallen since it was last measured, in nats.
 
     score_t(row) = loss_s(row) - loss_t(row), s the round before t. The first round measures only, so give the callback
     warmup of at least 1; every candidate is measured in every round.
     """
+
+    compares_rounds: ClassVar[bool] = True
 
     last: dict[int, float] = field(default_factory=dict)  # row -> its loss when it was last measured
 
@@ -61,7 +62,7 @@ class LossChange:
 
 
 @dataclass
-class GradientSimilarity:
+class GradientSimilarity(OnlineScore):
     """How far a step on the row would lower the loss of the queries, under the model as it is now.
 
         score(row) = <g(row), G> / (|g(row)| |G|),    G = mean over the queries of g(query)
@@ -87,8 +88,9 @@ class GradientSimilarity:
     cosine: bool = True
     layers: Sequence[str] | None = None
 
-    whole_model: ClassVar[bool] = True  # reads layers directly
-    forward_passes: ClassVar[float] = 3.0  # what a row costs: forward, the backward of activations, ghost products
+    whole_model: ClassVar[bool] = True
+    needs_queries: ClassVar[bool] = True
+    forward_passes: ClassVar[float] = 3.0  # forward, backward of activations, ghost products
 
     _direction: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
     _length: float = field(default=0.0, init=False, repr=False)

@@ -8,6 +8,7 @@ from hf_select.data import columns
 from hf_select.scoring.scorer import Scorer
 from hf_select.training import _compat
 from hf_select.training.candidate_scores import in_pieces
+from hf_select.training.online_score import OnlineScore
 from hf_select.training.reward_learning.stages import InStages
 
 
@@ -48,17 +49,18 @@ def check_trainer(trainer: Any, score: Any) -> None:
                 f"{kind} parallelism lets {size} processes work on the same rows, and selection deals different rows "
                 "to all processes; train with data parallelism alone (DDP, DeepSpeed ZeRO, FSDP)."
             )
-    if (isinstance(score, Scorer) or getattr(score, "whole_model", False)) and in_pieces(trainer):
+    online = score if isinstance(score, OnlineScore) else None
+    if (isinstance(score, Scorer) or (online is not None and online.whole_model)) and in_pieces(trainer):
         raise ValueError(
             f"{type(score).__name__} reads the model's layers directly, and under ZeRO-3 and FSDP they are "
             "in pieces; give a function (model, batch) -> scores such as training.online_scores.loss, a score "
             "column, or train with ZeRO-2."
         )
-    if hasattr(score, "begin") and hasattr(score, "queries"):  # see online_scores
-        _check_queries(trainer, score)
+    if online is not None and online.needs_queries:
+        _check_queries(trainer, online)
 
 
-def _check_queries(trainer: Any, score: Any) -> None:
+def _check_queries(trainer: Any, score: OnlineScore) -> None:
     """Raises: ValueError unless the queries of a score are rows such as the trainer is trained on."""
     cure = "give the trainer a few rows of the task as eval_dataset, and the score trainer.eval_dataset"
     if not isinstance(score.queries, Dataset):
@@ -131,9 +133,8 @@ def check_settings(callback: Any) -> None:
         raise ValueError(f"random_share is {callback.random_share}; it must be at least 0 and below 1.")
     if callback.tokens_per_batch is not None and callback.tokens_per_batch < 1:
         raise ValueError(f"tokens_per_batch is {callback.tokens_per_batch}; it must be at least 1.")
-    if hasattr(callback.score, "after") and (
-        callback.warmup < 1 or callback.keep is not None or callback.max_candidates is not None
-    ):
+    compares_rounds = isinstance(callback.score, OnlineScore) and callback.score.compares_rounds
+    if compares_rounds and (callback.warmup < 1 or callback.keep is not None or callback.max_candidates is not None):
         raise ValueError(
             f"{type(callback.score).__name__} compares a row with itself a round before: give warmup of at least 1, "
             "and neither keep nor max_candidates."

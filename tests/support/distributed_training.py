@@ -48,7 +48,7 @@ def main(kind: str, folder: str, score: str, resume: str = "") -> None:
         "gradients": online_scores.GradientSimilarity(pool().select(range(1, 12, 2))),
     }
     callback = DataSelectionCallback(trainer, scores[score], rows=32)
-    measure = callback._by_function
+    measure = callback._by_online_score
 
     def apart(rows):
         trainer.data_collator = scoring
@@ -57,7 +57,7 @@ def main(kind: str, folder: str, score: str, resume: str = "") -> None:
         finally:
             trainer.data_collator = collator
 
-    callback._by_function = apart
+    callback._by_online_score = apart
     trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=resume or None)
     words = {

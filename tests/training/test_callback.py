@@ -33,12 +33,12 @@ def quiet(monkeypatch):
 def separate(trainer):
     """Batches of training apart from those of scoring, which a second collator sees."""
     scoring = Collator()
-    by_function = DataSelectionCallback._by_function
+    by_online_score = DataSelectionCallback._by_online_score
 
     def apart(self, rows):
         own, trainer.data_collator = trainer.data_collator, scoring
         try:
-            return by_function(self, rows)
+            return by_online_score(self, rows)
         finally:
             trainer.data_collator = own
 
@@ -48,7 +48,7 @@ def separate(trainer):
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_rows_trained_are_the_rows_selected(tmp_path, monkeypatch, accumulation):
     trainer, collator = make(tmp_path, select(), gradient_accumulation_steps=accumulation)
-    monkeypatch.setattr(DataSelectionCallback, "_by_function", separate(trainer))
+    monkeypatch.setattr(DataSelectionCallback, "_by_online_score", separate(trainer))
     trainer.train()
     tables = rounds(trainer)
     assert len(tables) == 3 and trainer.state.global_step == 3 * 16 // (4 * accumulation)
