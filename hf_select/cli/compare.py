@@ -109,7 +109,7 @@ class Compare(Rows):
     def _read(self) -> tuple[Any, dict[str, Any]]:
         """(the rows, the measures by name)"""
         from hf_select.evaluation.checkable_answers import CheckableAnswers, Final
-        from hf_select.evaluation.lm_eval_task import HarnessTask
+        from hf_select.evaluation.lm_eval_task import LMEvalTask
 
         said = {name: _ending(value, get_args(Final), "number") for name, value in self.answers.items()}
         rows, found, asked = self.read(self.held_out, {name: source for name, (source, _) in said.items()})
@@ -119,7 +119,7 @@ class Compare(Rows):
             task, _, metric = value.partition(":")
             metric, _, chosen = metric.partition(",")
             options = {"limit": self.lm_eval_limit, "include_path": self.lm_eval_path, "chat": self.lm_eval_chat}
-            found[value] = HarnessTask(task, metric or None, chosen or None, **options)
+            found[value] = LMEvalTask(task, metric or None, chosen or None, **options)
         if len(found) < len(self.held_out) + len(self.answers) + len(self.lm_eval):
             raise ValueError("two measures have the same name; name held_out, answers and lm_eval apart.")
         return rows, found

@@ -11,11 +11,14 @@ import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
+
+from datasets import Dataset
 
 from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import Conversation, conversations
 from hf_select.data.rows import pool_fingerprint, readable
+from hf_select.evaluation.measure import Measure
 from hf_select.generation.local import TransformersGenerator
 from hf_select.models.causal_lm import CausalLM
 from hf_select.models.sampling import Sampling
@@ -134,7 +137,7 @@ def plain(text: str) -> str:
 
 
 @dataclass
-class CheckableAnswers:
+class CheckableAnswers(Measure):
     """1 for each row whose final answer is right, 0 for the others.
 
     Args:
@@ -147,12 +150,12 @@ class CheckableAnswers:
         the extra, before anything is generated.
     """
 
-    rows: Any
+    rows: Dataset
     final: Final = "number"
     max_new_tokens: int = 256
 
-    better: ClassVar[Literal["lower", "higher"]] = "higher"
-    unit: ClassVar[str] = "share right"
+    better = "higher"
+    unit = "share right"
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -175,9 +178,12 @@ class CheckableAnswers:
         last = row.messages[-1]
         return self._find(last["content"]) if last["role"] == "assistant" and len(row.messages) > 1 else None
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         rows = pool_fingerprint(readable(self.rows))
         return {"answers to": rows, "final": self.final, "max_new_tokens": self.max_new_tokens}
+
+    def rows_in_pool(self) -> Dataset:
+        return self.rows
 
     def __call__(self, lm: CausalLM) -> list[float]:
         sampling = Sampling(temperature=0, max_new_tokens=self.max_new_tokens)

@@ -36,6 +36,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from datasets import Dataset
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
@@ -45,7 +46,8 @@ from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import conversations
 from hf_select.data.rows import readable
 from hf_select.evaluation.break_even import with_ledger
-from hf_select.evaluation.measures import Measure, as_measures
+from hf_select.evaluation.held_out_loss import as_measures
+from hf_select.evaluation.measure import Measure
 from hf_select.evaluation.tables import MATCHED, RANDOM, TOGETHER, UNTRAINED, Cell, tables
 from hf_select.jobs.run_folder import hold_to
 from hf_select.models.responses import labelled, with_responses
@@ -221,9 +223,10 @@ class Comparison:
         """Rows of the pool that repeat a row that is measured on, by measure."""
         found = {}
         for name, measure in self.measures.items():
-            if measure.rows is None:
+            rows = measure.rows_in_pool()
+            if rows is None:
                 continue
-            found[name] = count = rows_that_repeat(self.pool, measure.rows)
+            found[name] = count = rows_that_repeat(self.pool, rows)
             if count:
                 logger.warning(
                     '%d rows of the pool repeat rows that "%s" measures on: a method that chooses them learns the '
@@ -311,7 +314,7 @@ class Comparison:
 def compare(
     pool: Any,
     methods: Mapping[str, Selector],
-    measures: Mapping[str, Any],
+    measures: Mapping[str, Dataset | Measure],
     recipe: Recipe,
     output_dir: str | Path,
     budgets: Sequence[int | str],
@@ -328,7 +331,7 @@ def compare(
             to learn are left out first, and counted.
         methods: name -> selector.
         measures: name -> what every run is measured by: held-out rows (mean response NLL of each, in nats),
-            CheckableAnswers, HarnessTask, or anything else with the contract of measures.Measure.
+            CheckableAnswers, LMEvalTask or another Measure.
         recipe: how every run is trained.
         budgets: of a selection: rows (1000) or tokens ("200000 tokens").
         seeds: runs of each method; those of random rows draw anew.

@@ -2,10 +2,11 @@
 
 import functools
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 
+from hf_select.evaluation.measure import Measure
 from hf_select.models.causal_lm import CausalLM
 
 
@@ -20,7 +21,7 @@ def _task_manager(include_path: str | None) -> Any:
 
 
 @dataclass
-class HarnessTask:
+class LMEvalTask(Measure):
     """One metric of one task, a number for each of its documents.
 
     Args:
@@ -45,8 +46,6 @@ class HarnessTask:
     chat: bool = False
     batch_size: int = 8
 
-    rows: ClassVar[None] = None  # lm-evaluation-harness keeps its documents; their overlap with a pool is its matter
-
     def __post_init__(self) -> None:
         self._manager = _task_manager(self.include_path)
         if self.task not in self._manager.all_subtasks:
@@ -64,10 +63,10 @@ class HarnessTask:
         self.filter = self.filter or filters[0]
         if self.filter not in filters:
             raise ValueError(f'task "{self.task}" has no filter "{self.filter}"; it has {", ".join(filters)}.')
-        self.better: Literal["lower", "higher"] = "higher" if higher[self.metric] else "lower"
+        self.better = "higher" if higher[self.metric] else "lower"
         self.unit = self.metric
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         of_task = ("task", "metric", "filter", "limit", "num_fewshot", "chat")
         return {**{name: getattr(self, name) for name in of_task}, "version": self._version}
 

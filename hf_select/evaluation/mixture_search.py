@@ -34,7 +34,8 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from hf_select.atomic import read_json, write_json
-from hf_select.evaluation.measures import Measure, as_measures
+from hf_select.evaluation.held_out_loss import as_measures
+from hf_select.evaluation.measure import Measure
 from hf_select.evaluation.statistics import Difference, corrected, differences
 from hf_select.jobs.run_folder import hold_to
 from hf_select.mixtures.mixture import Mixture
@@ -130,7 +131,7 @@ def _terms(weights: np.ndarray, degree: int) -> np.ndarray:
 
 def search_mixture(
     sources: Mapping[str, Any],
-    measures: Mapping[str, Any],
+    measures: Mapping[str, Dataset | Measure],
     recipe: Recipe,
     output_dir: str | Path,
     rows: int,

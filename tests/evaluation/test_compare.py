@@ -15,7 +15,7 @@ from datasets import Dataset
 from hf_select import CausalLM, TopK, demo
 from hf_select.cli.main import main
 from hf_select.evaluation.compare import compare
-from hf_select.evaluation.measures import HeldOutLoss
+from hf_select.evaluation.held_out_loss import HeldOutLoss
 from hf_select.evaluation.tables import UNTRAINED, Cell, tables
 from hf_select.models.responses import labelled
 from hf_select.training.equal_tokens import Recipe, dealt, planned

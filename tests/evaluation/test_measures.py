@@ -14,7 +14,8 @@ from test_compare import ground, rows_of  # noqa: F401
 from hf_select import CausalLM, TopK
 from hf_select.evaluation.checkable_answers import CheckableAnswers, letter, number, plain, same_number
 from hf_select.evaluation.compare import compare
-from hf_select.evaluation.measures import HeldOutLoss
+from hf_select.evaluation.held_out_loss import HeldOutLoss
+from hf_select.evaluation.measure import Measure
 from hf_select.models.responses import labelled
 from hf_select.training.equal_tokens import Recipe
 from hf_select.training.train_on_tokens import train_on_tokens
@@ -241,6 +242,30 @@ def test_budgets_in_tokens_and_answers_in_a_comparison(ground, tmp_path):  # noq
     assert "200 tokens: right" in text and f"random ({chosen:,} tokens)" in text
 
 
+class Offset(Measure):
+    """A measure as a third party would write it: one value per item, and which way is better."""
+
+    better = "higher"
+
+    def __init__(self, offsets):
+        self.offsets = offsets
+
+    def __call__(self, lm):
+        parameter = float(next(lm.load().model.parameters()).detach().flatten()[0])
+        return [parameter + offset for offset in self.offsets]
+
+
+def test_a_third_partys_measure_needs_a_direction_and_a_call(ground, tmp_path):  # noqa: F811
+    pool, _, recipe = ground
+    result = compare(
+        pool, {"m": TopK("good")}, {"mine": Offset([1.0, 2.0, 3.0])}, recipe, tmp_path / "c", [8], seeds=2, passes=0.25
+    )
+    assert result["measures"]["mine"] == {"better": "higher", "unit": "score", "items": 3}
+    assert result["overlap"] == {} and {"random", "m"} <= set(result["budgets"]["8 rows"]["mine"])
+    with pytest.raises(ValueError, match="holds a comparison of another run .*mine"):
+        compare(pool, {"m": TopK("good")}, {"mine": Offset([4.0])}, recipe, tmp_path / "c", [8], seeds=2, passes=0.25)
+
+
 def test_methods_of_like_length_share_their_baseline(ground, tmp_path, monkeypatch):  # noqa: F811
     """Which runs are wanted is asked here, none is made."""
     from hf_select.evaluation import compare as module
@@ -262,7 +287,7 @@ def test_methods_of_like_length_share_their_baseline(ground, tmp_path, monkeypat
 
 
 def harness_task(folder, documents, **settings) -> dict[str, str]:
-    """A task of lm-evaluation-harness in a folder, and where HarnessTask finds it."""
+    """A task of lm-evaluation-harness in a folder, and where LMEvalTask finds it."""
     (folder / "documents.jsonl").write_text("\n".join(map(json.dumps, documents)))
     task = {
         "dataset_path": "json",
@@ -282,7 +307,7 @@ def test_tasks_of_the_harness_are_its_own_numbers(ground, tmp_path, monkeypatch)
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    from hf_select.evaluation.lm_eval_task import HarnessTask
+    from hf_select.evaluation.lm_eval_task import LMEvalTask
 
     _, held_out, recipe = ground
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
@@ -294,7 +319,7 @@ def test_tasks_of_the_harness_are_its_own_numbers(ground, tmp_path, monkeypatch)
         doc_to_target="{{right}}", metric_list=listed,
     )  # fmt: skip
     lm = CausalLM(recipe.model, dtype="float32")
-    measure = HarnessTask("my_sums", **where)
+    measure = LMEvalTask("my_sums", **where)
     assert (measure.metric, measure.better) == ("acc", "higher")
     values = measure(lm)
     manager = TaskManager(**where, include_defaults=False)
@@ -303,19 +328,19 @@ def test_tasks_of_the_harness_are_its_own_numbers(ground, tmp_path, monkeypatch)
         HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer), tasks=["my_sums"], task_manager=manager
     )
     assert len(values) == 20 and np.mean(values) == whole["results"]["my_sums"]["acc,none"]
-    norm = HarnessTask("my_sums", metric="acc_norm", limit=6, **where)(lm)
+    norm = LMEvalTask("my_sums", metric="acc_norm", limit=6, **where)(lm)
     assert len(norm) == 6 and set(norm) <= {0.0, 1.0}
     with pytest.raises(ValueError, match='no single task "arc"'):
-        HarnessTask("arc", **where)
+        LMEvalTask("arc", **where)
     with pytest.raises(ValueError, match='no metric "f1"; it has acc, acc_norm'):
-        HarnessTask("my_sums", metric="f1", **where)
+        LMEvalTask("my_sums", metric="f1", **where)
 
 
 @pytest.mark.slow
 def test_a_task_of_the_harness_is_read_by_one_of_its_filters(ground, tmp_path, monkeypatch):  # noqa: F811
     """What the first filter cannot find is "[invalid]", which is the right answer here; the second takes all."""
     pytest.importorskip("lm_eval", reason='needs the extra: pip install "hf-select[eval]"')
-    from hf_select.evaluation.lm_eval_task import HarnessTask
+    from hf_select.evaluation.lm_eval_task import LMEvalTask
 
     _, held_out, recipe = ground
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
@@ -334,11 +359,11 @@ def test_a_task_of_the_harness_is_read_by_one_of_its_filters(ground, tmp_path, m
         metric_list=[{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
     )
     lm, where = CausalLM(recipe.model, dtype="float32"), {"limit": 3, **where}
-    assert HarnessTask("my_words", **where)(lm) == [1.0] * 3
-    whole = HarnessTask("my_words", filter="whole", **where)
+    assert LMEvalTask("my_words", **where)(lm) == [1.0] * 3
+    whole = LMEvalTask("my_words", filter="whole", **where)
     assert whole(lm) == [0.0] * 3 and whole.identity()["filter"] == "whole"
     with pytest.raises(ValueError, match='no filter "loose"; it has strict, whole'):
-        HarnessTask("my_words", filter="loose", **where)
+        LMEvalTask("my_words", filter="loose", **where)
 
 
 # With ACCELERATE_USE_CPU; accelerate's own MULTI_CPU is one process, silently, where there is no MPI.
