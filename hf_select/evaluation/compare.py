@@ -44,6 +44,7 @@ from hf_select.atomic import read_json, write_json, written_whole
 from hf_select.data import columns
 from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import conversations
+from hf_select.data.file_names import slug
 from hf_select.data.rows import readable
 from hf_select.evaluation.break_even import with_ledger
 from hf_select.evaluation.held_out_loss import as_measures
@@ -124,7 +125,7 @@ class Comparison:
         for name in self.methods:
             if name in (RANDOM, UNTRAINED, "whole pool", "longest") or name.startswith(MATCHED):
                 raise ValueError(f'"{name}" is a baseline that is there in any case; call the method otherwise.')
-            if not _slug(name) or sum(_slug(other) == _slug(name) for other in self.methods) > 1:
+            if not slug(name) or sum(slug(other) == slug(name) for other in self.methods) > 1:
                 raise ValueError(f'"{name}" would have no folder of its own; call the method otherwise.')
         if TOGETHER in self.measures:
             raise ValueError(
@@ -237,8 +238,8 @@ class Comparison:
     # Making them.
 
     def _path(self, cell: Cell) -> Path:
-        named = "-".join(filter(None, (_slug(cell.budget), f"seed-{cell.seed}.json")))
-        return self.folder / "cells" / _slug(cell.method) / named
+        named = "-".join(filter(None, (slug(cell.budget), f"seed-{cell.seed}.json")))
+        return self.folder / "cells" / slug(cell.method) / named
 
     def _make(self, wanted: Mapping[Cell, "_Rows"]) -> None:
         missing = [cell for cell, rows in wanted.items() if not self._is_done(cell, rows)]
@@ -438,7 +439,3 @@ def _could_choose_from(selection: Selection) -> int:
     """Rows that the method could rank: those without a score were out of its reach."""
     step = selection.chain[-1] if selection.chain else {}
     return step.get("scored", selection.num_rows)
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[\W_]+", "-", name.lower()).strip("-")

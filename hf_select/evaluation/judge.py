@@ -9,7 +9,6 @@ folder/judge/PAIR.jsonl   what was asked and what came of it: a killed compariso
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hf_select.data.file_names import slug
 from hf_select.generation.generator import Generator, Messages
 from hf_select.generation.glan import parse
 from hf_select.generation.requests import Asking, Item
@@ -121,7 +121,7 @@ def _result(forward: str, backward: str) -> float:
 
 def _path(folder: Path, pair: Pair, judge_name: str) -> Path:
     names = json.dumps([judge_name, pair.first, pair.second])
-    readable = re.sub(r"[^\w]+", "-", f"{pair.first}-{pair.second}".lower()).strip("-")[:80]
+    readable = slug(f"{pair.first}-{pair.second}", 80)
     return folder / "judge" / f"{readable}-{hashlib.sha256(names.encode()).hexdigest()[:8]}.jsonl"
 
 

@@ -23,7 +23,6 @@ output_dir/
 import itertools
 import logging
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +33,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from hf_select.atomic import read_json, write_json
+from hf_select.data.file_names import slug
 from hf_select.evaluation.held_out_loss import as_measures
 from hf_select.evaluation.measure import Measure
 from hf_select.evaluation.statistics import Difference, corrected, differences
@@ -260,7 +260,7 @@ class _Search:
 
     def _made(self, name: str, weights: np.ndarray, seed: int) -> dict[str, Any]:
         """The record of a run, made if it is not there."""
-        path = self.folder / "runs" / f"{re.sub(r'[^a-z0-9]+', '-', name)}.json"
+        path = self.folder / "runs" / f"{slug(name)}.json"
         there = read_json(path)
         if there is not None and np.allclose(there["weights"], weights, atol=1e-9):
             return there

@@ -41,11 +41,11 @@ from hf_select.atomic import read_json, sha256_of, write_json, written_whole
 from hf_select.data import columns
 from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import Conversation, conversations
+from hf_select.data.file_names import short_digest, slug
 from hf_select.data.loading import commit_of
 from hf_select.data.rows import Pool, pool_fingerprint, readable
 from hf_select.generation.answer_filters import read_refusals, unusable, without_reasoning
 from hf_select.generation.generator import Answer, Generator, Messages, Request, seed_of
-from hf_select.generation.glan.taxonomy import digest, slug
 from hf_select.generation.requests import Item, with_records
 from hf_select.jobs import journal
 from hf_select.jobs.run_folder import alone, hold
@@ -309,7 +309,7 @@ class _Run:
         return "" if kept.get(error) == "keep" and record["text"] else error
 
     def _place(self, name: str) -> Path:
-        return self.folder / "answers" / f"{slug(name)}-{digest(name)}"
+        return self.folder / "answers" / f"{slug(name, 50) or 'x'}-{short_digest(name)}"
 
     def _files(
         self, place: Path, bad: Counter[str] | None = None

@@ -4,14 +4,12 @@ A file of it is YAML: a mapping from field to disciplines, or to sub-fields and 
 disciplines. Delete a line and all below it is gone; add one and only it is new.
 """
 
-import hashlib
-import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_select.data.file_names import short_digest, slug
 from hf_select.strict_yaml import parse_yaml
 
 
@@ -36,17 +34,7 @@ class Discipline:
     @property
     def id(self) -> str:
         """A name for files: readable, and not shared by a discipline of the same name in another field."""
-        return f"{slug(self.name)}-{digest(self.path)}"
-
-
-def slug(text: str) -> str:
-    return re.sub(r"[^\w]+", "-", text.lower()).strip("-")[:50] or "x"
-
-
-def digest(what: Any) -> str:
-    """Eight hex digits of what something says."""
-    text = json.dumps(what, ensure_ascii=False, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+        return f"{slug(self.name, 50) or 'x'}-{short_digest(self.path)}"
 
 
 def read_taxonomy(path: Path) -> list[Discipline]:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_select.data.file_names import short_digest
 from hf_select.generation.generator import seed_of
 from hf_select.generation.glan import parse
 from hf_select.generation.glan.draws import Draw, draws
 from hf_select.generation.glan.settings import GLANSettings
-from hf_select.generation.glan.taxonomy import DEFAULT, Discipline, digest, read_taxonomy
+from hf_select.generation.glan.taxonomy import DEFAULT, Discipline, read_taxonomy
 from hf_select.jobs import journal
 
 
@@ -30,7 +31,7 @@ class Subject:
     def key(self) -> str:
         """Changes with what is said of the subject: its syllabus is then made anew."""
         said = {name: self.node[name] for name in ("subject_name", "level", "subtopics")}
-        return f"{self.id}:{digest(said)}"
+        return f"{self.id}:{short_digest(said)}"
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Asked:
 
     @property
     def answer_key(self) -> str:
-        return f"{self.key}:{digest(self.text)}"
+        return f"{self.key}:{short_digest(self.text)}"
 
 
 class Tree:
@@ -80,7 +81,7 @@ class Tree:
                 continue
             try:
                 (said,) = parse.subjects(json.dumps([node]))
-                node = {"id": f"own-{digest(said['subject_name'])}", **node, **said}
+                node = {"id": f"own-{short_digest(said['subject_name'])}", **node, **said}
                 if re.fullmatch(r"[\w.-]+", node["id"]) is None:
                     raise parse.Unparsed(f'its id "{node["id"]}" is no file name; leave it out')
                 if any(node["id"] == subject.id for _, subject in found):
@@ -106,7 +107,7 @@ class Tree:
         """The questions that are wanted on a subject, asked for or not."""
         found = journal.records(journal.read_lines(self.file("questions", subject.discipline, subject)))
         settings = self.settings
-        course = digest([subject.key, syllabus["introduction"], syllabus["sessions"]])
+        course = short_digest([subject.key, syllabus["introduction"], syllabus["sessions"]])
         sizes = [len(session["key_concepts"]) for session in syllabus["sessions"]]
         drawn = draws(
             sizes,
