@@ -1,158 +1,107 @@
 """hf_select: score, select and train on instruction data by published methods, inside the Hugging Face ecosystem.
 
-Public names load on first use, so that importing the package costs nothing and loads no torch.
+The public names are the imports below. Editors and type checkers read them; at run time each name is imported when it
+is first used, so `import hf_select` is fast and loads no torch.
 """
 
-from importlib import import_module
+import ast
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_select._version import __version__ as __version__
+from hf_select.scoring import SCORERS
+from hf_select.selection import SELECTORS
 
-
-_HOME = {
-    "CausalLM": "hf_select.models.causal_lm",
-    "DEITA": "hf_select.scoring.deita",
-    "DSIR": "hf_select.scoring.lexical",
-    "DataSelectionCallback": "hf_select.training.callback",
-    "Decontaminate": "hf_select.selection.decontaminate",
-    "Dedup": "hf_select.selection.dedup",
-    "DemonstrationReward": "hf_select.training.reward_learning.demonstration_reward",
-    "Embedding": "hf_select.scoring.embedding",
-    "FacilityLocation": "hf_select.selection.diversity",
-    "FarthestFirst": "hf_select.selection.diversity",
-    "GLAN": "hf_select.generation.glan.run",
-    "IFD": "hf_select.scoring.ifd",
-    "IRFTConfig": "hf_select.training.reward_learning.irft_config",
-    "IRFTTrainer": "hf_select.training.reward_learning.irft_trainer",
-    "KMeansBuckets": "hf_select.selection.diversity",
-    "LESS": "hf_select.scoring.less",
-    "Length": "hf_select.scoring.length",
-    "Longest": "hf_select.selection.baselines",
-    "Mixture": "hf_select.mixtures.mixture",
-    "Perplexity": "hf_select.scoring.perplexity",
-    "PoolIndex": "hf_select.features.store",
-    "RDSPlus": "hf_select.scoring.rds",
-    "RFTConfig": "hf_select.training.reward_learning.rft_config",
-    "RFTTrainer": "hf_select.training.reward_learning.rft_trainer",
-    "Random": "hf_select.selection.baselines",
-    "Responses": "hf_select.generation.responses",
-    "Reward": "hf_select.scoring.reward",
-    "RoundRobin": "hf_select.selection.round_robin",
-    "Sample": "hf_select.selection.baselines",
-    "ScoreThenThreshold": "hf_select.selection.diversity",
-    "SelectIT": "hf_select.scoring.selectit",
-    "Selection": "hf_select.selection.selection",
-    "ServerGenerator": "hf_select.generation.server",
-    "Source": "hf_select.mixtures.source",
-    "TFIDF": "hf_select.scoring.lexical",
-    "TopK": "hf_select.selection.top_k",
-    "TransformersGenerator": "hf_select.generation.local",
-    "VLLMGenerator": "hf_select.generation.local",
-    "WeightedRanks": "hf_select.selection.combine",
-    "load_scores": "hf_select.data.scores",
-    "load_selection": "hf_select.hub.load",
-    "push_index": "hf_select.hub.push",
-    "push_output": "hf_select.hub.output",
-    "push_selected": "hf_select.hub.push",
-    "report": "hf_select.reports.report",
-    "score": "hf_select.scoring.score",
-}
-
-__all__ = [
-    "DEITA",
-    "DSIR",
-    "GLAN",
-    "IFD",
-    "LESS",
-    "TFIDF",
-    "CausalLM",
-    "DataSelectionCallback",
-    "Decontaminate",
-    "Dedup",
-    "DemonstrationReward",
-    "Embedding",
-    "FacilityLocation",
-    "FarthestFirst",
-    "IRFTConfig",
-    "IRFTTrainer",
-    "KMeansBuckets",
-    "Length",
-    "Longest",
-    "Mixture",
-    "Perplexity",
-    "PoolIndex",
-    "RDSPlus",
-    "RFTConfig",
-    "RFTTrainer",
-    "Random",
-    "Responses",
-    "Reward",
-    "RoundRobin",
-    "Sample",
-    "ScoreThenThreshold",
-    "SelectIT",
-    "Selection",
-    "ServerGenerator",
-    "Source",
-    "TopK",
-    "TransformersGenerator",
-    "VLLMGenerator",
-    "WeightedRanks",
-    "load_scores",
-    "load_selection",
-    "push_index",
-    "push_output",
-    "push_selected",
-    "report",
-    "score",
-]
 
 if TYPE_CHECKING:
-    from hf_select.data.scores import load_scores
-    from hf_select.features.store import PoolIndex
-    from hf_select.generation.glan.run import GLAN
-    from hf_select.generation.local import TransformersGenerator, VLLMGenerator
-    from hf_select.generation.responses import Responses
-    from hf_select.generation.server import ServerGenerator
-    from hf_select.hub.load import load_selection
-    from hf_select.hub.output import push_output
-    from hf_select.hub.push import push_index, push_selected
-    from hf_select.mixtures.mixture import Mixture
-    from hf_select.mixtures.source import Source
-    from hf_select.models.causal_lm import CausalLM
-    from hf_select.reports.report import report
-    from hf_select.scoring.deita import DEITA
-    from hf_select.scoring.embedding import Embedding
-    from hf_select.scoring.ifd import IFD
-    from hf_select.scoring.length import Length
-    from hf_select.scoring.less import LESS
-    from hf_select.scoring.lexical import DSIR, TFIDF
-    from hf_select.scoring.perplexity import Perplexity
-    from hf_select.scoring.rds import RDSPlus
-    from hf_select.scoring.reward import Reward
-    from hf_select.scoring.score import score
-    from hf_select.scoring.selectit import SelectIT
-    from hf_select.selection.baselines import Longest, Random, Sample
-    from hf_select.selection.combine import WeightedRanks
-    from hf_select.selection.decontaminate import Decontaminate
-    from hf_select.selection.dedup import Dedup
-    from hf_select.selection.diversity import FacilityLocation, FarthestFirst, KMeansBuckets, ScoreThenThreshold
-    from hf_select.selection.round_robin import RoundRobin
-    from hf_select.selection.selection import Selection
-    from hf_select.selection.top_k import TopK
-    from hf_select.training.callback import DataSelectionCallback
-    from hf_select.training.reward_learning.demonstration_reward import DemonstrationReward
-    from hf_select.training.reward_learning.irft_config import IRFTConfig
-    from hf_select.training.reward_learning.irft_trainer import IRFTTrainer
-    from hf_select.training.reward_learning.rft_config import RFTConfig
-    from hf_select.training.reward_learning.rft_trainer import RFTTrainer
+    from hf_select.cli.score import build_scorer as build_scorer
+    from hf_select.data.loading import read_dataset as read_dataset
+    from hf_select.data.scores import load_scores as load_scores
+    from hf_select.data.scores import read_scored as read_scored
+    from hf_select.evaluation.advise import advise as advise
+    from hf_select.evaluation.checkable_answers import CheckableAnswers as CheckableAnswers
+    from hf_select.evaluation.compare import compare as compare
+    from hf_select.evaluation.join import join as join
+    from hf_select.evaluation.lm_eval_task import HarnessTask as HarnessTask
+    from hf_select.evaluation.measures import HeldOutLoss as HeldOutLoss
+    from hf_select.evaluation.mixture_search import search_mixture as search_mixture
+    from hf_select.features.store import PoolIndex as PoolIndex
+    from hf_select.generation.glan.run import GLAN as GLAN
+    from hf_select.generation.local import TransformersGenerator as TransformersGenerator
+    from hf_select.generation.local import VLLMGenerator as VLLMGenerator
+    from hf_select.generation.responses import Responses as Responses
+    from hf_select.generation.server import ServerGenerator as ServerGenerator
+    from hf_select.hub.export import export as export
+    from hf_select.hub.load import load_selection as load_selection
+    from hf_select.hub.output import push_output as push_output
+    from hf_select.hub.push import push_index as push_index
+    from hf_select.hub.push import push_selected as push_selected
+    from hf_select.mixtures.mixture import Mixture as Mixture
+    from hf_select.mixtures.rewild import rewild as rewild
+    from hf_select.mixtures.source import Source as Source
+    from hf_select.models.causal_lm import CausalLM as CausalLM
+    from hf_select.models.sampling import Sampling as Sampling
+    from hf_select.reports.report import report as report
+    from hf_select.scoring.deita import DEITA as DEITA
+    from hf_select.scoring.embedding import Embedding as Embedding
+    from hf_select.scoring.ifd import IFD as IFD
+    from hf_select.scoring.imported import import_scores as import_scores
+    from hf_select.scoring.length import Length as Length
+    from hf_select.scoring.less import LESS as LESS
+    from hf_select.scoring.lexical import DSIR as DSIR
+    from hf_select.scoring.lexical import TFIDF as TFIDF
+    from hf_select.scoring.perplexity import Perplexity as Perplexity
+    from hf_select.scoring.rds import RDSPlus as RDSPlus
+    from hf_select.scoring.reward import Reward as Reward
+    from hf_select.scoring.score import score as score
+    from hf_select.scoring.selectit import SelectIT as SelectIT
+    from hf_select.selection.baselines import Longest as Longest
+    from hf_select.selection.baselines import Random as Random
+    from hf_select.selection.baselines import Sample as Sample
+    from hf_select.selection.combine import WeightedRanks as WeightedRanks
+    from hf_select.selection.decontaminate import Decontaminate as Decontaminate
+    from hf_select.selection.dedup import Dedup as Dedup
+    from hf_select.selection.diversity import FacilityLocation as FacilityLocation
+    from hf_select.selection.diversity import FarthestFirst as FarthestFirst
+    from hf_select.selection.diversity import KMeansBuckets as KMeansBuckets
+    from hf_select.selection.diversity import ScoreThenThreshold as ScoreThenThreshold
+    from hf_select.selection.round_robin import RoundRobin as RoundRobin
+    from hf_select.selection.selection import Selection as Selection
+    from hf_select.selection.top_k import TopK as TopK
+    from hf_select.training import online_scores as online_scores
+    from hf_select.training.callback import DataSelectionCallback as DataSelectionCallback
+    from hf_select.training.equal_tokens import Recipe as Recipe
+    from hf_select.training.online_scores import GradientSimilarity as GradientSimilarity
+    from hf_select.training.online_scores import LossChange as LossChange
+    from hf_select.training.reward_learning.demonstration_reward import DemonstrationReward as DemonstrationReward
+    from hf_select.training.reward_learning.irft_config import IRFTConfig as IRFTConfig
+    from hf_select.training.reward_learning.irft_trainer import IRFTTrainer as IRFTTrainer
+    from hf_select.training.reward_learning.rft_config import RFTConfig as RFTConfig
+    from hf_select.training.reward_learning.rft_trainer import RFTTrainer as RFTTrainer
+    from hf_select.training.warmup import WarmUp as WarmUp
+else:  # hidden from type checkers, which would take every name for a public one
+
+    def __getattr__(name: str) -> object:
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module 'hf_select' has no attribute {name!r}; it offers {', '.join(__all__)}")
+        return getattr(__import__(_MODULE_OF[name], fromlist=[name]), name)
 
 
-def __getattr__(name: str):
-    if name not in _HOME:
-        raise AttributeError(f"module 'hf_select' has no attribute {name!r}; it offers {', '.join(__all__)}")
-    return getattr(import_module(_HOME[name]), name)
+def _public_names() -> dict[str, str]:
+    """Name -> module: the imports above, and every scorer and selector of the two tables."""
+    modules = {}
+    for node in ast.walk(ast.parse(Path(__file__).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.col_offset:
+            modules |= {alias.name: node.module for alias in node.names}
+    for home in (*SCORERS.values(), *SELECTORS.values()):
+        module, _, name = home.partition(":")
+        modules.setdefault(name, module)
+    return modules
+
+
+_MODULE_OF = _public_names()
+__all__ = sorted(_MODULE_OF)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *__all__})

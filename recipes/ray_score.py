@@ -21,8 +21,7 @@ class RayScorer:
     """A scorer that lives in a Ray worker: a table of rows in, the same rows with their scores out."""
 
     def __init__(self, name: str, settings: dict[str, Any], queries: dict[str, str]):
-        from hf_select.cli.score import build_scorer
-        from hf_select.data.loading import read_dataset
+        from hf_select import build_scorer, read_dataset
 
         self.scorer = build_scorer(name, settings)
         if queries:

@@ -12,9 +12,7 @@ import argparse
 
 from trl import SFTConfig, SFTTrainer
 
-from hf_select import DataSelectionCallback  # 1
-from hf_select.data.loading import read_dataset
-from hf_select.training import online_scores  # 2
+from hf_select import DataSelectionCallback, online_scores, read_dataset  # 1
 
 
 def main() -> None:
@@ -48,6 +46,7 @@ def main() -> None:
         train_dataset=read_dataset(args.dataset),
         eval_dataset=read_dataset(args.queries) if args.queries else None,
     )
+    # 2
     score = online_scores.GradientSimilarity(trainer.eval_dataset) if args.queries else online_scores.loss
     trainer.add_callback(  # 3
         DataSelectionCallback(trainer, score, fraction=args.fraction, max_candidates=args.max_candidates, warmup=1)

@@ -1,6 +1,8 @@
 """The architecture: imports run one way and without circles, importing costs nothing, every method is documented."""
 
 import ast
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -133,6 +135,40 @@ def test_every_public_name_can_be_imported_and_a_wrong_one_says_what_there_is():
     assert set(hf_select.__all__) <= set(dir(hf_select))
     with pytest.raises(AttributeError, match="it offers.*SelectIT"):
         hf_select.SelectITT  # noqa: B018
+
+
+def test_a_scorer_of_the_table_is_public_without_a_line_of_its_own(monkeypatch):
+    monkeypatch.setitem(SCORERS, "mine", "my_package.scoring:Mine")
+    assert hf_select._public_names()["Mine"] == "my_package.scoring"
+
+
+def test_readme_and_recipes_import_public_names_alone():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    sources = {"README.md": "\n".join(re.findall(r"```python\n(.*?)```", readme, re.S))}
+    sources |= {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "recipes").glob("*.py")}
+    for where, source in sources.items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hf_select"):
+                assert node.module == "hf_select", f"{where} imports from {node.module}"
+                assert {alias.name for alias in node.names} <= set(hf_select.__all__), where
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_type_checkers_know_the_public_names(tmp_path):
+    """Every name has a type of its own, and a name that does not exist is reported."""
+    names = [name for name in hf_select.__all__ if name != "online_scores"]
+    lines = ["import hf_select", *(f"reveal_type(hf_select.{name})" for name in names), "hf_select.SelectITT"]
+    (tmp_path / "names.py").write_text("\n".join(lines))
+    command = [sys.executable, "-m", "basedpyright", "--outputjson", str(tmp_path / "names.py")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    found = json.loads(done.stdout)["generalDiagnostics"]
+    errors = [one["message"] for one in found if one["severity"] == "error"]
+    assert len(errors) == 1 and '"SelectITT" is not a known attribute' in errors[0], errors
+    revealed = [one["message"] for one in found if one["message"].startswith("Type of ")]
+    assert len(revealed) == len(names) and not [
+        line for line in revealed if re.search('is "(Any|object|Unknown)', line)
+    ]
 
 
 @pytest.mark.parametrize("name", [*SCORERS, *SELECTORS])
