@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from hf_select.evaluation.lm_eval_task import HarnessTask as HarnessTask
     from hf_select.evaluation.measures import HeldOutLoss as HeldOutLoss
     from hf_select.evaluation.mixture_search import search_mixture as search_mixture
+    from hf_select.export.jsonl import export_subset as export_subset
     from hf_select.features.store import PoolIndex as PoolIndex
     from hf_select.generation.glan.run import GLAN as GLAN
     from hf_select.generation.local import TransformersGenerator as TransformersGenerator
     from hf_select.generation.local import VLLMGenerator as VLLMGenerator
     from hf_select.generation.responses import Responses as Responses
     from hf_select.generation.server import ServerGenerator as ServerGenerator
-    from hf_select.hub.export import export as export
     from hf_select.hub.load import load_selection as load_selection
     from hf_select.hub.output import push_output as push_output
     from hf_select.hub.push import push_index as push_index
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from hf_select.mixtures.source import Source as Source
     from hf_select.models.causal_lm import CausalLM as CausalLM
     from hf_select.models.sampling import Sampling as Sampling
+    from hf_select.paper import Paper as Paper
     from hf_select.reports.report import report as report
     from hf_select.scoring.deita import DEITA as DEITA
     from hf_select.scoring.embedding import Embedding as Embedding

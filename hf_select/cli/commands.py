@@ -1,13 +1,15 @@
-"""The table of commands, and a command from flat values."""
+"""The table of commands, and how a command is built from flat values."""
 
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
+from hf_select.cli.command import Command
 from hf_select.cli.settings import build, check_names, settable
 
 
-# name -> (where it is, what it does in one line): `hf-select --help` imports none of them.
-_COMMANDS = {
+# name -> (class, what it does in one line). The lines are here because `hf-select --help` imports no command.
+COMMANDS = {
     "run": ("hf_select.cli.recipe:Run", "run a recipe: all steps of a method, one after the other"),
     "score": ("hf_select.cli.score:Score", "score every row of a dataset by one method"),
     "select": ("hf_select.cli.select:Select", "select rows of a scored dataset under a budget"),
@@ -21,7 +23,7 @@ _COMMANDS = {
     "generate": ("hf_select.cli.generate:Generate", "make synthetic data: glan, responses"),
     "compare-generators": (
         "hf_select.cli.compare_generators:CompareGenerators",
-        "compare several models' answers as data",
+        "compare several models' answers as training data",
     ),
     "mix": ("hf_select.cli.mix:Mix", "mix rows of several sources in given amounts"),
     "search-mixture": ("hf_select.cli.search_mixture:SearchMixture", "search the weights of a mixture by small runs"),
@@ -29,32 +31,31 @@ _COMMANDS = {
     "export": ("hf_select.cli.exchange:Export", "write a subset for LLaMA-Factory, axolotl and open-instruct"),
     "import-scores": ("hf_select.cli.exchange:ImportScores", "add the scores of another program to a dataset"),
     "status": ("hf_select.cli.status:Status", "show what a scoring or index job has done, and its time left"),
-    "demo-pool": ("hf_select.cli.demo:DemoPool", ""),
-    "demo-sources": ("hf_select.cli.demo:DemoSources", ""),
-    "demo-teacher": ("hf_select.cli.demo:DemoTeacher", ""),
-    "demo-table": ("hf_select.cli.demo:DemoTable", ""),
+}
+
+# Steps of the quickstart and of the tiny recipes; --help does not list them.
+DEMO_STEPS = {
+    "demo-pool": "hf_select.cli.demo:DemoPool",
+    "demo-sources": "hf_select.cli.demo:DemoSources",
+    "demo-teacher": "hf_select.cli.demo:DemoTeacher",
+    "demo-table": "hf_select.cli.demo:DemoTable",
 }
 
 
-class _Lazy:
-    """A command's class, imported when it is asked for: `hf-select --help` should not wait for torch."""
-
-    def __init__(self, home: str):
-        self.home = home
-
-    def __call__(self) -> Any:
-        module, _, name = self.home.partition(":")
-        return getattr(import_module(module), name)
+def command_class(name: str) -> type[Command] | None:
+    """The class of a command, or None if there is no such command. Imports the command's module."""
+    home = COMMANDS[name][0] if name in COMMANDS else DEMO_STEPS.get(name)
+    if home is None:
+        return None
+    module, _, cls = home.partition(":")
+    return getattr(import_module(module), cls)
 
 
-COMMANDS = {name: _Lazy(home) for name, (home, _) in _COMMANDS.items()}
-
-
-def make_command(name: str, values: dict[str, Any]) -> Any:
-    """A command from flat values: its own settings, and those of its scorer or selector."""
-    cls = COMMANDS[name]()
-    parts = cls.parts(values)
-    check_names(values, [cls, *parts], name)
+def make_command(name: str, values: Mapping[str, Any]) -> Command:
+    """A command from flat values: its own settings, and those of its scorer, selector or method."""
+    cls = command_class(name)
+    assert cls is not None
+    check_names(values, [cls, *cls.parts(values)], name)
     own = {f.name for f in settable(cls)}
     mine = {key: value for key, value in values.items() if key in own}
     rest = {key: value for key, value in values.items() if key not in own}

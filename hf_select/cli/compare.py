@@ -1,6 +1,6 @@
 """hf-select compare"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, get_args
@@ -59,9 +59,8 @@ class Compare(Rows):
         "--output-dir comparison"
     )
 
-    @staticmethod
-    def parts(values: dict[str, Any]) -> list[type]:
-        """Classes whose settings this command takes besides its own."""
+    @classmethod
+    def parts(cls, values: Mapping[str, Any]) -> list[type]:
         from hf_select.training.equal_tokens import Recipe
 
         return [Recipe]

@@ -1,5 +1,6 @@
 """hf-select compare-generators"""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -43,9 +44,8 @@ class CompareGenerators(Rows):
         "--judge Qwen/Qwen2.5-72B-Instruct --model Qwen/Qwen2.5-0.5B --held-out mine=held_out.jsonl"
     )
 
-    @staticmethod
-    def parts(values: dict[str, Any]) -> list[type]:
-        """Classes whose settings this command takes besides its own: the recipe of the base model that is trained."""
+    @classmethod
+    def parts(cls, values: Mapping[str, Any]) -> list[type]:
         from hf_select.training.equal_tokens import Recipe
 
         return [Recipe]

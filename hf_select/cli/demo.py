@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_select.cli.command import Command
+
 
 @dataclass
-class DemoPool:
+class DemoPool(Command):
     """Make a small pool with known damage and train a tiny causal LM that rates it.
 
     Args:
@@ -34,10 +36,6 @@ class DemoPool:
     seed: int = 0
 
     example = "hf-select run quickstart"
-
-    @staticmethod
-    def parts(values: dict[str, Any]) -> list[type]:
-        return []
 
     def run(self) -> None:
         from hf_select import demo
@@ -65,7 +63,7 @@ class DemoPool:
 
 
 @dataclass
-class DemoTeacher:
+class DemoTeacher(Command):
     """Put a scripted teacher behind an OpenAI-compatible address on this machine, for as long as the recipe runs.
 
     Args:
@@ -77,11 +75,11 @@ class DemoTeacher:
     taxonomy: str | None = None
 
     example = "hf-select run glan_tiny"
-    prints_only = True  # it is needed again whenever the recipe is
 
-    @staticmethod
-    def parts(values: dict[str, Any]) -> list[type]:
-        return []
+    @property
+    def prints_only(self) -> bool:
+        """The teacher answers only while this process runs."""
+        return True
 
     def run(self) -> None:
         from hf_select.demo import serve_teacher
@@ -94,7 +92,7 @@ class DemoTeacher:
 
 
 @dataclass
-class DemoSources:
+class DemoSources(Command):
     """Make small stand-ins for the sources of a mixture: conversations, multiple-choice questions and sums.
 
     Args:
@@ -109,10 +107,6 @@ class DemoSources:
 
     example = "hf-select run rewild_tiny"
 
-    @staticmethod
-    def parts(values: dict[str, Any]) -> list[type]:
-        return []
-
     def run(self) -> None:
         from hf_select.demo import make_sources
 
@@ -124,7 +118,7 @@ class DemoSources:
 
 
 @dataclass
-class DemoTable:
+class DemoTable(Command):
     """Compare the rows that SelectIT chose with random draws and the longest rows, against the answer key.
 
     Args:
@@ -140,11 +134,11 @@ class DemoTable:
     num_draws: int = 20
 
     example = "hf-select run quickstart"
-    prints_only = True
 
-    @staticmethod
-    def parts(values: dict[str, Any]) -> list[type]:
-        return []
+    @property
+    def prints_only(self) -> bool:
+        """The table is for this terminal."""
+        return True
 
     def run(self) -> None:
         import numpy as np

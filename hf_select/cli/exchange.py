@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
+
+from hf_select.cli.command import Command
 
 
 @dataclass
-class Export:
+class Export(Command):
     """Write a selected subset for other trainers: one JSONL file, with the dataset_info.json of LLaMA-Factory and the
     dataset settings of axolotl and open-instruct.
 
@@ -25,11 +27,7 @@ class Export:
     overwrite: bool = False
 
     example: ClassVar[str] = "hf-select export subset.parquet --output-dir export"
-    positional: ClassVar[str] = "subset"
-
-    @staticmethod
-    def parts(values: dict[str, Any]) -> list[type]:
-        return []
+    positional: ClassVar[tuple[str, ...]] = ("subset",)
 
     def run(self) -> None:
         from hf_select.data.loading import read_dataset
@@ -41,7 +39,7 @@ class Export:
 
 
 @dataclass
-class ImportScores:
+class ImportScores(Command):
     """Add the scores that another program made to a dataset, so that hf-select select and report can use them.
 
     Args:
@@ -70,11 +68,7 @@ class ImportScores:
     example: ClassVar[str] = (
         "hf-select import-scores judge.jsonl --dataset pool.jsonl --name judge --output scored.parquet"
     )
-    positional: ClassVar[str] = "scores"
-
-    @staticmethod
-    def parts(values: dict[str, Any]) -> list[type]:
-        return []
+    positional: ClassVar[tuple[str, ...]] = ("scores",)
 
     def run(self) -> None:
         from hf_select.cli.outputs import check_output

@@ -1,10 +1,12 @@
 """hf-select generate"""
 
 import sys
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from hf_select.cli.command import Command
 from hf_select.cli.score import build_parts
 from hf_select.cli.settings import build, settable
 
@@ -64,7 +66,7 @@ class OfResponses:
 
 
 @dataclass(kw_only=True)
-class Generate:
+class Generate(Command):
     """Make synthetic data. glan: instructions from a taxonomy of human knowledge over subjects and syllabi to
     questions and answers. responses: the prompts of a dataset answered again by one model or many. A killed run goes
     on where it stopped.
@@ -88,14 +90,19 @@ class Generate:
         "--output-dir glan --dry-run"
     )
 
+    first_word: ClassVar[str | None] = "method"
+    decided_by: ClassVar[Mapping[str, Collection[str]]] = {
+        "method": ("glan", "responses"),
+        "backend": ("server", "transformers", "vllm"),
+    }
+
     @property
     def prints_only(self) -> bool:
         """A dry run is for this terminal; a recipe does not count it as done."""
         return bool(self.settings.get("dry_run"))
 
-    @staticmethod
-    def parts(values: dict[str, Any]) -> list[type]:
-        """Classes whose settings this command takes besides its own: the method and the home of its models."""
+    @classmethod
+    def parts(cls, values: Mapping[str, Any]) -> list[type]:
         from hf_select.generation.glan.run import GLAN
         from hf_select.generation.responses import Responses
 

@@ -1,5 +1,6 @@
 """hf-select index"""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -20,6 +21,7 @@ class Index(OverRows):
     example: ClassVar[str] = (
         "hf-select index --scorer rds --model Qwen/Qwen2.5-0.5B --dataset tatsu-lab/alpaca --output-dir index"
     )
+    other_commands: ClassVar[Mapping[str, str]] = {"--status": "status"}
 
     def run(self) -> str | None:
         """Returns: the command that follows."""

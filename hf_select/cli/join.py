@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
+
+from hf_select.cli.command import Command
 
 
 @dataclass(kw_only=True)
-class Join:
+class Join(Command):
     """Join finished comparisons: of other pools or models side by side, or the folders of one comparison as one.
 
     Args:
@@ -19,10 +21,6 @@ class Join:
     output_dir: str
 
     example: ClassVar[str] = "hf-select join --comparisons runs/alpaca tulu=runs/tulu_7b --output-dir joined"
-
-    @staticmethod
-    def parts(values: dict[str, Any]) -> list[type]:
-        return []
 
     def run(self) -> None:
         from hf_select.cli.table import print_table

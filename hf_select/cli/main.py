@@ -1,11 +1,8 @@
-"""hf-select: one subcommand a file, one dataclass a subcommand. Flags, YAML keys and dataclass fields are the same
-names.
-"""
+"""The program hf-select: parses a command line, runs the command, and reports an error in one line."""
 
 import argparse
 import logging
 import os
-import re
 import sys
 import tempfile
 import traceback
@@ -15,8 +12,9 @@ from dataclasses import MISSING
 from typing import Any
 
 from hf_select._version import __version__
-from hf_select.cli.commands import _COMMANDS, COMMANDS, make_command
-from hf_select.cli.settings import add_flags, descriptions, nearest, settable, suggest
+from hf_select.cli.command import Command
+from hf_select.cli.commands import COMMANDS, command_class, make_command
+from hf_select.cli.settings import add_flags, add_positional, choices_of, nearest, settable, suggest
 
 
 # What the operating system says of a path, in words.
@@ -81,55 +79,75 @@ def _messages_above_bars() -> Iterator[None]:
 
 def _parse(argv: list[str]) -> tuple[str, dict[str, Any]]:
     """(command, its settings by name)."""
-    listed = [name for name in _COMMANDS if not name.startswith("demo-")]
     if not argv or argv[0].startswith("-") or argv[0] == "help":
-        top = _Parser(
-            "hf-select",
-            usage="hf-select COMMAND ...",
-            description="Score, select and train on instruction data.\n\ncommands:\n"
-            + "\n".join(f"  {name:<20}{_COMMANDS[name][1]}" for name in listed),
-            epilog="hf-select COMMAND --help shows its settings.\n"
-            "Start here: hf-select run quickstart   (offline, on a CPU, two minutes)",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        top.add_argument("--version", action="version", version=__version__)
-        top.parse_args(["--help"] if not argv or argv[0] == "help" else argv)
+        _print_top_help(argv)
         raise ValueError(f'"{argv[0]}" comes before the command. See hf-select --help.')
-    if argv[0] in ("score", "index") and "--status" in argv:
-        argv = ["status", *(word for word in argv[1:] if word != "--status")]
-    if argv[0] in ("train", "generate") and len(argv) > 1 and not argv[1].startswith("-"):
-        argv = [argv[0], "--method", *argv[1:]]
-    if argv[0] == "mix" and len(argv) > 1 and not argv[1].startswith("-"):
-        argv = ["mix", "--mixture", *argv[1:]]
-    name, *rest = argv
-    if name not in COMMANDS:
-        raise suggest("command", name, listed, otherwise="See hf-select --help.")
-    cls = COMMANDS[name]()
-    asked = _peek(rest)
-    if not {"-h", "--help"} & set(rest):
-        _need_choice(name, cls, asked)
-    about = _recipe_help(rest) if name == "run" else None
+    name, *words = argv
+    cls = command_class(name)
+    if cls is None:
+        raise suggest("command", name, COMMANDS, otherwise="See hf-select --help.")
+    for flag, other in cls.other_commands.items():
+        if flag in words:
+            return _parse([other, *(word for word in words if word != flag)])
+    named = bool(words) and not words[0].startswith("-")
+    if cls.first_word is not None and named:
+        words = [f"--{cls.first_word}", *words]
+    given = _peek(cls, words)
+    if cls.positional and named:
+        given[cls.positional[0]] = words[0]
+    if not {"-h", "--help"} & set(words):
+        _check_decided(name, cls, given)
     parser = _Parser(
         prog=f"hf-select {name}",
-        description=about or (cls.__doc__ or "").split("\n\n")[0],
-        epilog=None if about else _epilog(name, cls),
+        description=cls.about(given),
+        epilog=cls.epilog(name, given),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    if name == "run":
-        parser.add_argument("recipe", help="name of a recipe, or the path of a YAML file")
-        parser.add_argument("overrides", nargs="*", metavar="step.setting=value", help="in place of the recipe's own")
-        add_flags(parser, cls, "settings", skip=("recipe", "overrides"))
-        if not rest:
-            raise ValueError("hf-select run needs a recipe, e.g. quickstart. hf-select run --help lists them.")
-        return name, vars(parser.parse_intermixed_args(rest))
-    positional = getattr(cls, "positional", None)
-    if positional:
-        parser.add_argument(positional, metavar=positional.upper(), help=descriptions(cls)[positional])
-    for part in cls.parts(asked):
+    add_positional(parser, cls, cls.positional)
+    for part in cls.parts(given):
         add_flags(parser, part, f"settings of {part.__name__}", skip=[f.name for f in settable(cls)] + parser.taken())
-    add_flags(parser, cls, "settings", skip=[positional] if positional else [])
-    return name, vars(parser.parse_args(rest))
+    add_flags(parser, cls, "settings", skip=cls.positional)
+    return name, vars(parser.parse_intermixed_args(words))
+
+
+def _print_top_help(argv: list[str]) -> None:
+    """Print the list of commands or the version and exit, where one of them is asked for."""
+    parser = _Parser(
+        "hf-select",
+        usage="hf-select COMMAND ...",
+        description="Score, select and train on instruction data.\n\ncommands:\n"
+        + "\n".join(f"  {name:<20}{summary}" for name, (_, summary) in COMMANDS.items()),
+        epilog="hf-select COMMAND --help shows its settings.\n"
+        "Start here: hf-select run quickstart   (offline, on a CPU, two minutes)",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.parse_args(["--help"] if not argv or argv[0] == "help" else argv)
+
+
+def _peek(cls: type[Command], words: list[str]) -> dict[str, Any]:
+    """The settings among the words on which the other settings depend."""
+    parser = _Parser("hf-select", add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    for setting in {*cls.decided_by, cls.first_word} - {None}:
+        parser.add_argument(f"--{setting}")
+    return vars(parser.parse_known_args(words)[0])
+
+
+def _check_decided(name: str, cls: type[Command], given: dict[str, Any]) -> None:
+    """Raise if the scorer, selector or method is missing, or the first word is not a known value."""
+    required = {f.name for f in settable(cls) if f.default is MISSING}
+    for setting, known in cls.decided_by.items():
+        if setting in given or setting not in required:
+            continue
+        if setting == cls.first_word:
+            raise ValueError(f"hf-select {name} needs a {setting}: {cls.example}. Known: {', '.join(known)}.")
+        raise ValueError(f"hf-select {name} needs --{setting}, one of {', '.join(known)}.")
+    first = cls.first_word
+    if first is not None and first in given:
+        known = cls.decided_by.get(first) or choices_of(cls, first)
+        if given[first] not in known:
+            raise suggest(first, given[first], known)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -139,12 +157,15 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str):  # noqa: ANN201
         """One line with the nearest flags, in place of the whole usage."""
         what, _, words = message.partition(": ")
+        if what == "the following arguments are required":
+            missing = words.split(", ")[0].lower()
+            raise ValueError(f"{self.prog} needs a {missing}. See {self.prog} --help.")
         if what != "unrecognized arguments":
             raise ValueError(f"{message}. See {self.prog} --help.")
         flag = next((word.partition("=")[0] for word in words.split() if word.startswith("--")), None)
         if flag is None:
             raise ValueError(f'"{words}" belongs to no flag. See {self.prog} --help.')
-        if flag[2:].replace("-", "_") in self.taken():  # a setting, and yet no flag
+        if flag[2:].replace("-", "_") in self.taken():  # a positional setting
             raise ValueError(f"{flag} is given without its name: {self.prog} {flag[2:].upper()}.")
         flags = [option for action in self._actions for option in action.option_strings if option[:2] == "--"]
         near = nearest(flag, flags)
@@ -157,61 +178,8 @@ class _Parser(argparse.ArgumentParser):
         raise suggest("flag", flag, flags, otherwise=f"See {self.prog} --help.")
 
 
-def _recipe_help(argv: list[str]) -> str | None:
-    """What is said of the recipe whose help is asked for, if one is named."""
-    from hf_select.cli.recipe import recipe_help
-
-    named = bool(argv) and not argv[0].startswith("-")
-    return recipe_help(argv[0]) if named and {"-h", "--help"} & set(argv) else None
-
-
 def _setting(flag: str) -> str:
     return flag.lstrip("-").replace("-", "_")
-
-
-def _peek(argv: list[str]) -> dict[str, Any]:
-    """The scorer, selector, method or backend that is asked for: which flags there are depends on it."""
-    peek = _Parser("hf-select", add_help=False, allow_abbrev=False)
-    for flag in ("--scorer", "--selector", "--method", "--backend"):
-        peek.add_argument(flag)
-    return vars(peek.parse_known_args(argv)[0])
-
-
-def _need_choice(name: str, cls: Any, asked: dict[str, Any]) -> None:
-    """Raise if the scorer, selector or method is not named, or not known: which flags there are depends on it."""
-    from hf_select.scoring import SCORERS
-    from hf_select.selection import SELECTORS
-
-    for kind, known in (("scorer", SCORERS), ("selector", SELECTORS)):
-        if asked[kind] is None and any(f.name == kind and f.default is MISSING for f in settable(cls)):
-            raise ValueError(f"hf-select {name} needs --{kind}, one of {', '.join(known)}.")
-    if name in ("train", "generate"):
-        from hf_select.cli.train import METHODS
-
-        methods = list(METHODS) if name == "train" else ["glan", "responses"]
-        if asked["method"] is None:
-            raise ValueError(
-                f"hf-select {name} needs a method: hf-select {name} {methods[0]}. Known: {', '.join(methods)}."
-            )
-        if asked["method"] not in methods:
-            raise suggest("method", asked["method"], methods)
-
-
-def _epilog(name: str, cls: Any) -> str:
-    text = f"example:\n  {cls.example}"
-    if name in ("score", "index", "advise", "select"):
-        kind = "selector" if name == "select" else "scorer"
-        text += f"\n\nThe settings of a {kind}: hf-select {name} --{kind} NAME --help"
-    if name == "run":
-        from hf_select.cli.recipe import recipes
-
-        described = {
-            known: re.search("^description: (.*)", path.read_text("utf-8"), re.M) for known, path in recipes().items()
-        }
-        text += "\n\nrecipes, most also as NAME_tiny (offline, on a CPU):\n" + "\n".join(
-            f"  {known:<22}{found[1]}" for known, found in described.items() if found and not known.endswith("_tiny")
-        )
-    return text
 
 
 def _one_line(error: BaseException) -> str:

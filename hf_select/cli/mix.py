@@ -1,16 +1,18 @@
 """hf-select mix"""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from hf_select.atomic import read_json
+from hf_select.cli.command import Command
 from hf_select.cli.settings import build, check_names
 
 
 @dataclass(kw_only=True)
-class Mix:
+class Mix(Command):
     """Mix rows of several sources in given amounts into one dataset that says where each row came from.
 
     Args:
@@ -44,9 +46,10 @@ class Mix:
         "hf-select mix --sources chat=chat.jsonl math=math.jsonl --weights chat=3 math=1 --rows 10000 --output-dir mix"
     )
 
-    @staticmethod
-    def parts(values: dict[str, Any]) -> list[type]:
-        """Classes whose settings this command takes besides its own."""
+    first_word: ClassVar[str | None] = "mixture"
+
+    @classmethod
+    def parts(cls, values: Mapping[str, Any]) -> list[type]:
         from hf_select.mixtures.mixture import Mixture
 
         return [Mixture]

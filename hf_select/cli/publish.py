@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
+
+from hf_select.cli.command import Command
 
 
 @dataclass
-class Publish:
+class Publish(Command):
     """Push a selected subset to the Hub, with the scores of the whole pool, its provenance and a card; or the output
     of hf-select generate or mix with its record and a card; or the index of a pool. The same command continues a push
     that was cut off; once more it changes nothing.
@@ -40,11 +42,7 @@ class Publish:
     dry_run: str | None = None
 
     example: ClassVar[str] = "hf-select publish hf_select_runs/quickstart --repo-id me/my-subset --license apache-2.0"
-    positional: ClassVar[str] = "subset"
-
-    @staticmethod
-    def parts(values: dict[str, Any]) -> list[type]:
-        return []
+    positional: ClassVar[tuple[str, ...]] = ("subset",)
 
     def run(self) -> None:
         from hf_select.hub.output import find_output, push_output

@@ -8,15 +8,17 @@ where it would replace the results of a finished step, unless it says --overwrit
 
 import hashlib
 import json
+import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from string import Template
 from typing import Any, ClassVar
 
 from hf_select.atomic import read_json, write_json, written_whole
+from hf_select.cli.command import Command
 from hf_select.cli.settings import check_names, check_values, descriptions, settable, suggest
 from hf_select.strict_yaml import parse_yaml
 
@@ -26,13 +28,13 @@ _CHANGED = "; run with "  # in a description, before the overrides
 
 
 @dataclass
-class Run:
+class Run(Command):
     """Run a recipe, by name or file; steps that are finished are skipped. hf-select run RECIPE --help shows what a
     recipe does, what it costs, and its settings.
 
     Args:
         recipe: name of a recipe that comes with hf_select (see the list below), or the path of a YAML file.
-        overrides: settings in place of the recipe's: step.setting=value.
+        overrides: settings in place of the recipe's own, each as step.setting=value.
         output_dir: folder for all that the run makes; by default hf_select_runs/RECIPE.
         overwrite: replace the results of steps that were run with other settings in this folder.
     """
@@ -43,10 +45,25 @@ class Run:
     overwrite: bool = False
 
     example: ClassVar[str] = "hf-select run quickstart"
+    positional: ClassVar[tuple[str, ...]] = ("recipe", "overrides")
 
-    @staticmethod
-    def parts(values: dict[str, Any]) -> list[type]:
-        return []
+    @classmethod
+    def about(cls, values: Mapping[str, Any]) -> str:
+        """The header and the settings of the named recipe."""
+        return recipe_help(values["recipe"]) if "recipe" in values else super().about(values)
+
+    @classmethod
+    def epilog(cls, name: str, values: Mapping[str, Any]) -> str:
+        """The list of recipes, unless one is named."""
+        if "recipe" in values:
+            return ""
+        lines = []
+        for known, path in recipes().items():
+            description = re.search("^description: (.*)", path.read_text("utf-8"), re.M)
+            if description and not known.endswith("_tiny"):
+                lines.append(f"  {known:<22}{description[1]}")
+        text = "recipes, most also as NAME_tiny (offline, on a CPU):\n"
+        return f"{super().epilog(name, values)}\n\n{text}" + "\n".join(lines)
 
     def run(self) -> None:
         import yaml
@@ -157,12 +174,12 @@ def _override(steps: dict[str, dict[str, Any]], override: str) -> None:
 
 def _resolved(step: str, settings: dict[str, Any]) -> dict[str, Any]:
     """A step's settings with their names checked and its command's defaults filled in."""
-    from hf_select.cli.commands import COMMANDS
+    from hf_select.cli.commands import COMMANDS, command_class
 
     name = settings.get("command", step)
-    if name not in COMMANDS or name == "run":
+    command = command_class(name)
+    if command is None or name == "run":
         raise suggest("command", name, [known for known in COMMANDS if known != "run"])
-    command = COMMANDS[name]()
     given = {key: value for key, value in settings.items() if key != "command"}
     classes = [command, *command.parts(given)]
     check_names(given, classes, f'step "{step}"', otherwise=f"See hf-select {name} --help.")
@@ -227,7 +244,7 @@ def _run_step(
 
     Returns whether it ran; what comes after it must then run too (`again`).
     """
-    from hf_select.cli.commands import COMMANDS, make_command
+    from hf_select.cli.commands import make_command
 
     settings = steps[step]
     name = settings["command"]
@@ -240,13 +257,12 @@ def _run_step(
     print(label, flush=True)
     begin = time.perf_counter()
     begins = before is None or before.get("settings") != _plain(settings)
-    may_replace = {}
-    if overwrite and "overwrite" in descriptions(COMMANDS[name]()):
-        may_replace = {"overwrite": True}
+    command = make_command(name, given)
+    if overwrite and "overwrite" in descriptions(type(command)):
+        command = make_command(name, given | {"overwrite": True})
     elif overwrite and before is not None:
         begins |= _remove_results(before, folder, step, steps)
-    command = make_command(name, given | may_replace)
-    lasting = not getattr(command, "prints_only", False)  # what some commands show is for this terminal
+    lasting = not command.prints_only
     if lasting and begins:
         marker.parent.mkdir(exist_ok=True)
         write_json(marker, {"state": None, "settings": _plain(settings)})

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from hf_select.cli.command import Command
+
 
 @dataclass
-class Report:
+class Report(Command):
     """Write what a selection did as one page that needs no network, with the same numbers as Markdown, JSON and PNGs;
     or compare two selections.
 
@@ -36,11 +38,7 @@ class Report:
     seed: int = 0
 
     example: ClassVar[str] = "hf-select report hf_select_runs/quickstart"
-    positional: ClassVar[str] = "subset"
-
-    @staticmethod
-    def parts(values: dict[str, Any]) -> list[type]:
-        return []
+    positional: ClassVar[tuple[str, ...]] = ("subset",)
 
     def run(self) -> None:
         from hf_select.cli.finished_run import read_finished, with_columns_of

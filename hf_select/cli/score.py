@@ -1,13 +1,15 @@
 """hf-select score"""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
 from hf_select.atomic import read_json
+from hf_select.cli.command import Command
 from hf_select.cli.settings import build, check_names, settable, suggest
 from hf_select.data.columns import SCORE_PREFIX
+from hf_select.scoring import SCORERS
 
 
 # The part of the scores that the papers take, in the words of select and of compare. IFD above 1 and the highest
@@ -16,7 +18,7 @@ _PART = {"ifd": (" --at-most 1", ":at_most=1"), "perplexity": (" --which middle"
 
 
 @dataclass(kw_only=True)
-class Rows:
+class Rows(Command):
     """What every command that reads rows and writes a folder is told.
 
     Args:
@@ -63,9 +65,11 @@ class OverRows(Rows):
     chunk_rows: int = 1000
     when_running: Literal["refuse", "join"] = "refuse"
 
-    @staticmethod
-    def parts(values: dict[str, Any]) -> list[type]:
-        """Classes whose settings this command takes besides its own: the scorer and, if it runs a model, CausalLM."""
+    decided_by: ClassVar[Mapping[str, Collection[str]]] = {"scorer": SCORERS}
+
+    @classmethod
+    def parts(cls, values: Mapping[str, Any]) -> list[type]:
+        """The scorer and, if it runs a model, CausalLM."""
         name = values.get("scorer")
         if name is None:
             return []
@@ -101,6 +105,7 @@ class Score(OverRows):
     example: ClassVar[str] = (
         "hf-select score --scorer selectit --model Qwen/Qwen2.5-0.5B --dataset tatsu-lab/alpaca --output-dir scores"
     )
+    other_commands: ClassVar[Mapping[str, str]] = {"--status": "status"}
 
     def run(self) -> str | None:
         """Returns: the command that follows."""
@@ -181,8 +186,6 @@ def next_step(scorer: Any, output_dir: str, dataset: str) -> str:
 
 def scorer_class(name: str) -> type:
     from importlib import import_module
-
-    from hf_select.scoring import SCORERS
 
     if name not in SCORERS:
         raise suggest("scorer", name, SCORERS)

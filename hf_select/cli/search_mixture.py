@@ -1,11 +1,14 @@
 """hf-select search-mixture"""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from hf_select.cli.command import Command
+
 
 @dataclass(kw_only=True)
-class SearchMixture:
+class SearchMixture(Command):
     """Search the weights of a mixture by small runs and a regression on them, and confirm what is found by further
     runs. A killed search goes on.
 
@@ -41,9 +44,8 @@ class SearchMixture:
         "--held-out mine=held_out.jsonl --rows 1000 --output-dir search"
     )
 
-    @staticmethod
-    def parts(values: dict[str, Any]) -> list[type]:
-        """Classes whose settings this command takes besides its own."""
+    @classmethod
+    def parts(cls, values: Mapping[str, Any]) -> list[type]:
         from hf_select.training.equal_tokens import Recipe
 
         return [Recipe]

@@ -1,14 +1,17 @@
 """hf-select select"""
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from hf_select.cli.command import Command
 from hf_select.cli.settings import build, check_names, settable, suggest
+from hf_select.selection import SELECTORS
 
 
 @dataclass
-class Select:
+class Select(Command):
     """Select rows of a scored dataset under a budget, and say of each why it was taken.
 
     Args:
@@ -44,9 +47,10 @@ class Select:
         "--output subset.parquet"
     )
 
-    @staticmethod
-    def parts(values: dict[str, Any]) -> list[type]:
-        """Classes whose settings this command takes besides its own."""
+    decided_by: ClassVar[Mapping[str, Collection[str]]] = {"selector": SELECTORS}
+
+    @classmethod
+    def parts(cls, values: Mapping[str, Any]) -> list[type]:
         return [selector_class(values["selector"])] if values.get("selector") is not None else []
 
     def run(self) -> None:
@@ -131,8 +135,6 @@ class Select:
 
 def selector_class(name: str) -> type:
     from importlib import import_module
-
-    from hf_select.selection import SELECTORS
 
     if name not in SELECTORS:
         raise suggest("selector", name, SELECTORS)

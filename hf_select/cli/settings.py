@@ -137,6 +137,22 @@ def add_flags(parser: argparse.ArgumentParser, cls: type, title: str, skip: Iter
         group.add_argument(flag, **options)
 
 
+def add_positional(parser: argparse.ArgumentParser, cls: type, names: Iterable[str]) -> None:
+    """An argument without a flag for each named setting; a list takes all further words."""
+    hints, texts = get_type_hints(cls), descriptions(cls)
+    for name in names:
+        several = get_origin(_without_none(hints[name])) is list
+        options: dict[str, Any] = {"nargs": "*"} if several else {}
+        parser.add_argument(
+            name, metavar=name.upper(), help=texts[name].replace("%", "%%"), default=argparse.SUPPRESS, **options
+        )
+
+
+def choices_of(cls: type, name: str) -> tuple[str, ...]:
+    """The values that a setting of type Literal[...] can have."""
+    return get_args(_without_none(get_type_hints(cls)[name]))
+
+
 def build(cls: type, values: dict[str, Any], where: str) -> Any:
     """`cls(**values)` with types checked; a single value in a list where one will do is unpacked."""
     hints = get_type_hints(cls)

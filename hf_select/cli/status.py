@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from hf_select.atomic import read_json
+from hf_select.cli.command import Command
 from hf_select.jobs.chunked_job import live_workers
 
 
@@ -48,7 +49,7 @@ def job_status(folder: Path) -> dict[str, Any]:
 
 
 @dataclass(kw_only=True)
-class Status:
+class Status(Command):
     """Show what a job of hf-select score or index has done, by which processes, its time left, and what failed.
 
     Args:
@@ -58,11 +59,7 @@ class Status:
     folder: str
 
     example: ClassVar[str] = "hf-select status scores"
-    positional: ClassVar[str] = "folder"
-
-    @staticmethod
-    def parts(values: dict[str, Any]) -> list[type]:
-        return []
+    positional: ClassVar[tuple[str, ...]] = ("folder",)
 
     def run(self) -> None:
         print_status(job_status(Path(self.folder).expanduser()))

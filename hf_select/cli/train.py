@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -171,9 +172,11 @@ class Train(Rows):
         "--args learning_rate=2e-5 num_train_epochs=2"
     )
 
-    @staticmethod
-    def parts(values: dict[str, Any]) -> list[type]:
-        """Classes whose settings this command takes besides its own."""
+    first_word: ClassVar[str | None] = "method"
+    decided_by: ClassVar[Mapping[str, Collection[str]]] = {"method": METHODS}
+
+    @classmethod
+    def parts(cls, values: Mapping[str, Any]) -> list[type]:
         return [OnlineSelection] if values.get("method") == "sft" else []
 
     def run(self) -> None:

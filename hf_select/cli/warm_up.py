@@ -1,5 +1,6 @@
 """hf-select warm-up"""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,9 +15,8 @@ class WarmUpCommand(Rows):
         "hf-select warm-up --model meta-llama/Llama-2-7b-hf --dataset tatsu-lab/alpaca --output-dir warm_up"
     )
 
-    @staticmethod
-    def parts(values: dict[str, Any]) -> list[type]:
-        """Classes whose settings this command takes besides its own."""
+    @classmethod
+    def parts(cls, values: Mapping[str, Any]) -> list[type]:
         from hf_select.models.causal_lm import CausalLM
         from hf_select.training.warmup import WarmUp
 

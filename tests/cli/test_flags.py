@@ -10,7 +10,7 @@ from datasets import load_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_select.cli.commands import COMMANDS
+from hf_select.cli.commands import COMMANDS, DEMO_STEPS, command_class
 from hf_select.cli.main import _Parser, main
 from hf_select.cli.settings import add_flags, build, nearest, settable
 from hf_select.cli.synonyms import SYNONYMS
@@ -99,9 +99,9 @@ def test_list_flags_add_up_and_flags_of_one_value_are_given_once(capsys):
     assert "given twice (length, ifd)" in error_of(capsys, "score", "--scorer", "length", "--scorer", "ifd")
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "run"])
+@pytest.mark.parametrize("name", [name for name in (*COMMANDS, *DEMO_STEPS) if name != "run"])
 def test_every_flag_of_every_command_adds_up_or_is_given_once(name):
-    cls = COMMANDS[name]()
+    cls = command_class(name)
     parser = _Parser(allow_abbrev=False)
     add_flags(parser, cls, "settings")
     kinds = {type(action).__name__ for action in parser._actions if action.dest != "help"}
@@ -165,12 +165,13 @@ def test_a_name_like_none_is_not_answered_with_all_flags(capsys):
     assert '"pool.jsonl" belongs to no flag' in error_of(capsys, "score", "pool.jsonl", "--scorer", "length")
     assert "Did you mean ifd" in error_of(capsys, "score", "--scorer", "superfiltering")
     assert "See hf-select --help" in error_of(capsys, "frobnicate")
+    assert 'unknown mixture "rewildd". Did you mean rewild?' in error_of(capsys, "mix", "rewildd", "--output-dir", "m")
 
 
 def test_every_synonym_leads_to_a_name_that_there_is():
     known = {*SCORERS, *SELECTORS}
-    for name, command in COMMANDS.items():
-        cls = command()
+    for name in (*COMMANDS, *DEMO_STEPS):
+        cls = command_class(name)
         choices: list[dict] = [{}]
         if name in ("score", "select"):
             kind, names = ("scorer", SCORERS) if name == "score" else ("selector", SELECTORS)
@@ -183,6 +184,34 @@ def test_every_synonym_leads_to_a_name_that_there_is():
     unknown = {ours for names in SYNONYMS.values() for ours in names} - known
     assert not unknown
     assert nearest("--batch-size", ["--bad-rows", "--tokens-per-batch"])[0] == "--tokens-per-batch"
+
+
+def test_a_method_may_be_the_first_word_or_a_flag(capsys):
+    for argv in (["train", "sft"], ["train", "--method", "sft"], ["train", "--output-dir", "o", "--method", "sft"]):
+        assert "hf-select train needs --dataset" in error_of(capsys, *argv, "--model", "m") or "--output-dir" in argv
+    assert "--method: given twice (sft, irft)" in error_of(capsys, "train", "sft", "--method", "irft")
+
+
+def test_a_command_is_its_class_and_a_line_of_the_table(capsys, monkeypatch):
+    source = (
+        "from dataclasses import dataclass\nfrom hf_select.cli.command import Command\n\n\n"
+        "@dataclass\nclass Hello(Command):\n"
+        '    """Greet.\n\n    Args:\n        name: who is greeted.\n        times: how often.\n    """\n\n'
+        "    name: str\n    times: int = 1\n    example = 'hf-select hello Ada'\n    positional = ('name',)\n\n"
+        "    def run(self):\n        print(f'hello {self.name} ' * self.times)\n"
+    )
+    Path("greeting.py").write_text(source)
+    monkeypatch.syspath_prepend(".")
+    monkeypatch.setitem(COMMANDS, "hello", ("greeting:Hello", "greet somebody"))
+    assert run("hello", "--times", "2", "Ada") == 0
+    assert capsys.readouterr().out.strip() == "hello Ada hello Ada"
+    assert "hf-select hello needs a name" in error_of(capsys, "hello")
+    assert "--name is given without its name: hf-select hello NAME" in error_of(capsys, "hello", "--name", "Ada")
+    Path("r.yaml").write_text("steps: {hello: {name: Bob}}\n")
+    assert run("run", "r.yaml", "--output-dir", "o") == 0 and "hello Bob" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["hello", "--help"])
+    assert "hf-select hello Ada" in capsys.readouterr().out
 
 
 def test_an_empty_text_is_refused():
@@ -310,7 +339,7 @@ def test_the_help_gives_each_command_a_line_and_loads_no_torch(capsys):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = {line.split()[0]: line.split(maxsplit=1)[1:] for line in done.stdout.splitlines() if line.startswith("  ")}
-    assert all(lines[name] for name in COMMANDS if not name.startswith("demo-"))
+    assert all(lines[name] for name in COMMANDS) and "demo-pool" not in done.stdout
     for argv in ([], ["help"]):
         with pytest.raises(SystemExit) as stop:
             main(argv)
