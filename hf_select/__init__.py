@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from hf_select.hub.output import push_output as push_output
     from hf_select.hub.push import push_index as push_index
     from hf_select.hub.push import push_selected as push_selected
+    from hf_select.jobs.status import JobStatus as JobStatus
+    from hf_select.jobs.status import job_status as job_status
     from hf_select.mixtures.mixture import Mixture as Mixture
     from hf_select.mixtures.rewild import rewild as rewild
     from hf_select.mixtures.source import Source as Source

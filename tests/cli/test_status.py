@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from hypothesis import given, settings
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from hf_select.cli.main import main
 from hf_select.cli.status import duration, print_status
+from hf_select.jobs.status import JobStatus, WorkerStatus
 
 
 SECONDS = {"d": 86400, "h": 3600, "min": 60, "s": 1}
@@ -29,19 +31,20 @@ def test_status_takes_the_folder_as_it_is(tmp_path, monkeypatch, capsys):
 
 
 def test_a_process_that_left_is_finished_failed_or_exited(capsys):
-    worker = {"chunks": 1, "rows": 10, "seconds": 2.0, "live": False}
-    status = {
-        "what": "ifd", "finished": True, "rows": 10, "of": 10, "chunks": 1, "of_chunks": 1, "rows_per_second": 5.0,
-        "seconds_left": None, "workers": {"a": worker}, "failed": {},
-    }  # fmt: skip
+    worker = WorkerStatus(live=False, chunks=1, rows=10, seconds=2.0)
+    status = JobStatus(
+        name="ifd", finished=True, rows=10, of=10, chunks=1, of_chunks=1, rows_per_second=5.0, seconds_left=None,
+        workers={"a": worker}, failed={},
+    )  # fmt: skip
+    running = {"finished": False, "workers": {"a": replace(worker, live=True)}, "seconds_left": 90.0}
     failed = {"part-00001": {"when": "now", "by": "a", "why": "it broke"}}
     for changed, state, process in (
         ({}, "finished", "finished"),
         ({"finished": False}, "stopped: run the same command to resume", "exited"),
         ({"finished": False, "failed": failed}, "stopped: run the same command to resume", "failed"),
-        ({"finished": False, "workers": {"a": {**worker, "live": True}}, "seconds_left": 90.0}, "running", "running"),
+        (running, "running", "running"),
     ):
-        print_status({**status, **changed})
+        print_status(replace(status, **changed))
         lines = capsys.readouterr().out.splitlines()
         assert next(line.removeprefix("  state").strip() for line in lines if line.startswith("  state")) == state
         assert next(line.split()[1] for line in lines if line.startswith("  a ")) == process

@@ -22,9 +22,9 @@ from launching import launched
 
 from hf_select import Length, Perplexity, PoolIndex, RDSPlus, score
 from hf_select.cli.main import main
-from hf_select.cli.status import job_status
 from hf_select.data.scores import read_scored
 from hf_select.jobs import chunked_job as chunks
+from hf_select.jobs.status import job_status
 
 
 # Scores lengths, slowly, and says each chunk that it begins in a file of its own.
@@ -96,7 +96,7 @@ def test_processes_share_the_chunks_and_make_each_once(job, stream):
     assert len(job.begun()) == len(set(job.begun())) == 30
     by = [json.loads(path.read_text())["by"] for path in (job.folder / "done").iterdir()]
     assert len(set(by)) > 1, "one process did everything"
-    assert job_status(job.folder)["finished"]
+    assert job_status(job.folder).finished
     assert "row/s" in said[0] and "row/s" not in said[1], "one bar, of the process that leads"
     again = job.start(stream=stream)
     wait(again)
@@ -145,7 +145,7 @@ def test_a_process_that_dies_leaves_its_chunk_to_the_others(job):
         time.sleep(0.05)
     assert quick.poll() is None, "it must wait for the chunk that is in hand"
     status = job_status(job.folder)
-    assert status["chunks"] == 29 and [w["live"] for w in status["workers"].values()] == [True, True]
+    assert status.chunks == 29 and [worker.live for worker in status.workers.values()] == [True, True]
     slow.send_signal(signal.SIGKILL)
     slow.wait()
     wait(quick)
