@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from hf_select.evaluation.advise import advise as advise
     from hf_select.evaluation.checkable_answers import CheckableAnswers as CheckableAnswers
     from hf_select.evaluation.compare import compare as compare
+    from hf_select.evaluation.held_out_loss import HeldOutLoss as HeldOutLoss
     from hf_select.evaluation.join import join as join
-    from hf_select.evaluation.lm_eval_task import HarnessTask as HarnessTask
-    from hf_select.evaluation.measures import HeldOutLoss as HeldOutLoss
+    from hf_select.evaluation.lm_eval_task import LMEvalTask as LMEvalTask
+    from hf_select.evaluation.measure import Measure as Measure
     from hf_select.evaluation.mixture_search import search_mixture as search_mixture
     from hf_select.export.jsonl import export_subset as export_subset
     from hf_select.features.store import PoolIndex as PoolIndex
@@ -57,6 +58,8 @@ if TYPE_CHECKING:
     from hf_select.scoring.rds import RDSPlus as RDSPlus
     from hf_select.scoring.reward import Reward as Reward
     from hf_select.scoring.score import score as score
+    from hf_select.scoring.scorer import LMScorer as LMScorer
+    from hf_select.scoring.scorer import Scorer as Scorer
     from hf_select.scoring.selectit import SelectIT as SelectIT
     from hf_select.selection.baselines import Longest as Longest
     from hf_select.selection.baselines import Random as Random
@@ -74,6 +77,7 @@ if TYPE_CHECKING:
     from hf_select.training import online_scores as online_scores
     from hf_select.training.callback import DataSelectionCallback as DataSelectionCallback
     from hf_select.training.equal_tokens import Recipe as Recipe
+    from hf_select.training.online_score import OnlineScore as OnlineScore
     from hf_select.training.online_scores import GradientSimilarity as GradientSimilarity
     from hf_select.training.online_scores import LossChange as LossChange
     from hf_select.training.reward_learning.demonstration_reward import DemonstrationReward as DemonstrationReward
