@@ -26,6 +26,11 @@ def attempt(f: Callable[..., Result], *values: Any) -> Result | BadRow:
         return reason
 
 
+def map_rows(f: Callable[..., Result], *columns: Iterable[Any]) -> list[Result | BadRow]:
+    """`attempt(f, ...)` for each row of columns of one length."""
+    return [attempt(f, *values) for values in zip(*columns, strict=True)]
+
+
 def on_readable(
     rows: Sequence[Row | BadRow], f: Callable[[list[Row]], Iterable[Result | BadRow]]
 ) -> list[Result | BadRow]:

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_select.data.bad_rows import BadRow
+from hf_select.data.bad_rows import BadRow, map_rows, on_readable
 from hf_select.data.chat_template import LESS_TEMPLATE
 from hf_select.data.conversation import Conversation
 from hf_select.data.encoding import Encoded
@@ -31,7 +31,6 @@ from hf_select.features.adam import Adam, read_adam
 from hf_select.features.projection import Dense, Factored, Projection, of_factors
 from hf_select.models import batching
 from hf_select.models.adapters import put_adapter
-from hf_select.models.batching import OutOfMemory
 from hf_select.models.causal_lm import CausalLM, predicted
 from hf_select.models.load_errors import named
 from hf_select.models.loading import free_memory
@@ -91,7 +90,7 @@ def row_gradients(
     responses: Sequence[Sequence[tuple[int, int]]],
     reduce: Callable[[int], Reduce],
     adapter: str = "default",
-) -> list["Any | OutOfMemory"]:
+) -> list[Any | BadRow]:
     """What `reduce` makes of each row's gradient of its mean response NLL, in input order.
 
     Args:
@@ -415,10 +414,7 @@ class AdapterGradients:
         self._refuse_beyond_memory(len(rows), self.dimensions, "rows", "lower dimensions")
         scaled = np.asarray if queries else unit
         projected = self.features(rows, lambda some, checkpoint: self._projected(some, checkpoint, queries))
-        return [
-            f if isinstance(f, BadRow) else Feature(scaled(np.stack(cast(Any, f.vector))).ravel(), f.note)
-            for f in projected
-        ]
+        return map_rows(lambda f: Feature(scaled(np.stack(f.vector)).ravel(), f.note), projected)
 
     def encode(self, rows: list[Conversation]) -> list[tuple[Encoded, str] | BadRow]:
         """Token ids with response spans and the note of a cut, or why a row has no gradient."""
@@ -429,10 +425,13 @@ class AdapterGradients:
     ) -> list[Feature | BadRow]:
         """What `of` (rows, checkpoint) makes of each row under every checkpoint, or why it can be made nothing of."""
         self.load()
-        encoded = self.encode(rows)
-        whole = [item[0] for item in encoded if not isinstance(item, BadRow)]
-        measured = zip(*(of(whole, checkpoint) for checkpoint in range(len(self.checkpoints))), strict=True)
-        return [item if isinstance(item, BadRow) else _feature(next(measured), item[1]) for item in encoded]
+
+        def measure(encoded: list[tuple[Encoded, str]]) -> list[Feature | BadRow]:
+            by_checkpoint = [of([row for row, _ in encoded], number) for number in range(len(self.checkpoints))]
+            notes = [note for _, note in encoded]
+            return map_rows(_feature, notes, *by_checkpoint)
+
+        return on_readable(self.encode(rows), measure)
 
     def whole(self, rows: list[Encoded], checkpoint: int) -> list[Any]:
         """Plain gradients (P,) of rows, in the order of the adapter's layers: the queries' side."""
@@ -478,11 +477,10 @@ class AdapterGradients:
         yield adapter_layers(self.lm.load().model, _adapter(checkpoint))
 
 
-def _feature(parts: tuple[Any, ...], note: str) -> Feature | BadRow:
-    if any(isinstance(part, OutOfMemory) for part in parts):
-        return BadRow("out of memory on this row alone; lower max_length")
+def _feature(note: str, *parts: Any) -> Feature:
+    """The results of a row under every checkpoint."""
     if not all(torch.as_tensor(part).isfinite().all() for part in parts):
-        return BadRow("the gradient is not finite")
+        raise BadRow("the gradient is not finite")
     return Feature(parts, note)  # type: ignore[arg-type]
 
 

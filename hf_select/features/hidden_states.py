@@ -10,12 +10,11 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from hf_select.data.bad_rows import BadRow
+from hf_select.data.bad_rows import BadRow, map_rows, on_readable
 from hf_select.data.chat_template import FALLBACK_TEMPLATE
 from hf_select.data.conversation import Conversation
 from hf_select.data.encoding import Encoded, cut, encode_all
 from hf_select.features import Feature
-from hf_select.models.batching import OutOfMemory
 from hf_select.models.causal_lm import CausalLM
 from hf_select.validation import check_choices
 
@@ -88,30 +87,31 @@ class HiddenStates:
         cut has none."""
         template = FALLBACK_TEMPLATE if self.text_format == "tulu" else None
         encoded = encode_all(rows, self.lm.load().tokenizer, template, responses=self.scope != "all")
-        found: list[Any] = [e if isinstance(e, BadRow) else self._weighted(e) for e in encoded]
-        fits = [i for i, tokens in enumerate(found) if not isinstance(tokens, BadRow)]
-        vectors = self.lm.pooled_hidden_states(
-            [found[i][0] for i in fits], [found[i][1] for i in fits], layer=self.layer
-        )
-        for i, vector in zip(fits, vectors, strict=True):
-            if isinstance(vector, OutOfMemory):
-                found[i] = BadRow("out of memory on this row alone; lower max_length")
-            elif not np.isfinite(vector).all():
-                found[i] = BadRow("the model's hidden states are not finite")
-            else:
-                found[i] = Feature(vector, found[i][2])
-        return found
+        return on_readable(map_rows(self._weighted, encoded), self._pooled)
 
-    def _weighted(self, encoded: Encoded) -> tuple[list[int], np.ndarray, str] | BadRow:
-        """(token ids, their pooling weights, note of a cut)."""
-        try:
-            encoded, note = cut(encoded, self.max_length, self.lm.load().max_length)
-        except BadRow as reason:
-            return reason
+    def _pooled(self, rows: list[tuple[list[int], np.ndarray, str]]) -> list[Feature | BadRow]:
+        """The vectors of rows as `_weighted` gives them."""
+
+        def feature(vector: np.ndarray, note: str) -> Feature:
+            if not np.isfinite(vector).all():
+                raise BadRow("the model's hidden states are not finite")
+            return Feature(vector, note)
+
+        vectors = self.lm.pooled_hidden_states(
+            [ids for ids, _, _ in rows], [weights for _, weights, _ in rows], layer=self.layer
+        )
+        return map_rows(feature, vectors, [note for _, _, note in rows])
+
+    def _weighted(self, encoded: Encoded) -> tuple[list[int], np.ndarray, str]:
+        """(token ids, their pooling weights, note of a cut).
+
+        Raises: BadRow if no token is left to pool, or if the row is too long.
+        """
+        encoded, note = cut(encoded, self.max_length, self.lm.load().max_length)
         ids = encoded.input_ids
         pooled = self._in_scope(encoded, len(ids))
         if not pooled.any():
-            return BadRow(f"no token of the {'row' if self.scope == 'all' else self.scope} is left to pool")
+            raise BadRow(f"no token of the {'row' if self.scope == 'all' else self.scope} is left to pool")
         weights = np.zeros(len(ids))
         if self.pooling == "weighted_mean":
             weights[pooled] = position_weights(int(pooled.sum()))

@@ -28,7 +28,7 @@ from datasets import Dataset
 
 from hf_select.atomic import write_json
 from hf_select.data import columns
-from hf_select.data.bad_rows import BadRow
+from hf_select.data.bad_rows import BadRow, map_rows, on_readable
 from hf_select.data.conversation import Conversation, conversations
 from hf_select.data.rows import Pool, pool_fingerprint, readable
 from hf_select.features import Feature, unit
@@ -238,10 +238,9 @@ class PoolIndex:
 
 def _write_part(path: Path, rows: Dataset, featurizer: Any, dtype: str) -> dict[str, float]:
     usage, parsed = _usage(featurizer), conversations(readable(rows)[:])
-    encoded = iter(featurizer([row for row in parsed if isinstance(row, Conversation)]))
-    features = [next(encoded) if isinstance(row, Conversation) else row for row in parsed]
+    features: list[Feature | BadRow] = on_readable(parsed, featurizer)
     if dtype == "1bit":
-        features = [f if isinstance(f, BadRow) or f.vector.any() else BadRow("its vector is zero") for f in features]
+        features = map_rows(_not_zero, features)
     there = np.array([isinstance(feature, Feature) for feature in features])
     size = featurizer.details()["dimensions"]
     vectors = np.zeros((len(features), size), dtype=np.float32)
@@ -260,6 +259,12 @@ def _write_part(path: Path, rows: Dataset, featurizer: Any, dtype: str) -> dict[
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
         writer.write_table(table)
     return {name: value - usage.get(name, 0) for name, value in _usage(featurizer).items()}
+
+
+def _not_zero(feature: Feature) -> Feature:
+    if not feature.vector.any():
+        raise BadRow("its vector is zero")
+    return feature
 
 
 def _shortened(vectors: np.ndarray, dtype: str) -> np.ndarray:

@@ -77,7 +77,7 @@ class TransformersGenerator(Generator):
                     )
                 for i, answer in zip(indices, answers, strict=True):
                     if isinstance(answer, OutOfMemory):
-                        answer = Answer(error=str(answer))
+                        answer = Answer(error=answer.details)
                     self.usage.count(answer)
                     yield window[i], answer
 

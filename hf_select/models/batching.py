@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from accelerate.utils.memory import should_reduce_batch_size
 
+from hf_select.data.bad_rows import BadRow
 from hf_select.jobs.progress import _on_batch
 
 
@@ -20,8 +21,12 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
-class OutOfMemory(RuntimeError):
-    """A single sequence that does not fit in memory even alone."""
+class OutOfMemory(BadRow):
+    """A sequence of `tokens` tokens that does not fit in memory even alone."""
+
+    def __init__(self, tokens: int):
+        super().__init__("out of memory on this row alone; lower max_length")
+        self.details = f"{tokens} tokens do not fit in memory, even alone"
 
 
 @dataclass
@@ -48,7 +53,7 @@ def plan(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
 
 def run(
     lengths: Sequence[int], budget: TokenBudget, forward: Callable[[list[int]], Iterable[Result]], passes: int = 1
-) -> list[Result | OutOfMemory]:
+) -> list[Result | BadRow]:
     """`forward(indices)` over micro-batches; one result for each index, in input order.
 
     `passes` is the number of passes through the model that `forward` spreads its tokens over: the budget is that of
@@ -57,7 +62,7 @@ def run(
     Out of memory halves the budget and plans what is left anew. A sequence that does not fit alone gets an
     `OutOfMemory` in its place.
     """
-    results: list[Result | OutOfMemory | None] = [None] * len(lengths)
+    results: list[Result | BadRow | None] = [None] * len(lengths)
     waiting = plan(lengths, budget.tokens * passes)[::-1]  # a stack: the longest batch on top
     while waiting:
         batch = waiting.pop()
@@ -76,7 +81,7 @@ def run(
             continue
         release_cached_memory()
         if len(batch) == 1:
-            results[batch[0]] = OutOfMemory(f"{lengths[batch[0]]} tokens do not fit in memory, even alone")
+            results[batch[0]] = OutOfMemory(lengths[batch[0]])
             continue
         budget.tokens = min(budget.tokens, len(batch) * lengths[batch[0]] // passes)
         budget.halve()

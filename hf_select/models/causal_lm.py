@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hf_select.data.bad_rows import BadRow, attempt
 from hf_select.data.chat_template import FALLBACK_TEMPLATE, template_digest, template_text
 from hf_select.models import batching, loading
-from hf_select.models.batching import OutOfMemory
 from hf_select.models.loaded_model import LoadedModel
 from hf_select.models.sources import Sources, content_of_loaded, content_of_tokenizer, find_all
 from hf_select.models.template_day import DatedTokenizer
@@ -216,9 +216,7 @@ class CausalLM:
             return []
         return self.load().tokenizer(list(texts), add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
 
-    def next_token_logits(
-        self, prompts: Sequence[list[int]], token_ids: Sequence[int]
-    ) -> list["np.ndarray | OutOfMemory"]:
+    def next_token_logits(self, prompts: Sequence[list[int]], token_ids: Sequence[int]) -> list[np.ndarray | BadRow]:
         """fp32 logits of the named tokens after each prompt: one array of shape (K,) a prompt.
 
         A prefix that all prompts share is run once. Logits of half-precision models are formed from the final hidden
@@ -244,7 +242,7 @@ class CausalLM:
 
     def next_token_logits_after(
         self, contexts: Sequence[list[int]], suffixes: Sequence[list[int]], token_ids: Sequence[int]
-    ) -> list["np.ndarray | OutOfMemory"]:
+    ) -> list[np.ndarray | BadRow]:
         """fp32 logits of the named tokens after context + suffix, for every pair: one array of shape (len(suffixes),
         K) a context.
 
@@ -255,8 +253,7 @@ class CausalLM:
         if not loaded.shares_padded_cache:
             each = self.next_token_logits(pairs, token_ids)
             rows = [each[i : i + len(suffixes)] for i in range(0, len(each), len(suffixes))]
-            failed = [next((x for x in row if isinstance(x, OutOfMemory)), None) for row in rows]
-            return [fail or np.stack(row) for fail, row in zip(failed, rows, strict=True)]  # type: ignore[arg-type]
+            return [attempt(lambda *logits: np.stack(logits), *row) for row in rows]
 
         longest = max(map(len, suffixes))
         tails = self.pad(suffixes)  # (J, S)
@@ -293,7 +290,7 @@ class CausalLM:
 
     def response_nll(
         self, sequences: Sequence[list[int]], responses: Sequence[Sequence[tuple[int, int]]]
-    ) -> list["np.ndarray | OutOfMemory"]:
+    ) -> list[np.ndarray | BadRow]:
         """Negative log-likelihood in nats of each response token given all tokens before it, fp32.
 
         Args:
@@ -326,7 +323,7 @@ class CausalLM:
 
     def pooled_hidden_states(
         self, sequences: Sequence[list[int]], weights: Sequence[np.ndarray], layer: int | None = None
-    ) -> list["np.ndarray | OutOfMemory"]:
+    ) -> list[np.ndarray | BadRow]:
         """Weighted sums of final hidden states (after the final norm), accumulated in fp32: one (D,) array a sequence.
 
         Args:

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hf_select.data.bad_rows import BadRow
+from hf_select.data.bad_rows import BadRow, map_rows
 from hf_select.data.conversation import Conversation
 from hf_select.data.encoding import Encoded, encode_all, response_close
 from hf_select.jobs.retry import with_retries
@@ -24,21 +25,25 @@ def whole_rows(
     Args:
         ended: whether the response ended by itself; one that was cut stops before what closes it.
     """
-    return [e if isinstance(e, BadRow) else e.input_ids for e in _encoded(rows, tokenizer, ended)]
+    return map_rows(attrgetter("input_ids"), encode_whole(rows, tokenizer, ended))
 
 
-def _encoded(rows: Sequence[Conversation], tokenizer: Any, ended: Sequence[bool] | None = None) -> list[Any]:
+def encode_whole(
+    rows: Sequence[Conversation], tokenizer: Any, ended: Sequence[bool] | None = None
+) -> list[Encoded | BadRow]:
+    """`whole_rows` with the notes of their encoding."""
     close = response_close(tokenizer)
-    found: list[Encoded | BadRow] = encode_all(list(rows), tokenizer, responses=False)
-    for i, encoded in enumerate(found):
-        if isinstance(encoded, BadRow):
-            continue
-        whole = ended is None or ended[i]
+
+    def closed(encoded: Encoded, whole: bool) -> Encoded:
         if close and not whole:
-            found[i] = replace(encoded, input_ids=encoded.input_ids[: -len(close)])
-        elif not close and whole and tokenizer.eos_token_id is not None:
-            found[i] = replace(encoded, input_ids=[*encoded.input_ids, tokenizer.eos_token_id])
-    return found
+            return replace(encoded, input_ids=encoded.input_ids[: -len(close)])
+        if not close and whole and tokenizer.eos_token_id is not None:
+            return replace(encoded, input_ids=[*encoded.input_ids, tokenizer.eos_token_id])
+        return encoded
+
+    return map_rows(
+        closed, encode_all(list(rows), tokenizer, responses=False), [True] * len(rows) if ended is None else ended
+    )
 
 
 def padded(sequences: Sequence[Any], device: Any) -> tuple[Tensor, Tensor]:

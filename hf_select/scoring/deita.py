@@ -9,6 +9,7 @@ here: `complexity_prompt` and `quality_prompt` take the path of your copy, the d
 """
 
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,14 +17,20 @@ import numpy as np
 from datasets import List, Value
 
 from hf_select.data import columns
-from hf_select.data.bad_rows import BadRow
+from hf_select.data.bad_rows import BadRow, attempt, map_rows, on_readable
 from hf_select.data.chat_template import counts
 from hf_select.data.conversation import Conversation
 from hf_select.data.text import beside_text
-from hf_select.models.batching import OutOfMemory
 from hf_select.models.causal_lm import CausalLM
 from hf_select.paper import DEITA_PAPER, Paper
-from hf_select.scoring.rating import RatingText, cut_body, encode_before_rating, rating_probabilities, rating_token_ids
+from hf_select.scoring.rating import (
+    RatingText,
+    cut_body,
+    encode_before_rating,
+    finite_logits,
+    rating_probabilities,
+    rating_token_ids,
+)
 from hf_select.scoring.scorer import Scorer
 
 
@@ -120,28 +127,23 @@ class DEITA(Scorer):
         }
 
     def measure(self, rows: list[Conversation]) -> list[dict[str, Any] | BadRow]:
-        pairs = [_pairs_or_reason(row) for row in rows]
-        flat = [pair for some in pairs if not isinstance(some, BadRow) for pair in some]
-        complexity_prompt, quality_prompt = self._prompts
-        complexities = iter(
-            self._rate(self._complexity, [_around(complexity_prompt, x) for x, _ in flat], "instruction")
-        )
-        qualities = iter(self._rate(self._quality, [_around(quality_prompt, x, y) for x, y in flat], "response"))
-        return [
-            some
-            if isinstance(some, BadRow)
-            else self._answer(row, [(next(complexities), next(qualities)) for _ in some])
-            for row, some in zip(rows, pairs, strict=True)
-        ]
+        return on_readable(map_rows(lambda row: (row, user_pairs(row)), rows), self._score)
 
-    def _answer(self, row: Conversation, rated: list[tuple[Any, Any]]) -> dict[str, Any] | BadRow:
-        if not rated:
-            return BadRow("no user turn" if all(map(counts, row.messages)) else "no user turn whose reply counts")
-        failure = next((r for pair in rated for r in pair if isinstance(r, BadRow)), None)
-        if failure is not None:
-            return failure
-        notes = [*map(beside_text, row.responses()), *(note for pair in rated for _, note in pair)]
-        complexity, quality = ([pair[side][0] for pair in rated] for side in (0, 1))
+    def _score(self, rows: list[tuple[Conversation, list[tuple[str, str]]]]) -> list[dict[str, Any] | BadRow]:
+        flat = [pair for _, pairs in rows for pair in pairs]
+        complexity_prompt, quality_prompt = self._prompts
+        complexities = self._rate(self._complexity, [_around(complexity_prompt, x) for x, _ in flat], "instruction")
+        qualities = self._rate(self._quality, [_around(quality_prompt, x, y) for x, y in flat], "response")
+        ratings = zip(complexities, qualities, strict=True)
+        return [attempt(self._answer, row, *chain.from_iterable(islice(ratings, len(pairs)))) for row, pairs in rows]
+
+    def _answer(self, row: Conversation, *ratings: tuple[float, str]) -> dict[str, Any]:
+        """Columns of a row from the (rating, note) of complexity and quality of each of its pairs in turn."""
+        if not ratings:
+            raise BadRow("no user turn" if all(map(counts, row.messages)) else "no user turn whose reply counts")
+        notes = [*map(beside_text, row.responses()), *(note for _, note in ratings)]
+        values = [rating for rating, _ in ratings]
+        complexity, quality = values[::2], values[1::2]
         return {
             columns.score_column(self.name): float(np.dot(complexity, quality)),
             columns.reason_column(self.name): "; ".join(dict.fromkeys(note for note in notes if note)),
@@ -155,22 +157,22 @@ class DEITA(Scorer):
             return []
         context = model.load().max_length
         limit = min((n for n in (self.max_length, context) if n is not None), default=None)
+
+        def fitting(text: RatingText, ids: list[int]) -> tuple[list[int], str]:
+            if limit is None or len(ids) <= limit:
+                return ids, ""
+            return cut_body(model, text, ids, limit, limit, self.max_length is not None, body)
+
+        def rating(logits: np.ndarray, note: str) -> tuple[float, str]:
+            return float(expected_rating(finite_logits(logits))), note
+
+        def rate(rows: list[tuple[list[int], str]]) -> list[tuple[float, str] | BadRow]:
+            logits = model.next_token_logits([ids for ids, _ in rows], rating_ids)
+            return map_rows(rating, logits, [note for _, note in rows])
+
         sequences = encode_before_rating(model, [text.whole for text in texts])
-        found: list[Any] = [""] * len(texts)
-        for i, sequence in enumerate(sequences):
-            if limit is not None and len(sequence) > limit:
-                allowed = self.max_length is not None
-                sequences[i], found[i] = cut_body(model, texts[i], sequence, limit, limit, allowed, body)
-        fits = [i for i, note in enumerate(found) if not isinstance(note, BadRow)]
         rating_ids = rating_token_ids(model, texts[0].whole, self.ratings)
-        for i, logits in zip(fits, model.next_token_logits([sequences[i] for i in fits], rating_ids), strict=True):
-            if isinstance(logits, OutOfMemory):
-                found[i] = BadRow("out of memory on this row alone; lower max_length")
-            elif not np.isfinite(logits).all():
-                found[i] = BadRow("the model's rating logits are not finite")
-            else:
-                found[i] = float(expected_rating(logits)), found[i]
-        return found
+        return on_readable(map_rows(fitting, texts, sequences), rate)
 
 
 def user_pairs(row: Conversation) -> list[tuple[str, str]]:
@@ -187,13 +189,6 @@ def user_pairs(row: Conversation) -> list[tuple[str, str]]:
             raise BadRow("a reply is a tool call, not an answer")
         pairs.append((user["content"], reply["content"] if reply["role"] == "assistant" else ""))
     return pairs
-
-
-def _pairs_or_reason(row: Conversation) -> list[tuple[str, str]] | BadRow:
-    try:
-        return user_pairs(row)
-    except BadRow as reason:
-        return reason
 
 
 def _around(prompt: str, instruction: str, response: str | None = None) -> RatingText:

@@ -10,17 +10,17 @@ with the base model) and Superfiltering's diversity step (FacilityLocation).
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from datasets import List, Value
 
 from hf_select.data import columns
-from hf_select.data.bad_rows import BadRow
+from hf_select.data.bad_rows import BadRow, attempt, map_rows, on_readable
 from hf_select.data.conversation import Conversation
 from hf_select.data.encoding import Encoded, cut, encode_all, generation_prompt, has_response, said
 from hf_select.data.text import beside_text
-from hf_select.models.batching import OutOfMemory
 from hf_select.paper import Paper
 from hf_select.scoring.scorer import LMScorer
 
@@ -107,27 +107,24 @@ class IFD(LMScorer):
         return super().columns_out | parts | {"ifd_turns": List(Value("float64"))}
 
     def measure(self, rows: list[Conversation]) -> list[dict[str, Any] | BadRow]:
-        found: list[Any] = self._chat_passes(rows) if self.text_format == "chat" else self._text_passes(rows)
-        whole = [passes for passes in found if isinstance(passes, Passes)]
-        measured = iter(
+        passes = self._chat_passes(rows) if self.text_format == "chat" else self._text_passes(rows)
+        return on_readable(passes, self._score)
+
+    def _score(self, rows: list[Passes]) -> list[dict[str, Any] | BadRow]:
+        nlls = iter(
             self._lm.response_nll(
-                [ids for p in whole for ids in (p.given, *p.alone)],
-                [spans for p in whole for spans in (p.given_spans, *([span] for span in p.alone_spans))],
+                [ids for passes in rows for ids in (passes.given, *passes.alone)],
+                [spans for passes in rows for spans in (passes.given_spans, *([span] for span in passes.alone_spans))],
             )
         )
-        return [
-            self._answer(p, next(measured), [next(measured) for _ in p.alone]) if isinstance(p, Passes) else p
-            for p in found
-        ]
+        return [attempt(self._answer, passes, next(nlls), *(next(nlls) for _ in passes.alone)) for passes in rows]
 
-    def _answer(self, passes: Passes, given: Any, alone: list[Any]) -> dict[str, Any] | BadRow:
-        if any(isinstance(nll, OutOfMemory) for nll in (given, *alone)):
-            return BadRow("out of memory on this row alone; lower max_length")
+    def _answer(self, passes: Passes, given: np.ndarray, *alone: np.ndarray) -> dict[str, Any]:
         ends = np.cumsum([end - max(1, start) for start, end in passes.given_spans])[:-1]
         turns = [self._ratio(with_prompt, nll) for with_prompt, nll in zip(np.split(given, ends), alone, strict=True)]
         score = self._ratio(given, np.concatenate(alone))
         if not math.isfinite(score):
-            return BadRow("the ratio is not finite: the model's loss on the response alone is 0, or no number")
+            raise BadRow("the ratio is not finite: the model's loss on the response alone is 0, or no number")
         return {
             columns.score_column(self.name): score,
             columns.reason_column(self.name): passes.note,
@@ -145,36 +142,25 @@ class IFD(LMScorer):
     def _chat_passes(self, rows: list[Conversation]) -> list[Passes | BadRow]:
         loaded = self._lm.load()
         header = loaded.tokenizer(generation_prompt(loaded.tokenizer), add_special_tokens=False)["input_ids"]
-        passes: list[Passes | BadRow] = []
-        for row, encoded in zip(rows, encode_all(rows, loaded.tokenizer), strict=True):
-            try:
-                if isinstance(encoded, BadRow):
-                    raise encoded
-                if row.text is not None:
-                    raise BadRow("plain text has no prompt")
-                if not any(has_response(row)):
-                    raise BadRow("empty response")
-                encoded, note = cut(said(row, encoded), self.max_length, loaded.max_length)
-                start = encoded.input_ids[:1] if encoded.input_ids[0] == loaded.tokenizer.bos_token_id else []
-                leads = [start + _header_before(encoded.input_ids, first, header) for first, _ in encoded.responses]
-                passes.append(_same_tokens(encoded.input_ids, encoded.responses, leads, note))
-            except BadRow as reason:
-                passes.append(reason)
-        return passes
+
+        def passes_of(row: Conversation, encoded: Encoded) -> Passes:
+            if row.text is not None:
+                raise BadRow("plain text has no prompt")
+            if not any(has_response(row)):
+                raise BadRow("empty response")
+            encoded, note = cut(said(row, encoded), self.max_length, loaded.max_length)
+            start = encoded.input_ids[:1] if encoded.input_ids[0] == loaded.tokenizer.bos_token_id else []
+            leads = [start + _header_before(encoded.input_ids, first, header) for first, _ in encoded.responses]
+            return _same_tokens(encoded.input_ids, encoded.responses, leads, note)
+
+        return map_rows(passes_of, rows, encode_all(rows, loaded.tokenizer))
 
     def _text_passes(self, rows: list[Conversation]) -> list[Passes | BadRow]:
-        found: list[Any] = []
-        for row in rows:
-            try:
-                found.append(self._texts(row))
-            except BadRow as reason:
-                found.append(reason)
-        whole = [texts for texts in found if not isinstance(texts, BadRow)]
-        made = iter(self._paper_passes(whole) if self.mode == "paper" else map(self._repo_passes, whole))
-        for i, (row, texts) in enumerate(zip(rows, found, strict=True)):
-            if not isinstance(texts, BadRow):
-                found[i] = _noted(next(made), beside_text(row.first_exchange()[1]))
-        return found
+        passes = on_readable(
+            map_rows(self._texts, rows),
+            self._paper_passes if self.mode == "paper" else partial(map_rows, self._repo_passes),
+        )
+        return map_rows(_with_note, passes, rows)
 
     def _texts(self, row: Conversation) -> tuple[str, str, str]:
         """(prompt, what stands before the lone response, response) of the row's first exchange."""
@@ -195,50 +181,48 @@ class IFD(LMScorer):
         lead = loaded.tokenizer(texts[0][1])["input_ids"]  # the same for all
         whole = [prompt + response for prompt, _, response in texts]
         encoding = loaded.tokenizer(whole, return_offsets_mapping=True, verbose=False)
-        passes: list[Passes | BadRow] = []
-        for (prompt, _, _), ids, offsets in zip(texts, encoding["input_ids"], encoding["offset_mapping"], strict=True):
+
+        def passes_of(texts: tuple[str, str, str], ids: list[int], offsets: list[tuple[int, int]]) -> Passes:
             # A token belongs to the response if it starts there, as in the chat format; a start token has no
             # characters.
-            starts = (t for t, (a, b) in enumerate(offsets) if a >= len(prompt) and b > a)
+            starts = (t for t, (a, b) in enumerate(offsets) if a >= len(texts[0]) and b > a)
             encoded = Encoded(ids, [(next(starts, len(ids)), len(ids))])
-            try:
-                kept, note = cut(encoded, self.max_length, loaded.max_length)
-                passes.append(_same_tokens(kept.input_ids, kept.responses, [lead] * len(kept.responses), note))
-            except BadRow as reason:
-                passes.append(reason)
-        return passes
+            kept, note = cut(encoded, self.max_length, loaded.max_length)
+            return _same_tokens(kept.input_ids, kept.responses, [lead] * len(kept.responses), note)
 
-    def _repo_passes(self, texts: tuple[str, str, str]) -> Passes | BadRow:
+        return map_rows(passes_of, texts, encoding["input_ids"], encoding["offset_mapping"])
+
+    def _repo_passes(self, texts: tuple[str, str, str]) -> Passes:
         """The two texts tokenised apart; the lone response is cut so that both are thought to keep as much of it."""
         prompt, lead, response = texts
         assert self.max_length is not None
         tokenizer = self._lm.load().tokenizer
         prompt_length = len(tokenizer(prompt, verbose=False)["input_ids"])
         if prompt_length >= self.max_length:
-            return BadRow(f"the prompt alone reaches {self.max_length} tokens")
+            raise BadRow(f"the prompt alone reaches {self.max_length} tokens")
         given = tokenizer(prompt + response, verbose=False)["input_ids"]
         room = self.max_length - prompt_length + _REPO_LEAD[self.text_format]
         alone = tokenizer(lead + response, verbose=False)["input_ids"][:room]
         if self.text_format == "alpaca":
             start = len(tokenizer(lead)["input_ids"])
             if prompt_length + len(alone) - start > self.max_length:
-                return BadRow("too long: without a start token the script drops what it would otherwise cut")
+                raise BadRow("too long: without a start token the script drops what it would otherwise cut")
         else:
             start = 1  # a language-modelling loss: all but the first token
         note = f"cut to {self.max_length} tokens" if len(given) > self.max_length else ""
         given = given[: self.max_length]
         if len(alone) <= start or len(given) <= prompt_length:
-            return BadRow("no token of the response is left to predict")
+            raise BadRow("no token of the response is left to predict")
         context = self._lm.load().max_length
         if context is not None and max(len(given), len(alone)) > context:
-            return BadRow(f"longer than the model's context of {context} tokens; lower max_length")
+            raise BadRow(f"longer than the model's context of {context} tokens; lower max_length")
         return Passes(given, [(prompt_length, len(given))], [alone], [(start, len(alone))], note)
 
 
-def _noted(passes: Passes | BadRow, note: str) -> Passes | BadRow:
-    if isinstance(passes, BadRow) or not note:
-        return passes
-    return replace(passes, note="; ".join([note, *([passes.note] if passes.note else [])]))
+def _with_note(passes: Passes, row: Conversation) -> Passes:
+    """The passes with a note on what else the first reply says besides its text."""
+    notes = (beside_text(row.first_exchange()[1]), passes.note)
+    return replace(passes, note="; ".join(filter(None, notes)))
 
 
 def _header_before(ids: list[int], start: int, header: list[int]) -> list[int]:

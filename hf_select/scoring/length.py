@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 from datasets import Value
 
 from hf_select.data import columns
-from hf_select.data.bad_rows import BadRow
+from hf_select.data.bad_rows import BadRow, map_rows
 from hf_select.data.chat_template import template_text
 from hf_select.data.conversation import Conversation
 from hf_select.data.encoding import Encoded, encode_all
@@ -87,13 +87,11 @@ class Length(Scorer):
     def measure(self, rows: list[Conversation]) -> list[dict[str, Any] | BadRow]:
         parts = self.of in ("prompt", "response")
         encoded = encode_all(rows, self._dated.tokenizer, responses=parts) if self.tokenizer else [None] * len(rows)
-        return [self._measure(row, tokens) for row, tokens in zip(rows, encoded, strict=True)]
+        return map_rows(self._measure, rows, encoded)
 
-    def _measure(self, row: Conversation, encoded: Encoded | BadRow | None) -> dict[str, Any] | BadRow:
+    def _measure(self, row: Conversation, encoded: Encoded | None) -> dict[str, Any]:
         score = columns.score_column(self.name)
         turns = float(len(row.messages) or 1)
-        if isinstance(encoded, BadRow):
-            return encoded
         if encoded is None:
             return {score: turns if self.of == "turns" else float(characters_of(row, self.of))}
         response = sum(end - start for start, end in encoded.responses)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from hf_select.data import columns
-from hf_select.data.bad_rows import BadRow
+from hf_select.data.bad_rows import BadRow, readable_rows
 from hf_select.data.conversation import Conversation, conversations, layout
 from hf_select.data.text import text_of, words
 from hf_select.features import Feature
@@ -226,13 +226,12 @@ def _needed(pool: Any, name: str) -> Any:
 def _texts(dataset: Any, batch_size: int = 1000) -> Iterator[list[str]]:
     """Texts of the rows that can be read, in batches."""
     for batch in dataset.iter(batch_size=batch_size):
-        yield [text_of(row) for row in conversations(batch) if isinstance(row, Conversation)]
+        yield [text_of(row) for row in readable_rows(conversations(batch))]
 
 
 def _hash_of(dataset: Any) -> str:
     """Of the rows that can be read."""
-    rows = (row for batch in dataset.iter(batch_size=1000) for row in conversations(batch))
-    return hash_of_rows(row for row in rows if isinstance(row, Conversation))
+    return hash_of_rows(row for batch in dataset.iter(batch_size=1000) for row in readable_rows(conversations(batch)))
 
 
 def _fitted(vectorizer: Any, pool: Any) -> None:

@@ -7,6 +7,7 @@ exactly with those that share any.
 from collections import Counter
 from typing import Any, cast
 
+from hf_select.data.bad_rows import readable_rows
 from hf_select.data.conversation import Conversation, conversations
 from hf_select.data.rows import readable
 from hf_select.data.text import prompt_of, shingles, text_of, words_and_symbols
@@ -42,8 +43,8 @@ class QueryOverlap:
 
 def rows_that_repeat(dataset: Any, queries: Any) -> int:
     """How many rows of one dataset repeat a row of another."""
-    repeats = QueryOverlap([row for row in conversations(queries[:]) if isinstance(row, Conversation)])
+    repeats = QueryOverlap(readable_rows(conversations(queries[:])))
     count = 0
     for batch in readable(dataset).iter(batch_size=1000):
-        count += sum(bool(repeats(row)) for row in conversations(cast(dict, batch)) if isinstance(row, Conversation))
+        count += sum(bool(repeats(row)) for row in readable_rows(conversations(cast(dict, batch))))
     return count

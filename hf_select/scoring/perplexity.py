@@ -5,17 +5,17 @@ the base model. Taking the highest, and taking from just below the top third on 
 end below random at 200,000 and at 5.8 million rows: treat it as a baseline here too.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from hf_select.data import columns
-from hf_select.data.bad_rows import BadRow
+from hf_select.data.bad_rows import BadRow, map_rows, on_readable
 from hf_select.data.chat_template import FALLBACK_TEMPLATE
 from hf_select.data.conversation import Conversation
-from hf_select.data.encoding import cut, encode_all, has_response, said
-from hf_select.models.batching import OutOfMemory
+from hf_select.data.encoding import Encoded, cut, encode_all, has_response, said
+from hf_select.models.causal_lm import predicted
 from hf_select.paper import RDS_PAPER, Paper
 from hf_select.scoring.scorer import LMScorer
 
@@ -49,37 +49,32 @@ class Perplexity(LMScorer):
     def measure(self, rows: list[Conversation]) -> list[dict[str, Any] | BadRow]:
         template = FALLBACK_TEMPLATE if self.text_format == "tulu" else None
         loaded = self._lm.load()
-        found: list[Any] = []
-        for row, encoded in zip(
-            rows, encode_all(rows, loaded.tokenizer, template, responses=self.scope == "response"), strict=True
-        ):
-            try:
-                if isinstance(encoded, BadRow):
-                    raise encoded
-                if self.scope == "response":
-                    if not any(has_response(row)):
-                        raise BadRow("empty response")
-                    encoded = said(row, encoded)
-                encoded, note = cut(encoded, self.max_length, loaded.max_length)
-                ids = encoded.input_ids
-                spans = [(0, len(ids))] if self.scope == "full" else encoded.responses
-                if sum(max(0, end - max(1, start)) for start, end in spans) == 0:
-                    what = "row" if self.scope == "full" else "response"
-                    raise BadRow(f"no token of the {what} is left to predict{f' ({note})' if note else ''}")
-                found.append((ids, spans, note))
-            except BadRow as reason:
-                found.append(reason)
-        whole = [i for i, item in enumerate(found) if not isinstance(item, BadRow)]
-        measured = self._lm.response_nll([found[i][0] for i in whole], [found[i][1] for i in whole])
-        for i, nll in zip(whole, measured, strict=True):
-            found[i] = mean_nll(nll, found[i][2])
-        score, reason = columns.score_column(self.name), columns.reason_column(self.name)
-        return [f if isinstance(f, BadRow) else {score: f[0], reason: f[1]} for f in found]
+        encoded = encode_all(rows, loaded.tokenizer, template, responses=self.scope == "response")
+        return on_readable(map_rows(self._in_scope, rows, encoded), self._score)
 
+    def _in_scope(self, row: Conversation, encoded: Encoded) -> tuple[Encoded, str]:
+        """The row cut, with the spans whose tokens count, and a note on the cut.
 
-def mean_nll(nll: np.ndarray | OutOfMemory, note: str = "") -> tuple[float, str] | BadRow:
-    """Mean in float64 with its note, or why there is none."""
-    if isinstance(nll, OutOfMemory):
-        return BadRow("out of memory on this row alone; lower max_length")
-    mean = float(np.mean(nll, dtype=np.float64))
-    return (mean, note) if np.isfinite(mean) else BadRow("the model's NLL is not finite")
+        Raises: BadRow if no token counts.
+        """
+        if self.scope == "response":
+            if not any(has_response(row)):
+                raise BadRow("empty response")
+            encoded = said(row, encoded)
+        encoded, note = cut(encoded, self.max_length, self._lm.load().max_length)
+        if self.scope == "full":
+            encoded = replace(encoded, responses=[(0, len(encoded.input_ids))])
+        if len(predicted(encoded.responses)) == 0:
+            what = "row" if self.scope == "full" else "response"
+            raise BadRow(f"no token of the {what} is left to predict{f' ({note})' if note else ''}")
+        return encoded, note
+
+    def _score(self, rows: list[tuple[Encoded, str]]) -> list[dict[str, Any] | BadRow]:
+        nlls = self._lm.response_nll([row.input_ids for row, _ in rows], [row.responses for row, _ in rows])
+        return map_rows(self._answer, nlls, [note for _, note in rows])
+
+    def _answer(self, nll: np.ndarray, note: str) -> dict[str, Any]:
+        mean = float(np.mean(nll, dtype=np.float64))
+        if not np.isfinite(mean):
+            raise BadRow("the model's NLL is not finite")
+        return {columns.score_column(self.name): mean, columns.reason_column(self.name): note}

@@ -62,19 +62,30 @@ def rating_token_ids(model: CausalLM, prompt: str, k: int) -> list[int]:
 
 def cut_body(
     model: CausalLM, text: RatingText, ids: list[int], room: int, limit: int | None, allowed: bool, body: str
-) -> tuple[list[int], "str | BadRow"]:
-    """(ids without the end of the body, what was done), or why the row does not fit in `room` tokens.
+) -> tuple[list[int], str]:
+    """(ids without the end of the body, what was done).
 
     Args:
         body: what the body is, for the note: response or instruction.
+    Raises: BadRow if the row does not fit in `room` tokens.
     """
     if not allowed:
-        return ids, BadRow(f"longer than the model's context of {limit} tokens; set max_length to cut the {body}")
+        raise BadRow(f"longer than the model's context of {limit} tokens; set max_length to cut the {body}")
     offsets = model.load().tokenizer(text.whole, return_offsets_mapping=True)["offset_mapping"]
     start, end = len(text.head), len(text.head) + len(text.body)
     inside = [t for t, (a, b) in enumerate(offsets) if start <= a and b <= end and a < b]
     excess = len(ids) - room
     if excess > len(inside):
-        return ids, BadRow(f"what stands around the {body} is alone longer than {limit} tokens")
+        raise BadRow(f"what stands around the {body} is alone longer than {limit} tokens")
     dropped = set(inside[len(inside) - excess :])
     return [token for t, token in enumerate(ids) if t not in dropped], f"{body} cut to fit {limit} tokens"
+
+
+def finite_logits(logits: np.ndarray) -> np.ndarray:
+    """The logits of the ratings.
+
+    Raises: BadRow if one is not finite.
+    """
+    if not np.isfinite(logits).all():
+        raise BadRow("the model's rating logits are not finite")
+    return logits

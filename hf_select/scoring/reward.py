@@ -13,17 +13,18 @@ import numpy as np
 import torch
 
 from hf_select.data import columns
-from hf_select.data.bad_rows import BadRow
+from hf_select.data.bad_rows import BadRow, map_rows, on_readable
 from hf_select.data.chat_template import counts, template_text
 from hf_select.data.conversation import Conversation
+from hf_select.data.encoding import Encoded
 from hf_select.data.text import says_something
 from hf_select.models import batching
-from hf_select.models.batching import OutOfMemory, TokenBudget
+from hf_select.models.batching import TokenBudget
 from hf_select.models.causal_lm import Usage
 from hf_select.models.load_errors import named
 from hf_select.models.loading import tokenizer_of
 from hf_select.models.parameters import active_parameters
-from hf_select.models.reward_model import _encoded, _load, padded
+from hf_select.models.reward_model import _load, encode_whole, padded
 from hf_select.models.sources import Source, find
 from hf_select.models.template_day import DatedTokenizer
 from hf_select.paper import Paper
@@ -118,19 +119,20 @@ class Reward(Scorer):
         begin = time.perf_counter()
         limits = (self.max_length, getattr(self._model.config.get_text_config(), "max_position_embeddings", None))
         limit = min((n for n in limits if n is not None), default=None)
-        encoded = _encoded(rows, self._dated.tokenizer)
-        found: list[Any] = [e if isinstance(e, BadRow) else e.input_ids for e in encoded]
-        for i, (row, ids) in enumerate(zip(rows, found, strict=True)):
-            if not row.messages or row.messages[-1]["role"] != "assistant":
-                found[i] = BadRow("the row does not end with a response")
-            elif not counts(row.messages[-1]):
-                found[i] = BadRow("the last response does not count (train, weight)")
-            elif not says_something(row.messages[-1]):
-                found[i] = BadRow("empty response")
-            elif not isinstance(ids, BadRow) and limit is not None and len(ids) > limit:
-                found[i] = BadRow(f"longer than {limit} tokens")
-        fits = [i for i, ids in enumerate(found) if not isinstance(ids, BadRow)]
-        sequences = [found[i] for i in fits]
+
+        def fitting(_: Conversation, encoded: Encoded) -> Encoded:
+            if limit is not None and len(encoded.input_ids) > limit:
+                raise BadRow(f"longer than {limit} tokens")
+            return encoded
+
+        encoded = map_rows(fitting, map_rows(_ending_with_response, rows), encode_whole(rows, self._dated.tokenizer))
+        answers = on_readable(encoded, self._rewards)
+        self._usage.flops = 2.0 * self._active_parameters * self._usage.processed_tokens
+        self._usage.seconds += time.perf_counter() - begin
+        return answers
+
+    def _rewards(self, rows: list[Encoded]) -> list[dict[str, Any] | BadRow]:
+        sequences = [row.input_ids for row in rows]
 
         def forward(indices: list[int]) -> list[float]:
             ids, mask = padded([sequences[i] for i in indices], self._model.device)
@@ -151,16 +153,27 @@ class Reward(Scorer):
             self._usage.processed_tokens += ids.numel()
             return logits[:, 0].float().tolist()
 
-        for i, value in zip(fits, batching.run([len(s) for s in sequences], self._budget, forward), strict=True):
-            if isinstance(value, OutOfMemory):
-                found[i] = BadRow("out of memory on this row alone; lower max_length")
-            elif not np.isfinite(value):
-                found[i] = BadRow("the reward is not finite")
-            else:
-                score = columns.score_column(self.name)
-                found[i] = {score: value, columns.reason_column(score): encoded[i].note}
+        def answer(reward: float, row: Encoded) -> dict[str, Any]:
+            if not np.isfinite(reward):
+                raise BadRow("the reward is not finite")
+            score = columns.score_column(self.name)
+            return {score: reward, columns.reason_column(score): row.note}
+
+        rewards = batching.run([len(s) for s in sequences], self._budget, forward)
         self._usage.sequences += len(sequences)
         self._usage.tokens += sum(map(len, sequences))
-        self._usage.flops = 2.0 * self._active_parameters * self._usage.processed_tokens
-        self._usage.seconds += time.perf_counter() - begin
-        return found
+        return map_rows(answer, rewards, rows)
+
+
+def _ending_with_response(row: Conversation) -> Conversation:
+    """The row.
+
+    Raises: BadRow if it does not end with a response that counts.
+    """
+    if not row.messages or row.messages[-1]["role"] != "assistant":
+        raise BadRow("the row does not end with a response")
+    if not counts(row.messages[-1]):
+        raise BadRow("the last response does not count (train, weight)")
+    if not says_something(row.messages[-1]):
+        raise BadRow("empty response")
+    return row

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, TypeVar, cast
 from datasets import Features, Value
 
 from hf_select.data import columns
-from hf_select.data.bad_rows import BadRow
+from hf_select.data.bad_rows import BadRow, on_readable
 from hf_select.data.chat_template import template_digest
 from hf_select.data.conversation import READ_COLUMNS, Conversation, conversations
 from hf_select.models.causal_lm import CausalLM
@@ -68,15 +68,10 @@ class Scorer(ABC):
         """Columns of a batch. `rank` is that of a `map` worker (with_rank=True) and picks its accelerator."""
         _check_batched(batch, type(self).__name__)
         self.load(rank)
-        parsed = conversations(batch)
-        return self._columns(parsed, self.measure([row for row in parsed if isinstance(row, Conversation)]))
+        return self._columns(on_readable(conversations(batch), self.measure))
 
-    def _columns(
-        self, parsed: list[Conversation | BadRow], measures: list[dict[str, Any] | BadRow]
-    ) -> dict[str, list[Any]]:
-        """Columns of all rows from the answers for those that could be read; one warning counts the reasons."""
-        measured = iter(measures)
-        answers = [next(measured) if isinstance(row, Conversation) else row for row in parsed]
+    def _columns(self, answers: list[dict[str, Any] | BadRow]) -> dict[str, list[Any]]:
+        """Columns of all rows; one warning counts the reasons why rows have no score."""
         reason = columns.reason_column(columns.score_column(self.name))
         filled = [{reason: str(a)} if isinstance(a, BadRow) else {reason: "", **a} for a in answers]
         self._warn("have no score", Counter(str(a) for a in answers if isinstance(a, BadRow)), len(answers))

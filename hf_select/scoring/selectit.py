@@ -16,13 +16,19 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from datasets import List, Value
 
-from hf_select.data.bad_rows import BadRow
+from hf_select.data.bad_rows import BadRow, map_rows, on_readable
 from hf_select.data.conversation import Conversation
 from hf_select.data.text import beside_text
-from hf_select.models.batching import OutOfMemory
 from hf_select.models.causal_lm import CausalLM
 from hf_select.paper import Paper
-from hf_select.scoring.rating import RatingText, cut_body, encode_before_rating, rating_probabilities, rating_token_ids
+from hf_select.scoring.rating import (
+    RatingText,
+    cut_body,
+    encode_before_rating,
+    finite_logits,
+    rating_probabilities,
+    rating_token_ids,
+)
 from hf_select.scoring.scorer import Scorer
 
 
@@ -208,17 +214,17 @@ class SelectIT(Scorer):
     # ----------------------------------------------------------------------------------------------------------------
 
     def measure(self, rows: list[Conversation]) -> list[dict[str, Any] | BadRow]:
-        answers: list[Any] = [_pair(row) for row in rows]
-        rateable = [i for i, pair in enumerate(answers) if not isinstance(pair, BadRow)]
-        by_model = [self._rate(model, [answers[i] for i in rateable]) for model in self._models]
-        sizes = self.sizes or [model.num_parameters if len(self._models) > 1 else 1 for model in self._models]
-        for i, rated in zip(rateable, zip(*by_model, strict=True), strict=True):
-            failure = next((r for r in rated if isinstance(r, BadRow)), None)
-            answers[i] = failure or self._score(rated, sizes, beside_text(rows[i].first_exchange()[1]))
-        return answers
+        return on_readable(map_rows(lambda row: (row, row.first_pair()), rows), self._score)
 
-    def _score(self, rated: Sequence["Rated"], sizes: Sequence[float], note: str) -> dict[str, Any]:
-        """Columns of one row from what the M models said of it, and a note on what they did not read."""
+    def _score(self, rows: list[tuple[Conversation, tuple[str, str]]]) -> list[dict[str, Any] | BadRow]:
+        by_model = [self._rate(model, [pair for _, pair in rows]) for model in self._models]
+        sizes = self.sizes or [model.num_parameters if len(self._models) > 1 else 1 for model in self._models]
+        conversations = [row for row, _ in rows]
+        return map_rows(partial(self._answer, sizes), conversations, *by_model)
+
+    def _answer(self, sizes: Sequence[float], row: Conversation, *rated: "Rated") -> dict[str, Any]:
+        """Columns of one row from the ratings of the M models, with a note on what they did not read."""
+        note = beside_text(row.first_exchange()[1])
         probabilities = rating_probabilities(np.stack([r.logits for r in rated]))  # (M, prompts, K)
         tokens, uncertainty = token_scores(probabilities, self.mode, self.k)  # (M, prompts)
         sentences = sentence_score(tokens, self.alpha)  # (M,); a single prompt has no spread and keeps its token score
@@ -249,33 +255,30 @@ class SelectIT(Scorer):
         context = model.load().max_length
         limit = min((n for n in (self.max_length, context) if n is not None), default=None)
         room = None if limit is None else limit - max(map(len, ask_ids), default=0)
-        notes: list[str | BadRow] = [""] * len(pairs)
-        for column, sequences in zip(texts, ids, strict=True):
-            for i, sequence in enumerate(sequences):
-                if room is not None and len(sequence) > room and not isinstance(notes[i], BadRow):
-                    sequences[i], notes[i] = cut_body(
-                        model, column[i], sequence, room, limit, self.max_length is not None, "response"
-                    )
-        fits = [i for i, note in enumerate(notes) if not isinstance(note, BadRow)]
-        ids = [[sequences[i] for i in fits] for sequences in ids]
+
+        def fitting(texts: tuple[RatingText, ...], sequences: tuple[list[int], ...]) -> tuple[list[list[int]], str]:
+            """(ids of one row under each head, note of the last cut)"""
+            fitted, note = [], ""
+            for text, sequence in zip(texts, sequences, strict=True):
+                if room is not None and len(sequence) > room:
+                    allowed = self.max_length is not None
+                    sequence, note = cut_body(model, text, sequence, room, limit, allowed, "response")
+                fitted.append(sequence)
+            return fitted, note
 
         rating_ids = rating_token_ids(model, texts[0][0].whole if first else asks[0], ratings)
-        if first:
-            by_prompt = [model.next_token_logits(sequences, rating_ids) for sequences in ids]
-            measured = [_stack(row) for row in zip(*by_prompt, strict=True)]
-        else:
-            measured = model.next_token_logits_after(ids[0], ask_ids, rating_ids)
-        rated: list[Rated | BadRow] = [
-            note if isinstance(note, BadRow) else Rated(np.empty(0), note) for note in notes
-        ]
-        for i, logits in zip(fits, measured, strict=True):
-            if isinstance(logits, OutOfMemory):
-                rated[i] = BadRow("out of memory on this row alone; set max_length")
-            elif not np.isfinite(logits).all():
-                rated[i] = BadRow("the model's rating logits are not finite")
+
+        def rate(rows: list[tuple[list[list[int]], str]]) -> list[Rated | BadRow]:
+            if first:
+                by_head = zip(*(sequences for sequences, _ in rows), strict=True)
+                by_prompt = [model.next_token_logits(sequences, rating_ids) for sequences in by_head]
+                logits = map_rows(lambda *each: np.stack(each), *by_prompt)
             else:
-                rated[i] = Rated(logits, str(notes[i]))
-        return rated
+                logits = model.next_token_logits_after([ids for (ids,), _ in rows], ask_ids, rating_ids)
+            notes = [note for _, note in rows]
+            return map_rows(lambda each, note: Rated(finite_logits(each), note), logits, notes)
+
+        return on_readable(map_rows(fitting, zip(*texts, strict=True), zip(*ids, strict=True)), rate)
 
 
 @dataclass
@@ -312,14 +315,3 @@ def _encode(
             composed[i] = ids
         encoded.append(composed)
     return encoded
-
-
-def _pair(row: Conversation) -> tuple[str, str] | BadRow:
-    try:
-        return row.first_pair()
-    except BadRow as reason:
-        return reason
-
-
-def _stack(row: Sequence[np.ndarray | OutOfMemory]) -> np.ndarray | OutOfMemory:
-    return next((r for r in row if isinstance(r, OutOfMemory)), None) or np.stack(row)  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ import xxhash
 from datasets import List, Value
 
 from hf_select.data import columns
-from hf_select.data.bad_rows import BadRow
+from hf_select.data.bad_rows import BadRow, map_rows, on_readable, readable_rows
 from hf_select.data.conversation import Conversation, conversations
 from hf_select.features import Feature, unit
 from hf_select.scoring.overlap import QueryOverlap
@@ -127,7 +127,7 @@ class Similarity(Scorer):
                 vectors.append(feature.vector)
                 tasks.append(number)
                 notes[feature.note] += 1
-            texts += [row for row in parsed if isinstance(row, Conversation)]
+            texts += readable_rows(parsed)
         del notes[""]
         self._warn("carry a note", notes, len(vectors), "queries")
         self.tasks_ = list(named)
@@ -202,11 +202,11 @@ class Similarity(Scorer):
                 f"{type(self).__name__} has no queries yet; call fit(queries) first (--queries on the command line)."
             )
         if self.query_overlap == "null":
-            rows = [self._unless_repeating(row) for row in rows]
+            rows = map_rows(self._unless_repeating, rows)
         if stored is None:
             features = self._encoded(rows)
         else:
-            features = [row if isinstance(row, BadRow) else f for row, f in zip(rows, stored, strict=True)]
+            features = [f if isinstance(row, Conversation) else row for row, f in zip(rows, stored, strict=True)]
         similarity = np.full((len(features), len(self.task_of_query_)), np.nan, dtype=np.float32)
         parts = np.full((len(features), len(self.task_of_part_)), np.nan)
         whole = [i for i, feature in enumerate(features) if isinstance(feature, Feature)]
@@ -220,9 +220,7 @@ class Similarity(Scorer):
 
     def score_vectors(self, batch: dict[str, list[Any]], vectors: list[Feature | BadRow]) -> dict[str, list[Any]]:
         """The columns of a batch whose vectors are at hand: one for each row, as PoolIndex.read gives them."""
-        parsed = conversations(batch)
-        there = [i for i, row in enumerate(parsed) if isinstance(row, Conversation)]
-        return self._columns(parsed, self._answers([parsed[i] for i in there], [vectors[i] for i in there]))
+        return self._columns(self._answers(conversations(batch), vectors))
 
     def best_rows(self, dataset: Any, m: int, batch_size: int = 1000, index: Any = None) -> BestRows:
         """Each query's m most similar rows, in one pass over the dataset that keeps q x m numbers and no vectors.
@@ -244,14 +242,12 @@ class Similarity(Scorer):
     def _answers(self, rows: list[Any], stored: list[Feature | BadRow] | None = None) -> list[dict[str, Any] | BadRow]:
         similarity, parts, features = self._similarities(rows, stored)
         tasks = max_by_task(parts, self.task_of_part_, len(self.tasks_))
-        return [self._answer(*row) for row in zip(rows, features, similarity, tasks, strict=True)]
+        return map_rows(self._answer, rows, features, similarity, tasks)
 
     def _answer(
-        self, row: Conversation, feature: Feature | BadRow, similarity: np.ndarray, tasks: np.ndarray
-    ) -> dict[str, Any] | BadRow:
+        self, row: Conversation, feature: Feature, similarity: np.ndarray, tasks: np.ndarray
+    ) -> dict[str, Any]:
         """Columns of one row from its similarities to queries (q,) and to tasks (t,)."""
-        if isinstance(feature, BadRow):
-            return feature
         repeats = self.overlap_(row) if self.overlap_ is not None and self.query_overlap == "report" else ""
         answer: dict[str, Any] = {
             columns.score_column(self.name): float(tasks.max()),
@@ -292,15 +288,13 @@ class Similarity(Scorer):
     def _features(self, rows: list[Conversation], queries: bool) -> list[Feature | BadRow]:
         return self.featurizer(rows, queries)
 
-    def _unless_repeating(self, row: Conversation | BadRow) -> Conversation | BadRow:
-        if isinstance(row, BadRow) or self.overlap_ is None:
-            return row
-        repeats = self.overlap_(row)
-        return BadRow(repeats) if repeats else row
+    def _unless_repeating(self, row: Conversation) -> Conversation:
+        if self.overlap_ is not None and (repeats := self.overlap_(row)):
+            raise BadRow(repeats)
+        return row
 
     def _encoded(self, rows: list[Conversation | BadRow], queries: bool = False) -> list[Feature | BadRow]:
-        vectors = iter(self._features([row for row in rows if isinstance(row, Conversation)], queries))
-        return [next(vectors) if isinstance(row, Conversation) else row for row in rows]
+        return on_readable(rows, lambda readable: self._features(readable, queries))
 
     def _task_column(self, task: str) -> str:
         return columns.score_column(f"{self.name}_{task}")

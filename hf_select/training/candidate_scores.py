@@ -106,7 +106,7 @@ class CandidateScores:
         found = batching.run(lengths.tolist(), budget, forward)
         failed = [value for value in found if isinstance(value, OutOfMemory)]
         if failed:
-            logger.warning("%d of %d candidates have no score: %s.", len(failed), len(found), failed[0])
+            logger.warning("%d of %d candidates have no score: %s.", len(failed), len(found), failed[0].details)
         return found
 
     @property

@@ -179,7 +179,7 @@ class DemonstrationReward(TrainerCallback):
         found = batching.run([len(ids) for ids in sequences], self._budget, forward)
         for value in found:
             if isinstance(value, OutOfMemory):
-                raise RuntimeError(f"the reward model: {value}; lower max_length.")
+                raise RuntimeError(f"the reward model: {value.details}; lower max_length.")
         values = np.array(found, dtype=np.float64)
         if not np.isfinite(values).all():
             raise ValueError("the reward model gives rewards that are not finite; lower its learning rate.")

@@ -61,7 +61,7 @@ def answers(
             forward([len(prompts) - 1])
     for answer in results:
         if isinstance(answer, OutOfMemory):
-            raise RuntimeError(f"generation: {answer}; lower max_length or max_completion_length.")
+            raise RuntimeError(f"generation: {answer.details}; lower max_length or max_completion_length.")
     return results  # type: ignore[return-value]
 
 
