@@ -43,13 +43,14 @@ class ImportScores(Command):
     """Add the scores that another program made to a dataset, so that hf-select select and report can use them.
 
     Args:
-        scores: JSONL file with an id and a score a line: a number, or a text such as "4" or "4/10".
+        scores: JSONL, CSV or TSV file (also .gz, .zst, .xz, .bz2) of ids and scores; a score is a number, or a text
+            such as "4" or "4/10".
         dataset: the rows: a file, a saved dataset, a folder of hf-select score or a Hub id.
         name: of the score; the column is score_NAME.
         output: where the scored rows go: .parquet, .jsonl, .json, .csv or .tsv (all but the first also .gz, .zst,
             .xz or .bz2), or a folder for a saved dataset.
-        id_key: key of the id in the file of scores.
-        score_key: key of the score in it.
+        id_key: key or column of the id in the file of scores.
+        score_key: key or column of the score in it.
         row_id: column of the dataset that holds the ids; without a column "row_id" they are row numbers.
         split: split of a saved or Hub dataset.
         overwrite: replace an output that exists.

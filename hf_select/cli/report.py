@@ -2,9 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hf_select.cli.command import Command
+
+
+if TYPE_CHECKING:
+    from hf_select.cli.finished_run import Finished
 
 
 @dataclass
@@ -15,7 +19,8 @@ class Report(Command):
     Args:
         subset: what hf-select select wrote, or the folder of hf-select run (its last selection).
         compare_with: another subset or run from the same rows; the page then compares the two.
-        output_dir: folder for the report; by default report beside the subset.
+        output_dir: folder for the report; by default the folder report next to the subset. The report of another
+            selection in that folder is not replaced.
         scores: the scored rows, if they are no longer where they were; several folders are joined by row_id.
         split: split of a saved or Hub dataset.
         title: of the page.
@@ -55,6 +60,7 @@ class Report(Command):
         }
         if self.compare_with is None:
             title = self.title or f"Selection report: {found.name}"
+            self._check_default(found, folder / "report.md", title)
             settings |= {"steps": found.steps, "earlier": found.earlier, "seed": self.seed}
             page = report(found.pool, found.selection, folder, title=title, **settings)
         else:
@@ -64,8 +70,22 @@ class Report(Command):
             if names is None:
                 raise ValueError(f'"{self.subset}" is compared with itself; give another selection.')
             title = self.title or f"Comparison: {names[0]} and {names[1]}"
+            self._check_default(found, folder / "comparison.md", title)
             pool = with_columns_of(found.pool, other.pool)
             selections = dict(zip(names, (found.selection, other.selection), strict=True))
             page = compare_report(pool, selections, folder, title=title, **settings)
         others = ", ".join(str(page.with_suffix(suffix)) for suffix in (".md", ".json"))
         print(f"{page} ({page.stat().st_size / 1e6:.1f} MB; open it in a browser), {others}; pictures beside them")
+
+    def _check_default(self, found: "Finished", page: Path, title: str) -> None:
+        """Raise if the default folder, which all subsets of a folder share, holds a page with another title."""
+        from hf_select.reports.markdown import inline
+
+        if self.output_dir is not None or found.recipe is not None or not page.exists():
+            return
+        with page.open(encoding="utf-8") as file:
+            heading = file.readline().rstrip("\n")
+        if heading != f"# {inline(title)}":
+            raise ValueError(
+                f'"{page.parent}" holds another report ("{heading.removeprefix("# ")}"); give --output-dir.'
+            )

@@ -129,6 +129,7 @@ def _from_folder_or_hub(
         raise ValueError(f'no file or folder "{source}"; give a file ({KNOWN}), a saved dataset or a Hub id.')
     try:
         if path.is_dir():
+            _refuse_uppercase_endings(path)
             data_files = load_dataset_builder(source, config).config.data_files or {}
             files = [str(file) for file in _split(data_files, split, source, config)]
             if _are_read_here(source, files, [str(file) for named in data_files.values() for file in named]):
@@ -154,6 +155,18 @@ def _from_folder_or_hub(
         what = "has several configurations" if config is None else f'has no configuration "{config}"'
         one = f"{split}/train" if split in names else f"{names[0]}/{split}"
         raise ValueError(f'"{source}" {what} ({", ".join(names)}). Name one: {source}#{one}') from error
+
+
+def _refuse_uppercase_endings(folder: Path) -> None:
+    """Raise ValueError for a file such as "X.JSONL": `datasets` does not see it in a folder."""
+    for file in sorted(folder.rglob("*")):
+        ending = next((suffix for suffix in file.suffixes if KINDS.get(suffix.lower())), "")
+        if kind_of(file) and ending != ending.lower() and file.is_file():
+            renamed_to = file.name.replace(ending, ending.lower())
+            raise ValueError(
+                f'"{folder}" holds "{file.name}", which would be left out for its uppercase ending. Rename it to '
+                f'"{renamed_to}".'
+            )
 
 
 def _are_read_here(folder: str, files: list[str], files_of_all_splits: list[str]) -> bool:

@@ -1,17 +1,21 @@
-"""Scores that another program made: a JSONL file with an id and a score a line becomes a score column."""
+"""Scores that another program made: a JSONL, CSV or TSV file of ids and scores becomes a score column."""
 
+import csv
+import io
 import json
 import logging
 import math
 import os
 import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from datasets import Value
 
-from hf_select.data import columns
+from hf_select.data import columns, compression
+from hf_select.data.row_files import DELIMITERS, kind_of
 
 
 logger = logging.getLogger(__name__)
@@ -39,7 +43,7 @@ def import_scores(
     plain numbers in one file are refused, since they are on two scales.
 
     Args:
-        path: JSONL file, one object a line.
+        path: JSONL, CSV or TSV file (also .gz, .zst, .xz, .bz2), one object or row for each score.
         name: of the score.
         id_key: key of the id in the file.
         score_key: key of the score in the file.
@@ -90,17 +94,7 @@ def _read(path: Path, id_key: str, score_key: str) -> dict[str, float | str]:
     """id -> score, or the reason why its value is none."""
     scores: dict[str, float | str] = {}
     first: dict[bool, tuple[int, Any]] = {}  # whether it is a fraction -> the first line with one, its value
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f'"{path}" is not text in UTF-8 ({error.reason}).') from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            raise ValueError(f'line {number} of "{path}" is not JSON; one object a line is needed.') from None
+    for number, row in _rows(path):
         if not isinstance(row, dict) or id_key not in row or score_key not in row:
             has = f"it has {list(row)}" if isinstance(row, dict) else "it is not an object"
             raise ValueError(
@@ -124,6 +118,27 @@ def _read(path: Path, id_key: str, score_key: str) -> dict[str, float | str]:
             "scales. Write all scores in one way."
         )
     return scores
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """(line number, row) for each row of a CSV or TSV file, or each line of a JSONL file; either may be compressed."""
+    kind = kind_of(path)
+    try:
+        with io.TextIOWrapper(compression.open_to_read(path), encoding="utf-8-sig", newline="\n") as file:
+            if kind in DELIMITERS:
+                reader = csv.DictReader(file, delimiter=DELIMITERS[kind])
+                for row in reader:
+                    yield reader.line_num, row
+                return
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, json.loads(line)
+    except json.JSONDecodeError:
+        raise ValueError(f'line {number} of "{path}" is not JSON; one object a line is needed.') from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f'"{path}" is not text in UTF-8 ({error.reason}).') from None
+    except compression.DAMAGED as error:
+        raise ValueError(f'cannot read "{path}" ({error}); the compressed file is damaged.') from None
 
 
 def _score(value: Any) -> float:

@@ -119,8 +119,8 @@ def ties_at_the_cut(keys: np.ndarray, taken: np.ndarray, by: str) -> int:
         tied, of_them = int((keys == cut).sum()), int((keys[taken] == cut).sum())
         if tied > of_them:
             logger.warning(
-                "%d rows tie at the cut (%s %.6g): %d of them were taken, by their row numbers.",
-                *(tied, by, cut, of_them),
+                "%d rows tie at the cut (%s %.6g): %d of them %s taken, by their row numbers.",
+                *(tied, by, cut, of_them, "was" if of_them == 1 else "were"),
             )
             return tied
     return 0

@@ -302,6 +302,16 @@ def test_overwrite_replaces_saved_datasets_alone(pool, capsys):
     assert Path("precious/thesis.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize("others", [[], ["a.jsonl"]])
+@pytest.mark.parametrize(("name", "cure"), [("X.JSONL", "X.jsonl"), ("X.Csv.gz", "X.csv.gz")])
+def test_a_folder_does_not_leave_out_uppercase_endings(rows, capsys, name, cure, others):
+    Path("d").mkdir()
+    for each in [name, *others]:
+        Path("d", each).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = fails(capsys, "score", "--scorer", "length", "--dataset", "d", "--output-dir", "o")
+    assert f'"{name}", which would be left out for its uppercase ending. Rename it to "{cure}"' in said
+
+
 def test_brackets_in_a_file_name_are_no_pattern(rows):
     for name, some in (("rows[1].jsonl", rows[:10]), ("rows1.jsonl", rows[:1])):
         Path(name).write_text("".join(json.dumps(row) + "\n" for row in some))

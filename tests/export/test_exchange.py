@@ -1,5 +1,6 @@
 """To other trainers and from other programs' scores: nothing is lost on the way, and nothing goes to another row."""
 
+import gzip
 import json
 import re
 from pathlib import Path
@@ -263,3 +264,21 @@ def test_from_imported_scores_to_a_report_and_an_export(rows):
     assert found["scores"]["score_judge"]["parts"]["selected"]["quantiles"]["0"] == 35
     assert main(["export", "best.jsonl", "--output-dir", "out"]) == 0
     assert len(lines("out/subset.jsonl")) == 5
+
+
+@pytest.mark.parametrize("name", ["s.jsonl", "s.jsonl.gz", "s.csv", "s.tsv", "S.CSV.GZ"])
+def test_scores_are_imported_from_every_kind_of_file(name):
+    given = {"0": "4", "1": "3.5", "2": ""}
+    delimiter = "\t" if "tsv" in name else ","
+    text = "".join(json.dumps({"id": key, "score": value}) + "\n" for key, value in given.items())
+    if "jsonl" not in name:
+        text = "\r\n".join([f"score{delimiter}id", *(f"{value}{delimiter}{key}" for key, value in given.items())])
+    data = b"\xef\xbb\xbf" + text.encode()
+    Path(name).write_bytes(gzip.compress(data) if name.lower().endswith("gz") else data)
+    scored = import_scores(Dataset.from_dict({"text": ["a", "b", "c"]}), name, "judge")
+    assert scored["score_judge"] == [4.0, 3.5, None]
+    assert scored["judge_reason"][2] == 'the imported score "" is not a number'
+    if name.endswith("gz"):
+        Path(name).write_bytes(gzip.compress(data)[:-9])
+        with pytest.raises(ValueError, match="the compressed file is damaged"):
+            import_scores(Dataset.from_dict({"text": ["a"]}), name, "judge")

@@ -255,6 +255,18 @@ def test_the_errors_of_report(scored, capsys):
     assert "only selections from one pool can be compared" in error(*against)
 
 
+def test_the_default_folder_does_not_replace_the_report_of_another_selection(scored, capsys):
+    for name in ("first", "second"):
+        longest = ("--selector", "longest", "--k", "3", "--output", f"{name}.jsonl")
+        assert run("select", "--scores", "scores", *longest) == 0
+    assert run("report", "first.jsonl") == 0 and run("report", "first.jsonl") == 0
+    before = Path("report/report.html").read_bytes()
+    assert run("report", "second.jsonl") == 2
+    assert 'holds another report ("Selection report: first"); give --output-dir' in capsys.readouterr().err
+    assert Path("report/report.html").read_bytes() == before
+    assert run("report", "second.jsonl", "--output-dir", "r") == 0
+
+
 def test_a_report_replaces_only_what_belongs_to_an_earlier_one(tmp_path):
     dataset = pool()
     selection = TopK("score_a")(dataset, k=3)

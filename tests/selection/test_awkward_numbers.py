@@ -115,6 +115,7 @@ def test_only_a_tie_that_is_cut_is_told(caplog):
     assert TopK("score_x")(data, k=3).chain[-1]["tied_at_the_cut"] == 0 and "tie" not in caplog.text
     assert TopK("score_x")(data, k=5).chain[-1]["tied_at_the_cut"] == 3
     assert TopK("score_x", "worst")(data, k=5).chain[-1]["tied_at_the_cut"] == 2
+    assert "2 rows tie at the cut (score_x 4): 1 of them was taken" in caplog.text
     assert WeightedRanks({"score_x": 1})(data, k=4).chain[-1]["tied_at_the_cut"] == 3
     assert TopK("score_x")(data, tokens=40).chain[-1]["tied_at_the_cut"] == 3
 
