@@ -16,7 +16,7 @@ from hf_select.cli.recipe import placed, read_recipe, texts
 from hf_select.data import columns
 from hf_select.data.conversation import readable_columns
 from hf_select.data.rows import pool_fingerprint
-from hf_select.reports.ledger import read_step
+from hf_select.reports.ledger import Step, read_step
 from hf_select.selection.selection import Selection
 
 
@@ -37,7 +37,7 @@ class Finished:
     pool: Any
     selection: Selection
     earlier: Selection | None = None
-    steps: list[dict[str, Any]] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
     recipe: dict[str, Any] | None = None
     source: str | None = None
 
@@ -165,7 +165,7 @@ def _recorded_scores(record: Path) -> str | list[str] | None:
     return Selection.load(record).chain[-1].get("scores") if record.exists() else None
 
 
-def _ledger(steps: dict[str, dict[str, Any]], last: dict[str, Any], run: Path) -> Iterator[dict[str, Any]]:
+def _ledger(steps: dict[str, dict[str, Any]], last: dict[str, Any], run: Path) -> Iterator[Step]:
     """What the steps of a run cost that stand behind its selection `last`: those whose output it, or one of them,
     reads."""
     behind, reading = [last], set(texts(last))
@@ -180,7 +180,7 @@ def _ledger(steps: dict[str, dict[str, Any]], last: dict[str, Any], run: Path) -
         elif settings["command"] in ("select", "warm-up"):
             marker = read_json(run / ".steps" / f"{name}.json")
             if marker is not None and "seconds" in marker:  # it is finished
-                yield {"step": name, "seconds": marker["seconds"]}
+                yield Step(name, cost={"seconds": marker["seconds"]})
 
 
 def _same(a: str, b: Path) -> bool:

@@ -110,10 +110,10 @@ def advise(
         )
     if source_column is not None and source_column not in pool.column_names:
         raise columns.missing_column(source_column, pool.column_names, "Name the column of the sources, or none.")
-    from hf_select.reports.written import check_place
+    from hf_select.reports.report_files import check_replaceable
 
     folder = Path(output_dir).expanduser()
-    check_place(folder, "advice.html", "advice.md", "pictures")  # before the scoring, not after it
+    check_replaceable(folder, "advice.html", "advice.md", "pictures")  # before the scoring, not after it
     sample = pool.select(np.sort(random_order(len(pool), seed)[:count]))
     made = {"large": scorer} | ({"small": small} if small is not None else {})
     scores, costs, expected, unscored = {}, {}, {}, {}

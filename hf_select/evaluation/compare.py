@@ -133,9 +133,9 @@ class Comparison:
             )
 
     def run(self) -> dict[str, Any]:
-        from hf_select.reports.written import check_place
+        from hf_select.reports.report_files import check_replaceable
 
-        check_place(self.folder, "result.html", "result.md", "pictures")  # before the runs, not after them
+        check_replaceable(self.folder, "result.html", "result.md", "pictures")  # before the runs, not after them
         recipe = {name: value for name, value in self.recipe.described().items() if name not in _WHERE}
         measured = {name: measure.identity() for name, measure in self.measures.items()}
         settings = {"recipe": recipe, "passes": self.passes, "measures": measured}

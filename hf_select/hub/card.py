@@ -4,13 +4,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from hf_select.hub.citations import bibtex
+from hf_select.reports.ledger import Step
 from hf_select.reports.markdown import inline, section_text, table_text
-from hf_select.reports.sections import sections, step_in_words
+from hf_select.reports.report_numbers import SelectionNumbers
+from hf_select.reports.sections import report_sections, step_table
 
 
-def card(
+# Sections of the report that the card has, too; how the rows were selected it says itself.
+_SECTIONS = ("scores", "lengths", "sources", "tasks", "agreement", "unscored", "cost")
+
+
+def selection_card(
     repo_id: str,
-    numbers: dict[str, Any],
+    numbers: SelectionNumbers,
     provenance: dict[str, Any],
     *,
     layout: str,
@@ -32,9 +38,10 @@ def card(
     """
     from huggingface_hub import DatasetCardData
 
-    source, rows = provenance["source"], numbers["rows"]
-    scorers = list(dict.fromkeys(step["scorer"] for step in provenance["steps"] if step.get("scorer")))
-    selectors = [step["selector"] for step in numbers["steps"]]
+    source, rows = provenance["source"], numbers.measured.rows
+    steps = [Step.from_dict(step) for step in provenance["steps"]]
+    scorers = list(dict.fromkeys(step.scorer for step in steps if step.scorer))
+    selectors = [step["selector"] for step in numbers.steps]
     written = source.get("origin", {}).get("models")
     on_hub = source["name"] if source["on_hub"] else None
     data = DatasetCardData(
@@ -54,6 +61,7 @@ def card(
     shown = f"[{on_hub}](https://huggingface.co/datasets/{on_hub})" if on_hub else inline(source["name"])
     revision = f" at revision `{source['revision']}`" if source.get("revision") else ""
     how = ", then ".join(selectors)
+    sections = report_sections(numbers, list(pictures))
     parts = [
         f"---\n{data.to_yaml()}\n---",
         f"# {inline(repo_id.split('/')[-1])}",
@@ -63,8 +71,8 @@ def card(
         "the pool, also of those that were not.",
         *_origin(source),
         usage(repo_id, layout),
-        _method(numbers, provenance),
-        *(section_text(section, pictures) for section in sections(numbers, list(pictures))[1:]),
+        _method(numbers, steps),
+        *(section_text(sections[name], pictures) for name in _SECTIONS if name in sections),
     ]
     if changes:
         parts.append(_changes(changes))
@@ -121,16 +129,16 @@ trainer.train()
 The conversations are in {reads}."""
 
 
-def _method(numbers: dict[str, Any], provenance: dict[str, Any]) -> str:
+def _method(numbers: SelectionNumbers, steps: Sequence[Step]) -> str:
     parts = [
         "## How it was selected",
-        table_text(["step", "settings", "rows before", "rows after"], [step_in_words(s) for s in numbers["steps"]]),
+        table_text(*step_table(numbers.steps)),
     ]
-    scorers = [step for step in provenance["steps"] if step.get("scorer")]
+    scorers = [step for step in steps if step.scorer is not None]
     if scorers:
-        lines = [[step["scorer"], _settings(step["settings"])] for step in scorers]
+        lines = [[step.scorer or "", _settings(step.settings)] for step in scorers]
         parts += ["Scorers, with their settings:", table_text(["scorer", "settings"], lines)]
-        versions = ", ".join(f"{name} {version}" for name, version in scorers[-1]["versions"].items())
+        versions = ", ".join(f"{name} {version}" for name, version in scorers[-1].versions.items())
         parts.append(f"Versions: {inline(versions)}.")
     return "\n\n".join(parts)
 
@@ -172,8 +180,8 @@ def _reproduce(repo_id: str, source: dict[str, Any], has_recipe: bool) -> str:
     return text
 
 
-def _limitations(numbers: dict[str, Any]) -> str:
-    unscored = max((sum(reasons.values()) for reasons in numbers["unscored"].values()), default=0)
+def _limitations(numbers: SelectionNumbers) -> str:
+    unscored = max((sum(reasons.values()) for reasons in numbers.measured.unscored.values()), default=0)
     lines = [
         "- The rows were selected by a program; nobody has read them all. What is wrong or harmful in the source can "
         "be in the subset.",

@@ -14,7 +14,8 @@ replace those of the one before in a single commit: whoever loads the repository
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -27,16 +28,17 @@ from hf_select._version import __version__
 from hf_select.atomic import read_json, sha256_of, write_json
 from hf_select.data import columns
 from hf_select.data.bad_rows import BadRow
-from hf_select.data.conversation import Conversation, conversations, layout, readable_columns
-from hf_select.data.rows import pool_fingerprint
+from hf_select.data.conversation import Conversation, layout, readable_columns
 from hf_select.features.store import PoolIndex
-from hf_select.hub.card import card
+from hf_select.hub.card import selection_card
 from hf_select.hub.output import origin_of
 from hf_select.hub.repository import PROVENANCE, RECORD, about_source, build_folder, check_repo_id, push_files
 from hf_select.hub.scrub import scrubbed
-from hf_select.reports.ledger import models_of, read_step
-from hf_select.reports.numbers import describe, score_columns
+from hf_select.reports.ledger import Step, models_of, read_step
+from hf_select.reports.numbers import describe_selection
 from hf_select.reports.pictures import draw
+from hf_select.reports.pool_view import PoolView
+from hf_select.reports.report_numbers import SelectionNumbers
 from hf_select.selection.selection import Selection
 
 
@@ -53,7 +55,7 @@ def push_selected(
     language: Sequence[str] | None = None,
     source: str | None = None,
     split: str = "train",
-    steps: list[dict[str, Any]] | None = None,
+    steps: Sequence[Step] = (),
     recipe: dict[str, Any] | None = None,
     source_column: str | None = None,
     revision: str = "main",
@@ -86,8 +88,7 @@ def push_selected(
         repository is checked first); ConnectionError if it cannot be reached.
     """
     check_repo_id(repo_id)
-    steps = steps or []
-    given = source or next((step["pool"]["source"] for step in steps if step.get("pool")), None)
+    given = source or next((step.pool["source"] for step in steps if step.pool), None)
     about = about_source(given, split, token)
     license, language = license or about.pop("license", None), language or about.pop("language", None)
     if not license:
@@ -133,7 +134,7 @@ def push_index(
     check_repo_id(repo_id)
     index = index if isinstance(index, PoolIndex) else PoolIndex.open(index)
     index.check()
-    step = scrubbed(read_step(index.folder))
+    step = Step.from_dict(scrubbed(read_step(index.folder).to_dict()))
     with TemporaryDirectory() as temporary:
         place = Path(temporary)
         (place / "vectors").mkdir()
@@ -147,15 +148,13 @@ def push_index(
         return push_files(repo_id, place, lambda known, commit: None, private, revision, token)
 
 
-def provenance_of(dataset: Any, steps: list[dict[str, Any]], source: dict[str, Any]) -> dict[str, Any]:
-    """Where the rows came from and what looked at them, without secrets."""
-    names = readable_columns(dataset.column_names)
-    fingerprint = pool_fingerprint(dataset.select_columns(names)) if names else None
+def provenance_of(view: PoolView, steps: Sequence[Step], source: dict[str, Any]) -> dict[str, Any]:
+    """The source of the rows and the steps behind the selection, without secrets."""
     return {
         "hf_select": __version__,
-        "source": {**source, "rows": len(dataset), "columns": names, "fingerprint": fingerprint},
+        "source": {**source, "rows": len(view), "columns": view.text_columns, "fingerprint": view.fingerprint},
         "models": scrubbed(models_of(steps)),  # before a path is cut to a name that could be one on the Hub
-        "steps": scrubbed(steps),
+        "steps": scrubbed([step.to_dict() for step in steps]),
     }
 
 
@@ -197,26 +196,23 @@ class _Build:
         selection: Selection,
         dataset: Any,
         repo_id: str,
-        steps: list[dict[str, Any]],
+        steps: Sequence[Step],
         source: dict[str, Any],
         recipe: dict[str, Any] | None,
         source_column: str | None,
     ):
-        self.folder, self.repo_id, self.dataset, self.recipe = folder, repo_id, dataset, scrubbed(recipe)
-        self.provenance = provenance_of(dataset, steps, source)
-        self.selection = Selection(
-            indices=selection.indices,
-            num_rows=selection.num_rows,
-            reasons=scrubbed(selection.reasons),
-            scores=selection.scores,
-            row_ids=selection.row_ids,
-            hashes=selection.hashes,
-            pool_scores=selection.pool_scores,
-            chain=scrubbed(selection.chain),
-            provenance=self.provenance,
-        )
-        self.numbers = scrubbed(describe(dataset, self.selection, steps, source_column=source_column))
-        self.subset = trainable(self.selection.apply(dataset))
+        self.folder, self.repo_id, self.recipe = folder, repo_id, scrubbed(recipe)
+        self.selection = replace(selection, reasons=scrubbed(selection.reasons), chain=scrubbed(selection.chain))
+        self.subset = self.selection.apply(dataset)
+        self.view = PoolView(dataset)
+        is_converted = needs_conversion(self.view.text_columns)
+        chosen = selection.indices.tolist()
+        self.view.parse(keep=chosen if is_converted else ())
+        if is_converted:
+            self.subset = with_messages(self.subset, map(self.view.conversation, chosen))
+        self.selection.provenance = self.provenance = provenance_of(self.view, steps, source)
+        numbers = describe_selection(self.view, self.selection, steps, source_column=source_column)
+        self.numbers = SelectionNumbers.from_dict(scrubbed(numbers.to_dict()))
 
     def write_data(self) -> None:
         """All files but the card and what it depends on."""
@@ -227,7 +223,7 @@ class _Build:
         _write_shards(self.subset, self.folder / "data")
         _write_shards(self._scores(), self.folder / "scores")
         self.selection.save(self.folder / RECORD)
-        write_json(self.folder / "report.json", self.numbers)
+        write_json(self.folder / "report.json", self.numbers.to_dict())
         for name, _, png in draw(self.numbers):
             (self.folder / "pictures" / f"{name}.png").write_bytes(png)
         if self.recipe is not None:
@@ -254,7 +250,7 @@ class _Build:
                 changes = changes_since(Selection.load(known[RECORD]), self.selection, commit)
         write_json(self.folder / PROVENANCE, {**self.provenance, "changes": changes, "files": files})
         pictures = {path.stem: f"pictures/{path.name}" for path in sorted((self.folder / "pictures").iterdir())}
-        text = card(
+        text = selection_card(
             self.repo_id,
             self.numbers,
             self.provenance,
@@ -266,36 +262,42 @@ class _Build:
         )
         (self.folder / "README.md").write_text(text, encoding="utf-8")
 
-    def _scores(self) -> Any:
-        """What the methods said of every row of the pool, without the rows."""
-        scores = score_columns(self.dataset)
+    def _scores(self) -> Dataset:
+        """The scores, reasons and ranks of every row of the pool, without the rows."""
+        dataset, scores = self.view.dataset, self.view.score_columns
         wanted = [columns.ROW_ID, *scores, *(columns.reason_column(name) for name in scores), columns.NUM_TOKENS]
-        kept = self.dataset.select_columns([name for name in wanted if name in self.dataset.column_names])
-        ranks: list[int | None] = [None] * len(self.dataset)
+        kept = dataset.select_columns([name for name in wanted if name in dataset.column_names])
+        ranks: list[int | None] = [None] * len(dataset)
         for rank, row in enumerate(self.selection.indices.tolist(), 1):
             ranks[row] = rank
-        kept = kept.add_column("row", list(range(len(self.dataset))))
+        kept = kept.add_column("row", list(range(len(dataset))))
         return kept.add_column(columns.SELECTION_RANK, ranks, feature=Value("int64"))
 
 
-def trainable(subset: Any) -> Any:
-    """The rows in a layout that TRL's SFTTrainer reads: Alpaca and ShareGPT rows become `messages`, others stay."""
-    names = readable_columns(subset.column_names)
-    if not names or layout(names) not in ("alpaca", "sharegpt"):
-        return subset
+def needs_conversion(text_columns: list[str]) -> bool:
+    """Whether TRL's SFTTrainer does not read this layout of rows."""
+    return bool(text_columns) and layout(text_columns) in ("alpaca", "sharegpt")
+
+
+def with_messages(subset: Dataset, parsed: Iterable[Conversation | BadRow]) -> Dataset:
+    """Replace the text columns by `messages`, which TRL's SFTTrainer reads.
+
+    Args:
+        parsed: the rows of the subset, in its order.
+    Raises: ValueError if a row cannot be read.
+    """
     rows: list[Conversation] = []
-    for start in range(0, len(subset), 1000):
-        for parsed in conversations(subset.select_columns(names)[start : start + 1000]):
-            if isinstance(parsed, BadRow):
-                raise ValueError(f"row {len(rows)} of the subset cannot be read: {parsed}. Leave it out, or mend it.")
-            rows.append(parsed)
+    for row in parsed:
+        if isinstance(row, BadRow):
+            raise ValueError(f"row {len(rows)} of the subset cannot be read: {row}. Leave it out, or fix it.")
+        rows.append(row)
     message: Any = {"role": Value("string"), "content": Value("string")}
-    if any(set(said) - set(message) for row in rows for said in row.messages):
-        # The arguments of tools differ from row to row; a column of structs would give each row all of them.
+    if any(set(turn) - set(message) for row in rows for turn in row.messages):
+        # The arguments of tools differ from row to row; a column of structs would give each row the keys of all.
         message = Json()
-    messages = {"messages": [row.messages for row in rows]}
-    made = Dataset.from_dict(messages, Features({"messages": List(message)}))
-    return concatenate_datasets([subset.remove_columns([name for name in names if name != "tools"]), made], axis=1)
+    messages = Dataset.from_dict({"messages": [row.messages for row in rows]}, Features({"messages": List(message)}))
+    others = [name for name in readable_columns(subset.column_names) if name != "tools"]
+    return concatenate_datasets([subset.remove_columns(others), messages], axis=1)
 
 
 def _write_shards(dataset: Any, folder: Path) -> None:
@@ -321,7 +323,7 @@ def _without_secrets(table: pa.Table) -> pa.Table:
     return table
 
 
-def _index_card(repo_id: str, index: PoolIndex, step: dict[str, Any], license: str | Sequence[str]) -> str:
+def _index_card(repo_id: str, index: PoolIndex, step: Step, license: str | Sequence[str]) -> str:
     from huggingface_hub import DatasetCardData
 
     from hf_select.reports.markdown import inline, table_text
@@ -332,8 +334,9 @@ def _index_card(repo_id: str, index: PoolIndex, step: dict[str, Any], license: s
         tags=["data-selection", "hf_select", "embeddings"],
         viewer=False,
     )
-    settings = [[name, json.dumps(value, ensure_ascii=False)] for name, value in step["settings"].items()]
-    source = step["pool"]["source"] or "a dataset"
+    settings = [[name, json.dumps(value, ensure_ascii=False)] for name, value in step.settings.items()]
+    flops = f" and {step.cost['flops']:.3g} counted FLOPs" if "flops" in step.cost else ""
+    source = (step.pool or {}).get("source") or "a dataset"
     return f"""---
 {data.to_yaml()}
 ---
@@ -341,7 +344,7 @@ def _index_card(repo_id: str, index: PoolIndex, step: dict[str, Any], license: s
 # {inline(repo_id.split("/")[-1])}
 
 Vectors of the {len(index):,} rows of {inline(source)}, {index.dimensions:,} numbers a row, made with hf_select by
-{inline(step["step"].removeprefix("index "))}. With them any queries are compared with the pool without running the
+{inline(step.step.removeprefix("index "))}. With them any queries are compared with the pool without running the
 model over it again; an index of other rows, another model or other settings is refused.
 
 ```python
@@ -359,5 +362,5 @@ hf-select score --scorer rds --index index --dataset ... --queries TASK=FILE --o
 
 {table_text(["setting", "value"], settings)}
 
-Making it took {step["seconds"]:,.1f} seconds{f" and {step['flops']:.3g} counted FLOPs" if "flops" in step else ""}.
+Making it took {step.cost["seconds"]:,.1f} seconds{flops}.
 """

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_select.reports.pictures import legend
+from hf_select.reports.report_files import Figures, write_sections
 from hf_select.reports.sections import Section, percent
-from hf_select.reports.written import Figures, write_sections
 
 
 _DO = {

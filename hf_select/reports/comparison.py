@@ -14,8 +14,8 @@ from hf_select.reports.comparison_pictures import (
     parts,
     shown_budget,
 )
+from hf_select.reports.report_files import write_sections
 from hf_select.reports.sections import Section
-from hf_select.reports.written import write_sections
 
 
 _RANDOM = "random"

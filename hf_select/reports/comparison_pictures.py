@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from hf_select.reports.pictures import file_name, legend, name_rows, wrapped
-from hf_select.reports.written import Figures
+from hf_select.reports.report_files import Figures
 
 
 # Verdicts differ in colour and in marker, so that they can be told apart without colour too.

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_select.reports.comparison_pictures import in_order, shown_budget, verdict_figure
+from hf_select.reports.report_files import write_sections
 from hf_select.reports.sections import Section
-from hf_select.reports.written import write_sections
 
 
 def joined_report(joined: dict[str, Any], output_dir: str | os.PathLike) -> Path:

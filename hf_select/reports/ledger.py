@@ -1,21 +1,62 @@
-"""What the steps behind a selection cost and were made by, read from the folders that they left."""
+"""Cost and settings of the steps behind a selection, read from the folders of `score()` and `PoolIndex`."""
 
 import os
 import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hf_select.atomic import read_json
 
 
-_FILES = (".json", ".jsonl", ".csv", ".parquet", ".gz", ".zst", ".xz", ".bz2")  # seen, also when they are gone
+# A name that ends like this is a file's, also when the file no longer exists.
+_FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".gz", ".zst", ".xz", ".bz2")
 COSTS = ("seconds", "tokens", "processed_tokens", "flops", "peak_memory_mib")
 
 
-def read_step(folder: str | os.PathLike) -> dict[str, Any]:
-    """One step of the ledger from the folder of a finished score() or PoolIndex.
+@dataclass(frozen=True)
+class Step:
+    """One step behind a selection: what ran, with which settings, and what it cost.
 
-    Raises: ValueError if the folder is of neither kind, or not finished.
+    Args:
+        step: name of the step, such as "score ifd".
+        scorer: name of the scorer, for a step that scored.
+        settings: settings of the scorer or featurizer.
+        hash: hash of these settings.
+        versions: package -> version.
+        pool: the rows that were read: `source`, `rows`, `fingerprint`.
+        rows: number of rows.
+        device: where the model ran.
+        cost: measured costs by name, some of `COSTS`: seconds (summed over processes), tokens, FLOPs, MiB.
+    """
+
+    step: str
+    scorer: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    hash: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    pool: dict[str, Any] | None = None
+    rows: int | None = None
+    device: str | None = None
+    cost: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The step as JSON, without what is not known."""
+        known = {name: value for name, value in vars(self).items() if name != "cost" and value not in (None, {})}
+        return {**known, **self.cost}
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> "Step":
+        """The step that `to_dict` returned."""
+        cost = {name: value[name] for name in COSTS if name in value}
+        return cls(**{name: item for name, item in value.items() if name not in COSTS}, cost=cost)
+
+
+def read_step(folder: str | os.PathLike) -> Step:
+    """The step that a finished `score()` or `PoolIndex` left in its folder.
+
+    Raises: ValueError if the folder is of neither kind, or is not finished.
     """
     folder = Path(folder).expanduser()
     manifest = read_json(folder / "manifest.json")
@@ -27,40 +68,40 @@ def read_step(folder: str | os.PathLike) -> dict[str, Any]:
         raise ValueError(f'"{folder}" is not finished; run the same hf-select {kind} command again.')
     made_by = manifest["made_by"]
     cost, queries = summary["cost"], summary.get("preparation_cost", {}).get("queries", {})
-    return {
-        "step": f"{kind} {made_by['name']}",
-        "scorer": made_by["name"] if kind == "score" else None,
-        "settings": made_by["settings"],
-        "hash": made_by["hash"],
-        "versions": manifest["versions"],
-        "pool": manifest["pool"],
-        "rows": summary["rows"],
-        "device": summary.get("device"),
-        **{name: cost[name] + queries.get(name, 0) for name in COSTS if name in cost},
-    }
+    return Step(
+        step=f"{kind} {made_by['name']}",
+        scorer=made_by["name"] if kind == "score" else None,
+        settings=made_by["settings"],
+        hash=made_by["hash"],
+        versions=manifest["versions"],
+        pool=manifest["pool"],
+        rows=summary["rows"],
+        device=summary.get("device"),
+        cost={name: cost[name] + queries.get(name, 0) for name in COSTS if name in cost},
+    )
 
 
-def models_of(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The models that the steps ran, each once: name, revision if one was asked for, and whether it is on the Hub."""
-    found: dict[tuple[str, str | None], None] = {}
+def models_of(steps: Iterable[Step]) -> list[dict[str, Any]]:
+    """The models that the steps ran, each once: name, revision if one was given, and whether it can be on the Hub."""
+    models: dict[tuple[str, str | None], None] = {}
 
-    def look(settings: Any) -> None:
+    def collect(settings: Any) -> None:
         if isinstance(settings, dict) and isinstance(settings.get("model"), str):
-            found.setdefault((settings["model"], settings.get("revision")))
+            models.setdefault((settings["model"], settings.get("revision")))
         for value in settings.values() if isinstance(settings, dict) else settings:
             if isinstance(value, (dict, list)):
-                look(value)
+                collect(value)
 
     for step in steps:
-        look(step.get("settings") or {})
-    return [{"name": name, "revision": revision, "on_hub": is_hub_id(name)} for name, revision in found]
+        collect(step.settings)
+    return [{"name": name, "revision": revision, "on_hub": is_hub_id(name)} for name, revision in models]
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a model's or dataset's name can be one on the Hub, and is none of a local file."""
+    """Whether a model's or dataset's name can be one on the Hub, and is not a local file's."""
     return (
-        re.fullmatch(r"[\w.-]+(?:/[\w.-]+)?", name) is not None  # no path of Windows
+        re.fullmatch(r"[\w.-]+(?:/[\w.-]+)?", name) is not None  # excludes Windows paths
         and not name.startswith((".", "~", "/"))
-        and Path(name).suffix not in _FILES
+        and Path(name).suffix not in _FILE_SUFFIXES
         and not Path(name).exists()
     )

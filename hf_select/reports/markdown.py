@@ -1,17 +1,17 @@
-"""The numbers of a report as Markdown."""
+"""Sections of a report as Markdown."""
 
-from typing import Any
+from collections.abc import Iterable, Mapping
 
-from hf_select.reports.sections import Section, sections
-
-
-def markdown(title: str, numbers: dict[str, Any], pictures: dict[str, str]) -> str:
-    """The report as one Markdown text; `pictures` is the place of each by name."""
-    parts = [f"# {inline(title)}", *(section_text(part, pictures) for part in sections(numbers, list(pictures)))]
-    return "\n\n".join(parts) + "\n"
+from hf_select.reports.sections import Section
 
 
-def section_text(section: Section, pictures: dict[str, str], level: int = 2) -> str:
+def markdown_report(title: str, sections: Iterable[Section], pictures: Mapping[str, str]) -> str:
+    """A report as one Markdown text; `pictures` is the path of each picture by name."""
+    return "\n\n".join([f"# {inline(title)}", *(section_text(section, pictures) for section in sections)]) + "\n"
+
+
+def section_text(section: Section, pictures: Mapping[str, str], level: int = 2) -> str:
+    """A section as Markdown under a heading of this level."""
     parts = ["#" * level + f" {section.title}"]
     if section.text:
         parts.append(inline(section.text))
@@ -21,15 +21,15 @@ def section_text(section: Section, pictures: dict[str, str], level: int = 2) -> 
 
 
 def table_text(header: list[str], rows: list[list[str]]) -> str:
-    """A table whose cells may hold anything: what Markdown or HTML would read as a sign is written out."""
+    """A table as Markdown. Cells may hold any text: characters that Markdown or HTML would interpret are escaped."""
     lines = [[inline(cell) for cell in line] for line in (header, *rows)]
     lines.insert(1, ["---", *["---:"] * (len(header) - 1)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-_SIGNS = {ord(sign): f"&#{ord(sign)};" for sign in "|<>[]`*~\\!&$"}
+_ESCAPED = {ord(sign): f"&#{ord(sign)};" for sign in "|<>[]`*~\\!&$"}
 
 
 def inline(text: str) -> str:
-    """Text on one line, as it is, also inside a table."""
-    return " ".join(str(text).split()).translate(_SIGNS)
+    """Text on one line that Markdown and HTML show literally, also inside a table."""
+    return " ".join(str(text).split()).translate(_ESCAPED)

@@ -1,29 +1,34 @@
-"""A report in a folder: the page, and what it shows as Markdown, JSON and PNGs."""
+"""Reports on a selection, and on two selections from the same pool."""
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from hf_select.atomic import written_whole
-from hf_select.reports import rows
-from hf_select.reports.markdown import markdown
-from hf_select.reports.numbers import compare, describe
-from hf_select.reports.page import page
+from hf_select.reports.ledger import Step
+from hf_select.reports.markdown import markdown_report
+from hf_select.reports.numbers import describe_comparison, describe_selection
+from hf_select.reports.page import report_page
 from hf_select.reports.pictures import draw
-from hf_select.reports.written import check_place, write_pictures
+from hf_select.reports.pool_view import PoolView
+from hf_select.reports.report_files import check_replaceable, picture_paths, write_pictures, write_texts
+from hf_select.reports.report_numbers import ReportNumbers
+from hf_select.reports.rows import RowTable, rows_of_comparison, rows_of_selection
+from hf_select.reports.sections import report_sections
 from hf_select.selection.selection import Selection
 
 
-PAGE, COMPARISON = "report.html", "comparison.html"
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 def report(
-    dataset: Any,
+    dataset: "Dataset",
     selection: Selection,
     output_dir: str | os.PathLike,
     *,
-    steps: list[dict[str, Any]] | None = None,
+    steps: Sequence[Step] = (),
     earlier: Selection | None = None,
     title: str = "Selection report",
     source_column: str | None = None,
@@ -34,23 +39,28 @@ def report(
     """Write report.html, report.md, report.json and pictures/*.png, and return the page's path.
 
     Args:
-        dataset: every row with its scores, in the order that the selection counts.
-        steps: what was run and what it cost: `read_step(folder)` of each score() and index.
-        earlier: what the steps before the last one left, for a selection of several; their rows are then told apart.
-        title: of the page.
-        source_column: column that says where a row comes from; by default source, dataset, task, category, ...
-        examples: rows of each kind that was not selected that the page shows.
-        max_megabytes: size that the page keeps to; texts are cut to fit, and say so.
-        seed: of the random draw that the selection is set beside.
+        dataset: every row with its scores, in the order that the selection refers to.
+        steps: what was run and what it cost: `read_step(folder)` of each `score()` and index.
+        earlier: for a selection in several steps, what the steps before the last one left. The page then shows their
+            rows as a group of its own.
+        title: title of the page.
+        source_column: column that names the source of a row; by default source, dataset, task, category, ...
+        examples: number of rows that the page shows of each kind that was not selected.
+        max_megabytes: size limit of the page; texts are shortened to fit, and the page says so.
+        seed: seed of the random draw that the selection is compared with.
     Raises: ValueError if the selection was not made on this dataset.
     """
-    numbers = describe(dataset, selection, steps, source_column=source_column, seed=seed)
-    table = rows.of_selection(dataset, selection, numbers, examples, earlier)
-    return _write(Path(output_dir).expanduser(), PAGE, title, numbers, table, max_megabytes)
+    view = PoolView(dataset)
+    selection.check(dataset)
+    shown = rows_of_selection(view, selection, examples, earlier)
+    view.parse(keep=shown.rows)
+    numbers = describe_selection(view, selection, steps, source_column=source_column, seed=seed)
+    table = shown.table(view, numbers.measured.sources)
+    return _write_report(Path(output_dir).expanduser(), "report", title, numbers, table, max_megabytes)
 
 
 def compare_report(
-    dataset: Any,
+    dataset: "Dataset",
     selections: dict[str, Selection],
     output_dir: str | os.PathLike,
     *,
@@ -64,32 +74,38 @@ def compare_report(
     Args:
         dataset: every row, with the scores of both.
         selections: name -> selection, two of them.
-        examples: rows of each kind (only the first, only the second, both) that the page shows.
-    Raises: ValueError if there are not two, or one was not made on this dataset.
+        examples: number of rows that the page shows of each kind: only in the first, only in the second, in both.
+    Raises: ValueError if there are not two selections, or one was not made on this dataset.
     """
     if len(selections) != 2:
         raise ValueError(f"{len(selections)} selections were given; a comparison has two.")
+    view = PoolView(dataset)
     (first, mine), (second, theirs) = selections.items()
-    numbers = compare(dataset, mine, theirs, (first, second), source_column=source_column)
-    table = rows.of_comparison(dataset, selections, numbers, examples)
-    return _write(Path(output_dir).expanduser(), COMPARISON, title, numbers, table, max_megabytes)
+    for selection in (mine, theirs):
+        selection.check(dataset)
+    shown = rows_of_comparison(selections, examples)
+    view.parse(keep=shown.rows)
+    numbers = describe_comparison(view, mine, theirs, (first, second), source_column=source_column)
+    table = shown.table(view, numbers.measured.sources)
+    return _write_report(Path(output_dir).expanduser(), "comparison", title, numbers, table, max_megabytes)
 
 
-def _write(
-    folder: Path, name: str, title: str, numbers: dict[str, Any], table: rows.Table, max_megabytes: float
+def _write_report(
+    folder: Path, name: str, title: str, numbers: ReportNumbers, table: RowTable, max_megabytes: float
 ) -> Path:
-    pictures = "pictures" if name == PAGE else "comparison_pictures"
-    check_place(folder, name, name.replace(".html", ".md"), name.replace(".html", ".json"), pictures)
+    pictures = "pictures" if name == "report" else f"{name}_pictures"
+    check_replaceable(folder, f"{name}.html", f"{name}.md", f"{name}.json", pictures)
     folder.mkdir(parents=True, exist_ok=True)
-    light = list(draw(numbers, "light"))
-    drawn = {picture: f"{pictures}/{picture}.png" for picture, *_ in light}
-    made = {
-        name: page(title, numbers, table, light, list(draw(numbers, "dark")), max_megabytes),
-        name.replace(".html", ".md"): markdown(title, numbers, drawn),
-        name.replace(".html", ".json"): json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-    }
-    for file, text in made.items():
-        with written_whole(folder / file) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    light, dark = list(draw(numbers, "light")), list(draw(numbers, "dark"))
+    paths = picture_paths(pictures, light)
+    sections = list(report_sections(numbers, list(paths)).values())
+    write_texts(
+        folder,
+        {
+            f"{name}.html": report_page(title, numbers, sections, table, light, dark, max_megabytes),
+            f"{name}.md": markdown_report(title, sections, paths),
+            f"{name}.json": json.dumps(numbers.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+        },
+    )
     write_pictures(folder / pictures, light)
-    return folder / name
+    return folder / f"{name}.html"

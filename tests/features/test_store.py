@@ -74,7 +74,7 @@ def test_scores_from_an_index_are_those_of_encoding(pool, model_path, tmp_path):
     assert cost["flops"] == of_index["index_cost"]["flops"] + queries["flops"]
     assert cost["seconds"] > of_index["cost"]["seconds"] + queries["seconds"]
     assert whole_cost(tmp_path / "direct")["flops"] == direct["cost"]["flops"] + queries["flops"]
-    assert read_step(tmp_path / "direct")["flops"] == direct["cost"]["flops"] + queries["flops"]
+    assert read_step(tmp_path / "direct").cost["flops"] == direct["cost"]["flops"] + queries["flops"]
     best, direct = (fitted().best_rows(pool, 4, batch_size=9, index=i) for i in (index, None))
     np.testing.assert_allclose(best.similarities, direct.similarities, atol=1e-6)  # near ties may swap their rows
 

@@ -30,10 +30,11 @@ from hf_select import (
     score,
 )
 from hf_select.cli.main import main
+from hf_select.data.conversation import conversations
 from hf_select.data.scores import read_scored
 from hf_select.hub.card import size_category
 from hf_select.hub.citations import _PAPERS, PAPER_OF, bibtex
-from hf_select.hub.push import trainable
+from hf_select.hub.push import with_messages
 from hf_select.hub.scrub import check_clean, scrubbed
 from hf_select.reports.ledger import read_step
 
@@ -330,7 +331,8 @@ def test_alpaca_and_sharegpt_rows_are_published_as_messages(hub, one_picture):
             {"from": "function_call", "value": '{"name": "g", "arguments": {"b": []}}'},
         ],
     ]
-    made = trainable(Dataset.from_dict({"conversations": calls}))
+    shared = Dataset.from_dict({"conversations": calls})
+    made = with_messages(shared, conversations(shared[:]))
     first, second = made["messages"]
     assert first[1]["tool_calls"][0]["function"] == {"name": "f", "arguments": {"a": 1}}
     assert second[1]["tool_calls"][0]["function"]["arguments"] == {"b": []}, "no arguments of another row"

@@ -15,6 +15,7 @@ from hf_select import TopK, push_selected
 from hf_select.hub import push as push_module
 from hf_select.hub import scrub
 from hf_select.hub.scrub import REMOVED, scrubbed
+from hf_select.reports.ledger import Step
 
 
 quick = settings(max_examples=80, derandomize=True, deadline=None)
@@ -262,7 +263,9 @@ def test_nothing_private_is_in_any_file_or_log_of_a_publication(keys, tmp_path_f
     step |= {"versions": {}, "seconds": 1.0, "pool": {"source": "../Zqteam/pool.jsonl"}, "rows": len(private)}
     recipe = {"steps": {text: {"value": text} for text in private}}
     out = tmp_path_factory.mktemp("out")
-    push_selected(selection, "me/x", dataset=dataset, license="mit", steps=[step], recipe=recipe, dry_run=out)
+    push_selected(
+        selection, "me/x", dataset=dataset, license="mit", steps=[Step.from_dict(step)], recipe=recipe, dry_run=out
+    )
     texts = {"log": caplog.text}
     for path in out.rglob("*.*"):
         texts[path.name] = path.read_bytes().decode("utf-8", "replace")

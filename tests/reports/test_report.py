@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from hf_select import Dedup, Random, RoundRobin, TopK, WeightedRanks
+from hf_select import Dedup, Random, RoundRobin, Selection, TopK, WeightedRanks
 from hf_select.cli.finished_run import read_finished
 from hf_select.cli.main import main
 from hf_select.reports.markdown import inline, table_text
-from hf_select.reports.numbers import compare, describe
+from hf_select.reports.numbers import describe_comparison, describe_selection
 from hf_select.reports.pictures import draw
+from hf_select.reports.pool_view import PoolView
 from hf_select.reports.report import compare_report, report
-from hf_select.reports.rows import of_comparison, of_selection
+from hf_select.reports.report_numbers import SelectionNumbers
+from hf_select.reports.rows import RowTable, rows_of_comparison, rows_of_selection
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +37,17 @@ def pool(n: int = 40) -> Dataset:
             "score_c": [float("inf") if i == 5 else float((i * 7) % n) for i in range(n)],
         }
     )
+
+
+def describe(dataset: Dataset, selection: Selection) -> dict:
+    return describe_selection(PoolView(dataset), selection).to_dict()
+
+
+def shown_table(dataset: Dataset, selection: Selection, **settings) -> RowTable:
+    view = PoolView(dataset)
+    shown = rows_of_selection(view, selection, **settings)
+    view.parse(keep=shown.rows)
+    return shown.table(view, sources=None)
 
 
 def test_the_numbers_are_those_worked_by_hand():
@@ -94,13 +107,17 @@ def test_tasks_know_how_many_rows_each_chose():
 def test_a_comparison_counts_what_both_took():
     dataset = pool()
     first, second = TopK("score_a")(dataset, k=10), TopK("score_c")(dataset, k=20)
-    found = compare(dataset, first, second, ("quality", "other"))
+    view = PoolView(dataset)
+    found = describe_comparison(view, first, second, ("quality", "other")).to_dict()
     both = set(first.indices.tolist()) & set(second.indices.tolist())
     assert found["overlap"]["both"] == len(both)
     assert found["overlap"]["only"] == {"quality": 10 - len(both), "other": 20 - len(both)}
     assert found["overlap"]["expected_by_chance"] == 10 * 20 / 40
     assert found["overlap"]["jaccard"] == len(both) / (30 - len(both))
-    table = of_comparison(dataset, {"quality": first, "other": second}, found)
+    shown = rows_of_comparison({"quality": first, "other": second})
+    view = PoolView(dataset)
+    view.parse(keep=shown.rows)
+    table = shown.table(view, sources=None)
     assert table.counts == {"only quality": 10 - len(both), "only other": 20 - len(both), "both": len(both)}
     shared = [why for group, why in zip(table.groups, table.why, strict=True) if group == "both"]
     assert all("quality: score_a" in why and "other: score_c" in why for why in shared)
@@ -109,7 +126,7 @@ def test_a_comparison_counts_what_both_took():
 def test_every_row_says_why_it_is_where_it_is():
     dataset = pool()
     selection = TopK("score_a", at_most=37)(dataset, k=10)
-    table = of_selection(dataset, selection, describe(dataset, selection), examples=5)
+    table = shown_table(dataset, selection, examples=5)
     of = {group: [r for r, g in zip(table.rows, table.groups, strict=True) if g == group] for group in table.counts}
     why = dict(zip(table.rows, table.why, strict=True))
     assert of["selected"] + of["last taken"] == selection.indices.tolist() == list(range(37, 27, -1))
@@ -128,7 +145,7 @@ def test_rows_that_an_earlier_step_left_out_are_no_candidates_of_the_last():
     dataset = Dataset.from_list([*rows, *rows[30:]])
     earlier = Dedup()(dataset)
     selection = earlier.compose(WeightedRanks({"score_a": 1.0, "score_b": 0.1})(earlier.apply(dataset), k=5))
-    table = of_selection(dataset, selection, describe(dataset, selection), earlier=earlier)
+    table = shown_table(dataset, selection, earlier=earlier)
     left = {row for row, group in zip(table.rows, table.groups, strict=True) if group == "left out before"}
     assert left == set(range(50)) - set(earlier.indices.tolist()) and len(left) == 10
     assert table.why[table.rows.index(45)] == "left out by an earlier step (Dedup)"
@@ -136,14 +153,14 @@ def test_rows_that_an_earlier_step_left_out_are_no_candidates_of_the_last():
 
 def test_a_selection_by_no_score_has_its_table_too():
     dataset = pool().select_columns(["prompt", "completion"])
-    table = of_selection(dataset, Random()(dataset, k=5), describe(dataset, Random()(dataset, k=5)))
+    table = shown_table(dataset, Random()(dataset, k=5))
     assert table.counts == {"selected": 5, "last taken": 0, "not taken": 35}
 
 
 def test_the_pictures_need_nothing_but_the_json():
     dataset = pool()
-    numbers = describe(dataset, TopK("score_a")(dataset, k=10))
-    read = json.loads(json.dumps(numbers, allow_nan=False))
+    numbers = describe_selection(PoolView(dataset), TopK("score_a")(dataset, k=10))
+    read = SelectionNumbers.from_dict(json.loads(json.dumps(numbers.to_dict(), allow_nan=False)))
     first, again = list(draw(numbers)), list(draw(read))
     assert first == again, "drawn from the JSON alone, the same bytes"
     assert {"score_a", "length_characters", "sources", "rank_correlation", "overlap"} <= {name for name, *_ in first}
