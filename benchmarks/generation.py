@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from hf_select.demo import teacher
-from hf_select.generation.generator import Answer, Generator, Request, Usage
+from hf_select.generation.generator import Answer, Generator, Request, RequestCounts
 from hf_select.generation.glan.run import GLAN
 from hf_select.generation.server import ServerGenerator
 
@@ -59,7 +59,7 @@ class Instant(Generator):
     name = "instant"
 
     def __init__(self, marks: list[int]):
-        self.usage, self.marks, self.anonymous_mib = Usage(), marks, {}
+        self.usage, self.marks, self.anonymous_mib = RequestCounts(), marks, {}
 
     def stream(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Answer]]:
         for request in requests:

@@ -19,7 +19,7 @@ from typing import Any
 from hf_select.data.file_names import slug
 from hf_select.generation.generator import Generator, Messages
 from hf_select.generation.glan import parse
-from hf_select.generation.requests import Asking, Item
+from hf_select.generation.requests import Item, RequestStage
 from hf_select.jobs import journal
 from hf_select.models.sampling import Sampling
 
@@ -79,10 +79,10 @@ def judge(
     Raises: ValueError if a server is not there, refuses the key or does not know the model.
     """
     sampling = sampling or Sampling(temperature=0.0, max_new_tokens=64)
-    asking = Asking(folder, seed, retry_failed=False, more_refusals=[])
+    stage = RequestStage(folder, seed, retry_failed=False, more_refusals=[])
     items = (item for pair in pairs for item in _items(pair, folder, generator.name))
     total = 2 * sum(len(pair.rows) for pair in pairs)
-    asking("judge", generator, sampling, items, total, SCHEMA, _read)
+    stage.request_all("judge", generator, sampling, items, total, SCHEMA, _read)
     found = {}
     for pair in pairs:
         said = _said(folder, pair, generator.name)

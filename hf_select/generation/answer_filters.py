@@ -1,4 +1,4 @@
-"""What keeps an answer out: nothing said, cut off, refused. Copies and evaluation sets are the business of
+"""Filters for answers that are empty, cut off or refusals. Duplicates and overlap with evaluation sets are found by
 selection/dedup.py and selection/decontaminate.py."""
 
 import re
@@ -7,8 +7,7 @@ from pathlib import Path
 from hf_select.generation.generator import Answer
 
 
-# How answers begin that decline instead of answering. Only at the very start: further on, "I'm sorry, but I can't" is
-# what somebody in a story says.
+# Beginnings of refusals. Only at the very start: later in a text, "I'm sorry, but I can't" may be dialogue.
 _REFUSALS = re.compile(
     r"""^\W*(
         (i\s*(am|'m|’m)\s+(very\s+|so\s+|truly\s+)?(sorry|afraid)\b.{0,40}?\b|sorry,?\s+(but\s+)?|unfortunately,?\s+|i\s+apologi[sz]e.{0,40}?\b)
@@ -25,7 +24,7 @@ _REFUSALS = re.compile(
 
 
 def read_refusals(path: str | None) -> list[str]:
-    """Beginnings of answers that decline, one a line, in lower case.
+    """Beginnings of refusals from a file, one per line, in lower case.
 
     Raises: ValueError if the file cannot be read.
     """
@@ -39,22 +38,22 @@ def read_refusals(path: str | None) -> list[str]:
 
 
 def is_refusal(text: str, more_refusals: list[str]) -> bool:
-    """Whether a text declines instead of answering, by how it begins."""
+    """Whether a text begins like a refusal."""
     text = text.strip()
     return bool(_REFUSALS.match(text)) or text.lower().startswith(tuple(more_refusals))
 
 
 def without_reasoning(text: str) -> str:
-    """The text without the thoughts that some models write before it, where the server does not part them."""
+    """The text without a leading <think> block, which some servers leave in the answer."""
     return re.sub(r"^\s*<think>.*?</think>\s*", "", text, flags=re.DOTALL)
 
 
-def unusable(answer: Answer, more_refusals: list[str]) -> str:
-    """Why an answer cannot be used: "empty", "cut off at max_new_tokens", "refused" or "stopped by a content filter";
-    "" if it can.
+def rejection_reason(answer: Answer, more_refusals: list[str]) -> str:
+    """Why an answer is rejected: "empty", "cut off at max_new_tokens", "refused" or "stopped by a content filter"; ""
+    if it is accepted.
 
     Args:
-        more_refusals: beginnings, in any case, that count as a refusal, too; the built-in ones are English.
+        more_refusals: further beginnings of refusals, in lower case; the built-in ones are English.
     """
     text = answer.text.strip()
     if answer.finish_reason == "content_filter":

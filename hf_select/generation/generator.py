@@ -1,17 +1,15 @@
-"""The Generator contract: requests go in, answers come out, whoever writes them.
+"""The contract of a generator: it answers requests with a language model, wherever the model runs.
 
-server.py asks any OpenAI-compatible server, local.py runs transformers or vLLM in this process; a scripted function
-stands for either in tests. What uses a generator (GLAN, a judge, regenerated answers) sees only what is here.
-
-An answer always comes back: what the model wrote and why it stopped, or why there is none. Only what no other request
-could cure (no server, wrong key, unknown model) is raised.
+server.py calls an OpenAI-compatible server; local.py runs transformers or vLLM in this process. GLAN, Responses and
+judges use a generator only through this interface, so a backend of your own needs no change to the package.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from hf_select.models.sampling import Sampling
 
@@ -24,31 +22,31 @@ class Request:
     """A conversation to be answered.
 
     Args:
-        schema: JSON schema of the answer, enforced where the model's home can. Elsewhere it is ignored: whoever needs
-            JSON says so in the prompt, too, and reads the answer with care.
-        tag: whatever the caller knows the request by; it is not sent.
+        schema: JSON schema of the answer. Backends that cannot enforce it ignore it, so the prompt must ask for JSON
+            too, and the answer must be validated.
+        tag: any object by which the caller recognises the request; it is not sent.
     """
 
     messages: Messages
     sampling: Sampling = Sampling()
-    schema: dict[str, Any] | None = None
-    tag: Any = None
+    schema: Mapping[str, object] | None = None
+    tag: object = None
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of a request.
+    """The outcome of a request.
 
     Args:
         text: what the model wrote; "" if nothing.
-        finish_reason: "stop" (the model ended by itself), "length" (cut at max_new_tokens), "content_filter", or what
-            else a server says; "" if there is no answer.
-        prompt_tokens, completion_tokens: as counted by the model's home; 0 where it does not say.
-        attempts: how many times it was asked for.
+        finish_reason: "stop" (the model ended the answer), "length" (cut at max_new_tokens), "content_filter", or
+            another reason of a server; "" if there is no answer.
+        prompt_tokens, completion_tokens: as the backend counts them; 0 if unknown.
+        attempts: how often the request was sent.
         error: why there is no answer; "" if there is one.
-        lost: the error was not this request's own: asked again at another time, it may well be answered.
-        seconds: that the answer took at the model's home: of a server from request to reply, in this process those of
-            its batch; 0 where nobody knows.
+        retryable: the error was not caused by this request: sent again later, it may be answered.
+        seconds: time to the answer: from request to reply for a server, of the whole batch in this process; 0 if
+            unknown.
     """
 
     text: str = ""
@@ -57,25 +55,26 @@ class Answer:
     completion_tokens: int = 0
     attempts: int = 1
     error: str = ""
-    lost: bool = False
+    retryable: bool = False
     seconds: float = field(default=0.0, compare=False)
 
 
 @dataclass
-class Usage:
-    """What a generator has done since it was made."""
+class RequestCounts:
+    """Running totals of the answers of a generator."""
 
     answers: int = 0
-    given_up: int = 0
+    failed: int = 0
     retries: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     finish_reasons: dict[str, int] = field(default_factory=dict)
 
     def count(self, answer: Answer) -> None:
+        """Add an answer to the totals."""
         self.retries += answer.attempts - 1
         if answer.error:
-            self.given_up += 1
+            self.failed += 1
             return
         self.answers += 1
         self.prompt_tokens += answer.prompt_tokens
@@ -83,44 +82,63 @@ class Usage:
         self.finish_reasons[answer.finish_reason] = self.finish_reasons.get(answer.finish_reason, 0) + 1
 
 
-class Generator:
-    """Answers requests. A subclass gives `name`, the model's, and `stream`; it calls `Usage.count` on each answer."""
+class Generator(ABC):
+    """Answers requests with a language model. A subclass sets `name` and implements `stream`; the rest has defaults.
+
+    The command line takes a subclass as `--backend MODULE:CLASS` if it is a dataclass with a field `model`: the fields
+    that its docstring describes under Args are its flags.
+
+    Attributes:
+        name: of the model. Answers are stored under it.
+        revision: of the model, if it is known.
+    """
 
     name: str
-    usage: Usage
-    revision: str | None = None  # of the model, where it is known
+    revision: str | None = None
 
-    def release(self) -> None:  # noqa: B027  # nothing to give back where the model is elsewhere
-        """Give back what loading took; the next request loads again."""
-
+    @abstractmethod
     def stream(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Answer]]:
-        """Each request with its answer, exactly once, in whatever order they are ready.
+        """Yield each request with its answer, exactly once, in any order.
 
-        Requests are taken from the iterable only as they are needed, so neither they nor the answers need fit in
-        memory. Closing the iterator drops what is under way.
+        Take requests from the iterable only as they are needed: neither they nor the answers need fit in memory. A
+        request that cannot be answered gets an `Answer` with an error. Raise ValueError only for what would fail every
+        request: no server, a wrong key, an unknown model. Closing the iterator cancels requests that are under way.
         """
-        raise NotImplementedError
+
+    def release(self) -> None:  # noqa: B027
+        """Free what loading the model took; the next request loads it again. By default there is nothing to free."""
 
     def generate(
-        self, conversations: Sequence[Messages], sampling: Sampling, schema: dict[str, Any] | None = None
+        self, conversations: Sequence[Messages], sampling: Sampling, schema: Mapping[str, object] | None = None
     ) -> list[Answer]:
-        """The answers, in the order of the conversations. Each draws from a seed of its own, made from the sampling's
-        and its place."""
+        """The answers, in the order of the conversations. Each has its own seed, made from the sampling's and its
+        position."""
         answers: list[Answer] = [Answer()] * len(conversations)
-        for request, answer in self.stream(
-            Request(messages, seeded(sampling, place), schema, tag=place)
-            for place, messages in enumerate(conversations)
-        ):
-            answers[request.tag] = answer
+        requests = (
+            Request(messages, seeded(sampling, position), schema, tag=position)
+            for position, messages in enumerate(conversations)
+        )
+        for request, answer in self.stream(requests):
+            answers[cast(int, request.tag)] = answer
         return answers
 
+    @classmethod
+    def settings_class(cls) -> type:
+        """The dataclass whose fields the command line offers as flags; by default this class."""
+        return cls
 
-def seeded(sampling: Sampling, *what: Any) -> Sampling:
-    """The sampling with a seed of its own for `what`; without a seed it stays as it is."""
-    return sampling if sampling.seed is None else replace(sampling, seed=seed_of(sampling.seed, *what))
+    @classmethod
+    def from_settings(cls, settings: Any) -> "Generator":
+        """The generator of an instance of `settings_class()`; by default that instance."""
+        return settings
 
 
-def seed_of(*what: Any) -> int:
-    """A seed from the content of `what`: 31 bits, which every server takes."""
-    text = json.dumps(what, ensure_ascii=False, sort_keys=True)
+def seeded(sampling: Sampling, *key: object) -> Sampling:
+    """The sampling with a seed made from its own and the key; unchanged if it has no seed."""
+    return sampling if sampling.seed is None else replace(sampling, seed=seed_of(sampling.seed, *key))
+
+
+def seed_of(*key: object) -> int:
+    """A seed made from JSON values: 31 bits, which every server accepts."""
+    text = json.dumps(key, ensure_ascii=False, sort_keys=True)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1

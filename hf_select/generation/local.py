@@ -13,7 +13,7 @@ from typing import Any
 
 from hf_select.data.chat_template import FALLBACK_TEMPLATE
 from hf_select.data.encoding import response_end
-from hf_select.generation.generator import Answer, Generator, Request, Usage
+from hf_select.generation.generator import Answer, Generator, Request, RequestCounts
 from hf_select.models import batching
 from hf_select.models.batching import OutOfMemory, TokenBudget
 from hf_select.models.causal_lm import CausalLM
@@ -21,26 +21,26 @@ from hf_select.models.generate import sample_batch
 from hf_select.models.sampling import Sampling
 
 
-# Requests that are taken together: enough to make batches of like lengths.
+# Requests that are read ahead: enough to make batches of similar lengths.
 _WINDOW = 128
 
 
 @dataclass
 class TransformersGenerator(Generator):
-    """A causal LM in this process, by `model.generate`. JSON schemas are not enforced.
+    """A causal LM in this process, with `model.generate` of transformers. JSON schemas are not enforced.
 
     Args:
         model: a CausalLM.
-        tokens_per_batch: tokens of prompts and answers together that a batch may take; halved when memory runs out.
+        tokens_per_batch: most tokens of a batch, prompts and answers together; halved when memory runs out.
     """
 
     model: CausalLM
     tokens_per_batch: int = 32768
-    usage: Usage = field(default_factory=Usage, repr=False, compare=False)
+    usage: RequestCounts = field(default_factory=RequestCounts, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self._budget = TokenBudget(self.tokens_per_batch)
-        self._ended_by: set[int] | None = None
+        self._cached_stop_ids: list[int] | None = None
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -50,7 +50,18 @@ class TransformersGenerator(Generator):
     def revision(self) -> str | None:  # type: ignore[override]
         return self.model.details(None)["commit"] or self.model.revision
 
+    @classmethod
+    def settings_class(cls) -> type[CausalLM]:
+        """The settings of the command line are those of the model."""
+        return CausalLM
+
+    @classmethod
+    def from_settings(cls, settings: CausalLM) -> "TransformersGenerator":
+        """The generator of a model."""
+        return cls(settings)
+
     def release(self) -> None:
+        """Free the model's memory; the next request loads it again."""
         self.model.release()
 
     def stream(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Answer]]:
@@ -87,19 +98,19 @@ class TransformersGenerator(Generator):
         text = tokenizer.apply_chat_template(
             request.messages, chat_template=template, add_generation_prompt=True, tokenize=False
         )
-        # The fallback leaves it to the tokenizer to open the text; other templates do so themselves.
+        # The fallback template writes no BOS token, so the tokenizer must add it; other templates write their own.
         return tokenizer(text, add_special_tokens=template == FALLBACK_TEMPLATE)["input_ids"]
 
-    def _ends(self) -> set[int]:
-        """What ends an answer. A base model's tokenizer often names another token than its template writes."""
+    def _stop_ids(self) -> list[int]:
+        """Tokens that end an answer. A base model's tokenizer often names another token than its template writes."""
         loaded = self.model.load()
-        if self._ended_by is None:
+        if self._cached_stop_ids is None:
             own = loaded.model.generation_config.eos_token_id
-            found = {loaded.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
-            with contextlib.suppress(ValueError):  # nothing ends it but its length
-                found.add(response_end(loaded.tokenizer))
-            self._ended_by = found
-        return self._ended_by
+            stop_ids = {loaded.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+            with contextlib.suppress(ValueError):  # the template has no end token: only the length ends an answer
+                stop_ids.add(response_end(loaded.tokenizer))
+            self._cached_stop_ids = sorted(stop_ids)
+        return self._cached_stop_ids
 
     def _settings(self, request: Request, prompt: list[int]) -> Sampling | None:
         """What the requests of a batch have in common, max_new_tokens cut to the model's context; None if the prompt
@@ -109,7 +120,7 @@ class TransformersGenerator(Generator):
         return None if room < 1 else replace(sampling, max_new_tokens=room, seed=None)
 
     def _generate(self, batch: list[tuple[Request, list[int]]], sampling: Sampling) -> list[Answer]:
-        loaded, stop_ids = self.model.load(), sorted(self._ends())
+        loaded, stop_ids = self.model.load(), self._stop_ids()
         prompts = [prompt for _, prompt in batch]
         seeds = [request.sampling.seed for request, _ in batch]
         begin = time.perf_counter()
@@ -129,17 +140,17 @@ class TransformersGenerator(Generator):
 
 @dataclass
 class VLLMGenerator(Generator):
-    """A model in this process by vLLM (extra `vllm`; needs a GPU that vLLM runs on).
+    """A model in this process with vLLM (extra `vllm`; needs a GPU that vLLM supports).
 
     Args:
         model: Hub id or path.
         revision: branch, tag or commit on the Hub.
         dtype: as in vLLM: auto, bfloat16, float16 or float32.
-        tensor_parallel_size: GPUs that share the model.
-        max_model_len: tokens of prompt and answer; by default the model's own.
-        gpu_memory_utilization: share of a GPU's memory that is taken.
+        tensor_parallel_size: number of GPUs that share the model.
+        max_model_len: most tokens of prompt and answer; by default the model's own limit.
+        gpu_memory_utilization: share of a GPU's memory that vLLM takes.
         quantization: as in vLLM, e.g. awq or fp8.
-        trust_remote_code: run model code from the Hub; off unless you have read it.
+        trust_remote_code: run model code from the Hub; turn it on only if you have read the code.
     """
 
     model: str
@@ -150,7 +161,7 @@ class VLLMGenerator(Generator):
     gpu_memory_utilization: float = 0.9
     quantization: str | None = None
     trust_remote_code: bool = False
-    usage: Usage = field(default_factory=Usage, repr=False, compare=False)
+    usage: RequestCounts = field(default_factory=RequestCounts, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self._llm: Any = None
@@ -160,6 +171,7 @@ class VLLMGenerator(Generator):
         return self.model
 
     def release(self) -> None:
+        """Drop the engine; the next request starts it again."""
         self._llm = None
 
     def stream(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Answer]]:
@@ -168,11 +180,11 @@ class VLLMGenerator(Generator):
             from vllm.sampling_params import StructuredOutputsParams  # type: ignore[import-not-found]
         except ImportError as error:
             raise ImportError('vLLM in this process needs an extra: pip install "hf-select[vllm]"') from error
-        of_llm = [f.name for f in fields(self) if f.name not in ("model", "usage")]
-        # vLLM batches by itself: windows only bound what is held here.
+        engine_settings = [f.name for f in fields(self) if f.name not in ("model", "usage")]
+        # vLLM makes its own batches; windows only bound the requests in memory.
         for window in _windows(requests, 8 * _WINDOW):
             if self._llm is None:
-                options = {name: getattr(self, name) for name in of_llm}
+                options = {name: getattr(self, name) for name in engine_settings}
                 self._llm = LLM(model=self.model, **options)
             params = [
                 SamplingParams(
@@ -189,14 +201,18 @@ class VLLMGenerator(Generator):
             ]
             outputs = self._llm.chat([request.messages for request in window], params, use_tqdm=False)
             for request, output in zip(window, outputs, strict=True):
-                best = output.outputs[0]
-                finish, counts = best.finish_reason or "stop", (len(output.prompt_token_ids), len(best.token_ids))
-                answer = Answer(best.text, finish, *counts)
+                completion = output.outputs[0]
+                answer = Answer(
+                    completion.text,
+                    completion.finish_reason or "stop",
+                    len(output.prompt_token_ids),
+                    len(completion.token_ids),
+                )
                 self.usage.count(answer)
                 yield request, answer
 
 
 def _windows(requests: Iterable[Request], size: int = _WINDOW) -> Iterator[list[Request]]:
-    waiting = iter(requests)
-    while window := list(itertools.islice(waiting, size)):
+    remaining = iter(requests)
+    while window := list(itertools.islice(remaining, size)):
         yield window

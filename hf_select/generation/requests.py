@@ -1,36 +1,41 @@
-"""Asking for what is not there yet, and keeping whatever comes: a record of each request in the file of its stage."""
+"""Requests for the missing records of a folder: each request's outcome is appended to the journal of its stage."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from tqdm.auto import tqdm
 
-from hf_select.generation.answer_filters import unusable, without_reasoning
+from hf_select.generation.answer_filters import rejection_reason, without_reasoning
 from hf_select.generation.generator import Answer, Generator, Messages, Request, seed_of
 from hf_select.generation.glan import parse, prompts
 from hf_select.jobs import journal
+from hf_select.jobs.journal import Line
 from hf_select.models.sampling import Sampling
 
 
 @dataclass(frozen=True)
 class Item:
-    """Something to be asked for: the file of its record, its key there, and the conversation."""
+    """A record to request: its journal, its key there, and the conversation to send."""
 
     path: Path
     key: str
     messages: Callable[[], Messages]
 
 
+# Item and text -> fields of the record, and the nodes that the text describes. Raises Unparsed.
+Parser = Callable[[Item, str], tuple[Line, list[Line]]]
+
+
 @dataclass(frozen=True)
-class Asking:
-    """How things are asked for in a folder.
+class RequestStage:
+    """Requests the records of a stage that its folder does not have yet.
 
     Args:
-        seed: each request's own is made of this one, its stage, file and key.
-        retry_failed: ask again for what failed for good before.
-        more_refusals: beginnings of answers that decline, besides the built-in ones.
+        seed: the seed of each request is made of this one, the stage, the journal and the key.
+        retry_failed: request again what failed permanently.
+        more_refusals: beginnings of answers that decline, in addition to the built-in ones.
     """
 
     folder: Path
@@ -38,89 +43,89 @@ class Asking:
     retry_failed: bool
     more_refusals: list[str]
 
-    def __call__(
+    def request_all(
         self,
         stage: str,
         generator: Generator,
         sampling: Sampling,
         items: Iterable[Item],
         total: int,
-        schema: dict[str, Any] | None = None,
-        read: "Callable[[Item, str], tuple[dict[str, Any], list[dict[str, Any]]]] | None" = None,
+        schema: Mapping[str, object] | None = None,
+        parse_text: Parser | None = None,
     ) -> None:
-        """Ask for what has no record yet, then once more, with the reason, for what could not be read.
+        """Request every item without a record. Answers that cannot be parsed are requested once more, with the reason.
 
         Args:
-            total: how many items there are at most, for the bar.
-            read: what a record and its nodes hold beyond the text, or Unparsed.
+            total: most items there can be, for the progress bar.
+            parse_text: parses an answer's text; by default the record keeps the text.
         """
-        unread: list[Item] = []  # what could not be read is rare; else it would be looked for in the files again
+        to_repair: list[Item] = []  # few items; collecting them here avoids reading all files again
 
-        def first_turns() -> Iterator[Request]:
+        def first_requests() -> Iterator[Request]:
             for item, records in with_records(items):
-                own = [record for record in records if not record.get("lost") and not record.get("repaired")]
+                final = [record for record in records if not record.get("retryable") and not record.get("repaired")]
                 last = records[-1] if records else None
-                if last is not None and last.get("unread") and not last.get("repaired") and not self.retry_failed:
-                    unread.append(item)
-                if last is not None and not last.get("lost") and not (last.get("error") and self.retry_failed):
-                    bar.update()
+                if last is not None and last.get("unparsed") and not last.get("repaired") and not self.retry_failed:
+                    to_repair.append(item)
+                if last is not None and not last.get("retryable") and not (last.get("error") and self.retry_failed):
+                    progress.update()
                     continue
-                seed = seed_of(self.seed, stage, str(item.path.relative_to(self.folder)), item.key, len(own))
+                seed = seed_of(self.seed, stage, str(item.path.relative_to(self.folder)), item.key, len(final))
                 yield Request(item.messages(), replace(sampling, seed=seed), schema, tag=(item, seed))
 
-        def second_turns() -> Iterator[Request]:
-            for item in unread:
+        def repair_requests() -> Iterator[Request]:
+            for item in to_repair:
                 last = journal.records(journal.read_lines(item.path))[item.key][-1]
                 messages = prompts.repair(item.messages(), last["text"], last["error"])
                 seed = seed_of(last["seed"], "repair")
                 yield Request(messages, replace(sampling, seed=seed), schema, tag=(item, seed))
 
-        with tqdm(total=total, unit="request", desc=stage, disable=None) as bar:
-            for request, answer in generator.stream(first_turns()):
-                item, seed = cast(Any, request.tag)
-                record = self._record(item, seed, answer, read)
-                if record[-1].get("unread"):
-                    unread.append(item)
-                journal.append(item.path, record)
-                bar.update()
-        if unread:
-            for request, answer in generator.stream(second_turns()):
-                item, seed = cast(Any, request.tag)
-                if answer.lost:  # what is known of it stays as it was, and a later run asks again
+        with tqdm(total=total, unit="request", desc=stage, disable=None) as progress:
+            for request, answer in generator.stream(first_requests()):
+                item, seed = cast(tuple[Item, int], request.tag)
+                lines = self._lines(item, seed, answer, parse_text)
+                if lines[-1].get("unparsed"):
+                    to_repair.append(item)
+                journal.append(item.path, lines)
+                progress.update()
+        if to_repair:
+            for request, answer in generator.stream(repair_requests()):
+                item, seed = cast(tuple[Item, int], request.tag)
+                if answer.retryable:  # keep the record as it is; a later run requests the repair again
                     continue
-                *nodes, record = self._record(item, seed, answer, read)
+                *nodes, record = self._lines(item, seed, answer, parse_text)
                 journal.append(item.path, [*nodes, {**record, "repaired": True}])
 
-    def _record(self, item: Item, seed: int, answer: Answer, read: Any) -> list[dict[str, Any]]:
-        """The lines that an answer becomes: its nodes, and last its record."""
+    def _lines(self, item: Item, seed: int, answer: Answer, parse_text: Parser | None) -> list[Line]:
+        """The journal lines of an answer: its nodes, then its record."""
         answer = replace(answer, text=without_reasoning(answer.text))
-        record: dict[str, Any] = {
+        record: Line = {
             "key": item.key,
             "text": answer.text,
-            "error": answer.error or unusable(answer, self.more_refusals),
+            "error": answer.error or rejection_reason(answer, self.more_refusals),
             "finish_reason": answer.finish_reason,
             "prompt_tokens": answer.prompt_tokens,
             "completion_tokens": answer.completion_tokens,
             "seed": seed,
         }
-        if answer.lost:
-            return [{**record, "lost": True}]
-        if read is None or answer.error:
+        if answer.retryable:
+            return [{**record, "retryable": True}]
+        if parse_text is None or answer.error:
             return [record]
-        if record["error"]:  # cut off, say: the same turn again may do
-            return [{**record, "unread": True}]
+        if record["error"]:  # e.g. cut off: the same request again may succeed
+            return [{**record, "unparsed": True}]
         try:
-            more, nodes = read(item, answer.text)
+            fields, nodes = parse_text(item, answer.text)
         except parse.Unparsed as reason:
-            return [{**record, "error": str(reason), "unread": True}]
-        # The text says no more than what was read from it.
-        return [*nodes, {**record, "text": "", **more}]
+            return [{**record, "error": str(reason), "unparsed": True}]
+        # The text is dropped: the parsed fields and nodes hold all of it.
+        return [*nodes, {**record, "text": "", **fields}]
 
 
-def with_records(items: Iterable[Item]) -> Iterator[tuple[Item, list[dict[str, Any]]]]:
-    """Each item with the records of its key; a file is read once for all its items, which stand together."""
-    path, found = None, {}
+def with_records(items: Iterable[Item]) -> Iterator[tuple[Item, list[Line]]]:
+    """Each item with the records of its key. A file is read once for all consecutive items of it."""
+    path, records = None, {}
     for item in items:
         if item.path != path:
-            path, found = item.path, journal.records(journal.read_lines(item.path))
-        yield item, found.get(item.key, [])
+            path, records = item.path, journal.records(journal.read_lines(item.path))
+        yield item, records.get(item.key, [])

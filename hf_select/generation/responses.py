@@ -26,10 +26,10 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -44,12 +44,13 @@ from hf_select.data.conversation import Conversation, conversations
 from hf_select.data.file_names import short_digest, slug
 from hf_select.data.loading import commit_of
 from hf_select.data.rows import Pool, pool_fingerprint, readable
-from hf_select.generation.answer_filters import read_refusals, unusable, without_reasoning
+from hf_select.generation.answer_filters import read_refusals, rejection_reason, without_reasoning
 from hf_select.generation.generator import Answer, Generator, Messages, Request, seed_of
 from hf_select.generation.requests import Item, with_records
 from hf_select.jobs import journal
 from hf_select.jobs.run_folder import alone, hold
 from hf_select.models.sampling import Sampling
+from hf_select.paper import Paper
 from hf_select.validation import check_choices
 
 
@@ -112,6 +113,13 @@ class Responses:
     refusals_file: str | None = None
     seed: int = 0
 
+    paper: ClassVar[Paper | None] = Paper(
+        "2501.18511",
+        "WILDCHAT-50M: A Deep Dive Into the Role of Synthetic Data in Post-Training",
+        "Feuer, Benjamin",
+        2025,
+    )
+
     def __post_init__(self) -> None:
         check_choices(self)
         if self.max_turns is not None and self.max_turns < 1:
@@ -143,7 +151,7 @@ class Responses:
 
     def described(self) -> dict[str, Any]:
         """All settings but the models, for the record."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "model"}
+        return {name: getattr(self, name) for name in (f.name for f in fields(self)) if name != "model"}
 
     def num_requests(self, dataset: Dataset) -> int:
         """Replies that a new run asks for, of all models together."""
@@ -154,7 +162,7 @@ class Responses:
     def shaping(self) -> dict[str, Any]:
         """The settings that all rows of a folder share."""
         free = ("model", "cut", "refusals", "refusals_file", "max_turns")
-        return {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in free}
+        return {name: getattr(self, name) for name in (f.name for f in fields(self)) if name not in free}
 
 
 @dataclass(frozen=True)
@@ -243,9 +251,9 @@ class _Run:
         def requests() -> Iterator[Request]:
             for path, of_file in self._files(place):
                 for item, records in with_records(self._items(path, of_file, number)):
-                    own = [record for record in records if not record.get("lost")]
+                    own = [record for record in records if not record.get("retryable")]
                     last = records[-1] if records else None
-                    if last is None or last.get("lost") or (self.retry_failed and self._dropped(last)):
+                    if last is None or last.get("retryable") or (self.retry_failed and self._dropped(last)):
                         seed = seed_of(self.settings.seed, model.name, item.key, len(own))
                         yield Request(item.messages(), replace(self.settings.sampling(), seed=seed), tag=(item, seed))
                     else:
@@ -269,13 +277,13 @@ class _Run:
         found = {
             "key": key,
             "text": text,
-            "error": answer.error or unusable(replace(answer, text=text), self.more_refusals),
+            "error": answer.error or rejection_reason(replace(answer, text=text), self.more_refusals),
             **{name: getattr(answer, name) for name in ("finish_reason", "prompt_tokens", "completion_tokens")},
             "seconds": answer.seconds,
             "seed": seed,
             "revision": model.revision,
         }
-        return {**found, "lost": True} if answer.lost else found
+        return {**found, "retryable": True} if answer.retryable else found
 
     def _items(self, path: Path, of_file: list[tuple[str, Conversation]], number: int | None) -> Iterator[Item]:
         known = journal.records(journal.read_lines(path))

@@ -156,7 +156,7 @@ def test_a_verdict_that_cannot_be_read_is_asked_once_more_and_then_counts_for_no
     found = judge([PAIR], model, tmp_path)["x", "y"]
     assert [v.prompt for v in found] == ["0", "2", "3"] and summary(PAIR, found)["judged"] == 3
     assert len(model.seen) == 8 + 2
-    lost = Scripted(lambda body: Answer(error="gone", lost=True))
+    lost = Scripted(lambda body: Answer(error="gone", retryable=True))
     assert judge([Pair("x", "z", PAIR.rows)], lost, tmp_path)["x", "z"] == []
 
 

@@ -34,7 +34,7 @@ def generator(server: ScriptedServer, **options) -> ServerGenerator:
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
     """Back-off without the wait."""
-    monkeypatch.setattr(server_module, "_FIRST_WAIT", 0.005)
+    monkeypatch.setattr(server_module, "_FIRST_BACKOFF", 0.005)
 
 
 def test_what_is_sent_and_what_comes_back():
@@ -99,12 +99,12 @@ def test_what_stays_unanswered_says_why():
         asked = generator(server, concurrency=4, timeout=0.5, max_retries=2)
         found = {request.tag: answer for request, answer in asked.stream(requests)}
     assert (found["overloaded"].error, found["overloaded"].attempts) == ("503 engine is dead", 3)
-    assert found["overloaded"].lost and found["hang"].lost
+    assert found["overloaded"].retryable and found["hang"].retryable
     assert "maximum context length" in found["too long"].error and found["too long"].attempts == 1
-    assert not found["too long"].lost, "asking again would not help"
+    assert not found["too long"].retryable, "asking again would not help"
     assert (found["hang"].error, found["hang"].attempts) == ("no answer in 0.5 s", 2)
     assert (found["refusal"].text, found["refusal"].finish_reason) == ("No.", "content_filter")
-    assert asked.usage.given_up == 3 and asked.usage.answers == 31
+    assert asked.usage.failed == 3 and asked.usage.answers == 31
 
 
 def test_half_a_character_is_mended_before_it_reaches_a_file():
@@ -194,7 +194,7 @@ def test_a_server_that_dies_stops_the_stream_after_what_it_had_answered():
 
     with ScriptedServer(script) as server:
         found = []
-        with pytest.raises(ValueError, match="failed 8 requests in a row, .*3 times .500 worker died.*same"):
+        with pytest.raises(ValueError, match="failed 8 requests in a row, .*3 attempts .500 worker died.*same"):
             for _, answer in generator(server, concurrency=8, max_retries=2).stream(ask(*map(str, range(1000)))):
                 found.append(answer)
     assert sum(not answer.error for answer in found) == 50
@@ -203,7 +203,7 @@ def test_a_server_that_dies_stops_the_stream_after_what_it_had_answered():
 
 def test_a_server_that_refuses_everything_is_not_asked_a_thousand_times():
     with ScriptedServer(lambda body: Reply("max_tokens is not supported", 400)) as server:
-        with pytest.raises(ValueError, match="8 requests in a row, the last asked once .400 max_tokens is not supp"):
+        with pytest.raises(ValueError, match="8 requests in a row, the last after one attempt .400 max_tokens is not"):
             list(generator(server, concurrency=4).stream(ask(*map(str, range(1000)))))
         assert len(server.seen) < 20
 
@@ -279,7 +279,7 @@ def test_seeds_come_from_content_alone():
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"base_url": "localhost:8000"}, "is an address"),
+        ({"base_url": "localhost:8000"}, "must be an address"),
         ({"base_url": "http://x", "provider": "together"}, "give one of them"),
         ({"concurrency": 0}, "concurrency is 0"),
         ({"timeout": 0}, "timeout is 0"),

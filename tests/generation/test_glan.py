@@ -19,7 +19,7 @@ from scripted_server import Reply, ScriptedServer
 from hf_select.cli.main import main
 from hf_select.demo import teacher
 from hf_select.generation import server
-from hf_select.generation.answer_filters import unusable
+from hf_select.generation.answer_filters import rejection_reason
 from hf_select.generation.generator import Answer
 from hf_select.generation.glan import pairs as pairs_module
 from hf_select.generation.glan import parse
@@ -194,8 +194,8 @@ def test_a_syllabus_needs_key_concepts_in_every_session():
     ],
 )
 def test_refusals_are_told_from_answers(text, reason):
-    assert unusable(Answer(text, "stop"), ["es tut mir leid"]) == reason
-    assert unusable(Answer(text, "length"), []) == "cut off at max_new_tokens"
+    assert rejection_reason(Answer(text, "stop"), ["es tut mir leid"]) == reason
+    assert rejection_reason(Answer(text, "length"), []) == "cut off at max_new_tokens"
 
 
 def test_thoughts_before_an_answer_are_taken_off(glan):
@@ -347,7 +347,7 @@ def test_what_cannot_be_read_is_told_why_and_asked_once_more(glan):
     assert 0 < repairs < 18
     lines = [json.loads(line) for path in glan.folder.rglob("*.jsonl") for line in path.read_text().splitlines()]
     assert sum(bool(line.get("repaired")) for line in lines) == repairs
-    assert all(line["text"] for line in lines if line.get("unread")), "the answer that could not be read is kept"
+    assert all(line["text"] for line in lines if line.get("unparsed")), "the answer that could not be read is kept"
     glan()
     assert not glan.model.seen
 
@@ -386,14 +386,14 @@ def test_what_fails_is_kept_with_its_reason_and_asked_again_only_on_request(glan
 
 
 def test_answers_lost_with_their_server_are_asked_for_by_the_next_run(glan):
-    lost = Answer(error="503 gone", lost=True)
+    lost = Answer(error="503 gone", retryable=True)
     glan(
         Scripted(
             lambda body: lost if (body["seed"] // 8) % 5 == 0 and random.Random(body["seed"]).random() < 0.9 else None
         )
     )
     assert any(
-        json.loads(line).get("lost") for p in glan.folder.rglob("*.jsonl") for line in p.read_text().splitlines()
+        json.loads(line).get("retryable") for p in glan.folder.rglob("*.jsonl") for line in p.read_text().splitlines()
     )
     summary = glan()
     assert glan.model.seen and summary["pairs"] == 48 and not summary["failed"] and not summary["removed"]
@@ -608,7 +608,7 @@ def test_kill_9_at_random_moments_changes_nothing(glan, tmp_path):
 def test_a_bad_server_loses_and_doubles_nothing(glan, tmp_path, capsys, monkeypatch):
     """Broken JSON, refusals, 429, 500, cut connections, answers that repeat and a server that hangs: every question
     that was wanted is a pair or has its reason, and none is there twice."""
-    monkeypatch.setattr(server, "_FIRST_WAIT", 0.01)
+    monkeypatch.setattr(server, "_FIRST_BACKOFF", 0.01)
     times: Counter = Counter()
     mishaps = [
         Reply("slow down", 429, {"Retry-After": "0"}), Reply("worker died", 500), Reply(cut=True), Reply(hang=True),
@@ -655,7 +655,7 @@ def test_a_bad_server_loses_and_doubles_nothing(glan, tmp_path, capsys, monkeypa
     )
     assert sum(summary["removed"].values()) == len(removed)
     lines = [json.loads(line) for path in glan.folder.rglob("*.jsonl") for line in path.read_text().splitlines()]
-    assert any(line.get("repaired") for line in lines) and not any(line.get("lost") for line in lines)
+    assert any(line.get("repaired") for line in lines) and not any(line.get("retryable") for line in lines)
     assert "asks for it again" in capsys.readouterr().out
 
 
@@ -685,7 +685,7 @@ def test_bad_input_is_one_clear_line(glan, tmp_path, capsys, monkeypatch):
         assert "variable NOT_SET is not set" in error(**{"api-key-env": "NOT_SET"})
         assert 'knows no model "huge"' in error(model="huge", **{"output-dir": str(tmp_path / "other")})
         assert "does not answer" in error(**{"base-url": "http://127.0.0.1:9/v1"})
-        assert "is an address such as" in error(**{"base-url": "localhost"})
+        assert "must be an address such as" in error(**{"base-url": "localhost"})
         assert "queries_per_discipline is 0" in error(**{"queries-per-discipline": "0"})
         assert "questions_per_subject is 0" in error(**{"questions-per-subject": "0"})
         assert "give two numbers" in error(prices="3")

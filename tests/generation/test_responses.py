@@ -204,7 +204,7 @@ def test_what_cannot_be_used_is_left_out_with_its_reason_and_ends_its_own_conver
 
 
 def test_replies_lost_with_their_server_are_asked_for_by_the_next_run(respond):
-    lost = Answer(error="503 gone", lost=True)
+    lost = Answer(error="503 gone", retryable=True)
     respond(Named("m", lambda body: lost if len(body["messages"]) == 1 else says("m")(body)))
     assert len(respond.rows()) == 4 and len(respond.removed()) == 5
     respond(Named("m"))

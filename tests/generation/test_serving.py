@@ -197,7 +197,7 @@ def test_the_smallest_top_p_and_a_cold_temperature_take_the_likeliest_token(loca
 def test_a_prompt_that_fills_the_context_is_told(local):
     long = Request([{"role": "user", "content": "tide " * 3000}], Sampling(max_new_tokens=4))
     ((_, answer),) = local.stream([long])
-    assert "fills the context of 2048" in answer.error and not answer.lost
+    assert "fills the context of 2048" in answer.error and not answer.retryable
 
 
 def test_glan_in_this_process(model, tmp_path):

@@ -4,7 +4,7 @@ import itertools
 import random
 
 from hf_select.demo import teacher
-from hf_select.generation.generator import Answer, Generator, Usage
+from hf_select.generation.generator import Answer, Generator, RequestCounts
 
 
 class Scripted(Generator):
@@ -16,7 +16,7 @@ class Scripted(Generator):
     def __init__(self, script=None, order=0):
         self.script, self.usage, self.seen, self.dice = (
             script or (lambda body: None),
-            Usage(),
+            RequestCounts(),
             [],
             random.Random(order),
         )

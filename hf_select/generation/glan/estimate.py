@@ -78,7 +78,7 @@ def _made(run: GLANRun, stage: str) -> Counter[str]:
     total: Counter[str] = Counter()
     for path in sorted((run.folder / stage).rglob("*.jsonl")):
         for records in journal.records(journal.read_lines(path)).values():
-            if not records[-1].get("lost"):
+            if not records[-1].get("retryable"):
                 read, written = (sum(r.get(f"{kind}_tokens", 0) for r in records) for kind in ("prompt", "completion"))
                 total.update(requests=1, read=read, written=written)
     return total

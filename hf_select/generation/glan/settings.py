@@ -1,9 +1,10 @@
 """Settings of GLAN and its stages."""
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from hf_select.models.sampling import Sampling
+from hf_select.paper import Paper
 from hf_select.validation import check_choices
 
 
@@ -70,6 +71,13 @@ class GLANSettings:
     prices: list[float] | None = None
     answer_prices: list[float] | None = None
     seed: int = 0
+
+    paper: ClassVar[Paper | None] = Paper(
+        "2402.13064",
+        "Synthetic Data (Almost) from Scratch: Generalized Instruction Tuning for Language Models",
+        "Li, Haoran",
+        2024,
+    )
 
     def __post_init__(self) -> None:
         check_choices(self)

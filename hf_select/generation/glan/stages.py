@@ -13,7 +13,7 @@ from hf_select.generation.glan import parse, prompts
 from hf_select.generation.glan.settings import GLANSettings
 from hf_select.generation.glan.taxonomy import DEFAULT, Discipline
 from hf_select.generation.glan.tree import Asked, Subject, Tree
-from hf_select.generation.requests import Asking, Item
+from hf_select.generation.requests import Item, RequestStage
 from hf_select.jobs import journal
 
 
@@ -27,7 +27,8 @@ class GLANRun:
         self.writing = (self.model, settings.sampling())
         self.answering = (self.answer_model, settings.answer_sampling())
         self.tree = Tree(settings, folder)
-        self.ask = Asking(folder, settings.seed, retry_failed, read_refusals(settings.refusals))
+        stage = RequestStage(folder, settings.seed, retry_failed, read_refusals(settings.refusals))
+        self.request_all = stage.request_all
 
     def make_taxonomy(self) -> None:
         path = self.folder / "taxonomy.yaml"
@@ -51,7 +52,7 @@ class GLANRun:
             ]
             keys = [json.dumps(names, ensure_ascii=False) for names in above]
             items = [Item(path, key, turn) for key, turn in zip(keys, turns, strict=True)]
-            self.ask("taxonomy", *self.writing, items, len(items), prompts.NAMES_SCHEMA, _names_nodes)
+            self.request_all("taxonomy", *self.writing, items, len(items), prompts.NAMES_SCHEMA, _names_nodes)
             found = journal.records(journal.read_lines(path))
             failed = [error for item in items if (error := found[item.key][-1].get("error"))]
             if failed:
@@ -79,7 +80,7 @@ class GLANRun:
             for query in queries
         )
         total = len(disciplines) * len(queries)
-        self.ask("lists", *self.writing, lists, total)
+        self.request_all("lists", *self.writing, lists, total)
 
         def extractions() -> Iterator[Item]:
             for discipline in disciplines:
@@ -89,7 +90,7 @@ class GLANRun:
                         turns = partial(prompts.subjects_from, asked(discipline), found[query])
                         yield Item(self.tree.file("subjects", discipline), query, turns)
 
-        self.ask("subjects", *self.writing, extractions(), total, prompts.SUBJECTS_SCHEMA, _subject_nodes)
+        self.request_all("subjects", *self.writing, extractions(), total, prompts.SUBJECTS_SCHEMA, _subject_nodes)
 
     def make_syllabi(self) -> None:
         disciplines, settings = self.tree.disciplines(), self.settings
@@ -112,8 +113,8 @@ class GLANRun:
                         turns = partial(prompts.syllabus_from, asked(subject), found[subject.key])
                         yield Item(self.tree.file("syllabi", discipline), subject.key, turns)
 
-        self.ask("outlines", *self.writing, outlines(), total)
-        self.ask("syllabi", *self.writing, extractions(), total, prompts.SYLLABUS_SCHEMA, _syllabus_node)
+        self.request_all("outlines", *self.writing, outlines(), total)
+        self.request_all("syllabi", *self.writing, extractions(), total, prompts.SYLLABUS_SCHEMA, _syllabus_node)
 
     def make_questions(self) -> None:
         def items() -> Iterator[Item]:
@@ -128,7 +129,7 @@ class GLANRun:
             for syllabi in [self.tree.syllabi(discipline)]
             for subject in self.tree.subjects(discipline)
         )
-        self.ask("questions", *self.writing, items(), total)
+        self.request_all("questions", *self.writing, items(), total)
 
     def _question(self, asked: Asked) -> Messages:
         draw, language = asked.draw, self.settings.language
@@ -143,7 +144,7 @@ class GLANRun:
             )
             for asked in wanted
         )
-        self.ask("answers", *self.answering, items, total)
+        self.request_all("answers", *self.answering, items, total)
 
     def _texts(self, path: Path) -> dict[str, str]:
         """The texts of a stage by key, without what failed."""
