@@ -19,7 +19,7 @@ import numpy as np
 from hf_select.data.loading import read_dataset
 from hf_select.selection.decontaminate import Decontaminate
 from hf_select.selection.dedup import Dedup
-from hf_select.selection.diversity import BLOCK, facility_location
+from hf_select.selection.facility_location import BLOCK, facility_location
 
 
 def dedup(args: argparse.Namespace) -> dict:

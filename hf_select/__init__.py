@@ -64,16 +64,23 @@ if TYPE_CHECKING:
     from hf_select.selection.baselines import Longest as Longest
     from hf_select.selection.baselines import Random as Random
     from hf_select.selection.baselines import Sample as Sample
-    from hf_select.selection.combine import WeightedRanks as WeightedRanks
+    from hf_select.selection.budget import Budget as Budget
     from hf_select.selection.decontaminate import Decontaminate as Decontaminate
     from hf_select.selection.dedup import Dedup as Dedup
-    from hf_select.selection.diversity import FacilityLocation as FacilityLocation
-    from hf_select.selection.diversity import FarthestFirst as FarthestFirst
-    from hf_select.selection.diversity import KMeansBuckets as KMeansBuckets
-    from hf_select.selection.diversity import ScoreThenThreshold as ScoreThenThreshold
+    from hf_select.selection.facility_location import FacilityLocation as FacilityLocation
+    from hf_select.selection.farthest_first import FarthestFirst as FarthestFirst
+    from hf_select.selection.filter import Filter as Filter
+    from hf_select.selection.filter import Removal as Removal
+    from hf_select.selection.kmeans_buckets import KMeansBuckets as KMeansBuckets
+    from hf_select.selection.ranking import Ranking as Ranking
     from hf_select.selection.round_robin import RoundRobin as RoundRobin
+    from hf_select.selection.score_then_threshold import ScoreThenThreshold as ScoreThenThreshold
     from hf_select.selection.selection import Selection as Selection
+    from hf_select.selection.selector import Choice as Choice
+    from hf_select.selection.selector import Selector as Selector
     from hf_select.selection.top_k import TopK as TopK
+    from hf_select.selection.vectors import VectorSelector as VectorSelector
+    from hf_select.selection.weighted_ranks import WeightedRanks as WeightedRanks
     from hf_select.training import online_scores as online_scores
     from hf_select.training.callback import DataSelectionCallback as DataSelectionCallback
     from hf_select.training.equal_tokens import Recipe as Recipe

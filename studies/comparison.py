@@ -28,8 +28,8 @@ from hf_select.evaluation.compare import compare
 from hf_select.scoring.length import Length
 from hf_select.scoring.overlap import QueryOverlap
 from hf_select.scoring.score import whole_cost
-from hf_select.selection.combine import WeightedRanks
 from hf_select.selection.dedup import Dedup
+from hf_select.selection.weighted_ranks import WeightedRanks
 from hf_select.training.equal_tokens import Recipe
 from hf_select.training.warmup import WarmUp
 

@@ -17,7 +17,8 @@ from targeted import read
 
 from hf_select import DEITA, IFD, Dedup, Length, Perplexity, SelectIT, score
 from hf_select.data.conversation import conversations
-from hf_select.selection.combine import length_residual, percentile_ranks
+from hf_select.selection.ranking import percentile_ranks
+from hf_select.selection.without_length import length_residual
 
 
 KINDS = ("duplicate_instruction", "off_by_one", "shuffled_response", "truncated_response", "wrong_language_or_garbage")

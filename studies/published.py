@@ -16,7 +16,7 @@ from datasets import Dataset
 from targeted import read
 
 from hf_select import IFD, Length, score
-from hf_select.selection.top_k import rank
+from hf_select.selection.ranking import rank
 
 
 def main() -> None:

@@ -3,11 +3,16 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hf_select.cli.command import Command
-from hf_select.cli.settings import build, check_names, settable, suggest
+from hf_select.cli.settings import build, check_names, suggest
 from hf_select.selection import SELECTORS
+
+
+if TYPE_CHECKING:
+    from hf_select.selection.selection import Selection
+    from hf_select.selection.selector import Selector
 
 
 @dataclass
@@ -57,27 +62,26 @@ class Select(Command):
         from hf_select.cli.outputs import check_output, listed, read_scores, record_of
         from hf_select.data.writing import write_dataset
         from hf_select.features.store import PoolIndex
+        from hf_select.selection.filter import Filter
+        from hf_select.selection.vectors import VectorSelector
 
         selector = self._selector()
         output = check_output(self.output, self.overwrite, *listed(self.scores))
         dataset = read_scores(self.scores, self.split)
         earlier = self._earlier(dataset)
-        index = getattr(selector, "vectors", None)
-        if earlier is not None and isinstance(index, PoolIndex) and len(index) == earlier.num_rows != len(dataset):
-            # The index is one of the rows that these were selected from.
-            selector = selector.among(earlier.indices, read_scores(earlier.chain[0]["scores"], self.split))
-        budget = {"k": self.k, "fraction": self.fraction, "tokens": self.tokens}
-        if getattr(selector, "needs_budget", True) or any(value is not None for value in budget.values()):
-            selection = selector(dataset, **budget)
-        else:
-            selection = selector(dataset)
+        if earlier is not None and isinstance(selector, VectorSelector) and isinstance(selector.vectors, PoolIndex):
+            if len(selector.vectors) == earlier.num_rows != len(dataset):
+                # The index is one of the rows that these were selected from.
+                selector = selector.among(earlier.indices, read_scores(earlier.chain[0]["scores"], self.split))
+        selection = selector(dataset, k=self.k, fraction=self.fraction, tokens=self.tokens)
         if len(selection) == 0:
             raise ValueError(f"selector {self.selector} leaves none of {len(dataset):,} rows; nothing was written.")
         selection.chain[-1]["scores"] = self.scores  # for the report and the card
         subset = selection.apply(dataset)
         notes = write_dataset(subset, output)
         _report(dataset, selection, subset)
-        _report_removed(selector)
+        if isinstance(selector, Filter):
+            _report_removed(selector.removed_)
         if earlier is not None:
             # The rows were selected before: the record tells the whole way from the first dataset.
             selection = earlier.compose(selection)
@@ -88,7 +92,7 @@ class Select(Command):
         for note in notes:
             print(f"Note: {note}")
 
-    def _earlier(self, dataset: Any) -> Any:
+    def _earlier(self, dataset: Any) -> "Selection | None":
         """The selection that left these rows, if there is one; None where the record is of another number of rows."""
         from hf_select.cli.outputs import listed, record_behind
         from hf_select.selection.selection import Selection
@@ -106,34 +110,36 @@ class Select(Command):
             ) from None
         return earlier
 
-    def _selector(self) -> Any:
-        """The selector from its flat settings: folders of vectors opened, evaluation sets read."""
+    def _selector(self) -> "Selector":
+        """The selector from its flat settings, with its folder of vectors opened and its evaluation sets read."""
         from hf_select.data.loading import read_named
+        from hf_select.selection.vectors import VectorSelector
 
         cls = selector_class(self.selector)
         check_names(self.settings, [cls], f"selector {self.selector}")
-        if "vectors" in [f.name for f in settable(cls)] and "vectors" not in self.settings:
+        if issubclass(cls, VectorSelector) and "vectors" not in self.settings:
             raise ValueError(
                 f"selector {self.selector} needs --vectors FOLDER, the vectors of these rows. Make the folder first: "
                 "hf-select index --scorer rds --model MODEL --dataset DATASET --output-dir FOLDER. (A column of "
                 "vectors is named in the same way: --vectors COLUMN.)"
             )
         selector = build(cls, self.settings, f"selector {self.selector}")
-        vectors = getattr(selector, "vectors", None)
-        if isinstance(vectors, str) and (Path(vectors).expanduser() / "vectors").is_dir():
-            from hf_select.features.store import PoolIndex
+        if isinstance(selector, VectorSelector) and isinstance(selector.vectors, str):
+            if (Path(selector.vectors).expanduser() / "vectors").is_dir():
+                from hf_select.features.store import PoolIndex
 
-            selector.vectors = PoolIndex.open(vectors)
-        compares = hasattr(selector, "fit")
-        if compares != bool(self.against):
-            needs = "needs --against NAME=FILE" if compares else "compares with no other set; leave out --against"
+                selector.vectors = PoolIndex.open(selector.vectors)
+        if selector.needs_fit != bool(self.against):
+            no_set = "compares with no other set; leave out --against"
+            needs = "needs --against NAME=FILE" if selector.needs_fit else no_set
             raise ValueError(f"selector {self.selector} {needs}.")
         if self.against:
             selector.fit(read_named(self.against, self.split, self.rename))
         return selector
 
 
-def selector_class(name: str) -> type:
+def selector_class(name: str) -> "type[Selector]":
+    """The class of a selector."""
     from importlib import import_module
 
     if name not in SELECTORS:
@@ -174,11 +180,8 @@ def _report(dataset: Any, selection: Any, subset: Any) -> None:
         print(f"  {rank}  {text.ljust(width)}  {reason}")
 
 
-def _report_removed(selector: Any, shown: int = 5) -> None:
-    """What a filter took out, and why: the first few."""
-    removed = getattr(selector, "removed_", None)
-    if removed is None:
-        return
+def _report_removed(removed: dict[int, str], shown: int = 5) -> None:
+    """The number of rows that a filter left out, and why the first of them."""
     print(f"\n{len(removed):,} rows removed{', the first of them:' if removed else '.'}")
     for row in sorted(removed)[:shown]:
         print(f"  row {row}: {removed[row]}")

@@ -40,7 +40,7 @@ from hf_select.scoring.length import Length
 from hf_select.scoring.overlap import rows_that_repeat
 from hf_select.scoring.score import score
 from hf_select.selection.baselines import random_order
-from hf_select.selection.combine import percentile_ranks, rank_correlation
+from hf_select.selection.ranking import percentile_ranks, rank, rank_correlation
 from hf_select.validation import check_choice
 
 
@@ -204,14 +204,15 @@ def measure(
 
 def shared_of_best(a: np.ndarray, b: np.ndarray, fraction: float) -> float:
     """The share of the best `fraction` of the one that is among that of the other; by chance it is `fraction`."""
-    return len(np.intersect1d(_best(a, fraction), _best(b, fraction))) / len(_best(a, fraction))
+    best = _best_fraction(a, fraction)
+    return len(np.intersect1d(best, _best_fraction(b, fraction))) / len(best)
 
 
 def lift_kept(large: np.ndarray, small: np.ndarray, fraction: float) -> float:
     """Lift of the small score's best rows over that of the large score's own; 0 is random rows."""
     ranks = percentile_ranks(large)
-    own = ranks[_best(large, fraction)].mean() - 0.5
-    return float((ranks[_best(small, fraction)].mean() - 0.5) / own) if own > 0 else 0.0
+    own = ranks[_best_fraction(large, fraction)].mean() - 0.5
+    return float((ranks[_best_fraction(small, fraction)].mean() - 0.5) / own) if own > 0 else 0.0
 
 
 def advice(result: dict[str, Any]) -> dict[str, Any]:
@@ -323,8 +324,8 @@ def _sentence(words: str) -> str:
     return words[0].upper() + words[1:]
 
 
-def _best(values: np.ndarray, fraction: float) -> np.ndarray:
-    return np.argsort(-values, kind="stable")[: max(1, round(fraction * len(values)))]
+def _best_fraction(values: np.ndarray, fraction: float) -> np.ndarray:
+    return rank(values)[: max(1, round(fraction * len(values)))]
 
 
 def _with_intervals(

@@ -24,7 +24,7 @@ from scipy.optimize import brentq
 from scipy.stats import ncf
 from scipy.stats import t as student
 
-from hf_select.selection.combine import percentile_ranks
+from hf_select.selection.ranking import percentile_ranks
 
 
 # n rows, k groups

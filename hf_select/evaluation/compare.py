@@ -57,13 +57,12 @@ from hf_select.reports.comparison import comparison_report
 from hf_select.scoring.overlap import rows_that_repeat
 from hf_select.selection.baselines import Longest, Random
 from hf_select.selection.selection import Selection
+from hf_select.selection.selector import Selector
 from hf_select.training.equal_tokens import Recipe
 from hf_select.training.train_on_tokens import train_on_tokens
 
 
 logger = logging.getLogger(__name__)
-
-Selector = Callable[..., Selection]
 
 # A selection whose tokens differ by more than this from those of random rows gets random rows of as many beside it.
 _TOKENS_ALIKE = 0.1
@@ -296,7 +295,7 @@ class Comparison:
             record |= {
                 "rows": len(rows),
                 "rows_cut": notes.total(),
-                "could_choose_from": _could_choose_from(selection),
+                "could_choose_from": selection.num_candidates,
                 "tokens_wanted": tokens,
                 "tokens_within": max(len(ids) for ids in rows["input_ids"]) / 2,
             }
@@ -433,9 +432,3 @@ def _trainable(pool: Any, recipe: Recipe, kept: Path) -> tuple[Any, dict[str, in
     if len(there) < len(pool):
         pool = pool.select(there)
     return pool.add_column(columns.NUM_TOKENS, lengths[there].tolist()), reasons
-
-
-def _could_choose_from(selection: Selection) -> int:
-    """Rows that the method could rank: those without a score were out of its reach."""
-    step = selection.chain[-1] if selection.chain else {}
-    return step.get("scored", selection.num_rows)

@@ -39,7 +39,8 @@ from hf_select.evaluation.statistics import Difference, differences
 from hf_select.features import unit
 from hf_select.generation.answer_filters import is_refusal
 from hf_select.generation.generator import Generator
-from hf_select.selection.selection import Selection, select
+from hf_select.selection.budget import Budget
+from hf_select.selection.selector import Choice, Selector
 from hf_select.training.equal_tokens import Recipe
 
 
@@ -322,17 +323,17 @@ def scored(answers: Answers, score: str | Callable[[list[Conversation]], Sequenc
 # What is learned from them.
 
 
-@dataclass(frozen=True)
-class _AnswersOf:
-    """A selector: all rows of one model, in the order of their prompts."""
+@dataclass
+class _AnswersOf(Selector):
+    """All rows of one model, in the order of their prompts."""
 
     model: str
     column: str
 
-    def __call__(self, dataset: Any, k: int) -> Selection:
-        order = np.array([row for row, name in enumerate(dataset[self.column]) if name == self.model])[:k]
-        step = {"selector": "AnswersOf", "model": self.model, "k": k}
-        return select(dataset, order, lambda rank, row: f"an answer of {self.model}", None, step)
+    def choose(self, dataset: Dataset, budget: Budget) -> Choice:
+        """The model's first rows: fewer than requested where the others cannot be trained on."""
+        rows = np.array([row for row, name in enumerate(dataset[self.column]) if name == self.model])
+        return Choice(rows[: budget.rows], lambda place, row: f"an answer of {self.model}")
 
 
 def trained(

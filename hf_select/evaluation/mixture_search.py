@@ -42,7 +42,7 @@ from hf_select.mixtures.mixture import Mixture
 from hf_select.mixtures.source import Source
 from hf_select.models.responses import labelled
 from hf_select.models.sources import find
-from hf_select.selection.combine import rank_correlation
+from hf_select.selection.ranking import rank_correlation
 from hf_select.training.equal_tokens import Recipe
 from hf_select.training.train_on_tokens import train_on_tokens
 from hf_select.validation import check_choice

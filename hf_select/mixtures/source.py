@@ -157,7 +157,7 @@ class Source:
         if self.selector is not None:
             budget = {"rows": "k", "tokens": "tokens"}
             named = {budget[unit]: count for unit, count in target.items()}
-            if not getattr(self.selector, "needs_budget", True):
+            if not self.selector.needs_budget:
                 named = {}
             elif not named:
                 raise ValueError("a selector needs to know how many: give the source rows, tokens or a weight.")

@@ -30,7 +30,7 @@ from hf_select.reports.report_numbers import (
     TargetTask,
 )
 from hf_select.selection.baselines import random_order
-from hf_select.selection.combine import rank_correlation
+from hf_select.selection.ranking import highest, rank_correlation
 from hf_select.selection.selection import Selection
 
 
@@ -199,8 +199,8 @@ def _agreement_of(view: PoolView, chosen: Parts) -> Agreement | None:
     if not names:
         return None
     k = len(next(iter(chosen.values())))
-    highest = {name: set(_highest_rows(scores[name], k).tolist()) for name in names}
-    highest |= {name: set(rows.tolist()) for name, rows in chosen.items()}
+    best = {name: set(highest(scores[name], k).tolist()) for name in names}
+    best |= {name: set(rows.tolist()) for name, rows in chosen.items()}
     labels = [*names, *chosen]
     return Agreement(
         scores=names,
@@ -208,14 +208,9 @@ def _agreement_of(view: PoolView, chosen: Parts) -> Agreement | None:
         spearman=[[rank_correlation(scores[a], scores[b]) for b in names] for a in names],
         k=k,
         labels=labels,
-        overlap=[[_overlap_share(highest[a], highest[b]) for b in labels] for a in labels],
+        overlap=[[_overlap_share(best[a], best[b]) for b in labels] for a in labels],
         expected_by_chance=k / len(view),
     )
-
-
-def _highest_rows(values: np.ndarray, k: int) -> np.ndarray:
-    known = np.flatnonzero(~np.isnan(values))
-    return known[np.argsort(-values[known], kind="stable")[:k]]
 
 
 def _overlap_share(a: set[int], b: set[int]) -> float:

@@ -12,7 +12,7 @@ from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import Conversation
 from hf_select.reports.pool_view import PoolView
 from hf_select.reports.report_numbers import SourceCounts
-from hf_select.selection.combine import combined_ranks, percentile_ranks
+from hf_select.selection.ranking import Ranking, rank
 from hf_select.selection.selection import Selection
 
 
@@ -103,12 +103,12 @@ def rows_of_selection(
         why=dict(zip(chosen, selection.reasons, strict=True)),
         counts={SELECTED: len(chosen) - edge, LAST: edge},
     )
-    deciding = deciding_score(view, selection)
-    if deciding is None:
+    ranking = selection.ranking
+    if ranking is None:
         why = "not taken; one of a random sample of such rows"
         _add_sample(shown, "not taken", np.flatnonzero(is_candidate), why, examples)
     else:
-        _add_ranked(shown, view, deciding, is_candidate, examples)
+        _add_ranked(shown, view, ranking, is_candidate, examples)
     if len(excluded := np.flatnonzero(~is_taken & ~is_candidate)):
         steps = ", ".join(step["selector"] for step in selection.chain[:-1])
         _add_sample(shown, "left out before", excluded, f"left out by an earlier step ({steps})", examples)
@@ -142,69 +142,6 @@ def rows_of_comparison(selections: dict[str, Selection], examples: int = 2000) -
 # --------------------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Deciding:
-    """What the last step ranked rows by: higher is taken first, NaN for a row that could not be ranked."""
-
-    columns: list[str]
-    label: str
-    values: np.ndarray  # (rows,)
-
-    def why_not(self, view: PoolView, rows: np.ndarray) -> list[str]:
-        """Why these rows could not be ranked: the reason of the first score that they lack, or the bounds."""
-        if not self.columns:
-            return [f"not ranked by {self.label}"] * len(rows)
-        missing = [""] * len(rows)
-        for column in self.columns:
-            values, reasons = view.score(column)[rows], view.reasons(column, rows)
-            for i, (value, reason) in enumerate(zip(values, reasons, strict=True)):
-                if np.isnan(value) and not missing[i]:
-                    missing[i] = f"no {column}: {reason}"
-        first = view.score(self.columns[0])[rows]
-        return [
-            reason or f"{self.columns[0]} {value:.6g} is out of the bounds that were set"
-            for reason, value in zip(missing, first, strict=True)
-        ]
-
-
-def deciding_score(view: PoolView, selection: Selection) -> Deciding | None:
-    """What the last step ranked rows by, or None if it ranked none.
-
-    The settings of some selectors say which columns decided. For any other selector it is what the selection ranked
-    all rows by, `Selection.pool_scores`, if the chosen rows are in the order of these scores.
-    """
-    step = selection.chain[-1] if selection.chain else {}
-    present = view.score_columns
-    if step.get("column") in present and step.get("length", "ignore") == "ignore":
-        column = step["column"]
-        values = view.score(column)
-        low, high = step.get("at_least"), step.get("at_most")
-        with np.errstate(invalid="ignore"):
-            out = (values < (-np.inf if low is None else low)) | (values > (np.inf if high is None else high))
-        is_worst = step.get("which") == "worst"
-        values = np.where(out, np.nan, -values if is_worst else values)
-        return Deciding([column], column + (", lowest first" if is_worst else ""), values)
-    similarities = step.get("similarities") or []
-    if similarities and all(name in present for name in similarities):
-        label = "the highest similarity to a task" if len(similarities) > 1 else similarities[0]
-        return Deciding(similarities, label, np.max([view.score(name) for name in similarities], axis=0))
-    weights = step.get("weights")
-    if isinstance(weights, dict) and all(name in present for name in weights):
-        ranks = {name: percentile_ranks(view.score(name)) for name in weights}
-        return Deciding(list(weights), "the weighted mean of ranks", combined_ranks(ranks, weights))
-    if selection.pool_scores is not None and selection.scores is not None and len(selection):
-        values = np.where(np.isfinite(selection.pool_scores), selection.pool_scores, np.nan)
-        change, label = np.diff(selection.scores), f"the score of {step.get('selector', 'the selection')}"
-        if (change <= 0).all():
-            return Deciding([], label, values)
-        if (change >= 0).all():
-            return Deciding([], f"{label}, lowest first", -values)
-    return None
-
-
-# --------------------------------------------------------------------------------------------------------------------
-
-
 def _add_sample(shown: ShownRows, group: str, rows: np.ndarray, why: str, examples: int) -> None:
     """Add a random sample of the rows as one group."""
     sample = np.random.default_rng(0).permutation(rows)[:examples].tolist()
@@ -213,23 +150,35 @@ def _add_sample(shown: ShownRows, group: str, rows: np.ndarray, why: str, exampl
     shown.counts[group] = len(rows)
 
 
-def _add_ranked(shown: ShownRows, view: PoolView, deciding: Deciding, is_candidate: np.ndarray, examples: int) -> None:
+def _add_ranked(shown: ShownRows, view: PoolView, ranking: Ranking, is_candidate: np.ndarray, examples: int) -> None:
     """Add the best and the worst candidates that were not taken, and those that could not be ranked."""
-    is_ranked = ~np.isnan(deciding.values)
-    unranked = np.flatnonzero(is_candidate & ~is_ranked)
-    left = np.flatnonzero(is_candidate & is_ranked)
-    left = left[np.argsort(-deciding.values[left], kind="stable")]
+    keys = np.where(is_candidate, ranking.keys(), np.nan)
+    left, unranked = rank(keys), np.flatnonzero(is_candidate & np.isnan(keys))
+    by = ranking.name + (", lowest first" if ranking.lowest_first else "")
     half = (len(left) + 1) // 2
     groups = {"best left out": left[:half][:examples], "worst": left[half:][::-1][:examples]}
     place = {row: place for place, row in enumerate(left.tolist(), 1)}
     for group, rows in groups.items():
         for row in rows.tolist():
             shown.groups[row] = group
-            shown.why[row] = f"not taken: place {place[row]:,} of the {len(left):,} rows left, by {deciding.label}"
+            shown.why[row] = f"not taken: place {place[row]:,} of the {len(left):,} rows left, by {by}"
     first = unranked[:examples]
     shown.groups |= dict.fromkeys(first.tolist(), "not ranked")
-    shown.why |= dict(zip(first.tolist(), deciding.why_not(view, first), strict=True))
+    shown.why |= dict(zip(first.tolist(), _why_not_ranked(view, ranking, first), strict=True))
     shown.counts |= {"best left out": half, "worst": len(left) - half, "not ranked": len(unranked)}
+
+
+def _why_not_ranked(view: PoolView, ranking: Ranking, rows: np.ndarray) -> list[str]:
+    """Why these rows could not be ranked: the first score that they lack, with its reason, or the bounds."""
+    why = [""] * len(rows)
+    for column in (name for name in ranking.columns if name in view.dataset.column_names):
+        missing = np.isnan(view.score(column)[rows])
+        for i, reason in enumerate(view.reasons(column, rows)):
+            why[i] = why[i] or (f"no {column}: {reason}" if missing[i] else "")
+    for i, value in enumerate(ranking.values[rows]):
+        outside = f"{ranking.name} {value:.6g} is out of the bounds that were set"
+        why[i] = why[i] or (outside if np.isfinite(value) else f"no {ranking.name}")
+    return why
 
 
 def _turns_of(view: PoolView, row: int) -> Turns:

@@ -190,7 +190,7 @@ def _cost_section(cost: Cost, pictures: list[str]) -> Section:
 
 
 def _step_row(step: Mapping[str, Any]) -> list[str]:
-    counts = ("selector", "num_rows", "selected", "chosen_by", "scores")
+    counts = ("selector", "num_rows", "selected", "chosen_by", "scores", "ranked_by", "paper")
     settings = [f"{name} {_in_words(value)}" for name, value in step.items() if name not in counts and _is_set(value)]
     return [step["selector"], ", ".join(settings), f"{step['num_rows']:,}", f"{step['selected']:,}"]
 

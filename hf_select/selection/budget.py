@@ -1,12 +1,16 @@
-"""How many rows: a number of rows, a fraction of the dataset, or a number of tokens. Exactly one of them."""
+"""How many rows may be selected: a number of rows, a fraction of the dataset, or a number of tokens."""
 
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hf_select.data import columns
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 logger = logging.getLogger(__name__)
@@ -14,34 +18,33 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Budget:
-    """What may be taken. `take(order)` cuts a ranking to it."""
+    """Number of rows or of tokens that may be selected, or neither for no limit; `take` cuts a ranking to it."""
 
     rows: int | None = None
     tokens: int | None = None
-    num_tokens: np.ndarray | None = None  # (n,), of every row of the dataset; NaN where it is not known
+    num_tokens: np.ndarray | None = None  # (n,) of every row of the dataset; NaN where it is not known
 
     @property
     def uncounted(self) -> np.ndarray:
-        """Rows that a budget in tokens cannot take, since nobody counted theirs."""
+        """Row numbers that a budget in tokens cannot take, since their tokens are not known."""
         return np.flatnonzero(np.isnan(self.num_tokens)) if self.num_tokens is not None else np.empty(0, np.int64)
 
     @classmethod
     def of(
         cls,
-        dataset: Any,
+        dataset: "Dataset",
         k: int | None = None,
         fraction: float | None = None,
         tokens: int | None = None,
         tokens_column: str = columns.NUM_TOKENS,
     ) -> "Budget":
-        """The budget that a call asked for; a fraction is floored, as int(n * fraction) in the reference codes."""
+        """The budget of a call, which gives exactly one of k, fraction and tokens; a fraction is floored, as
+        int(n * fraction) in the authors' codes."""
         given = {"k": k, "fraction": fraction, "tokens": tokens}
         named = [name for name, value in given.items() if value is not None]
         if len(named) != 1:
             raise ValueError(f"give exactly one of k, fraction and tokens; given: {', '.join(named) or 'none'}.")
-        columns.check_rows(dataset)
-        if len(dataset) == 0:
-            raise ValueError("the dataset is empty; there is nothing to select from.")
+        cls.unlimited(dataset)
         if fraction is not None:
             if not 0 < fraction <= 1:
                 raise ValueError(f"fraction is {fraction}; it must lie in (0, 1].")
@@ -70,17 +73,30 @@ class Budget:
             )
         return budget
 
+    @classmethod
+    def unlimited(cls, dataset: "Dataset") -> "Budget":
+        """No limit.
+
+        Raises: ValueError if the dataset cannot be selected from: it is a stream, or empty.
+        """
+        columns.check_rows(dataset)
+        if len(dataset) == 0:
+            raise ValueError("the dataset is empty; there is nothing to select from.")
+        return cls()
+
     def take(self, order: np.ndarray, what: str) -> np.ndarray:
         """The head of a ranking that the budget pays for.
 
         Rows: exactly that many. Tokens: rows in order while their sum stays within the budget; the first row that does
-        not fit ends it, since going on to shorter ones would bias the selection to short rows.
-        Rows whose tokens nobody counted are passed over.
+        not fit is the end, since taking shorter ones instead would bias the selection to short rows. Rows without a
+        number of tokens are passed over.
 
         Args:
-            what: of the rows in `order`, for the errors: "can be ranked by score_x".
-        Raises: ValueError naming both numbers if the ranking has fewer rows than asked for.
+            what: what the rows of `order` have in common, for the errors: "can be ranked by score_x".
+        Raises: ValueError naming both numbers if the ranking has fewer rows than requested.
         """
+        if self.rows is None and self.tokens is None:
+            return order
         if len(order) == 0:
             raise ValueError(f"nothing can be selected: no rows {what}.")
         if self.rows is not None:
@@ -107,20 +123,20 @@ class Budget:
 
 
 def ties_at_the_cut(keys: np.ndarray, taken: np.ndarray, by: str) -> int:
-    """How many rows have the score of the last one taken (or of the first), if some of them were not taken, else 0; a
-    warning says so.
+    """Number of rows with the score of the last row taken (or of the first), if some of them were not taken, else 0;
+    logs a warning of them.
 
     Args:
-        keys: what each row was ranked by (n,).
+        keys: the number that each row was ranked by (n,).
         taken: the rows that were taken, in rank order.
         by: name of the score, for the warning.
     """
     for cut in (keys[taken[-1]], keys[taken[0]]):
-        tied, of_them = int((keys == cut).sum()), int((keys[taken] == cut).sum())
-        if tied > of_them:
+        tied, tied_and_taken = int((keys == cut).sum()), int((keys[taken] == cut).sum())
+        if tied > tied_and_taken:
             logger.warning(
                 "%d rows tie at the cut (%s %.6g): %d of them %s taken, by their row numbers.",
-                *(tied, by, cut, of_them, "was" if of_them == 1 else "were"),
+                *(tied, by, cut, tied_and_taken, "was" if tied_and_taken == 1 else "were"),
             )
             return tied
     return 0

@@ -14,17 +14,17 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from hf_select.data import columns
 from hf_select.data.text import half_words, words, words_and_symbols
-from hf_select.selection.dedup import keep, read_texts, texts_of
-from hf_select.selection.selection import Selection
-from hf_select.validation import check_choices
+from hf_select.selection.filter import Filter, Removal, read_texts, texts_of
 
 
-# Shared words that a reason shows.
-_SHOWN = 8
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+_WORDS_SHOWN = 8  # in a reason, of the shared ones
 
 
 def runs(text: str, half: int) -> Iterator[str]:
@@ -39,7 +39,7 @@ def runs(text: str, half: int) -> Iterator[str]:
 
 
 @dataclass
-class Decontaminate:
+class Decontaminate(Filter):
     """Leaves out the rows that share a run of words with an evaluation set; a filter, so it needs no budget.
 
     `fit({"gsm8k": dataset, ...})` learns the evaluation sets. `removed_` says of each row that is left out which item
@@ -51,7 +51,6 @@ class Decontaminate:
         min_words: an item of fewer than n words, but at least this many, counts as one run. A few words are found
             anywhere, so a shorter item is compared whole: a row goes if it says the same up to letter case and
             sentence punctuation, or (with of = all) has the same prompt.
-        tokens_column: column that a budget in tokens is spent in.
     Raises: ValueError before `fit`, if an evaluation set has no item with text, or if no row can be read.
     Reference: Brown et al. 2020, arXiv:2005.14165, appendix C.
     """
@@ -59,21 +58,19 @@ class Decontaminate:
     n: int = 13
     of: Literal["all", "prompt", "response"] = "all"
     min_words: int = 8
-    tokens_column: str = columns.NUM_TOKENS
 
-    needs_budget: ClassVar[bool] = False
+    needs_fit: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        super().__post_init__()
         if not 1 <= self.min_words <= self.n:
             raise ValueError(f"min_words is {self.min_words} and n is {self.n}; 1 <= min_words <= n is needed.")
         self.index_: dict[str, tuple[str, int]] = {}  # run -> the first item that has it
         self.whole_: dict[str, tuple[str, int]] = {}  # a short item, or its prompt -> the first item
         self.lengths_: list[int] = []  # of the runs, in half words, the longest first
         self.sets_: dict[str, dict[str, int]] = {}  # set -> items, those compared whole, those without text
-        self.removed_: dict[int, str] = {}
 
-    def fit(self, sets: Mapping[str, Any]) -> "Decontaminate":
+    def fit(self, sets: "Mapping[str, Dataset]") -> "Decontaminate":
         """Learn the evaluation sets, each a dataset under its name; what was learned before is forgotten."""
         if not sets:
             raise ValueError('no evaluation set was given; give at least one: fit({"gsm8k": dataset}).')
@@ -92,7 +89,7 @@ class Decontaminate:
                 if length < 2 * self.min_words:
                     short += 1
                     for whole in filter(None, (text, prompts[item])):
-                        self.whole_.setdefault(_whole(whole), (name, item))
+                        self.whole_.setdefault(_normalised(whole), (name, item))
                     continue
                 lengths.add(length)
                 for run in runs(text, length):
@@ -106,47 +103,42 @@ class Decontaminate:
         self.lengths_ = sorted(lengths, reverse=True)
         return self
 
-    def __call__(
-        self, dataset: Any, k: int | None = None, fraction: float | None = None, tokens: int | None = None
-    ) -> Selection:
-        """Select the rows that share no run with any item; a budget, if there is one, takes the first of them."""
+    def remove(self, dataset: "Dataset") -> Removal:
+        """The rows that share a run with an evaluation item."""
         if not self.sets_:
             raise ValueError('Decontaminate knows no evaluation set yet; call fit({"gsm8k": dataset}) first.')
         texts, unreadable = read_texts(dataset, self.of)
-        removed, per_set = dict(unreadable), Counter(dict.fromkeys(self.sets_, 0))
+        reasons, per_set = dict(unreadable), Counter(dict.fromkeys(self.sets_, 0))
         prompts = self._prompts(dataset) if self.whole_ else [""] * len(texts)
         for row, text in enumerate(texts):
-            found = None if row in unreadable else self._found(text, prompts[row])
-            if found is not None:
-                removed[row], name = found
+            match = None if row in unreadable else self._match(text, prompts[row])
+            if match is not None:
+                reasons[row], name = match
                 per_set[name] += 1
-        self.removed_ = dict(sorted(removed.items()))
-        return keep(
-            dataset,
-            self,
-            {"k": k, "fraction": fraction, "tokens": tokens},
+        return Removal(
+            reasons,
             lambda row: f"shares no run of {self.n} words with {', '.join(self.sets_)}",
             {"sets": self.sets_, "removed": dict(per_set), "unreadable": len(unreadable)},
         )
 
-    def _prompts(self, dataset: Any) -> list[str]:
+    def _prompts(self, dataset: "Dataset") -> list[str]:
         """The prompts of rows that are compared as a whole; empty where there is none."""
         return texts_of(dataset, "prompt")[0] if self.of == "all" else [""] * len(dataset)
 
-    def _found(self, text: str, prompt: str) -> tuple[str, str] | None:
+    def _match(self, text: str, prompt: str) -> tuple[str, str] | None:
         """What the row shares with an item, and the item's set."""
         shared = next((run for length in self.lengths_ for run in runs(text, length) if run in self.index_), None)
         if shared is not None:
             name, item = self.index_[shared]
             shown = shared.split()
-            more = " ..." if len(shown) > _SHOWN else ""
-            return f'shares {len(shown)} words with {name} item {item}: "{" ".join(shown[:_SHOWN])}{more}"', name
-        for whole in map(_whole, filter(None, (text, prompt))) if self.whole_ else ():
+            more = " ..." if len(shown) > _WORDS_SHOWN else ""
+            return f'shares {len(shown)} words with {name} item {item}: "{" ".join(shown[:_WORDS_SHOWN])}{more}"', name
+        for whole in map(_normalised, filter(None, (text, prompt))) if self.whole_ else ():
             if whole in self.whole_:
                 name, item = self.whole_[whole]
                 return f'repeats {name} item {item}: "{whole}"', name
         return None
 
 
-def _whole(text: str) -> str:
+def _normalised(text: str) -> str:
     return " ".join(words_and_symbols(text))

@@ -11,18 +11,18 @@ are found first, so a text that occurs a million times is sketched once.
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from hf_select.data import columns
-from hf_select.data.bad_rows import BadRow
-from hf_select.data.conversation import READ_COLUMNS, Conversation, conversations, layout
-from hf_select.data.text import Part, exact, shingles, text_of
-from hf_select.selection.budget import Budget
-from hf_select.selection.selection import Selection, select
-from hf_select.validation import check_choices
+from hf_select.data.text import exact, shingles
+from hf_select.selection.filter import Filter, Removal, read_texts
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 # Share of the pairs exactly at the threshold that the sketch may miss; of more similar ones it misses far fewer.
@@ -114,7 +114,7 @@ def _missed(similarity: float, length: int, num_perm: int) -> float:
 
 
 @dataclass
-class Dedup:
+class Dedup(Filter):
     """Keeps one of the rows that repeat each other; a filter, so it needs no budget.
 
     Rows are walked in file order, or best first, and a row is kept unless it repeats one kept before, exactly or
@@ -129,7 +129,6 @@ class Dedup:
         keep_best_by: score column; of rows that repeat each other the one highest there is kept, not the first.
         num_perm: hashes of a sketch; more cost time and propose fewer pairs in vain.
         seed: of the hashes.
-        tokens_column: column that a budget in tokens is spent in.
     Raises: ValueError if the column is missing or no row can be read; ImportError without datasketch.
     Reference: Lee et al. 2022, arXiv:2107.06499.
     """
@@ -139,25 +138,18 @@ class Dedup:
     keep_best_by: str | None = None
     num_perm: int = 128
     seed: int = 1
-    tokens_column: str = columns.NUM_TOKENS
-
-    needs_budget: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        super().__post_init__()
         if self.threshold is not None and not 0 < self.threshold <= 1:
             raise ValueError(
                 f"threshold is {self.threshold}; it must lie in (0, 1], or be none for exact copies only."
             )
         if self.num_perm < 1:
             raise ValueError(f"num_perm is {self.num_perm}; a sketch has at least 1 hash, 128 are usual.")
-        self.removed_: dict[int, str] = {}
 
-    def __call__(
-        self, dataset: Any, k: int | None = None, fraction: float | None = None, tokens: int | None = None
-    ) -> Selection:
-        """Select the rows that repeat none; a budget, if there is one, takes the first of them."""
-        columns.check_rows(dataset)
+    def remove(self, dataset: "Dataset") -> Removal:
+        """The rows that repeat another one."""
         scores = np.zeros(len(dataset))
         if self.keep_best_by is not None:
             cure = "Name a score column in keep_best_by, or none to keep the first row."
@@ -171,77 +163,23 @@ class Dedup:
             distinct = order[[first[row] == row for row in order.tolist()]]
             near = near_copies(texts, distinct, self.threshold, self.num_perm, self.seed)
 
-        removed, repeats, exact = dict(unreadable), Counter(), 0
+        reasons, repeats, exact = dict(unreadable), Counter(), 0
         for row, same in first.items():
             if same in near:  # also of a copy of a row that nearly repeats another
                 other, similarity = near[same]
-                removed[row] = f"nearly repeats row {other} (Jaccard {similarity:.2f})"
+                reasons[row] = f"nearly repeats row {other} (Jaccard {similarity:.2f})"
                 repeats[other] += 1
             elif same != row:
-                removed[row] = f"repeats row {same} exactly"
+                reasons[row] = f"repeats row {same} exactly"
                 repeats[same] += 1
                 exact += 1
-        self.removed_ = dict(sorted(removed.items()))
         counts = {
             "removed_exact": exact,
-            "removed_near": len(removed) - len(unreadable) - exact,
+            "removed_near": len(reasons) - len(unreadable) - exact,
             "unreadable": len(unreadable),
         }
-        return keep(
-            dataset,
-            self,
-            {"k": k, "fraction": fraction, "tokens": tokens},
-            lambda row: f"kept for {repeats[row]} rows that repeat it" if repeats[row] else "repeats no other row",
-            counts,
-        )
 
+        def reason_kept(row: int) -> str:
+            return f"kept for {repeats[row]} rows that repeat it" if repeats[row] else "repeats no other row"
 
-def read_texts(dataset: Any, of: Part) -> tuple[list[str], dict[int, str]]:
-    """As `texts_of`. Raises: ValueError if there is no row, or none that can be read."""
-    columns.check_rows(dataset)
-    if len(dataset) == 0:
-        raise ValueError("the dataset is empty; there is nothing to select from.")
-    texts, unreadable = texts_of(dataset, of)
-    if len(unreadable) == len(dataset):
-        raise ValueError(f'no row can be read; row 0: "{unreadable[0]}". Fix the rows, or choose another part in of.')
-    return texts, unreadable
-
-
-def texts_of(dataset: Any, of: Part) -> tuple[list[str], dict[int, str]]:
-    """The compared part of each row, and for each row that has none the reason (its text is then empty)."""
-    layout(dataset.column_names)  # its error names all columns
-    read = dataset.with_format(None).select_columns([name for name in dataset.column_names if name in READ_COLUMNS])
-    texts, unreadable = [], {}
-    for start in range(0, len(dataset), 1000):
-        for row in conversations(read[start : start + 1000]):
-            try:
-                if isinstance(row, BadRow):
-                    raise row
-                texts.append(_part(row, of))
-            except BadRow as reason:
-                unreadable[len(texts)] = str(reason)
-                texts.append("")
-    return texts, unreadable
-
-
-def _part(row: Conversation, of: Part) -> str:
-    if of != "all" and not any((message["role"] == "assistant") == (of == "response") for message in row.messages):
-        raise BadRow(f"the row has no {of}")
-    return text_of(row, of)
-
-
-def keep(dataset: Any, rule: Any, budget: dict[str, Any], reason: Any, counts: dict[str, Any]) -> Selection:
-    """A Selection of the rows that a filter has not put in `removed_`, in file order, cut to a budget if there is one.
-
-    Args:
-        rule: the filter, a dataclass; its settings go on record.
-        budget: k, fraction and tokens, at most one of them given.
-        reason: words of why a row is kept, by row number.
-    """
-    kept = np.array([row for row in range(len(dataset)) if row not in rule.removed_], dtype=np.int64)
-    if any(value is not None for value in budget.values()):
-        kept = Budget.of(dataset, **budget, tokens_column=rule.tokens_column).take(
-            kept, f"are kept by {type(rule).__name__}"
-        )
-    step = {"selector": type(rule).__name__, **asdict(rule), **budget, **counts}
-    return select(dataset, kept, lambda rank, row: reason(row), None, step)
+        return Removal(reasons, reason_kept, counts)

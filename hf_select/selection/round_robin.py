@@ -1,4 +1,4 @@
-"""Similarities to several targets -> one selection in which every target has its say.
+"""One selection for several targets, from the rows' similarities to each.
 
 Ivison et al. 2025 (arXiv:2503.01807): round robin over the queries of one task (Algorithm 1) or over tasks. Their
 table 7 has the alternative of averaging over tasks 3 points lower, because some tasks' similarities are higher
@@ -10,17 +10,21 @@ rows.
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import reduce
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from hf_select.data import columns
 from hf_select.selection.budget import Budget
-from hf_select.selection.selection import Selection, select
-from hf_select.validation import check_choices
+from hf_select.selection.ranking import Ranking, highest
+from hf_select.selection.selector import Choice, Selector
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 # t targets (tasks or queries), n rows
@@ -45,13 +49,13 @@ def round_robin(
         group: value of each row, int (n,), of which none gives more than `cap` rows. A row of a full group is passed
             over without costing the turn, since no other target has it.
         cap: rows that each value of `group` may give.
-    Returns fewer than k rows if the rankings end before.
+    Returns fewer than k rows if the rankings end first.
     """
-    rankings = [_Ranking(values, k // max(1, len(similarities)) * 2 + 64) for values in similarities]
+    rankings = [_TargetRanking(values, k // max(1, len(similarities)) * 2 + 64) for values in similarities]
     taken = np.zeros(len(similarities[0]), dtype=bool)
     counts = np.zeros(int(group.max()) + 1 if group is not None and len(group) else 0, dtype=np.int64)
     rows, targets = [], []
-    for target in _turns(len(rankings), weights, rankings):
+    for target in _turn_order(len(rankings), weights, rankings):
         if len(rows) == k:
             break
         row = rankings[target].next()
@@ -67,9 +71,8 @@ def round_robin(
     return np.array(rows, dtype=np.int64), np.array(targets, dtype=np.int64)
 
 
-class _Ranking:
-    """Rows of one target, best first, sorted only as far as they are asked for: 326,000 of 5.8 million need no full
-    sort."""
+class _TargetRanking:
+    """Rows of one target, best first, sorted lazily: 326,000 of 5.8 million need no full sort."""
 
     def __init__(self, values: np.ndarray, head: int):
         self.values = values
@@ -80,31 +83,24 @@ class _Ranking:
         self.position = 0
 
     def next(self) -> int | None:
+        """The next row, or None at the end."""
         if self.position == len(self.order):
             if self.position == self.size:
                 return None
             self.head = max(self.head, 4 * self.position)
-            self.order = _best(self.values, self.candidates, self.head).tolist()
+            self.order = highest(self.values, self.head, self.candidates).tolist()
         self.position += 1
         return self.order[self.position - 1]
 
     @property
     def ended(self) -> bool:
+        """Whether every row was given."""
         return self.position == self.size
 
 
-def _best(values: np.ndarray, candidates: np.ndarray, m: int) -> np.ndarray:
-    """The m candidates with the highest values, best first, ties to the lower row: the head of a stable sort."""
-    found = values[candidates]
-    if m < len(candidates):
-        cut = np.partition(found, len(found) - m)[len(found) - m]
-        above = np.flatnonzero(found > cut)
-        keep = np.sort(np.concatenate([above, np.flatnonzero(found == cut)[: m - len(above)]]))
-        candidates, found = candidates[keep], found[keep]
-    return candidates[np.argsort(-found, kind="stable")]
-
-
-def _turns(num_targets: int, weights: Sequence[float] | None, rankings: Sequence[_Ranking]):
+def _turn_order(
+    num_targets: int, weights: Sequence[float] | None, rankings: Sequence[_TargetRanking]
+) -> Iterator[int]:
     """Whose turn it is, until every ranking has ended."""
     weight = np.ones(num_targets) if weights is None else np.asarray(weights, dtype=np.float64)
     turns = np.zeros(num_targets)
@@ -120,7 +116,7 @@ def _turns(num_targets: int, weights: Sequence[float] | None, rankings: Sequence
 
 
 @dataclass
-class RoundRobin:
+class RoundRobin(Selector):
     """Selects rows for several targets in turn.
 
     Args:
@@ -131,8 +127,7 @@ class RoundRobin:
         weights: turns of each target relative to the others.
         max_per: column, such as source, of which no value gives more than `cap` rows.
         cap: rows that each value of `max_per` may give.
-        tokens_column: column that a budget in tokens is spent in.
-    Raises: ValueError if a column is missing or fewer rows can be reached than are asked for.
+    Raises: ValueError if a column is missing or fewer rows can be reached than are requested.
     """
 
     similarities: list[str]
@@ -140,11 +135,10 @@ class RoundRobin:
     weights: list[float] | None = None
     max_per: str | None = None
     cap: int | None = None
-    tokens_column: str = columns.NUM_TOKENS
 
     def __post_init__(self) -> None:
         self.similarities = [self.similarities] if isinstance(self.similarities, str) else list(self.similarities)
-        check_choices(self)
+        super().__post_init__()
         if not self.similarities:
             raise ValueError("similarities is empty; name the score column of at least one task.")
         if self.weights is not None and not all(weight > 0 for weight in self.weights):
@@ -156,45 +150,40 @@ class RoundRobin:
         if self.cap is not None and (self.cap < 1 or self.mode != "round_robin"):
             raise ValueError(f"cap is {self.cap} in mode {self.mode}; it must be at least 1, in mode round_robin.")
 
-    def __call__(
-        self, dataset: Any, k: int | None = None, fraction: float | None = None, tokens: int | None = None
-    ) -> Selection:
-        """Select k rows, a fraction of the rows, or as many as `tokens` pay for."""
-        columns.check_rows(dataset)
+    def choose(self, dataset: "Dataset", budget: Budget) -> Choice:
+        """Rows in the order in which the targets pick them."""
         names, values = self._targets(dataset)
         if self.weights is not None and len(self.weights) != len(values):
             raise ValueError(f"{len(self.weights)} weights for {len(values)} targets; give one for each.")
-        budget = Budget.of(dataset, k, fraction, tokens, self.tokens_column)
         for value in values:
             value[budget.uncounted] = np.nan
         scored = ~np.isnan(values[0])
-        wanted = budget.rows if budget.rows is not None else int(scored.sum())
+        k = budget.rows if budget.rows is not None else int(scored.sum())
+        nearest = reduce(np.maximum, values)
         if self.mode == "round_robin":
             group = None if self.max_per is None else self._groups(dataset)
-            order, target = round_robin(values, wanted, self.weights, group, self.cap)
+            order, target = round_robin(values, k, self.weights, group, self.cap)
         else:
-            pooled = np.max(values, axis=0) if self.mode == "global_max" else np.mean(values, axis=0)
-            order = _best(pooled, np.flatnonzero(scored), wanted)
+            order = highest(nearest if self.mode == "global_max" else np.mean(values, axis=0), k)
             target = np.argmax([value[order] for value in values], axis=0)
         taken = budget.take(order, "can be reached from these targets")
         target = target[: len(taken)]
         scores = np.full(len(dataset), np.nan)
         scores[taken] = [values[t][row] for t, row in zip(target, taken, strict=True)]
 
-        def reason(rank: int, row: int) -> str:
+        def reason(place: int, row: int) -> str:
             how = "chosen by" if self.mode == "round_robin" else f"{self.mode}, nearest to"
-            return f"{how} {names[target[rank]]}, similarity {scores[row]:.4f}"
+            return f"{how} {names[target[place]]}, similarity {scores[row]:.4f}"
 
-        step = {"selector": "RoundRobin", **asdict(self), "k": k, "fraction": fraction, "tokens": tokens}
+        ranking = Ranking(nearest, "highest similarity", () if self._per_query(dataset) else tuple(self.similarities))
         chosen = {} if len(names) > len(self.similarities) else dict(Counter(names[t] for t in target))  # of tasks
-        step |= {"scored": int(scored.sum()), "chosen_by": chosen}
-        return select(dataset, taken, reason, scores, step, pool_scores=reduce(np.maximum, values))
+        return Choice(taken, reason, scores, ranking, {"scored": int(scored.sum()), "chosen_by": chosen})
 
-    def _targets(self, dataset: Any) -> tuple[list[str], list[np.ndarray]]:
-        """Names and similarities (n,) of the targets; a row that one target cannot rank, none can."""
+    def _targets(self, dataset: "Dataset") -> tuple[list[str], list[np.ndarray]]:
+        """Names and similarities (n,) of the targets; a row that one target cannot rank is NaN for all."""
         cure = "Add it first: dataset.map(RDSPlus(model).fit(queries), batched=True), or hf-select score --scorer rds."
         first = self.similarities[0]
-        if len(self.similarities) == 1 and first in dataset.column_names and _is_list(dataset, first):
+        if self._per_query(dataset):
             matrix = columns.list_column(dataset, first, cure)
             matrix[~np.isfinite(matrix).all(axis=1)] = np.nan
             return [f"query {i}" for i in range(matrix.shape[1])], list(np.ascontiguousarray(matrix.T))
@@ -203,11 +192,14 @@ class RoundRobin:
         names = [columns.target_of(name) for name in self.similarities]
         return names, [np.where(unranked, np.nan, value) for value in values]
 
-    def _groups(self, dataset: Any) -> np.ndarray:
+    def _per_query(self, dataset: "Dataset") -> bool:
+        """Whether the targets are the queries of one list column."""
+        from datasets import LargeList, List
+
+        kinds = [dataset.features.get(name) for name in self.similarities]
+        return len(kinds) == 1 and isinstance(kinds[0], (List, LargeList))
+
+    def _groups(self, dataset: "Dataset") -> np.ndarray:
         if self.max_per not in dataset.column_names:
             raise columns.missing_column(str(self.max_per), dataset.column_names, "Name one of these in max_per.")
         return np.unique([str(value) for value in dataset.with_format(None)[self.max_per]], return_inverse=True)[1]
-
-
-def _is_list(dataset: Any, column: str) -> bool:
-    return hasattr(dataset.features[column], "feature")

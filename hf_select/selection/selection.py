@@ -1,12 +1,11 @@
-"""What a selector returns: which rows, in which order, why, and how they were chosen."""
+"""What a selector returns: the rows, their order and reasons, and how they were chosen."""
 
 import json
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -16,10 +15,25 @@ import xxhash
 from hf_select.atomic import written_whole
 from hf_select.data import columns
 from hf_select.data.conversation import readable_columns, without_nulls
+from hf_select.selection.ranking import Ranking
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 _HASH = "hash of "  # before a column's name, in the file
 _JSON = json.JSONEncoder(sort_keys=True, default=str)
+
+
+class _Selects(Protocol):
+    """What `Selection.then` needs of a Selector."""
+
+    def among(self, rows: np.ndarray, dataset: "Dataset") -> "_Selects": ...
+
+    def __call__(
+        self, dataset: "Dataset", k: int | None = None, fraction: float | None = None, tokens: int | None = None
+    ) -> "Selection": ...
 
 
 @dataclass(eq=False, repr=False)
@@ -84,36 +98,40 @@ class Selection:
             return f"row {row} was not selected ({len(self):,} of {self.num_rows:,} were){self._why_not(row)}"
         return f"row {row} has rank {ranks[0] + 1} of {len(self)}: {self.reasons[ranks[0]]}"
 
+    @property
+    def ranking(self) -> Ranking | None:
+        """What the last step ranked the rows of the dataset by; None if it ranked by no number that every row has."""
+        ranked_by = self.chain[-1].get("ranked_by") if self.chain else None
+        if ranked_by is None or self.pool_scores is None:
+            return None
+        return Ranking(self.pool_scores, **{**ranked_by, "columns": tuple(ranked_by["columns"])})
+
+    @property
+    def num_candidates(self) -> int:
+        """Rows that the last step could choose from: those with a score, where it needs one."""
+        return self.chain[-1].get("scored", self.num_rows) if self.chain else self.num_rows
+
     def _why_not(self, row: int) -> str:
-        """The score and the rank of a row that was not chosen, beside the scores of the chosen ones."""
-        if self.scores is None or not self.chain:
+        """The score and the rank of a row that was not chosen, compared with the scores of the chosen ones."""
+        ranking = self.ranking
+        if ranking is None or self.scores is None:
             return ""
-        step = self.chain[-1]
-        alone = step.get("length", "ignore") == "ignore"
-        kinds = {"RoundRobin": "highest similarity", "WeightedRanks": "combined rank"}
-        by = step.get("column") or kinds.get(step["selector"], "score")
-        by += "" if alone else " without its length"
-        taken = f"scores from {self.scores.min():.6g} to {self.scores.max():.6g} were taken"
-        if self.pool_scores is None:
-            return f"; {taken}" if "column" in step else ""
-        score = float(self.pool_scores[row])
+        score = float(ranking.values[row])
         if np.isnan(score):
             earlier = ", ".join(earlier["selector"] for earlier in self.chain[:-1])
-            return f": it has no {by}" + (f", or an earlier step left it out ({earlier})" if earlier else "")
+            return f": it has no {ranking.name}" + (f", or an earlier step left it out ({earlier})" if earlier else "")
         if np.isinf(score):
-            return f": its {by} is {score}, and only finite scores are ranked"
-        low, high = (step.get("at_least"), step.get("at_most")) if alone else (None, None)
-        low, high = -np.inf if low is None else low, np.inf if high is None else high
+            return f": its {ranking.name} is {score}, and only finite scores are ranked"
+        low, high = ranking.bounds
         if not low <= score <= high:
-            return f": its {by} of {score:.6g} is out of the bounds [{low:g}, {high:g}]"
-        keys = self.pool_scores[np.isfinite(self.pool_scores) & (self.pool_scores >= low) & (self.pool_scores <= high)]
-        place = int((keys < score).sum() if step.get("which") == "worst" else (keys > score).sum())
-        place += int((self.pool_scores[:row] == score).sum())  # ties go to the lower row
+            return f": its {ranking.name} of {score:.6g} is out of the bounds [{low:g}, {high:g}]"
+        num_ranked = int(np.isfinite(ranking.keys()).sum())
+        taken = f"scores from {self.scores.min():.6g} to {self.scores.max():.6g} were taken"
         inside = self.scores.min() < score < self.scores.max()
-        besides = f"; {step['selector']} does not go by the score alone" if inside else ""
-        return f": its {by} is {score:.6g}, rank {place + 1:,} of {len(keys):,}; {taken}{besides}"
+        note = f"; {self.chain[-1]['selector']} does not go by the score alone" if inside else ""
+        return f": its {ranking.name} is {score:.6g}, rank {ranking.place(row):,} of {num_ranked:,}; {taken}{note}"
 
-    def check(self, dataset: Any) -> None:
+    def check(self, dataset: "Dataset") -> None:
         """Raise ValueError if the dataset is not the one that was selected from: it has another number of rows, or a
         column that identifies rows differs in a chosen row. Columns added or removed since do not matter."""
         columns.check_rows(dataset)
@@ -124,13 +142,13 @@ class Selection:
             )
         self._compare(dataset, self.indices)
 
-    def check_left(self, dataset: Any) -> None:
+    def check_left(self, dataset: "Dataset") -> None:
         """Raise ValueError if the dataset is not the rows that this selection left, in rank order."""
         if len(dataset) != len(self):
             raise ValueError(f"the selection left {len(self)} rows, this dataset has {len(dataset)}.")
         self._compare(dataset, np.arange(len(self)))
 
-    def _compare(self, dataset: Any, rows: np.ndarray) -> None:
+    def _compare(self, dataset: "Dataset", rows: np.ndarray) -> None:
         by_number = "or take the rows by their numbers: dataset.select(selection.indices)."
         if not self.hashes:
             raise ValueError(
@@ -152,7 +170,7 @@ class Selection:
                     f"dataset it was made on, {by_number}"
                 )
 
-    def apply(self, dataset: Any) -> Any:
+    def apply(self, dataset: "Dataset") -> "Dataset":
         """The selected rows in rank order, with the columns `selection_rank` (from 1) and `selection_reason`.
 
         Raises: ValueError if the dataset is not the one that was selected from.
@@ -168,14 +186,12 @@ class Selection:
             subset = subset.add_column(name, list(values))
         return subset
 
-    def then(self, selector: Any, dataset: Any, **budget: Any) -> "Selection":
+    def then(self, selector: "_Selects", dataset: "Dataset", **budget: Any) -> "Selection":
         """Select from what this selection left: `selector(self.apply(dataset), **budget)`, as rows of the dataset.
 
-        A selector over vectors takes those of the whole dataset, such as its PoolIndex, or of the rows left.
+        A selector by vectors takes those of the whole dataset, such as its PoolIndex, or of the rows left.
         """
-        if hasattr(selector, "among"):
-            selector = selector.among(self.indices, dataset)
-        return self.compose(selector(self.apply(dataset), **budget))
+        return self.compose(selector.among(self.indices, dataset)(self.apply(dataset), **budget))
 
     def compose(self, later: "Selection") -> "Selection":
         """A selection that was made from this one's rows, as one from the dataset this one was made from."""
@@ -256,7 +272,7 @@ def identifying_columns(names: list[str]) -> list[str]:
     return known or own or names
 
 
-def row_hashes(dataset: Any, rows: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
+def row_hashes(dataset: "Dataset", rows: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
     """For each of the columns a hash of its value in each of the rows, uint64: the same for the same content, in
     whatever format, file or type of string it stands."""
     order = np.argsort(rows, kind="stable")  # reading goes forward through the file
@@ -272,32 +288,3 @@ def row_hashes(dataset: Any, rows: np.ndarray, names: list[str]) -> dict[str, np
 def _hashed(values: list[Any]) -> np.ndarray:
     texts = (v if isinstance(v, str) else "\0" + _JSON.encode(without_nulls(v)) for v in values)
     return np.fromiter((xxhash.xxh3_64_intdigest(text.encode()) for text in texts), np.uint64, len(values))
-
-
-def select(
-    dataset: Any,
-    order: np.ndarray,
-    reasons: Callable[[int, int], str],
-    scores: np.ndarray | None,
-    step: dict[str, Any],
-    pool_scores: np.ndarray | None = None,
-) -> Selection:
-    """A Selection of `order` (row numbers, best first) from a dataset; `reasons(rank, row)` words each.
-
-    Args:
-        scores: a number for every chosen row, by its number (num_rows,).
-        pool_scores: what every row could be ranked by, if there is such a number: for `Selection.explain`.
-    """
-    row_ids = None
-    if columns.ROW_ID in dataset.column_names:
-        row_ids = dataset.with_format(None).select_columns([columns.ROW_ID]).select(order)[columns.ROW_ID][:]
-    return Selection(
-        indices=order,
-        num_rows=len(dataset),
-        reasons=[reasons(rank, int(row)) for rank, row in enumerate(order)],
-        scores=None if scores is None else scores[order],
-        row_ids=row_ids,
-        hashes=row_hashes(dataset, order, identifying_columns(dataset.column_names)),
-        chain=[{**step, "num_rows": len(dataset), "selected": len(order)}],
-        pool_scores=pool_scores,
-    )

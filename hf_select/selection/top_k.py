@@ -1,35 +1,26 @@
 """The rows with the best, worst or middle scores."""
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from hf_select.data import columns
 from hf_select.data.bad_rows import BadRow
-from hf_select.data.conversation import READ_COLUMNS, conversations
+from hf_select.data.conversation import conversations, readable_columns
 from hf_select.data.text import characters_of
 from hf_select.selection.budget import Budget, ties_at_the_cut
-from hf_select.selection.combine import length_residual, length_strata
-from hf_select.selection.selection import Selection, select
-from hf_select.validation import check_choices
+from hf_select.selection.ranking import Ranking, rank
+from hf_select.selection.selector import Choice, Selector
+from hf_select.selection.without_length import length_residual, length_strata
 
 
-def rank(scores: np.ndarray, which: str = "best") -> np.ndarray:
-    """Row numbers in the order in which they would be taken; rows without a finite score are left out, ties go to the
-    lower row.
-
-    best: highest first. worst: lowest first. middle: highest first from rank int(0.33 * N) on, as the RDS+ study takes
-    its "mid" perplexity set (arXiv:2503.01807): just below the top third, not centred on the median.
-    """
-    scored = np.flatnonzero(np.isfinite(scores))
-    keys = scores[scored] if which == "worst" else -scores[scored]
-    order = scored[np.argsort(keys, kind="stable")]
-    return order[int(0.33 * len(order)) :] if which == "middle" else order
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclass
-class TopK:
+class TopK(Selector):
     """Selects by one score column.
 
     Args:
@@ -37,11 +28,10 @@ class TopK:
         which: best, worst or middle; see `rank`.
         at_least: rows with a lower score are left out before ranking.
         at_most: rows with a higher score are left out before ranking; IFD's papers leave out rows above 1.
-        length: what length may do. ignore: rank by the score as it is; residual: by what is left of it when its line
-            over log length is taken away; strata: by its rank among rows of about its length (tenths of the pool).
-        length_column: lengths for that; by default the characters of the row.
-        tokens_column: column that a budget in tokens is spent in.
-    Raises: ValueError if the column is missing, or if fewer rows have a score than are asked for.
+        length: how length may influence the ranking. ignore: rank by the score as it is; residual: by its residual
+            after a line over log length; strata: by its rank among rows of similar length (tenths of the pool).
+        length_column: lengths for that; by default the characters of the row (`characters_of`).
+    Raises: ValueError if the column is missing, or if fewer rows have a score than are requested.
     """
 
     column: str
@@ -50,77 +40,59 @@ class TopK:
     at_most: float | None = None
     length: Literal["ignore", "residual", "strata"] = "ignore"
     length_column: str | None = None
-    tokens_column: str = columns.NUM_TOKENS
 
-    def __post_init__(self) -> None:
-        check_choices(self)
-
-    def __call__(
-        self, dataset: Any, k: int | None = None, fraction: float | None = None, tokens: int | None = None
-    ) -> Selection:
-        """Select k rows, a fraction of the rows, or as many as `tokens` pay for."""
+    def choose(self, dataset: "Dataset", budget: Budget) -> Choice:
+        """Rows by their scores."""
         scores = columns.score_values(dataset, self.column)
-        budget = Budget.of(dataset, k, fraction, tokens, self.tokens_column)
-        low, high = (
-            -np.inf if self.at_least is None else self.at_least,
-            np.inf if self.at_most is None else self.at_most,
+        by_score = Ranking(
+            scores, self.column, (self.column,), self.which == "worst", at_least=self.at_least, at_most=self.at_most
         )
+        low, high = by_score.bounds
         finite = np.isfinite(scores)
-        kept = np.where(finite & (scores >= low) & (scores <= high), scores, np.nan)
-        scored = int((~np.isnan(kept)).sum())
-        keys = kept
+        within = np.where(finite & (scores >= low) & (scores <= high), scores, np.nan)
+        keys, ranking = within, by_score
         if self.length != "ignore":
             debias = length_residual if self.length == "residual" else length_strata
-            keys = debias(kept, self._lengths(dataset))
-        ranked = int((~np.isnan(keys)).sum())
-        order = rank(keys, self.which)
-        within = f" within [{low:g}, {high:g}]" if (low, high) != (-np.inf, np.inf) else ""
+            keys = debias(within, self._lengths(dataset))
+            shown = np.where(np.isinf(scores), scores, keys)
+            ranking = Ranking(shown, f"{self.column} without its length", (self.column,), self.which == "worst")
+        scored, ranked = int((~np.isnan(within)).sum()), int((~np.isnan(keys)).sum())
+        bounds = f" within [{low:g}, {high:g}]" if (low, high) != (-np.inf, np.inf) else ""
         why = columns.without_score(dataset, self.column, scores)
-        taken = budget.take(order, f"can be ranked by {self.column}{within}{why}")
-        by = self.column + ("" if self.length == "ignore" else " without its length")
-        tied = ties_at_the_cut(keys, taken, by)
-        place = {"best": "highest", "worst": "lowest", "middle": "highest below the top third"}[self.which]
+        taken = budget.take(rank(keys, self.which), f"can be ranked by {self.column}{bounds}{why}")
+        end = {"best": "highest", "worst": "lowest", "middle": "highest below the top third"}[self.which]
 
-        def reason(rank: int, row: int) -> str:
+        def reason(place: int, row: int) -> str:
             by = {
                 "ignore": "",
                 "residual": f" ({keys[row]:.4g} without its length)",
                 "strata": f" (rank {keys[row]:.4g} among its length)",
             }[self.length]
-            return f"{self.column} {scores[row]:.6g}{by}, {place} {rank + 1} of {ranked} scored rows"
+            return f"{self.column} {scores[row]:.6g}{by}, {end} {place + 1} of {ranked} scored rows"
 
-        return select(
-            dataset,
-            taken,
-            reason,
-            keys,
-            {
-                "selector": type(self).__name__,
-                **asdict(self),
-                "k": k,
-                "fraction": fraction,
-                "tokens": tokens,
-                "scored": scored,
-                "without_length": scored - ranked,
-                "out_of_bounds": int(finite.sum()) - scored,
-                "infinite": int(np.isinf(scores).sum()),
-                "tied_at_the_cut": tied,
-            },
-            pool_scores=scores if self.length == "ignore" else np.where(np.isinf(scores), scores, keys),
-        )
+        counts = {
+            "scored": scored,
+            "without_length": scored - ranked,
+            "out_of_bounds": int(finite.sum()) - scored,
+            "infinite": int(np.isinf(scores).sum()),
+            "tied_at_the_cut": ties_at_the_cut(keys, taken, ranking.name),
+        }
+        return Choice(taken, reason, keys, ranking, counts)
 
-    def _lengths(self, dataset: Any) -> np.ndarray:
+    def _lengths(self, dataset: "Dataset") -> np.ndarray:
         if self.length_column is not None:
-            named = columns.numeric_column(dataset, self.length_column, "Name a column of lengths, or none.")
-            if (named < 0).any():
-                raise ValueError(f'column "{self.length_column}" holds negative numbers, which are no lengths.')
-            return named
-        lengths = []
-        readable = [name for name in dataset.column_names if name in READ_COLUMNS]
-        for batch in dataset.select_columns(readable).iter(batch_size=1000) if readable else []:
-            lengths += [np.nan if isinstance(row, BadRow) else characters_of(row) for row in conversations(batch)]
-        if not lengths:
+            lengths = columns.numeric_column(dataset, self.length_column, "Name a column of lengths, or none.")
+            if (lengths < 0).any():
+                raise ValueError(f'column "{self.length_column}" has negative numbers, which are not lengths.')
+            return lengths
+        readable = readable_columns(dataset.column_names)
+        if not readable or len(dataset) == 0:
             raise ValueError(
                 f"length = {self.length} needs lengths, and the dataset has no text to count; name a length_column."
             )
-        return np.array(lengths, dtype=np.float64)
+        characters = []
+        rows = dataset.with_format(None).select_columns(readable)
+        for start in range(0, len(rows), 1000):
+            parsed = conversations(rows[start : start + 1000])
+            characters += [np.nan if isinstance(row, BadRow) else characters_of(row) for row in parsed]
+        return np.array(characters, dtype=np.float64)

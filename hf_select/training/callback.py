@@ -33,6 +33,7 @@ from transformers.trainer_callback import ExportableState
 from hf_select.data import columns
 from hf_select.data.rows import pool_fingerprint
 from hf_select.scoring.scorer import Scorer
+from hf_select.selection.selector import Selector
 from hf_select.selection.top_k import TopK
 from hf_select.training import _compat
 from hf_select.training.candidate_scores import CandidateScores, untouched
@@ -104,7 +105,7 @@ class DataSelectionCallback(TrainerCallback, ExportableState):
         self,
         trainer: Any,
         score: OnlineScore | Callable[[Any, Mapping[str, torch.Tensor]], torch.Tensor] | Scorer | str,
-        selector: Any = None,
+        selector: Selector | None = None,
         *,
         every: Literal["epoch"] | int = "epoch",
         rows: int | None = None,

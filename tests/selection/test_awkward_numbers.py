@@ -27,7 +27,8 @@ from hf_select import (
 )
 from hf_select.cli.main import main
 from hf_select.data.loading import read_dataset
-from hf_select.selection.combine import length_residual, length_strata, percentile_ranks, rank_correlation
+from hf_select.selection.ranking import percentile_ranks, rank_correlation
+from hf_select.selection.without_length import length_residual, length_strata
 
 
 VECTORS = np.random.default_rng(0).standard_normal((12, 4)).astype(np.float32)

@@ -5,7 +5,8 @@ import pytest
 from datasets import Dataset
 
 from hf_select import Random, Selection, TopK, WeightedRanks
-from hf_select.selection.combine import length_residual, length_strata, percentile_ranks
+from hf_select.selection.ranking import percentile_ranks
+from hf_select.selection.without_length import length_residual, length_strata
 
 
 nan = float("nan")
@@ -48,7 +49,7 @@ def test_top_k_without_length_keeps_the_plain_score_and_says_both():
     gone = Dataset.from_dict({"s": scores, "n": [1, None, 100, 1000, 10000]})
     partly = TopK("s", length="strata", length_column="n")(gone, k=4)
     assert "of 4 scored rows" in partly.reasons[0] and partly.chain[0]["without_length"] == 1
-    with pytest.raises(ValueError, match="no lengths"):
+    with pytest.raises(ValueError, match="not lengths"):
         TopK("s", length="residual", length_column="n")(Dataset.from_dict({"s": [1.0, 2], "n": [-2, 5]}), k=1)
     with pytest.raises(ValueError, match="no text to count"):
         TopK("s", length="strata")(data.select_columns(["s"]), k=1)

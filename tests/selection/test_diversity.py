@@ -7,17 +7,12 @@ import pytest
 from contracts import check_selector
 from datasets import Dataset
 
-from hf_select.selection import diversity
-from hf_select.selection.diversity import (
-    FacilityLocation,
-    FarthestFirst,
-    KMeansBuckets,
-    ScoreThenThreshold,
-    facility_location,
-    farthest_first,
-    take_turns,
-    threshold_filter,
-)
+import hf_select.selection.facility_location
+import hf_select.selection.score_then_threshold
+from hf_select.selection.facility_location import FacilityLocation, facility_location
+from hf_select.selection.farthest_first import FarthestFirst, farthest_first
+from hf_select.selection.kmeans_buckets import KMeansBuckets, take_turns
+from hf_select.selection.score_then_threshold import ScoreThenThreshold, threshold_filter
 
 
 def unit(vectors) -> np.ndarray:
@@ -93,8 +88,8 @@ def test_facility_location_is_plain_greedy(vectors):
 @pytest.mark.parametrize("block, kept_bytes", [(1, 0), (7, 0), (7, 1 << 30), (64, 2000), (1000, 1 << 30)])
 def test_blocks_and_memory_do_not_change_what_facility_location_picks(vectors, block, kept_bytes, monkeypatch):
     expected = facility_location(vectors, len(vectors))
-    monkeypatch.setattr(diversity, "BLOCK", block)
-    monkeypatch.setattr(diversity, "KEPT_BYTES", kept_bytes)
+    monkeypatch.setattr(hf_select.selection.facility_location, "BLOCK", block)
+    monkeypatch.setattr(hf_select.selection.facility_location, "KEPT_BYTES", kept_bytes)
     found = facility_location(vectors, len(vectors))
     assert found[0].tolist() == expected[0].tolist()
     np.testing.assert_allclose(found[1], expected[1], rtol=1e-4, atol=1e-4)
@@ -188,7 +183,7 @@ def plain_filter(vectors: np.ndarray, order: list[int], threshold: float) -> lis
 @pytest.mark.parametrize("threshold", [0.3, 0.9])
 @pytest.mark.parametrize("block", [1, 8, 256])
 def test_threshold_filter_is_the_plain_rule(vectors, threshold, block, monkeypatch):
-    monkeypatch.setattr(diversity, "BLOCK", block)
+    monkeypatch.setattr(hf_select.selection.score_then_threshold, "BLOCK", block)
     order = np.random.default_rng(0).permutation(len(vectors))
     expected = plain_filter(vectors, order.tolist(), threshold)
     assert list(threshold_filter(vectors, order, threshold)) == expected

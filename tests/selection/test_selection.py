@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hf_select import Longest, Random, RoundRobin, Selection, TopK, WeightedRanks
 from hf_select.selection.baselines import random_order
-from hf_select.selection.top_k import rank
+from hf_select.selection.ranking import rank
 
 
 def test_ties_go_to_the_lower_row_and_null_is_never_ranked():
