@@ -36,7 +36,7 @@ from hf_select.data.text import words
 from hf_select.evaluation.compare import compare
 from hf_select.evaluation.judge import Pair, Verdict, judge, summary
 from hf_select.evaluation.statistics import Difference, differences
-from hf_select.features import unit
+from hf_select.features.featurizer import unit
 from hf_select.generation.answer_filters import is_refusal
 from hf_select.generation.generator import Generator
 from hf_select.selection.budget import Budget

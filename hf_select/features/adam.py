@@ -119,7 +119,7 @@ def _numbered_moments(folder: Path, layers: dict[str, torch.nn.Linear]) -> tuple
     return moments, int(entries[0]["step"]), {"betas": tuple(group["betas"]), "eps": float(group["eps"])}
 
 
-def cost_of_run(checkpoints: list[str]) -> dict[str, float]:
+def training_cost(checkpoints: list[str]) -> dict[str, float]:
     """What training up to these checkpoints took, each run once, as it stands in their trainer_state.json: the FLOPs
     that Trainer counts (6 a parameter and token, embeddings left out) and, of a warm-up of this package, the seconds.
     Empty where nothing is written down."""

@@ -6,7 +6,7 @@ token there.
 """
 
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from hf_select.data.bad_rows import BadRow, map_rows, on_readable
 from hf_select.data.chat_template import FALLBACK_TEMPLATE
 from hf_select.data.conversation import Conversation
 from hf_select.data.encoding import Encoded, cut, encode_all
-from hf_select.features import Feature
+from hf_select.features.featurizer import Feature, Featurizer
 from hf_select.models.causal_lm import CausalLM
 from hf_select.validation import check_choices
 
@@ -26,7 +26,7 @@ def position_weights(length: int) -> np.ndarray:
 
 
 @dataclass
-class HiddenStates:
+class HiddenStates(Featurizer):
     """Pooled hidden states of each row, float32, not normalised.
 
     weighted_mean: e = sum_i w_i h_i with w_i = i / sum_j j over the tokens in scope
@@ -49,8 +49,6 @@ class HiddenStates:
     text_format: Literal["chat", "tulu"] = "chat"
     max_length: int | None = 2048
 
-    scoring_version: ClassVar[int] = 1  # raised when the vectors change
-
     def __post_init__(self) -> None:
         check_choices(self)
         if self.max_length is not None and self.max_length < 1:
@@ -62,20 +60,19 @@ class HiddenStates:
     def load(self, rank: int | None = None) -> None:
         self.lm.load(rank)
 
+    def usage(self) -> dict[str, float]:
+        return vars(self.lm.usage).copy()
+
     def identity(self) -> dict[str, Any]:
-        """What the vectors depend on."""
         return {**self.described(), "model": self.lm.identity(), "vectors_version": self.scoring_version}
 
     def described(self) -> dict[str, Any]:
-        """The settings for people to read."""
         return {**{f.name: getattr(self, f.name) for f in fields(self)}, "model": self.lm.described()}
 
-    def readers(self) -> list[Any]:
-        """What renders rows by a chat template, which may write the day."""
+    def readers(self) -> list[CausalLM]:
         return [self.lm]
 
     def details(self) -> dict[str, Any]:
-        """What exactly runs: the commit of the weights, their type, a hash of the template."""
         loaded = self.lm.load()
         return {
             **self.lm.details(FALLBACK_TEMPLATE if self.text_format == "tulu" else None),

@@ -30,7 +30,7 @@ _KEPT_BYTES = 2**30
 _BLOCK_NUMBERS = 2**22
 
 
-def of_factors(x: Tensor, y: Tensor) -> Tensor:
+def layer_gradients(x: Tensor, y: Tensor) -> Tensor:
     """Gradients (B, O, I) = sum_t y_t x_t^T of the inputs x (B, T, I) and the gradients at the outputs y (B, T, O)."""
     return torch.bmm(y.transpose(1, 2), x)
 
@@ -65,7 +65,7 @@ class Projection:
 
     def add_factors(self, out: Tensor, layer: str, x: Tensor, y: Tensor) -> None:
         """The same of the gradients sum_t y_t x_t^T, from x (B, T, I) and y (B, T, O)."""
-        self.add_gradients(out, layer, of_factors(x, y))
+        self.add_gradients(out, layer, layer_gradients(x, y))
 
     def _signs(self, rows: int, columns: int, like: Tensor, *key: int) -> Tensor:
         """(rows, columns) of -1 and 1, drawn for this key, on the device and of the type of `like`."""

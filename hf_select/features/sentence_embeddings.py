@@ -7,20 +7,20 @@ and end tokens, cosine similarity, an instruction before the queries only.
 import time
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import Conversation
-from hf_select.features import Feature
+from hf_select.features.featurizer import Feature, Featurizer
 from hf_select.models.causal_lm import Usage
 from hf_select.models.load_errors import checked_device, named
 from hf_select.models.sources import Source, find
 
 
 @dataclass
-class SentenceEmbeddings:
+class SentenceEmbeddings(Featurizer):
     """Embeddings of whole rows, float32, not normalised. Loaded at the first call; nothing loaded is pickled.
 
     Args:
@@ -37,15 +37,12 @@ class SentenceEmbeddings:
     device: str | None = None
     batch_size: int = 32
 
-    scoring_version: ClassVar[int] = 1
-
     def __post_init__(self) -> None:
         self._encoder: Any = None
         self._usage = Usage()
 
-    @property
-    def usage(self) -> Usage:
-        return self._usage
+    def usage(self) -> dict[str, float]:
+        return vars(self._usage).copy()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.described(), "source": self.source}
@@ -55,11 +52,10 @@ class SentenceEmbeddings:
         self.__post_init__()
 
     def identity(self) -> dict[str, Any]:
-        """What the vectors of rows depend on: not the queries' instruction, the device or the batches."""
+        # The vectors of rows do not depend on the queries' instruction, the device or the batches.
         return {"encoder": self.source.identity, "vectors_version": self.scoring_version}
 
     def described(self) -> dict[str, Any]:
-        """The settings for people to read."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     @cached_property
@@ -67,12 +63,7 @@ class SentenceEmbeddings:
         """The commit or folder behind the name, resolved once."""
         return find(self.model, self.revision, ("modules.json", "config.json"))
 
-    def readers(self) -> list[Any]:
-        """What renders rows by a chat template: nothing."""
-        return []
-
     def details(self) -> dict[str, Any]:
-        """What exactly runs: the commit of the weights and their type."""
         encoder = self.load()
         return {
             "model": self.model,

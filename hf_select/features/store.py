@@ -31,7 +31,7 @@ from hf_select.data import columns
 from hf_select.data.bad_rows import BadRow, map_rows, on_readable
 from hf_select.data.conversation import Conversation, conversations
 from hf_select.data.rows import Pool, pool_fingerprint, readable
-from hf_select.features import Feature, unit
+from hf_select.features.featurizer import Feature, Featurizer, unit
 from hf_select.jobs.chunked_job import ChunkedJob, WhenRunning
 from hf_select.jobs.run_folder import differences, identity_of
 from hf_select.models.template_day import began_on
@@ -71,7 +71,7 @@ class PoolIndex:
     def build(
         cls,
         dataset: Dataset,
-        featurizer: Any,
+        featurizer: Featurizer,
         folder: str | os.PathLike,
         *,
         stored_dtype: StoredType = "float16",
@@ -150,7 +150,7 @@ class PoolIndex:
     def _stored_width(self) -> int:
         return -(-self.dimensions // 8) if self._stored_dtype == "1bit" else self.dimensions
 
-    def check(self, dataset: Dataset | None = None, featurizer: Any = None) -> None:
+    def check(self, dataset: Dataset | None = None, featurizer: Featurizer | None = None) -> None:
         """Hold the index to a pool and to what queries will be encoded by.
 
         Raises: ValueError that says what differs: the rows, the settings, or the model behind the same settings.
@@ -236,8 +236,8 @@ class PoolIndex:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _write_part(path: Path, rows: Dataset, featurizer: Any, dtype: str) -> dict[str, float]:
-    usage, parsed = _usage(featurizer), conversations(readable(rows)[:])
+def _write_part(path: Path, rows: Dataset, featurizer: Featurizer, dtype: str) -> dict[str, float]:
+    usage, parsed = featurizer.usage(), conversations(readable(rows)[:])
     features: list[Feature | BadRow] = on_readable(parsed, featurizer)
     if dtype == "1bit":
         features = map_rows(_not_zero, features)
@@ -258,7 +258,7 @@ def _write_part(path: Path, rows: Dataset, featurizer: Any, dtype: str) -> dict[
     )
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
         writer.write_table(table)
-    return {name: value - usage.get(name, 0) for name, value in _usage(featurizer).items()}
+    return {name: value - usage.get(name, 0) for name, value in featurizer.usage().items()}
 
 
 def _not_zero(feature: Feature) -> Feature:
@@ -311,12 +311,7 @@ def _finish(job: ChunkedJob) -> None:
     write_json(job.folder / job.summary, summary)
 
 
-def _usage(featurizer: Any) -> dict[str, float]:
-    usage = getattr(getattr(featurizer, "lm", featurizer), "usage", None)
-    return vars(usage).copy() if usage is not None else {}
-
-
-def _probe(featurizer: Any) -> dict[str, Any]:
+def _probe(featurizer: Featurizer) -> dict[str, Any]:
     """What runs, and the unit vectors of the probe texts (or why one has none)."""
     features = featurizer(PROBE)
     vectors = [str(f) if isinstance(f, BadRow) else unit(f.vector).astype(float).tolist() for f in features]

@@ -44,24 +44,24 @@ class Embedding(Similarity):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.featurizer = SentenceEmbeddings(
+        self.featurizer = self._sentences = SentenceEmbeddings(
             self.encoder, self.query_instruction, self.revision, self.device, self.batch_size
         )
 
     def load(self, rank: int | None = None) -> None:
-        self.featurizer.load(rank)
+        self._sentences.load(rank)
 
     def usage(self) -> dict[str, float]:
-        return vars(self.featurizer.usage).copy()
+        return self._sentences.usage()
 
     def identity(self) -> dict[str, Any]:
         where = ("encoder", "revision", "device", "batch_size")  # they change nothing but the time
         found = {name: value for name, value in super().identity().items() if name not in where}
-        return {**found, **self.featurizer.identity()}
+        return {**found, **self._sentences.identity()}
 
     def _pickled(self) -> dict[str, Any]:
-        return {**self.settings(), "_source": self.featurizer.source}
+        return {**self.settings(), "_source": self._sentences.source}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.featurizer.source = state["_source"]
+        self._sentences.source = state["_source"]

@@ -15,9 +15,9 @@ import torch
 
 from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import Conversation
-from hf_select.features import Feature, unit
-from hf_select.features.adam import cost_of_run, mean_learning_rate
-from hf_select.features.gradients import AdapterGradients
+from hf_select.features.adam import mean_learning_rate, training_cost
+from hf_select.features.adapter_gradients import AdapterGradients
+from hf_select.features.featurizer import Feature, unit
 from hf_select.paper import Paper
 from hf_select.scoring.similarity import Similarity, mean_by_part
 
@@ -91,7 +91,7 @@ class LESS(Similarity):
         return vars(self._gradients.lm.usage).copy()
 
     def preparation(self) -> dict[str, dict[str, float]]:
-        trained = cost_of_run(self.checkpoints)
+        trained = training_cost(self.checkpoints)
         return {**({"warm-up": trained} if trained else {}), **super().preparation()}
 
     def identity(self) -> dict[str, Any]:
@@ -122,7 +122,7 @@ class LESS(Similarity):
         if self.featurizer is not None:
             return self.featurizer(rows, queries)
         if queries:
-            return self._gradients.features(rows, self._gradients.whole)
+            return self._gradients.features(rows, self._gradients.full_gradients)
         return self._gradients.features(rows, self._compared)
 
     def _compared(self, rows: list[Any], checkpoint: int) -> list[Any]:

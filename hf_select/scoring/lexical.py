@@ -17,7 +17,7 @@ from hf_select.data import columns
 from hf_select.data.bad_rows import BadRow, readable_rows
 from hf_select.data.conversation import Conversation, conversations, layout
 from hf_select.data.text import text_of, words
-from hf_select.features import Feature
+from hf_select.features.featurizer import Feature
 from hf_select.paper import DSIR_PAPER, Paper
 from hf_select.scoring.scorer import Scorer, prepares
 from hf_select.scoring.similarity import Similarity, by_task, hash_of_rows, names_of_tasks

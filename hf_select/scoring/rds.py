@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from hf_select.features.hidden_states import HiddenStates
+from hf_select.models.causal_lm import CausalLM
 from hf_select.paper import RDS_PAPER, Paper
 from hf_select.scoring.similarity import Similarity
 
@@ -48,21 +49,21 @@ class RDSPlus(Similarity):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.featurizer = HiddenStates(
+        self.featurizer = self._states = HiddenStates(
             self.model, self.pooling, self.layer, self.scope, self.text_format, self.max_length
         )
 
     def load(self, rank: int | None = None) -> None:
-        self.featurizer.load(rank)
+        self._states.load(rank)
 
-    def readers(self) -> list[Any]:
-        return self.featurizer.readers()
+    def readers(self) -> list[CausalLM]:
+        return self._states.readers()
 
     def usage(self) -> dict[str, float]:
-        return vars(self.featurizer.lm.usage).copy()
+        return self._states.usage()
 
     def identity(self) -> dict[str, Any]:
-        return {**super().identity(), **self.featurizer.identity()}
+        return {**super().identity(), **self._states.identity()}
 
     def _pickled(self) -> dict[str, Any]:
-        return {**self.settings(), "model": self.featurizer.lm}
+        return {**self.settings(), "model": self._states.lm}

@@ -14,7 +14,7 @@ from datasets import List, Value
 from hf_select.data import columns
 from hf_select.data.bad_rows import BadRow, map_rows, on_readable, readable_rows
 from hf_select.data.conversation import Conversation, conversations
-from hf_select.features import Feature, unit
+from hf_select.features.featurizer import Feature, unit
 from hf_select.scoring.overlap import QueryOverlap
 from hf_select.scoring.scorer import Scorer, prepares
 

@@ -14,7 +14,8 @@ from accelerate.utils import extract_model_from_parallel
 from datasets import Dataset
 from torch import Tensor
 
-from hf_select.features.gradients import GhostProducts, Reduce, Sum, factors_to
+from hf_select.features.gradient_reducers import GhostProducts, GradientReducer, GradientSum
+from hf_select.features.gradients import send_factors
 from hf_select.training.label_losses import kind, label_losses, unwrapped
 from hf_select.training.online_score import OnlineScore
 
@@ -102,7 +103,7 @@ class GradientSimilarity(OnlineScore):
                 f"{type(self).__name__} follows gradients through one stack of layers, and the model is an "
                 "encoder-decoder; use online_scores.loss, or a function of your own."
             )
-        total = Sum()
+        total = GradientSum()
         for batch in batches:
             if not self._backward(model, batch, total).isfinite().all():
                 raise ValueError("a query has no label, or no finite loss; mend or remove it.")
@@ -117,7 +118,7 @@ class GradientSimilarity(OnlineScore):
             scores = scores / (ghost.squares.clamp_min(0).sqrt() * self._length).clamp_min(1e-30)
         return scores.where(finite, torch.nan)
 
-    def _backward(self, model: Any, batch: Mapping[str, Tensor], reducer: Reduce) -> Tensor:
+    def _backward(self, model: Any, batch: Mapping[str, Tensor], reducer: GradientReducer) -> Tensor:
         """The rows' losses; their gradients go into the reducer. No parameter's own gradient is formed or touched."""
         model = extract_model_from_parallel(model)
         embedded: list[Tensor] = []
@@ -126,7 +127,7 @@ class GradientSimilarity(OnlineScore):
             embedded.append(output if output.requires_grad else output.requires_grad_(True))
 
         handles = [model.get_input_embeddings().register_forward_hook(keep)]
-        handles += [layer.register_forward_hook(factors_to(reducer, name)) for name, layer in self._layers(model)]
+        handles += [layer.register_forward_hook(send_factors(reducer, name)) for name, layer in self._layers(model)]
         try:
             with torch.enable_grad():
                 losses = loss(model, batch)

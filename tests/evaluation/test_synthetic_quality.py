@@ -107,7 +107,7 @@ def test_agreement_and_consensus():
 
     def vectors(rows):
         from hf_select.data.bad_rows import BadRow
-        from hf_select.features import Feature
+        from hf_select.features.featurizer import Feature
 
         return [BadRow("no") if row.text == "p q" else Feature(np.array([len(row.text), 1.0])) for row in rows]
 

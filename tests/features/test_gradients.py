@@ -10,7 +10,8 @@ import transformers as hf
 from hf_select import CausalLM
 from hf_select.demo import train_tokenizer
 from hf_select.features.adam import Adam
-from hf_select.features.gradients import Cosines, Whole, adapter_layers, row_gradients
+from hf_select.features.gradient_reducers import Cosines, FullGradients
+from hf_select.features.gradients import adapter_layers, row_gradients
 
 
 SMALL = {
@@ -72,7 +73,7 @@ def by_autograd(lm: CausalLM, ids: list[int], spans: list[tuple[int, int]]) -> t
 
 def whole(lm: CausalLM, sequences=SEQUENCES, spans=SPANS, **kwargs) -> torch.Tensor:
     layers = list(adapter_layers(lm.load().model))
-    return torch.stack(row_gradients(lm, sequences, spans, lambda rows: Whole(rows, layers, **kwargs)))
+    return torch.stack(row_gradients(lm, sequences, spans, lambda rows: FullGradients(rows, layers, **kwargs)))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hf_select.features import projection
-from hf_select.features.projection import Dense, Factored, of_factors
+from hf_select.features.projection import Dense, Factored, layer_gradients
 
 
 SHAPES = {f"layer{n}.{side}": ((8, 48) if side == "A" else (48, 8)) for n in range(12) for side in "AB"}
@@ -23,7 +23,7 @@ def factors(rows: int, tokens: int = 6, seed: int = 0) -> dict[str, tuple[torch.
 
 
 def whole(given) -> torch.Tensor:
-    return torch.cat([of_factors(x, y).flatten(1) for x, y in given.values()], dim=1)
+    return torch.cat([layer_gradients(x, y).flatten(1) for x, y in given.values()], dim=1)
 
 
 def projected(kind, given, dimensions, seed=0, by="factors") -> torch.Tensor:
@@ -33,7 +33,7 @@ def projected(kind, given, dimensions, seed=0, by="factors") -> torch.Tensor:
         if by == "factors":
             made.add_factors(out, layer, x, y)
         else:
-            made.add_gradients(out, layer, of_factors(x, y))
+            made.add_gradients(out, layer, layer_gradients(x, y))
     return out
 
 

@@ -16,7 +16,7 @@ from killing import finished_parts
 
 from hf_select import PoolIndex, RDSPlus, score
 from hf_select.data.conversation import conversations
-from hf_select.features import unit
+from hf_select.features.featurizer import unit
 from hf_select.features.hidden_states import HiddenStates
 from hf_select.reports.ledger import read_step
 from hf_select.scoring.score import whole_cost

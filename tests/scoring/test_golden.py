@@ -262,7 +262,8 @@ def test_less_gradients_and_cosines_are_the_references(golden, step):
     from safetensors.torch import load_file
 
     from hf_select.features.adam import Adam
-    from hf_select.features.gradients import Cosines, Whole, adapter_layers, row_gradients
+    from hf_select.features.gradient_reducers import Cosines, FullGradients
+    from hf_select.features.gradients import adapter_layers, row_gradients
 
     folder = golden / "less"
     expected, own = np.load(folder / "gradients.npz"), np.load(folder / "derived_fp64.npz")
@@ -296,7 +297,7 @@ def test_less_gradients_and_cosines_are_the_references(golden, step):
         query_spans.append([(start, len(ids))])
 
     def vectors(sequences, some, transform=None):
-        return torch.stack(row_gradients(lm, sequences, some, lambda rows: Whole(rows, names, transform)))
+        return torch.stack(row_gradients(lm, sequences, some, lambda rows: FullGradients(rows, names, transform)))
 
     repo = Adam(moments, step, mode="repo")
     plain = vectors([pool[i] for i in there], [spans[i] for i in there])

@@ -16,10 +16,11 @@ from safetensors.torch import load_file
 from hf_select import LESS, Length, PoolIndex, score
 from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import conversations
-from hf_select.features import Feature
-from hf_select.features import gradients as gradients_module
+from hf_select.features import adapter_gradients as gradients_module
 from hf_select.features.adam import mean_learning_rate
-from hf_select.features.gradients import AdapterGradients, adapter_layers
+from hf_select.features.adapter_gradients import AdapterGradients
+from hf_select.features.featurizer import Feature
+from hf_select.features.gradients import adapter_layers
 from hf_select.scoring.score import whole_cost
 from hf_select.training.warmup import WarmUp
 
@@ -65,7 +66,7 @@ def test_a_score_is_the_weighted_sum_over_checkpoints_of_mean_cosines(model_path
     asked = [item[0] for some in queries.values() for item in gradients.encode(conversations(some[:]))]
     similarity = np.zeros((6, 5))
     for checkpoint, weight in ((0, 0.75), (1, 0.25)):
-        of_queries = torch.stack(gradients.whole(asked, checkpoint))
+        of_queries = torch.stack(gradients.full_gradients(asked, checkpoint))
         similarity += weight * np.stack(gradients.cosines(whole, checkpoint, of_queries))
     there = [i for i in range(6) if out["score_less"][i] is not None]
     assert len(there) >= 5
@@ -97,8 +98,8 @@ def test_queries_of_a_subtask_are_averaged_before_the_cosine_as_in_the_paper(mod
     asked = [item[0] for item in gradients.encode(conversations(queries["a"][:]))]
     expected = np.zeros(len(whole))
     for checkpoint, weight in ((0, 0.75), (1, 0.25)):
-        mean = torch.stack(gradients.whole(asked, checkpoint)).mean(0)
-        of_rows = torch.stack(gradients.whole(whole, checkpoint))
+        mean = torch.stack(gradients.full_gradients(asked, checkpoint)).mean(0)
+        of_rows = torch.stack(gradients.full_gradients(whole, checkpoint))
         expected += weight * torch.cosine_similarity(of_rows, mean[None]).numpy()
     found = [score for score in out["score_less_a"] if score is not None]
     np.testing.assert_allclose(found, expected, atol=1e-6)
@@ -151,7 +152,7 @@ def test_checkpoints_that_cannot_be_used_are_refused(model_path, checkpoints, qu
         LESS(model_path, [str(bare), checkpoints[0]], form="sgd")
     with pytest.raises(ValueError, match="1 learning_rates for 2"):
         LESS(model_path, checkpoints, learning_rates=[1.0])
-    with pytest.raises(ValueError, match="no adapter checkpoint"):
+    with pytest.raises(ValueError, match="not an adapter checkpoint"):
         LESS(model_path, [str(tmp_path)]).fit(queries)
     with pytest.raises(ValueError, match="checkpoints is empty"):
         LESS(model_path, [])

@@ -10,7 +10,7 @@ from datasets import Dataset
 from hf_select import CausalLM, RDSPlus
 from hf_select.data.conversation import conversations
 from hf_select.data.encoding import encode
-from hf_select.features import unit
+from hf_select.features.featurizer import unit
 from hf_select.features.hidden_states import HiddenStates, position_weights
 from hf_select.scoring.similarity import BestRows, max_by_task
 

@@ -17,7 +17,7 @@ from selection_training import ROWS, TRL, Collator, chosen, make, pool, rounds, 
 from transformers import Trainer, TrainingArguments
 
 from hf_select import IFD, CausalLM, DataSelectionCallback, Perplexity, RDSPlus, SelectIT, TopK
-from hf_select.features.gradients import GhostProducts
+from hf_select.features.gradient_reducers import GhostProducts
 from hf_select.training import _compat, online_scores
 
 
