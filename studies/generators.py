@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
-from hf_select.evaluation.generator_comparison import Answers, as_markdown, described, rank_correlation, scored
+from hf_select.evaluation.generator_comparison import Answers, as_markdown, described, ranking_agreement, scored
 from hf_select.features.hidden_states import HiddenStates
 
 
@@ -48,7 +48,7 @@ def main() -> None:
     for name in ("words", "headings", "lists", "bold", "code", "refusals", "distinct_1", "distinct_2", "distinct_3"):
         measures[name] = {model: line[name] for model, line in result["statistics"].items()}
     found = {
-        name: rank_correlation(values, preferred) for name, values in measures.items() if len({*values.values()}) > 1
+        name: ranking_agreement(values, preferred) for name, values in measures.items() if len({*values.values()}) > 1
     }
     print(as_markdown(result))
     print(

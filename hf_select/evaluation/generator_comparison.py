@@ -409,7 +409,7 @@ def averages(results: Mapping[str, Mapping[str, float]], kinds: Mapping[str, str
     return found
 
 
-def rank_correlation(ours: Mapping[str, float], theirs: Mapping[str, float]) -> dict[str, float]:
+def ranking_agreement(ours: Mapping[str, float], theirs: Mapping[str, float]) -> dict[str, float]:
     """Spearman's rho and Kendall's tau of two rankings of the same models, with their p-values."""
     models = [model for model in ours if model in theirs]
     if len(models) < 3:

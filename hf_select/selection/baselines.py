@@ -1,11 +1,12 @@
 """Baselines: random rows, random rows balanced over sources, the longest rows; and rows drawn by their weight."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from hf_select.data import columns
+from hf_select.paper import DSIR_PAPER, Paper
 from hf_select.selection.budget import Budget
 from hf_select.selection.ranking import Ranking, in_turn, rank
 from hf_select.selection.selector import Choice, Selector
@@ -87,6 +88,8 @@ class Sample(Selector):
     column: str
     temperature: float = 1.0
     seed: int = 0
+
+    paper: ClassVar[Paper | None] = DSIR_PAPER
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:

@@ -12,12 +12,13 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
 from hf_select.data import columns
 from hf_select.data.text import exact, shingles
+from hf_select.paper import Paper
 from hf_select.selection.filter import Filter, Removal, read_texts
 
 
@@ -138,6 +139,10 @@ class Dedup(Filter):
     keep_best_by: str | None = None
     num_perm: int = 128
     seed: int = 1
+
+    paper: ClassVar[Paper | None] = Paper(
+        "2107.06499", "Deduplicating Training Data Makes Language Models Better", "Lee, Katherine", 2022
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

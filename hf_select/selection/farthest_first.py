@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from hf_select.data import columns
+from hf_select.paper import Paper
 from hf_select.selection.budget import Budget
 from hf_select.selection.ranking import rank
 from hf_select.selection.selector import Choice
@@ -34,6 +35,10 @@ class FarthestFirst(VectorSelector):
     """
 
     column: str | None = None
+
+    paper: ClassVar[Paper | None] = Paper(
+        "1708.00489", "Active Learning for Convolutional Neural Networks: A Core-Set Approach", "Sener, Ozan", 2018
+    )
 
     def choose_among(self, units: np.ndarray, dataset: "Dataset", budget: Budget) -> Choice:
         """Rows in the order of `farthest_first`."""

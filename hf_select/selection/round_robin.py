@@ -13,11 +13,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
 from hf_select.data import columns
+from hf_select.paper import RDS_PAPER, Paper
 from hf_select.selection.budget import Budget
 from hf_select.selection.ranking import Ranking, highest
 from hf_select.selection.selector import Choice, Selector
@@ -135,6 +136,8 @@ class RoundRobin(Selector):
     weights: list[float] | None = None
     max_per: str | None = None
     cap: int | None = None
+
+    paper: ClassVar[Paper | None] = RDS_PAPER
 
     def __post_init__(self) -> None:
         self.similarities = [self.similarities] if isinstance(self.similarities, str) else list(self.similarities)

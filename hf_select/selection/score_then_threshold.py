@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from hf_select.data import columns
+from hf_select.paper import DEITA_PAPER, Paper
 from hf_select.selection.budget import Budget
 from hf_select.selection.ranking import Ranking, rank
 from hf_select.selection.selector import Choice
@@ -36,6 +37,8 @@ class ScoreThenThreshold(VectorSelector):
 
     column: str
     threshold: float = 0.9  # the authors' setting
+
+    paper: ClassVar[Paper | None] = DEITA_PAPER
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold < 1:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from hf_select.data import columns
+from hf_select.paper import Paper
 from hf_select.selection.budget import Budget
 from hf_select.selection.ranking import Ranking
 from hf_select.selection.selection import Selection, identifying_columns, row_hashes
@@ -55,6 +56,7 @@ class Selector(ABC):
 
     needs_budget: ClassVar[bool] = True  # False: a call without k, fraction and tokens keeps all rows that are fit
     needs_fit: ClassVar[bool] = False  # True: `fit` must be called with evaluation sets first
+    paper: ClassVar[Paper | None] = None  # cited by the dataset cards of its selections
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -89,6 +91,8 @@ class Selector(ABC):
         step = {"selector": type(self).__name__, **self.settings(), **given, **choice.counts}
         if choice.ranking is not None:
             step["ranked_by"] = choice.ranking.to_dict()
+        if self.paper is not None:
+            step["paper"] = asdict(self.paper)
         return _selection(dataset, choice, {**step, "num_rows": len(dataset), "selected": len(choice.rows)})
 
 

@@ -204,12 +204,12 @@ def test_judges_and_exact_answers_are_never_averaged_together():
 
 def test_rank_correlation_by_hand():
     ours = {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0}
-    found = quality.rank_correlation(ours, {"a": 10, "b": 20, "d": 30, "c": 40, "e": 0})
+    found = quality.ranking_agreement(ours, {"a": 10, "b": 20, "d": 30, "c": 40, "e": 0})
     assert (
         found["models"] == 4 and found["spearman"] == pytest.approx(0.8) and found["kendall"] == pytest.approx(2 / 3)
     )
     with pytest.raises(ValueError, match="have 1 models in common"):
-        quality.rank_correlation({"a": 1.0}, {"a": 1})
+        quality.ranking_agreement({"a": 1.0}, {"a": 1})
 
 
 # What is learned.
