@@ -1,4 +1,4 @@
-"""Atomic writes: a file or folder is there whole, as it was before, or not at all, whenever a process is killed."""
+"""Atomic writes of files and folders: a killed process leaves the complete old content or the complete new one."""
 
 import glob
 import hashlib
@@ -10,18 +10,33 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+
+class Digest(Protocol):
+    """A hash object of hashlib or xxhash."""
+
+    def update(self, data: bytes, /) -> None:
+        """Add data to what is hashed."""
+        ...
+
+    def hexdigest(self) -> str:
+        """The hash as hexadecimal text."""
+        ...
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, to be written as a file or a folder within the block. It takes the place of
-    `path` when the block ends well and is removed when it does not, or by the next to write after a kill."""
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path next to `path`, to be written as a file or a folder within the block.
+
+    At the end of the block it replaces `path`. After an exception it is removed; after a kill the next write removes
+    it.
+    """
     _remove_abandoned(path)
     temporary = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
     try:
         yield temporary
-        if path.is_dir():  # a folder cannot be renamed over another: the old one steps aside first
+        if path.is_dir():  # a folder cannot be renamed over another: rename the old one first
             old = path.with_name(f"{path.name}.{os.getpid()}.old")
             os.replace(path, old)
             os.replace(temporary, path)
@@ -33,8 +48,8 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Remove what killed processes left beside `path`. Another process of this machine has been killed if it is gone;
-    of other machines nothing is known, so theirs goes when nobody has written to it for an hour."""
+    """Remove temporary paths of killed processes: those of this machine whose process no longer exists, and those of
+    other machines that have not been written to for an hour."""
     import psutil
 
     for left in path.parent.glob(f"{glob.escape(path.name)}.*.tmp"):
@@ -57,7 +72,7 @@ def _remove(path: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """What the file says, or None if it is not there (any more)."""
+    """The JSON object in a file; None if there is no such file or it is not valid JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
@@ -65,18 +80,23 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's content."""
     return digest_of(path, hashlib.sha256())
 
 
-def digest_of(path: Path, digest: Any) -> str:
-    """The content of a file of any size, by an empty digest of hashlib or xxhash."""
+def digest_of(path: Path, digest: "Digest") -> str:
+    """Hexadecimal digest of a file's content.
+
+    Args:
+        digest: a new object of hashlib or xxhash.
+    """
     with path.open("rb") as file:
         while block := file.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Written whole or not at all."""
-    with written_whole(path) as temporary:
+def write_json(path: Path, value: object) -> None:
+    """Write a value as JSON, atomically."""
+    with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

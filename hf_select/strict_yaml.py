@@ -1,4 +1,4 @@
-"""YAML in which a mapping names each key once: PyYAML keeps the last of several and drops the others silently."""
+"""YAML without repeated keys, of which PyYAML silently keeps the last."""
 
 from typing import Any
 
@@ -9,8 +9,8 @@ def parse_yaml(text: str, where: str) -> Any:
     """The value of a YAML text.
 
     Args:
-        where: what the text is, for the message: 'recipe "r.yaml"'.
-    Raises: ValueError with the line, if the text is not valid YAML or names a key twice in one mapping.
+        where: source of the text, for the message: 'recipe "r.yaml"'.
+    Raises: ValueError with the line, if the text is not valid YAML or a mapping has a key twice.
     """
     try:
         return yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader

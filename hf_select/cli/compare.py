@@ -67,7 +67,7 @@ class Compare(Rows):
 
     def run(self) -> None:
         from hf_select.evaluation.compare import compare
-        from hf_select.jobs.launch import leads
+        from hf_select.jobs.launch import is_main_process
         from hf_select.reports.comparison_pictures import compared, headlines, parts, shown_budget
         from hf_select.selection.top_k import TopK
 
@@ -94,7 +94,7 @@ class Compare(Rows):
             whole_pool=self.whole_pool,
             costs=costs,
         )
-        if not leads():
+        if not is_main_process():
             return
         for budget, of_measure in result["budgets"].items():
             for measure in headlines(result["measures"]):

@@ -51,7 +51,7 @@ class CompareGenerators(Rows):
         return [Recipe]
 
     def run(self) -> None:
-        from hf_select.atomic import write_json, written_whole
+        from hf_select.atomic import atomic_path, write_json
         from hf_select.evaluation import generator_comparison as quality
 
         if ("model" in self.settings) != bool(self.held_out):
@@ -71,7 +71,7 @@ class CompareGenerators(Rows):
                 answers, held_out, recipe, folder / "trained", self.train_prompts, self.seeds, self.passes
             )
         write_json(folder / "generators.json", result)
-        with written_whole(folder / "generators.md") as temporary:
+        with atomic_path(folder / "generators.md") as temporary:
             temporary.write_text(quality.as_markdown(result), encoding="utf-8")
         self._print(result)
 

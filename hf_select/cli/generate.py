@@ -185,13 +185,13 @@ class Generate(Command):
         from hf_select.cli.table import print_table
         from hf_select.generation.glan.estimate import estimate
         from hf_select.generation.glan.stages import GLANRun
-        from hf_select.jobs.run_folder import alone
+        from hf_select.jobs.run_folder import exclusive_lock
 
         run = GLANRun(glan, Path(self.output_dir).expanduser())
         there = next(path for path in (run.folder, *run.folder.absolute().parents) if path.exists())
         if not there.is_dir():
             raise ValueError(f'cannot write to output folder "{run.folder}": "{there}" is a file. Choose another.')
-        with alone(run.folder):
+        with exclusive_lock(run.folder):
             stages = estimate(run)[: _STAGES_UNTIL[until]]
         priced = glan.prices is not None or glan.answer_prices is not None
         rows = [

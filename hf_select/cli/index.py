@@ -27,7 +27,7 @@ class Index(OverRows):
         """Returns: the command that follows."""
         from hf_select.cli.table import print_table
         from hf_select.features.store import PoolIndex
-        from hf_select.jobs.launch import leads
+        from hf_select.jobs.launch import is_main_process
 
         scorer = build_scorer(self.scorer, self.settings)
         if getattr(scorer, "featurizer", None) is None:
@@ -43,7 +43,7 @@ class Index(OverRows):
             source=self.dataset,
             when_running=self.when_running,
         )
-        if not leads():  # one of the processes says how it went
+        if not is_main_process():  # one of the processes says how it went
             return None
         summary = index.summary
         rows = [

@@ -17,7 +17,7 @@ from pathlib import Path
 from string import Template
 from typing import Any, ClassVar
 
-from hf_select.atomic import read_json, write_json, written_whole
+from hf_select.atomic import atomic_path, read_json, write_json
 from hf_select.cli.command import Command
 from hf_select.cli.settings import check_names, check_values, descriptions, settable, suggest
 from hf_select.strict_yaml import parse_yaml
@@ -82,7 +82,7 @@ class Run(Command):
             raise ValueError(f'cannot write to output folder "{folder}": {error.strerror}. Choose another.') from None
         _check_folder(folder, steps, self.overwrite)
         config = {"description": _described(recipe.get("description", name), self.overrides), "steps": steps}
-        with written_whole(folder / "config.yaml") as temporary:
+        with atomic_path(folder / "config.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
         ran = False
         for number, step in enumerate(steps, 1):

@@ -110,7 +110,7 @@ class Score(OverRows):
     def run(self) -> str | None:
         """Returns: the command that follows."""
         from hf_select.cli.table import print_table
-        from hf_select.jobs.launch import leads
+        from hf_select.jobs.launch import is_main_process
         from hf_select.scoring.score import score
 
         scorer = build_scorer(self.scorer, self.settings)
@@ -135,7 +135,7 @@ class Score(OverRows):
             index=index,
             when_running=self.when_running,
         )
-        if not leads():  # one of the processes says how it went
+        if not is_main_process():  # one of the processes says how it went
             return None
         summary = cast(dict[str, Any], read_json(Path(self.output_dir).expanduser() / "summary.json"))
         say_if_few(summary["scored"], summary["rows"], summary["reasons"], "a score")

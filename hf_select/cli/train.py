@@ -180,7 +180,7 @@ class Train(Rows):
         return [OnlineSelection] if values.get("method") == "sft" else []
 
     def run(self) -> None:
-        from hf_select.jobs.run_folder import hold_to
+        from hf_select.jobs.run_folder import claim_run_folder
         from hf_select.training.resuming import last_whole_checkpoint
 
         if self.method not in METHODS:
@@ -195,7 +195,8 @@ class Train(Rows):
         settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("output_dir", "rename")}
         args = configured(config, {"output_dir": str(folder), **self.args})
         last = last_whole_checkpoint(folder)
-        hold_to(folder / "_train.json", settings, rows, "training")  # Trainer uploads nothing with an underscore
+        # Trainer uploads no file whose name begins with an underscore.
+        claim_run_folder(folder / "_train.json", settings, "a training", rows)
         if columns.ROW_ID not in rows.column_names:  # TRL's trainers leave rows out and shuffle
             rows = rows.add_column(columns.ROW_ID, range(len(rows)))
         trainer = trainer_class(

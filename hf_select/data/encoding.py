@@ -190,17 +190,17 @@ def _token_spans(spans: list[tuple[int, int]], offsets: list[tuple[int, int]]) -
     return found
 
 
-def has_response(row: Conversation) -> list[bool]:
+def nonempty_turns(row: Conversation) -> list[bool]:
     """For each assistant turn that counts whether it says anything; raw text is all response."""
     if row.text is not None:
         return [bool(row.text.strip())]
     return [says_something(turn) for turn in row.responses()]
 
 
-def said(row: Conversation, encoded: Encoded) -> Encoded:
+def drop_empty_responses(row: Conversation, encoded: Encoded) -> Encoded:
     """The row with the spans of those responses that say something. (A template may mark other spans than one a turn:
     those are kept.)"""
-    if len(encoded.responses) != len(has_response(row)):
+    if len(encoded.responses) != len(nonempty_turns(row)):
         return encoded
-    spans = [span for span, says in zip(encoded.responses, has_response(row), strict=True) if says]
+    spans = [span for span, says in zip(encoded.responses, nonempty_turns(row), strict=True) if says]
     return replace(encoded, responses=spans)

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from datasets import Value
 
-from hf_select.atomic import written_whole
+from hf_select.atomic import atomic_path
 from hf_select.data import compression
 from hf_select.data.exact_json import columns_of, dumps
 from hf_select.data.row_files import DELIMITERS, KNOWN, kind_of
@@ -41,7 +41,7 @@ def write_dataset(dataset: Any, path: Path) -> list[str]:
     check_ending(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     kind = kind_of(path)
-    with written_whole(path) as temporary:
+    with atomic_path(path) as temporary:
         if kind is None:
             dataset.save_to_disk(temporary)
         elif kind == "parquet":

@@ -40,7 +40,7 @@ from datasets import Dataset
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from hf_select.atomic import read_json, write_json, written_whole
+from hf_select.atomic import atomic_path, read_json, write_json
 from hf_select.data import columns
 from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import conversations
@@ -50,7 +50,7 @@ from hf_select.evaluation.break_even import with_ledger
 from hf_select.evaluation.held_out_loss import as_measures
 from hf_select.evaluation.measure import Measure
 from hf_select.evaluation.tables import MATCHED, RANDOM, TOGETHER, UNTRAINED, Cell, tables
-from hf_select.jobs.run_folder import hold_to
+from hf_select.jobs.run_folder import claim_run_folder
 from hf_select.models.responses import labelled, with_responses
 from hf_select.models.sources import find
 from hf_select.reports.comparison import comparison_report
@@ -141,7 +141,7 @@ class Comparison:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder.parent / f".{self.folder.name}.lock") as lock:  # processes start at once
             held = {**settings, "recipe": {**recipe, "model": find(self.recipe.model).identity}}
-            hold_to(self.folder / "comparison.json", held, self.pool, "comparison")
+            claim_run_folder(self.folder / "comparison.json", held, "a comparison", self.pool)
             Path(lock.lock_file).unlink(missing_ok=True)
         self.pool, left_out = _trainable(self.pool, self.recipe, self.folder / "lengths.npz")
         self.lengths = np.asarray(self.pool[columns.NUM_TOKENS])
@@ -422,7 +422,7 @@ def _trainable(pool: Any, recipe: Recipe, kept: Path) -> tuple[Any, dict[str, in
                 tokens.append(0 if isinstance(row, BadRow) else len(row[0].input_ids))
                 bad[str(row)] += isinstance(row, BadRow)
         lengths, reasons = np.array(tokens), {reason: count for reason, count in bad.most_common() if count}
-        with written_whole(kept) as temporary, open(temporary, "wb") as file:
+        with atomic_path(kept) as temporary, open(temporary, "wb") as file:
             np.savez(file, lengths=lengths, reasons=json.dumps(reasons))
     for reason, count in reasons.items():
         logger.warning("%d rows of the pool cannot be trained on and are left out: %s", count, reason)

@@ -37,7 +37,7 @@ from hf_select.data.file_names import slug
 from hf_select.evaluation.held_out_loss import as_measures
 from hf_select.evaluation.measure import Measure
 from hf_select.evaluation.statistics import Difference, corrected, differences
-from hf_select.jobs.run_folder import hold_to
+from hf_select.jobs.run_folder import claim_run_folder
 from hf_select.mixtures.mixture import Mixture
 from hf_select.mixtures.source import Source
 from hf_select.models.responses import labelled
@@ -203,7 +203,7 @@ class _Search:
             "measures": {name: measure.identity() for name, measure in self.measures.items()},
         }  # fmt: skip
         whole = Dataset.from_dict({"source": names, "rows": sizes.tolist()})
-        hold_to(self.folder / "search.json", settings, whole, "mixture search")
+        claim_run_folder(self.folder / "search.json", settings, "a mixture search", whole)
         mean = self._mean_length()
         self.tokens = max(1, round(passes * self.rows * mean))
         self.steps = self.recipe.steps(self.tokens, mean)

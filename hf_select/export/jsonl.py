@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_select.atomic import read_json, write_json, written_whole
+from hf_select.atomic import atomic_path, read_json, write_json
 from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import conversations, layout, readable_columns
 from hf_select.data.exact_json import columns_of, dumps
@@ -75,7 +75,7 @@ def _write_jsonl(subset: "Dataset", file: Path) -> tuple[bool, bool]:
     """Write the rows. Returns whether all of them are plain turns, and whether any has tools."""
     plain = True
     has_tools = False
-    with written_whole(file) as temporary, temporary.open("w", encoding="utf-8", newline="") as out:
+    with atomic_path(file) as temporary, temporary.open("w", encoding="utf-8", newline="") as out:
         for row in _rows(subset):
             tools = row.get("tools")
             plain &= "text" in row or (tools is None and is_plain(row["messages"]))
@@ -86,7 +86,7 @@ def _write_jsonl(subset: "Dataset", file: Path) -> tuple[bool, bool]:
 
 def _write_for_llama_factory(subset: "Dataset", file: Path) -> None:
     left_out: Counter[str] = Counter()
-    with written_whole(file) as temporary, temporary.open("w", encoding="utf-8", newline="") as out:
+    with atomic_path(file) as temporary, temporary.open("w", encoding="utf-8", newline="") as out:
         for row in _rows(subset):
             try:
                 out.write(dumps(sharegpt_row(row["messages"], row.get("tools"))) + "\n")
@@ -166,5 +166,5 @@ def _snippets(path: str, is_text: bool, has_tools: bool) -> list[dict[str, objec
 def _write_yaml(path: Path, value: Mapping[str, object]) -> None:
     import yaml
 
-    with written_whole(path) as temporary:
+    with atomic_path(path) as temporary:
         temporary.write_text(yaml.safe_dump(value, sort_keys=False), encoding="utf-8")

@@ -16,7 +16,7 @@ from hf_select.data.conversation import Conversation
 from hf_select.features.featurizer import Feature, Featurizer
 from hf_select.models.causal_lm import Usage
 from hf_select.models.load_errors import checked_device, named
-from hf_select.models.sources import Source, find
+from hf_select.models.sources import ResolvedSource, find
 
 
 @dataclass
@@ -59,7 +59,7 @@ class SentenceEmbeddings(Featurizer):
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     @cached_property
-    def source(self) -> Source:
+    def source(self) -> ResolvedSource:
         """The commit or folder behind the name, resolved once."""
         return find(self.model, self.revision, ("modules.json", "config.json"))
 

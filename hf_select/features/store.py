@@ -33,7 +33,7 @@ from hf_select.data.conversation import Conversation, conversations
 from hf_select.data.rows import Pool, pool_fingerprint, readable
 from hf_select.features.featurizer import Feature, Featurizer, unit
 from hf_select.jobs.chunked_job import ChunkedJob, WhenRunning
-from hf_select.jobs.run_folder import differences, identity_of
+from hf_select.jobs.run_folder import changed_settings, identity_of
 from hf_select.models.template_day import began_on
 from hf_select.validation import check_choice
 
@@ -171,7 +171,7 @@ class PoolIndex:
             raise ValueError(f'the index in "{self.folder}" is of an earlier version of hf_select; build it again.')
         here = identity_of(type(featurizer).__name__, featurizer.identity(), {})
         there = {name: value for name, value in made_by["identity"].items() if name != "stored_dtype"}
-        differing = differences(_without_probed(there), _without_probed(here["identity"]))
+        differing = changed_settings(_without_probed(there), _without_probed(here["identity"]))
         if made_by["name"] != here["name"]:
             differing = [f"{made_by['name']} there, {here['name']} here"]
         if differing:

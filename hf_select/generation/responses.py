@@ -37,7 +37,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from hf_select._version import __version__
-from hf_select.atomic import read_json, sha256_of, write_json, written_whole
+from hf_select.atomic import atomic_path, read_json, sha256_of, write_json
 from hf_select.data import columns
 from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import Conversation, conversations
@@ -48,7 +48,7 @@ from hf_select.generation.answer_filters import read_refusals, rejection_reason,
 from hf_select.generation.generator import Answer, Generator, Messages, Request, seed_of
 from hf_select.generation.requests import Item, with_records
 from hf_select.jobs import journal
-from hf_select.jobs.run_folder import alone, hold
+from hf_select.jobs.run_folder import claim_run_folder, exclusive_lock
 from hf_select.models.sampling import Sampling
 from hf_select.paper import Paper
 from hf_select.validation import check_choices
@@ -216,8 +216,9 @@ class _Run:
 
     def run(self) -> dict[str, Any]:
         pool = pool_fingerprint(readable(self.dataset))
-        hold(self.folder / "responses.json", {**self.settings.shaping(), "pool": pool})
-        with alone(self.folder):
+        settings = {**self.settings.shaping(), "pool": pool}
+        claim_run_folder(self.folder / "responses.json", {"settings": settings}, "responses")
+        with exclusive_lock(self.folder):
             self._survey()
             for model in self.settings.models():
                 self._answer(model)
@@ -341,8 +342,8 @@ class _Run:
         """responses.parquet and removed.jsonl of all models of the folder, a file of records at a time."""
         summary: dict[str, Any] = {"rows": 0, "models": {}}
         places = sorted(self.folder.glob("answers/*/model.json"))
-        with written_whole(self.folder / "responses.parquet") as parquet:
-            with written_whole(self.folder / "removed.jsonl") as other, other.open("w", encoding="utf-8") as out:
+        with atomic_path(self.folder / "responses.parquet") as parquet:
+            with atomic_path(self.folder / "removed.jsonl") as other, other.open("w", encoding="utf-8") as out:
                 with pq.ParquetWriter(parquet, SCHEMA) as writer:
                     for path in places:
                         known = cast(dict, read_json(path))

@@ -1,1 +1,1 @@
-"""Long jobs: chunks, run folders, journals, progress, processes."""
+"""Long jobs: chunks, run folders, journals, retries, progress, processes of a launch."""

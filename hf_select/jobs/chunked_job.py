@@ -1,16 +1,15 @@
-"""A long job over the rows of a dataset, by any number of processes: chunks that are written whole or not at all and
-never made twice.
+"""A resumable job over the chunks of a dataset, shared by any number of processes.
 
 folder/
-  manifest.json             what is made from which rows; a run with other rows or settings is refused
-  PARTS/part-00000.*        what was made of a chunk of rows
-  done/part-00000.json      by whom, at what cost, and a checksum that tells a damaged part; written after it
-  failed/part-00000.json    why the last attempt at a chunk failed; gone once it is made
-  running/                  locks: of each chunk in hand and of each process at work, with its name
+  manifest.json             rows and settings of the job; a run with others is refused
+  PARTS/part-00000.*        the result of a chunk, written atomically
+  done/part-00000.json      process, cost and checksum of a part; written after it
+  failed/part-00000.json    why the last attempt at a chunk failed; removed when the chunk is done
+  running/                  a lock for each chunk in progress; a lock and a name for each live process
 
-Processes do not talk to each other. Each takes the next chunk that is neither done nor locked; the kernel drops the
-locks of a process that dies, so its chunk is anybody's again. Nothing depends on the locks but time: two processes
-that make the same chunk write the same part, as all do on a network file system whose locks are not real.
+Processes do not communicate. Each takes the next chunk that is neither done nor locked. The kernel releases the locks
+of a process that dies, so another takes its chunk. Results do not depend on the locks: two processes that compute the
+same chunk, as on a network file system without working locks, write the same part.
 """
 
 import errno
@@ -24,28 +23,29 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import xxhash
 from datasets import Dataset
 from filelock import FileLock, Timeout
 
-from hf_select.atomic import digest_of, read_json, write_json, written_whole
+from hf_select.atomic import atomic_path, digest_of, read_json, write_json
 from hf_select.data.rows import Pool, pool_fingerprint
-from hf_select.jobs.launch import job_name, leads
+from hf_select.jobs.launch import is_main_process, job_name
 from hf_select.jobs.progress import Progress, on_batch
-from hf_select.jobs.run_folder import differences
+from hf_select.jobs.run_folder import cannot_write, changed_settings, refuse_other_files
 
 
 WhenRunning = Literal["refuse", "join"]
+WritePart = Callable[[Path, int, Dataset], dict[str, float]]
 
 
 @dataclass
 class ChunkedJob:
-    """One job: which rows, in what chunks, by what, into which folder.
+    """One job: its rows, what is computed from them, and its folder.
 
     Args:
-        identity: what the parts depend on besides the rows: `name`, `settings` in words, a `hash` of everything.
+        identity: what the parts depend on besides the rows, as `identity_of` gives it.
         parts: folder of the parts within `folder`.
         suffix: file name ending of a part.
         what: what the folder holds, for messages: "scores", "an index".
@@ -59,21 +59,23 @@ class ChunkedJob:
     suffix: str
     what: str
     summary: str
-    made: list[Path] = field(default_factory=list, init=False)
+    _created: list[Path] = field(default_factory=list, init=False, repr=False)
     _worker: "_Worker" = field(init=False, repr=False)
-    _compared: set[int] = field(default_factory=set, init=False, repr=False)
+    _verified: set[int] = field(default_factory=set, init=False, repr=False)
 
     def part(self, chunk: int) -> Path:
+        """Path of a chunk's result."""
         return self.folder / self.parts / f"part-{chunk:05d}{self.suffix}"
 
     def record(self, chunk: int) -> dict[str, Any] | None:
-        """What is known of a finished chunk."""
+        """The record of a finished chunk; None if it is not finished."""
         return read_json(self._done(chunk))
 
     def open(self, source: str | None = None, when_running: WhenRunning = "refuse") -> None:
-        """Make the folder, or hold an existing one to this pool and these settings.
+        """Create the folder, or check that an existing one is of these rows and settings.
 
-        Raises: ValueError if it holds something else, or if another job is at work in it and is not to be joined.
+        Raises: ValueError if it is of others, holds other files, or if another job is running in it and `when_running`
+            is "refuse".
         """
         manifest = {
             "pool": {"source": source, "rows": self.pool.rows, "fingerprint": self.pool.fingerprint()},
@@ -82,17 +84,15 @@ class ChunkedJob:
             "versions": _versions(),
         }
         path = self.folder / "manifest.json"
-        self.made = [p for p in (self.folder, *self.folder.parents) if not p.exists()]
-        ours = {self.parts, "running", "done", "failed"}
-        if not path.exists() and self.folder.is_dir():
-            # A moment ago another process of this job may have been here; a kill may have been before the manifest.
-            known = (*ours, "manifest.json")
-            if any(not path.name.startswith(known) for path in self.folder.iterdir()):
-                raise ValueError(f'output folder "{self.folder}" holds other files; give a new or empty one.')
+        self._created = [p for p in (self.folder, *self.folder.parents) if not p.exists()]
+        own = (self.parts, "running", "done", "failed")
+        if not path.exists():
+            # Another process of this job may be starting; an earlier one may have been killed before its manifest.
+            refuse_other_files(self.folder, (*own, "manifest.json"))
         self._worker = _Worker(self.folder / "running")
         try:
             self._worker.enter()
-            for name in ours:
+            for name in own:
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder / "running" / "manifest.lock"):
                 if path.exists():
@@ -107,25 +107,23 @@ class ChunkedJob:
             raise
         except OSError as error:
             self._worker.leave()
-            self._leave_nothing_empty()
-            raise ValueError(
-                f'cannot write to output folder "{self.folder}": {error.strerror}. Choose another.'
-            ) from None
+            self._remove_if_empty()
+            raise cannot_write(self.folder, error) from None
         self._drop_damaged()
 
     def run(
         self,
-        write: Callable[[Path, int, Dataset], dict[str, float]],
-        load: Callable[[], Any],
+        write: WritePart,
+        load: Callable[[], object],
         finish: Callable[[], None],
         description: str,
     ) -> None:
-        """Make every chunk that is not there yet, alone or beside other processes, and return when all are there.
+        """Compute every chunk that is not done, shared with other processes, and return when all are done.
 
         Args:
-            write: (path, first row, rows) makes a part and says its cost.
-            load: called before the first chunk that this process makes.
-            finish: writes the summary, in one of the processes, when all chunks are done.
+            write: (path, first row, rows) writes a part and returns its cost.
+            load: called before the first chunk that this process computes.
+            finish: writes the summary when all chunks are done; called in one process.
         """
         try:
             try:
@@ -136,7 +134,7 @@ class ChunkedJob:
             finally:
                 self._worker.leave()
         except OSError as error:
-            self._leave_nothing_empty()
+            self._remove_if_empty()
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             kept = len(list((self.folder / "done").glob("part-*.json")))
@@ -145,27 +143,27 @@ class ChunkedJob:
                 "same command again."
             ) from None
         except BaseException:
-            self._leave_nothing_empty()
+            self._remove_if_empty()
             raise
         finally:
             self._tidy()
 
-    def _run(self, worker: "_Worker", write: Any, load: Callable[[], Any], description: str) -> None:
+    def _run(self, worker: "_Worker", write: WritePart, load: Callable[[], object], description: str) -> None:
         loaded = False
-        with Progress(self.folder / "done", self.pool.rows, description, worker.name, leads()) as progress:
+        with Progress(self.folder / "done", self.pool.rows, description, worker.name, is_main_process()) as progress:
             while True:
                 with on_batch(progress.count):
-                    for chunk, first_row, rows in self.pool.chunks(self._take, self._hold):
-                        with self._in_hand(chunk, worker):
+                    for chunk, first_row, rows in self.pool.chunks(self._take, self._verify_streamed_chunk):
+                        with self._locked_chunk(chunk, worker):
                             if not loaded:
                                 load()
                                 loaded = True
-                            self._make(chunk, first_row, rows, worker, write)
+                            self._write(chunk, first_row, rows, worker, write)
                         progress.look()
                 missing = [chunk for chunk in range(self.pool.num_chunks) if not self._is_done(chunk)]
                 if not missing:
                     return
-                # Others have them in hand. Wait, and take over what a process that died has left.
+                # Other processes have locked them. Wait, and take over the chunks of one that dies.
                 while not any(self._is_free(chunk) for chunk in missing):
                     time.sleep(0.1)
                     progress.look()
@@ -173,7 +171,7 @@ class ChunkedJob:
                     if not missing:
                         return
 
-    # A chunk's life: free, in hand (locked), done.
+    # States of a chunk: free, locked, done.
 
     def _done(self, chunk: int) -> Path:
         return self.folder / "done" / f"part-{chunk:05d}.json"
@@ -185,38 +183,39 @@ class ChunkedJob:
         return FileLock(self.folder / "running" / f"part-{chunk:05d}.lock")
 
     def _take(self, chunk: int) -> bool:
-        """Lock a chunk that is neither done nor in hand."""
+        """Lock a chunk that is neither done nor locked; return whether that succeeded."""
         if self._is_done(chunk):
             return False
         lock = self._lock(chunk)
         if not _acquired(lock):
             return False
-        if self._is_done(chunk):  # between the first look and the lock
+        if self._is_done(chunk):  # finished between the first check and the lock
             lock.release()
             return False
-        self._held = lock
+        self._chunk_lock = lock
         return True
 
     def _is_free(self, chunk: int) -> bool:
         return not _is_held(self._lock(chunk))
 
     @contextmanager
-    def _in_hand(self, chunk: int, worker: "_Worker") -> Iterator[None]:
+    def _locked_chunk(self, chunk: int, worker: "_Worker") -> Iterator[None]:
+        """Release the chunk's lock at the end of the block, and record an error."""
         failed = self.folder / "failed" / f"part-{chunk:05d}.json"
         try:
             yield
             failed.unlink(missing_ok=True)
         except Exception as error:
-            with suppress(OSError):  # the disk may be full, or the folder gone
+            with suppress(OSError):  # the disk may be full, or the folder deleted
                 write_json(failed, {"by": worker.name, "when": _now(), "why": f"{type(error).__name__}: {error}"})
             raise
         finally:
-            self._held.release()
+            self._chunk_lock.release()
 
-    def _make(self, chunk: int, first_row: int, rows: Dataset, worker: "_Worker", write: Any) -> None:
+    def _write(self, chunk: int, first_row: int, rows: Dataset, worker: "_Worker", write: WritePart) -> None:
         begin = time.perf_counter()
         (self.folder / self.summary).unlink(missing_ok=True)
-        with written_whole(self.part(chunk)) as temporary:
+        with atomic_path(self.part(chunk)) as temporary:
             cost = write(temporary, first_row, rows)
             size, checksum = temporary.stat().st_size, _checksum(temporary)
         record = {
@@ -232,22 +231,28 @@ class ChunkedJob:
         write_json(self._done(chunk), record)
 
     def _drop_damaged(self) -> None:
-        """Parts that are not what was written are made anew."""
+        """Remove the records of damaged parts, so that these are computed again."""
         for path in sorted((self.folder / "done").glob("part-*.json")):
             record, part = read_json(path), self.folder / self.parts / f"{path.stem}{self.suffix}"
-            sound = record is not None and part.exists() and part.stat().st_size == record["bytes"]
-            if not (sound and _checksum(part) == cast(Any, record)["xxh3"]):
+            intact = (
+                record is not None
+                and part.exists()
+                and part.stat().st_size == record["bytes"]
+                and _checksum(part) == record["xxh3"]
+            )
+            if not intact:
                 (self.folder / self.summary).unlink(missing_ok=True)
                 path.unlink(missing_ok=True)
 
-    # What must not be mixed.
+    # Checks that one folder holds one job.
 
-    def _hold(self, chunk: int, rows: Dataset) -> None:
-        """A stream cannot be compared before it is read: hold each finished chunk to its rows as they come."""
-        record = None if chunk in self._compared else self.record(chunk)
+    def _verify_streamed_chunk(self, chunk: int, rows: Dataset) -> None:
+        """Compare the rows of a finished chunk with those it was computed from: a stream has no fingerprint before it
+        is read."""
+        record = None if chunk in self._verified else self.record(chunk)
         if record is None:
             return
-        self._compared.add(chunk)
+        self._verified.add(chunk)
         if record["read_xxh3"] != pool_fingerprint(rows):
             raise ValueError(
                 f'"{self.folder}" holds {self.what} of other rows: those from row {record["first_row"]:,} on differ. '
@@ -262,7 +267,7 @@ class ChunkedJob:
         if made_by["name"] != mine["name"]:
             differing.append(f"made by {made_by['name']} there, {mine['name']} here")
         elif made_by["hash"] != mine["hash"]:
-            changed = differences(made_by.get("identity", {}), mine["identity"])
+            changed = changed_settings(made_by.get("identity", {}), mine["identity"])
             differing += changed or ["made by another version of hf_select"]
         if there["chunk_rows"] != here["chunk_rows"]:
             differing.append(f"chunk_rows {there['chunk_rows']} there, {here['chunk_rows']} here")
@@ -279,13 +284,13 @@ class ChunkedJob:
         if others:
             names = ", ".join(worker["name"] for worker in others[:3])
             raise ValueError(
-                f'{len(others)} process{"es are" if len(others) > 1 else " is"} at work in "{self.folder}" ({names}). '
-                "Wait, or help along with when_running=join (--when-running join)."
+                f'{len(others)} process{"es are" if len(others) > 1 else " is"} running in "{self.folder}" ({names}). '
+                "Wait, or share its work with when_running=join (--when-running join)."
             )
 
     def _tidy(self) -> None:
-        """The last to leave takes the locks away, and what killed processes of this machine left. The folder stays:
-        another process may be about to put its own lock there."""
+        """If no process is running, remove the locks and what killed processes of this machine left. The folder stays:
+        another process may be about to create its lock there."""
         running = self.folder / "running"
         if not list(live_workers(self.folder)):
             for pattern in ("part-*.lock", f"worker-{socket.gethostname()}-*"):
@@ -295,11 +300,11 @@ class ChunkedJob:
         with suppress(OSError):
             (self.folder / "failed").rmdir()  # if it is empty
 
-    def _leave_nothing_empty(self) -> None:
-        """Take back the folders that this run made, if it failed before anybody had anything to show."""
+    def _remove_if_empty(self) -> None:
+        """Remove the folders that this run created, if no process has written a part or is running."""
         if not (self.folder / "running").is_dir():
             return
-        with suppress(OSError), FileLock(self.folder / "running" / "manifest.lock"):  # nobody enters meanwhile
+        with suppress(OSError), FileLock(self.folder / "running" / "manifest.lock"):  # no process enters meanwhile
             names = (f"{self.parts}/part-*", "running/worker-*.json")
             if any(path for name in names for path in self.folder.glob(name)):
                 return
@@ -307,18 +312,18 @@ class ChunkedJob:
                 shutil.rmtree(self.folder / name, ignore_errors=True)
             (self.folder / "manifest.json").unlink(missing_ok=True)
             shutil.rmtree(self.folder / "running", ignore_errors=True)
-        for path in self.made:
+        for path in self._created:
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
 
 
 class _Worker:
-    """This process, seen by others for as long as it lives: a lock, and its name beside it."""
+    """This process as others see it while it lives: a lock, and a file with its name."""
 
     def __init__(self, running: Path):
         self.name = f"{socket.gethostname()}, process {os.getpid()}"
         self.card = running / f"worker-{socket.gethostname()}-{os.getpid()}.json"
-        self.says = {"name": self.name, "job": job_name(), "started": _now()}
+        self.card_content = {"name": self.name, "job": job_name(), "started": _now()}
 
     def enter(self) -> None:
         self.lock = FileLock(self.card.with_suffix(".lock"))
@@ -327,9 +332,9 @@ class _Worker:
                 self.card.parent.mkdir(parents=True, exist_ok=True)
                 with FileLock(self.card.parent / "manifest.lock"):
                     self.lock.acquire()
-                    write_json(self.card, self.says)
+                    write_json(self.card, self.card_content)
                 return
-            except FileNotFoundError:  # a process that failed took the new folder back in between
+            except FileNotFoundError:  # a process that failed removed the new folder in between
                 self.lock.release(force=True)
                 if attempt == 9:
                     raise
@@ -343,10 +348,10 @@ class _Worker:
 
 
 def live_workers(folder: Path) -> Iterator[dict[str, Any]]:
-    """What the processes that are at work in a folder say of themselves."""
+    """Name, job and start time of each process that is running in a folder."""
     for card in sorted((folder / "running").glob("worker-*.json")):
-        if _is_held(FileLock(card.with_suffix(".lock"))) and (says := read_json(card)) is not None:
-            yield says
+        if _is_held(FileLock(card.with_suffix(".lock"))) and (content := read_json(card)) is not None:
+            yield content
 
 
 def _acquired(lock: FileLock) -> bool:
@@ -358,7 +363,7 @@ def _acquired(lock: FileLock) -> bool:
 
 
 def _is_held(lock: FileLock) -> bool:
-    """Whether a process that lives holds it."""
+    """Whether a live process holds the lock."""
     free = _acquired(lock)
     lock.release()
     return not free
@@ -373,10 +378,10 @@ def _now() -> str:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for package in ("hf-select", "torch", "transformers", "datasets", "peft"):
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

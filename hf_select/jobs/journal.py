@@ -1,11 +1,11 @@
-"""JSONL files that are only appended to: what was asked, and what came of it, a line each.
+"""Append-only JSONL files of requests and their results.
 
-A block of lines is written by one call to the system, so a killed process leaves at most a torn end, which is taken
-away when the file is next read. A person may edit, delete and add lines between runs.
+A block of lines is written by one system call, so a killed process leaves at most an incomplete end, which is removed
+when the file is next read. Users may edit, delete and add lines between runs.
 
-Two kinds of lines: records, which have a `key` (what was asked; the last record of a key holds), and nodes, which have
-an `id` and the key of the record that they came with under `of`. A record is written after its nodes: nodes without
-their record are torn.
+There are two kinds of lines. A record has a `key`, its request; the last record of a key is valid. A node has an `id`
+and, under `of`, the key of the record that it came with. A record is written after its nodes: nodes without a record
+are part of an incomplete end.
 """
 
 import json
@@ -14,16 +14,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from hf_select.atomic import written_whole
+from hf_select.atomic import atomic_path
 
 
 Line = dict[str, Any]
 
 
 def read_lines(path: Path) -> list[Line]:
-    """The lines of a journal, its torn end taken away; [] if there is no file.
+    """The lines of a journal; removes an incomplete end. [] if there is no file.
 
-    Raises: ValueError if another line than the last is no JSON object: somebody's slip, not a torn end.
+    Raises: ValueError if a line other than the last is not a JSON object: an error of editing, not an incomplete end.
     """
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
@@ -37,25 +37,29 @@ def read_lines(path: Path) -> list[Line]:
         if not line.strip():
             continue
         try:
-            found = json.loads(line)
-            if not isinstance(found, dict):
+            value = json.loads(line)
+            if not isinstance(value, dict):
                 raise ValueError
         except ValueError:
             if number == len(lines) and not text.endswith("\n"):
                 break
-            raise ValueError(f'line {number} of "{path}" is no JSON object; mend it or delete it.') from None
-        kept.append(found)
+            raise ValueError(f'line {number} of "{path}" is not a JSON object; fix or delete it.') from None
+        kept.append(value)
         written.append(line)
     records = {line["key"] for line in kept if "key" in line}
-    whole = [line.get("of") is None or line["of"] in records for line in kept]
-    if not all(whole) or len(written) < len(lines) or (text and not text.endswith("\n")):
-        with written_whole(path) as temporary:
-            sound = [line + "\n" for line, keep in zip(written, whole, strict=True) if keep]
-            temporary.write_text("".join(sound), encoding="utf-8")
-    return [line for line, keep in zip(kept, whole, strict=True) if keep]
+    complete = [line.get("of") is None or line["of"] in records for line in kept]
+    if not all(complete) or len(written) < len(lines) or (text and not text.endswith("\n")):
+        with atomic_path(path) as temporary:
+            lines = [line + "\n" for line, keep in zip(written, complete, strict=True) if keep]
+            temporary.write_text("".join(lines), encoding="utf-8")
+    return [line for line, keep in zip(kept, complete, strict=True) if keep]
 
 
 def append(path: Path, lines: Iterable[Line]) -> None:
+    """Write lines to the end of a journal in one system call.
+
+    Raises: OSError if not all of them could be written.
+    """
     block = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -69,12 +73,13 @@ def append(path: Path, lines: Iterable[Line]) -> None:
 
 def records(lines: Iterable[Line]) -> dict[str, list[Line]]:
     """The records of each key, oldest first."""
-    found: dict[str, list[Line]] = {}
+    by_key: dict[str, list[Line]] = {}
     for line in lines:
         if "key" in line:
-            found.setdefault(line["key"], []).append(line)
-    return found
+            by_key.setdefault(line["key"], []).append(line)
+    return by_key
 
 
 def nodes(lines: Iterable[Line]) -> list[Line]:
+    """The lines that are nodes, in their order."""
     return [line for line in lines if "key" not in line]

@@ -1,4 +1,4 @@
-"""One bar for a job of several processes, from the records that each leaves of its chunks."""
+"""One progress bar for a job of several processes, from their records of finished chunks."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -13,12 +13,13 @@ from hf_select.atomic import read_json
 
 
 class Progress:
-    """Rows done by all processes and tokens a second since this one started; shown by the one that leads.
+    """Rows done by all processes, and tokens per second since this one started.
 
     Args:
         done: folder of the records of finished chunks.
-        rows: of the pool; None where nobody knows.
-        me: the process whose own tokens are counted as they run, not when its chunk is done.
+        rows: of the pool; None if unknown, as of a stream.
+        me: name of this process, whose tokens are counted as they run and not when a chunk is done.
+        shown: whether this process shows the bar.
     """
 
     def __init__(self, done: Path, rows: int | None, description: str, me: str, shown: bool):
@@ -34,17 +35,17 @@ class Progress:
         self.begin = self.looked = time.perf_counter()
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self.bar.close()
 
     def count(self, tokens: int) -> None:
-        """Tokens that this process has just run."""
+        """Add tokens that this process has run."""
         self.tokens += tokens
         if time.perf_counter() - self.looked > 1:
             self.look()
 
     def look(self) -> None:
-        """Take in what all processes have finished since the last look."""
+        """Add what all processes have finished since the last call."""
         self.looked = time.perf_counter()
         new = self._new_records()
         self.tokens += sum(record["cost"].get("tokens", 0) for record in new if record["by"] != self.me)
@@ -65,7 +66,7 @@ _on_batch: ContextVar[Callable[[int], None] | None] = ContextVar("on_batch", def
 
 @contextmanager
 def on_batch(report: Callable[[int], None]) -> Iterator[None]:
-    """Within the block, `report(tokens)` is called after every micro-batch: what a progress bar needs."""
+    """Within the block, `report(tokens)` is called after every micro-batch."""
     token = _on_batch.set(report)
     try:
         yield

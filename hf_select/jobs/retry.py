@@ -1,30 +1,33 @@
-"""Retries of what may succeed a moment later: the network and the Hub."""
+"""Retries after transient errors of the network and the Hub."""
 
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 
 logger = logging.getLogger(__name__)
 
 
-def with_retries(load: Callable[[], Any], what: str) -> Any:
-    """Ask again, a little later each time, when the Hub or the network stumbles. huggingface_hub does so for what it
-    asks about files, but not while it fetches them (seen in 2.4)."""
+Loaded = TypeVar("Loaded")
+
+
+def with_retries(load: Callable[[], Loaded], what: str) -> Loaded:
+    """`load()`, repeated with increasing waits after transient errors. huggingface_hub retries metadata requests, but
+    not downloads (seen in 2.4)."""
     for wait in (1, 4, 16):
         try:
             return load()
         except Exception as error:
             if not is_transient(error):
                 raise
-            logger.warning("%s: %s; asking again in %d s.", what, str(error).splitlines()[0], wait)
+            logger.warning("%s: %s; retrying in %d s.", what, str(error).splitlines()[0], wait)
             time.sleep(wait)
     return load()
 
 
 def is_transient(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came from, is of a kind that may be gone in a while."""
+    """Whether an error, or one that caused it, may not occur again later."""
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     while error is not None:

@@ -36,7 +36,7 @@ from datasets import Dataset, Features, IterableDataset, Json, List, Value
 from tqdm.auto import tqdm
 
 from hf_select._version import __version__
-from hf_select.atomic import sha256_of, write_json, written_whole
+from hf_select.atomic import atomic_path, sha256_of, write_json
 from hf_select.data import columns
 from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import READ_COLUMNS, Conversation, layout
@@ -147,7 +147,7 @@ class Mixture:
             raise ValueError(f'cannot write to "{folder}": {error.strerror}. Choose another.') from None
         mixing = _Mixing(self, against or {}, folder)
         path = folder / "mixture.parquet"
-        with written_whole(path) as temporary:
+        with atomic_path(path) as temporary:
             with pq.ParquetWriter(temporary, mixing.schema) as writer:
                 with tqdm(total=mixing.total(), unit="row", unit_scale=True, desc="mix", disable=None) as bar:
                     for batch in batches(mixing.rows(), BATCH):

@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from hf_select.models.sources import checked
+from hf_select.models.sources import resolve_source
 
 
 _WEIGHTS = "adapter_model.safetensors"
@@ -27,7 +27,7 @@ def put_adapter(model: Any, adapter: str, name: str = "default", revision: str |
     from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
     from safetensors import SafetensorError
 
-    source = checked(adapter)
+    source = resolve_source(adapter)
     _check_files(adapter, source, revision)
     try:
         if isinstance(model, PeftModel):

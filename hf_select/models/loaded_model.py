@@ -121,12 +121,12 @@ class LoadedModel:
             raise ValueError(f"layer is {layer}; the model has decoder layers 1 to {self.num_layers}.")
 
         def stop(module: Any, args: Any, output: Any) -> None:
-            raise _Reached(output[0] if isinstance(output, tuple) else output)
+            raise _LayerReached(output[0] if isinstance(output, tuple) else output)
 
         def backbone(**inputs: Any) -> Tensor:
             try:
                 self.backbone(**inputs)
-            except _Reached as reached:
+            except _LayerReached as reached:
                 return reached.hidden
             raise AssertionError("the forward pass did not come through its own layer")
 
@@ -142,7 +142,7 @@ class LoadedModel:
         return DynamicCache(config=self.config)
 
 
-class _Reached(Exception):
+class _LayerReached(Exception):
     """Carries the hidden states out of a forward pass that need not go on."""
 
     def __init__(self, hidden: Tensor):

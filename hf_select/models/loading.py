@@ -15,7 +15,7 @@ from hf_select.models.loaded_model import LoadedModel
 
 
 if TYPE_CHECKING:
-    from hf_select.models.sources import Source
+    from hf_select.models.sources import ResolvedSource
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def load_tokenizer(spec: ModelSpec) -> Any:
     return tokenizer
 
 
-def tokenizer_of(source: "Source", trust_remote_code: bool = False, chat_template: str | None = None) -> Any:
+def tokenizer_of(source: "ResolvedSource", trust_remote_code: bool = False, chat_template: str | None = None) -> Any:
     """The tokenizer in a folder, or in a repository at a commit, with another template if one is given."""
     from transformers import AutoTokenizer
 

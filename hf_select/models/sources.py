@@ -43,7 +43,7 @@ _BLOCKS_OF_A_FILE = 256  # that has no header
 
 
 @dataclass(frozen=True)
-class Source:
+class ResolvedSource:
     """A folder, or a repository on the Hub at one commit.
 
     Args:
@@ -59,7 +59,7 @@ class Source:
     @property
     def location(self) -> str:
         """What `from_pretrained` takes, together with the commit as its revision."""
-        return checked(self.name)
+        return resolve_source(self.name)
 
     @property
     def identity(self) -> str:
@@ -70,12 +70,12 @@ class Source:
 class Sources:
     """Of a causal LM; None for what was given loaded, and for an adapter that there is none of."""
 
-    model: Source | None
-    tokenizer: Source | None
-    adapter: Source | None
+    model: ResolvedSource | None
+    tokenizer: ResolvedSource | None
+    adapter: ResolvedSource | None
 
 
-def find(name: str, revision: str | None = None, files: Sequence[str] = ("config.json",)) -> Source:
+def find(name: str, revision: str | None = None, files: Sequence[str] = ("config.json",)) -> ResolvedSource:
     """The folder or the commit behind a name.
 
     Args:
@@ -83,11 +83,11 @@ def find(name: str, revision: str | None = None, files: Sequence[str] = ("config
         files: names of which its repository has at least one.
     Raises: ValueError if there is no such folder, repository or revision.
     """
-    if Path(checked(name)).is_dir():
-        return Source(name, content=content_of(checked(name)))
+    if Path(resolve_source(name)).is_dir():
+        return ResolvedSource(name, content=content_of(resolve_source(name)))
     if revision and _COMMIT.fullmatch(revision):
-        return Source(name, revision)
-    return Source(name, with_retries(lambda: _from_hub(name, revision, files), name).parent.name)
+        return ResolvedSource(name, revision)
+    return ResolvedSource(name, with_retries(lambda: _from_hub(name, revision, files), name).parent.name)
 
 
 def find_all(model: Any, tokenizer: Any, adapter: str | None, revision: str | None) -> Sources:
@@ -113,7 +113,7 @@ def find_all(model: Any, tokenizer: Any, adapter: str | None, revision: str | No
 
 def _adapter_config(name: str, revision: str | None) -> dict[str, Any] | None:
     """Of a folder or repository that holds an adapter and no model."""
-    folder = Path(checked(name))
+    folder = Path(resolve_source(name))
     if folder.is_dir():
         found = folder / "adapter_config.json"
         if (folder / "config.json").exists() or not found.exists():
@@ -238,7 +238,7 @@ def _starts(length: int, block: int, count: int = 3) -> list[int]:
     return sorted({round(last * i / (count - 1)) for i in range(count)})
 
 
-def checked(source: str) -> str:
+def resolve_source(source: str) -> str:
     """The path or Hub id to load from. A path that is not there would be taken for a Hub id, with an error about
     authentication."""
     looks_local = source.startswith((".", "/", "~")) or source.count("/") > 1

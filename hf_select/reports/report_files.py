@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_select.atomic import written_whole
+from hf_select.atomic import atomic_path
 from hf_select.reports.markdown import markdown_report
 from hf_select.reports.page import plain_page
 from hf_select.reports.pictures import Figure, Paint, Picture
@@ -52,14 +52,14 @@ def picture_paths(folder: str, pictures: Sequence[Picture]) -> dict[str, str]:
 def write_texts(folder: Path, texts: dict[str, str]) -> None:
     """Write text files atomically, in order."""
     for name, text in texts.items():
-        with written_whole(folder / name) as temporary:
+        with atomic_path(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
 
 def write_pictures(folder: Path, pictures: Sequence[Picture]) -> None:
     """Replace a folder by the PNGs of a page. Call it after the page is written: `check_replaceable` recognises a
     folder of pictures by its page."""
-    with written_whole(folder) as temporary:
+    with atomic_path(folder) as temporary:
         temporary.mkdir()
         for picture in pictures:
             (temporary / f"{picture.name}.png").write_bytes(picture.png)

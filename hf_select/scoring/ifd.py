@@ -19,7 +19,7 @@ from datasets import List, Value
 from hf_select.data import columns
 from hf_select.data.bad_rows import BadRow, attempt, map_rows, on_readable
 from hf_select.data.conversation import Conversation
-from hf_select.data.encoding import Encoded, cut, encode_all, generation_prompt, has_response, said
+from hf_select.data.encoding import Encoded, cut, drop_empty_responses, encode_all, generation_prompt, nonempty_turns
 from hf_select.data.text import beside_text
 from hf_select.paper import Paper
 from hf_select.scoring.scorer import LMScorer
@@ -146,9 +146,9 @@ class IFD(LMScorer):
         def passes_of(row: Conversation, encoded: Encoded) -> Passes:
             if row.text is not None:
                 raise BadRow("plain text has no prompt")
-            if not any(has_response(row)):
+            if not any(nonempty_turns(row)):
                 raise BadRow("empty response")
-            encoded, note = cut(said(row, encoded), self.max_length, loaded.max_length)
+            encoded, note = cut(drop_empty_responses(row, encoded), self.max_length, loaded.max_length)
             start = encoded.input_ids[:1] if encoded.input_ids[0] == loaded.tokenizer.bos_token_id else []
             leads = [start + _header_before(encoded.input_ids, first, header) for first, _ in encoded.responses]
             return _same_tokens(encoded.input_ids, encoded.responses, leads, note)

@@ -17,7 +17,7 @@ from hf_select.data.conversation import Conversation
 from hf_select.data.encoding import Encoded, encode_all
 from hf_select.data.text import characters_of
 from hf_select.models.loading import tokenizer_of
-from hf_select.models.sources import TOKENIZER_FILES, Source, find
+from hf_select.models.sources import TOKENIZER_FILES, ResolvedSource, find
 from hf_select.models.template_day import DatedTokenizer
 from hf_select.paper import Paper
 from hf_select.scoring.scorer import Scorer
@@ -73,7 +73,7 @@ class Length(Scorer):
         return {**self.settings(), "_source": self._source, "_day": self._dated.day if self.tokenizer else None}
 
     @cached_property
-    def _source(self) -> Source | None:
+    def _source(self) -> ResolvedSource | None:
         return find(self.tokenizer, files=TOKENIZER_FILES) if self.tokenizer else None
 
     @cached_property

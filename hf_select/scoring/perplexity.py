@@ -14,7 +14,7 @@ from hf_select.data import columns
 from hf_select.data.bad_rows import BadRow, map_rows, on_readable
 from hf_select.data.chat_template import FALLBACK_TEMPLATE
 from hf_select.data.conversation import Conversation
-from hf_select.data.encoding import Encoded, cut, encode_all, has_response, said
+from hf_select.data.encoding import Encoded, cut, drop_empty_responses, encode_all, nonempty_turns
 from hf_select.models.causal_lm import predicted
 from hf_select.paper import RDS_PAPER, Paper
 from hf_select.scoring.scorer import LMScorer
@@ -58,9 +58,9 @@ class Perplexity(LMScorer):
         Raises: BadRow if no token counts.
         """
         if self.scope == "response":
-            if not any(has_response(row)):
+            if not any(nonempty_turns(row)):
                 raise BadRow("empty response")
-            encoded = said(row, encoded)
+            encoded = drop_empty_responses(row, encoded)
         encoded, note = cut(encoded, self.max_length, self._lm.load().max_length)
         if self.scope == "full":
             encoded = replace(encoded, responses=[(0, len(encoded.input_ids))])

@@ -25,7 +25,7 @@ from hf_select.models.load_errors import named
 from hf_select.models.loading import tokenizer_of
 from hf_select.models.parameters import active_parameters
 from hf_select.models.reward_model import _load, encode_whole, padded
-from hf_select.models.sources import Source, find
+from hf_select.models.sources import ResolvedSource, find
 from hf_select.models.template_day import DatedTokenizer
 from hf_select.paper import Paper
 from hf_select.scoring.scorer import Scorer
@@ -111,7 +111,7 @@ class Reward(Scorer):
         return tokenizer_of(self.source, self.trust_remote_code, self.chat_template)
 
     @cached_property
-    def source(self) -> Source:
+    def source(self) -> ResolvedSource:
         """The commit or folder behind the name, resolved once."""
         return find(self.reward_model, self.revision)
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, IterableDataset
 
-from hf_select.atomic import write_json, written_whole
+from hf_select.atomic import atomic_path, write_json
 from hf_select.data import columns
 from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import conversations
@@ -130,7 +130,7 @@ def _finish(job: ChunkedJob, scorer: Any, index: Any) -> None:
     cost, reasons, notes = Counter(), Counter(), Counter()
     values: list[np.ndarray] = []
     rows, writer = 0, None
-    with written_whole(job.folder / "scores.parquet") as temporary:
+    with atomic_path(job.folder / "scores.parquet") as temporary:
         for chunk in range(job.pool.num_chunks):
             cost.update(cast(Any, job.record(chunk))["cost"])
             scores = pq.read_table(job.part(chunk), columns=[columns.ROW_ID, *scorer.columns_out])

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from hf_select.atomic import written_whole
+from hf_select.atomic import atomic_path
 from hf_select.data import columns
 from hf_select.data.conversation import readable_columns, without_nulls
 from hf_select.selection.ranking import Ranking
@@ -234,7 +234,7 @@ class Selection:
             ends[0] = 0
             table["pool_scores"] = pa.LargeListArray.from_arrays(ends, self.pool_scores)
         meta = json.dumps({"num_rows": self.num_rows, "chain": self.chain, "provenance": self.provenance})
-        with written_whole(Path(path)) as temporary:
+        with atomic_path(Path(path)) as temporary:
             pq.write_table(pa.table(table).replace_schema_metadata({"hf_select": meta}), temporary)
 
     @classmethod

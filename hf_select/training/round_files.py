@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import xxhash
 from datasets import Dataset
 
-from hf_select.atomic import written_whole
+from hf_select.atomic import atomic_path
 from hf_select.data import columns
 from hf_select.training import _compat
 
@@ -92,7 +92,7 @@ def write_round(
     filled = {name: np.concatenate([v, np.full(len(missing), np.nan)]) for name, v in scores.items()}
     places = pa.array([rank.get(row) for row in rows.tolist()], pa.int64())
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as temporary:
+    with atomic_path(path) as temporary:
         pq.write_table(pa.table({"row": numbers[rows], **ids, **filled, "place": places}), temporary)
 
 
@@ -103,7 +103,7 @@ def save_state(path: Path, arrays: dict[str, np.ndarray], score: dict[str, Any] 
     score = score or {}
     named = {f"score/{name}": value for name, value in score.items() if isinstance(value, np.ndarray)}
     plain = json.dumps({name: value for name, value in score.items() if not isinstance(value, np.ndarray)})
-    with written_whole(path) as temporary, open(temporary, "wb") as file:
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **arrays, **named, score=np.frombuffer(plain.encode(), np.uint8))  # pyright: ignore
 
 

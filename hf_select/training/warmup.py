@@ -16,7 +16,7 @@ from typing import Any, Literal
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from hf_select.jobs.run_folder import hold_to
+from hf_select.jobs.run_folder import claim_run_folder
 from hf_select.models.causal_lm import CausalLM
 from hf_select.models.responses import labelled
 from hf_select.models.template_day import began_on
@@ -81,7 +81,7 @@ class WarmUp:
         lm = self.model.fresh() if isinstance(self.model, CausalLM) else CausalLM(self.model)
         lm.begin_on(began_on(folder / "warm_up.json"))
         settings = {f.name: getattr(self, f.name) for f in fields(self)}
-        hold_to(folder / "warm_up.json", {**settings, "model": lm.identity()}, dataset, "warm-up")
+        claim_run_folder(folder / "warm_up.json", {**settings, "model": lm.identity()}, "a warm-up", dataset)
         loaded = lm.load()
         share = dataset.select(sorted(Random(self.seed)(dataset, fraction=self.fraction).indices))
         rows, bad, notes = labelled(lm, share, self.text_format, self.max_length)

@@ -225,7 +225,7 @@ def test_a_torn_end_is_taken_away_and_a_slip_of_a_person_is_not(tmp_path):
     path.write_text('{"key": "k"}\n{"id": "mine"}')  # an editor that leaves out the last line break
     assert len(journal.read_lines(path)) == 2
     path.write_text('{"key": "k"}\n{"id": mine}\n{"key": "l"}\n')
-    with pytest.raises(ValueError, match='line 2 of ".*a.jsonl" is no JSON object'):
+    with pytest.raises(ValueError, match='line 2 of ".*a.jsonl" is not a JSON object'):
         journal.read_lines(path)
 
 
@@ -522,7 +522,7 @@ def test_settings_that_make_no_sense(settings):
 
 def test_a_folder_holds_one_run_and_one_process(glan):
     glan(run={"until": "subjects"})
-    with pytest.raises(ValueError, match="other settings .language English there, German here"):
+    with pytest.raises(ValueError, match="of another run .language English there, German here"):
         glan(language="German")
     other = Scripted()
     other.name = "another"
@@ -537,7 +537,7 @@ def test_a_folder_holds_one_run_and_one_process(glan):
     thread = threading.Thread(target=lambda: glan(Scripted(slow)))
     thread.start()
     begun.wait(20)
-    with pytest.raises(ValueError, match="another process is at work"):
+    with pytest.raises(ValueError, match="another process is running"):
         glan()
     go.set()
     thread.join()

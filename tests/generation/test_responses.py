@@ -154,9 +154,9 @@ def test_nothing_is_asked_twice_and_other_models_and_turns_may_be_added(respond)
     assert len(respond.model.seen) == 9 and Counter(row["model"] for row in rows) == {"a": 9, "b": 9}
     assert [row for row in rows if row["model"] == "a"] == before
     for changed in ({"history": "reference_history"}, {"temperature": 0.5}, {"seed": 1}):
-        with pytest.raises(ValueError, match=f"other settings .{next(iter(changed))}"):
+        with pytest.raises(ValueError, match=f"of another run .{next(iter(changed))}"):
             respond(Named("a"), **{"history": "own_history", **changed})
-    with pytest.raises(ValueError, match="other settings .pool"):
+    with pytest.raises(ValueError, match="of another run .pool"):
         respond(Named("a"), CHATS[:2], history="own_history")
 
 
@@ -340,7 +340,7 @@ def test_from_the_command_line_and_straight_into_the_trainer(capsys, tiny):
         words += ["--base-url", server.url, "--output-dir", "o", "--model", "a", "b"]
         assert main(words) == 0 and "compare-generators" in capsys.readouterr().out
         assert main(words) == 0 and len(server.seen) == 18
-        assert main([*words, "--history", "own_history"]) == 2 and "other settings (history" in capsys.readouterr().err
+        assert main([*words, "--history", "own_history"]) == 2 and "of another run (history" in capsys.readouterr().err
         assert main([*words, "--model", "a"]) == 2 and "a name of its own" in capsys.readouterr().err
         assert main([*words, "--max-turns", "0"]) == 2 and "max_turns is 0" in capsys.readouterr().err
         assert (

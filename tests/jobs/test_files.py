@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from hf_select.atomic import written_whole
+from hf_select.atomic import atomic_path
 
 
 def write(path, text):
@@ -18,9 +18,9 @@ def write(path, text):
 
 def test_a_file_and_a_folder_take_the_place_of_the_old_one(tmp_path):
     for text in ("one", "two"):
-        with written_whole(tmp_path / "f.txt") as temporary:
+        with atomic_path(tmp_path / "f.txt") as temporary:
             temporary.write_text(text)
-        with written_whole(tmp_path / "d") as temporary:
+        with atomic_path(tmp_path / "d") as temporary:
             write(temporary, text)
         assert (tmp_path / "f.txt").read_text() == (tmp_path / "d" / "a.txt").read_text() == text
     assert sorted(p.name for p in tmp_path.iterdir()) == ["d", "f.txt"]
@@ -31,10 +31,10 @@ def test_a_failure_leaves_what_was_there(tmp_path, before):
     if before:
         (tmp_path / "f.txt").write_text("old")
         write(tmp_path / "d", "old")
-    with pytest.raises(OSError, match="disk full"), written_whole(tmp_path / "f.txt") as temporary:
+    with pytest.raises(OSError, match="disk full"), atomic_path(tmp_path / "f.txt") as temporary:
         temporary.write_text("half")
         raise OSError("disk full")
-    with pytest.raises(OSError, match="disk full"), written_whole(tmp_path / "d") as temporary:
+    with pytest.raises(OSError, match="disk full"), atomic_path(tmp_path / "d") as temporary:
         write(temporary, "half")
         raise OSError("disk full")
     assert sorted(p.name for p in tmp_path.iterdir()) == (["d", "f.txt"] if before else [])
@@ -58,7 +58,7 @@ def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_
         os.utime(tmp_path / name, (written, written))
     killed.kill()
     killed.wait()
-    with written_whole(tmp_path / "f.txt") as temporary:
+    with atomic_path(tmp_path / "f.txt") as temporary:
         temporary.write_text("whole")
     kept = {what for what, (name, _) in left.items() if (tmp_path / name).exists()}
     assert kept == {"living", "elsewhere", "of another file", "of nobody"}

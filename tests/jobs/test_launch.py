@@ -44,7 +44,7 @@ def test_plain_srun_gives_each_process_its_rank_and_its_device(launched, monkeyp
     found = []
     for rank in range(16):
         launched(**srun(rank, rank % 8))
-        found.append((launch.leads(), device_of(None, None), launch.job_name()))
+        found.append((launch.is_main_process(), device_of(None, None), launch.job_name()))
     assert [leads for leads, _, _ in found] == [True] + [False] * 15
     assert [device for _, device, _ in found] == [f"cuda:{i % 8}" for i in range(16)]
     assert len({job for _, _, job in found}) == 1
@@ -56,17 +56,17 @@ def test_plain_srun_gives_each_process_its_rank_and_its_device(launched, monkeyp
 
 def test_a_launcher_inside_srun_goes_first(launched):
     launched(RANK="5", LOCAL_RANK="1", WORLD_SIZE="8", MASTER_ADDR="a", MASTER_PORT="1", **srun(0, 0, 2))
-    assert not launch.leads() and launch.local_rank() == 1
+    assert not launch.is_main_process() and launch.local_rank() == 1
     launched(RANK="0", LOCAL_RANK="0", WORLD_SIZE="8", MASTER_ADDR="a", MASTER_PORT="1", **srun(1, 0, 2))
-    assert launch.leads()
+    assert launch.is_main_process()
 
 
 def test_a_process_alone_leads_and_is_a_job_of_its_own(launched):
     launched()
-    assert launch.leads() and launch.local_rank() == 0
+    assert launch.is_main_process() and launch.local_rank() == 0
     alone = launch.job_name()
     launched(**srun(0, 0, 1))
-    assert launch.leads() and launch.job_name() == alone
+    assert launch.is_main_process() and launch.job_name() == alone
 
 
 UNIX_MODULES = {"resource", "fcntl", "pwd", "grp", "termios", "pty", "tty", "posix"}

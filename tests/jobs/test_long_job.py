@@ -157,7 +157,7 @@ def test_a_second_job_is_refused_or_joins(job):
     first = job.start(seconds=0.3)
     while not job.begun():
         time.sleep(0.05)
-    with pytest.raises(ValueError, match="1 process is at work in .*when_running=join"):
+    with pytest.raises(ValueError, match="1 process is running in .*when_running=join"):
         score(job.pool, Length(), job.folder, chunk_rows=10)
     assert first.poll() is None and list((job.folder / "running").glob("part-*")), "the refused job took locks away"
     second = job.start(seconds=0.01, WHEN="join")

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from hf_select._version import __version__
-from hf_select.atomic import sha256_of, write_json, written_whole
+from hf_select.atomic import atomic_path, sha256_of, write_json
 from hf_select.data import columns
 from hf_select.generation.glan import topics_page as topics
 from hf_select.generation.glan.settings import STAGES, GLANSettings
@@ -94,7 +94,7 @@ def finish(run: GLANRun, copies: Dedup, rule: Decontaminate | None, answer: bool
         )
     if answer:
         write_json(run.folder / "summary.json", {**summary, **_record(run)})
-    with written_whole(run.folder / "topics.html") as temporary:
+    with atomic_path(run.folder / "topics.html") as temporary:
         temporary.write_text(topics.page(tree, summary), encoding="utf-8")
     return summary
 
@@ -160,7 +160,7 @@ def _write(
 ) -> None:
     """pairs.parquet and removed.jsonl, a subject at a time."""
     number = -1
-    with written_whole(run.folder / "pairs.parquet") as parquet, written_whole(run.folder / "removed.jsonl") as other:
+    with atomic_path(run.folder / "pairs.parquet") as parquet, atomic_path(run.folder / "removed.jsonl") as other:
         with pq.ParquetWriter(parquet, SCHEMA) as writer, other.open("w", encoding="utf-8") as out:
             for questions in run.tree.all_questions():
                 if not questions:

@@ -30,7 +30,7 @@ from typing import Any
 from hf_select.generation.glan.pairs import finish, gates
 from hf_select.generation.glan.settings import GLANSettings, Until
 from hf_select.generation.glan.stages import GLANRun
-from hf_select.jobs.run_folder import alone, hold
+from hf_select.jobs.run_folder import claim_run_folder, exclusive_lock
 
 
 @dataclass
@@ -61,8 +61,8 @@ class GLAN(GLANSettings):
         copies, rule = gates(self, against or {})
         if self.taxonomy != "generate":
             run.tree.disciplines()  # their errors come before anything is made
-        hold(run.folder / "glan.json", self.shaping())
-        with alone(run.folder):
+        claim_run_folder(run.folder / "glan.json", {"settings": self.shaping()}, "generated pairs")
+        with exclusive_lock(run.folder):
             run.make_taxonomy()
             if until != "taxonomy":
                 run.make_subjects()

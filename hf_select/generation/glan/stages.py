@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from hf_select.atomic import written_whole
+from hf_select.atomic import atomic_path
 from hf_select.generation.answer_filters import read_refusals
 from hf_select.generation.generator import Generator, Messages
 from hf_select.generation.glan import parse, prompts
@@ -35,7 +35,7 @@ class GLANRun:
         if path.exists() or self.settings.taxonomy not in ("default", "generate"):
             return
         text = DEFAULT.read_text(encoding="utf-8") if self.settings.taxonomy == "default" else self._generated()
-        with written_whole(path) as temporary:
+        with atomic_path(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
     def _generated(self) -> str:

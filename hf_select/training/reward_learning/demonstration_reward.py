@@ -33,7 +33,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 from transformers.utils import logging
 
-from hf_select.atomic import read_json, write_json, written_whole
+from hf_select.atomic import atomic_path, read_json, write_json
 from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import Conversation, conversations
 from hf_select.data.encoding import response_close, response_end
@@ -333,7 +333,7 @@ class DemonstrationReward(TrainerCallback):
         model = self.model
         if hasattr(model, "merge_and_unload"):
             model = copy.deepcopy(model).cpu().merge_and_unload()
-        with written_whole(Path(folder)) as temporary:
+        with atomic_path(Path(folder)) as temporary:
             model.save_pretrained(temporary)
             self.tokenizer.save_pretrained(temporary)
 
@@ -345,7 +345,7 @@ class DemonstrationReward(TrainerCallback):
 
         trained = {name: p.detach().contiguous() for name, p in self.model.named_parameters() if p.requires_grad}
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(folder) as temporary:
+        with atomic_path(folder) as temporary:
             temporary.mkdir()
             save_file(trained, temporary / "reward.safetensors")
             if self._optimizer is not None:

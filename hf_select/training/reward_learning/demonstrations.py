@@ -26,13 +26,13 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from datasets.table import InMemoryTable
 
-from hf_select.atomic import read_json, write_json, written_whole
+from hf_select.atomic import atomic_path, read_json, write_json
 from hf_select.data import columns
 from hf_select.data.bad_rows import BadRow
 from hf_select.data.chat_template import counts
 from hf_select.data.conversation import Conversation, conversations
 from hf_select.data.encoding import encode_all, encode_prompts, response_end
-from hf_select.jobs.run_folder import differences
+from hf_select.jobs.run_folder import changed_settings
 
 
 logger = logging.getLogger(__name__)
@@ -205,7 +205,7 @@ class StageFolder:
         if there is not None:
             self.rows_per_shard = there["rows_per_shard"]  # of a run with another number of processes
             here["rows_per_shard"] = self.rows_per_shard
-            found = differences({name: there.get(name) for name in here}, here)  # without a model any will do
+            found = changed_settings({name: there.get(name) for name in here}, here)  # without a model any will do
             if not found:
                 return
             only_weights = all(text.startswith("model ") for text in found)
@@ -243,7 +243,7 @@ class StageFolder:
 
     def write(self, shard: int, answers: Sequence[list[int]], ended: Sequence[bool]) -> None:
         ids = pa.array(answers, pa.list_(pa.int32()))
-        with written_whole(self.part(shard)) as temporary:
+        with atomic_path(self.part(shard)) as temporary:
             pq.write_table(pa.table({REJECTED: ids, "ended": pa.array(ended, pa.bool_())}), temporary)
 
     def read(self) -> Dataset:
@@ -255,7 +255,7 @@ class StageFolder:
     def write_reference(self, values: np.ndarray) -> None:
         """(n, 2): of the demonstration and of the answer of each pair."""
         columns = {"ref_chosen_logps": values[:, 0], "ref_rejected_logps": values[:, 1]}
-        with written_whole(self.folder / "reference.parquet") as temporary:
+        with atomic_path(self.folder / "reference.parquet") as temporary:
             pq.write_table(pa.table(columns), temporary)
 
     def read_reference(self) -> Dataset | None:

@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback, get_scheduler
 from transformers.utils import logging
 
-from hf_select.atomic import written_whole
+from hf_select.atomic import atomic_path
 from hf_select.data import columns
 from hf_select.data.chat_template import FALLBACK_TEMPLATE
 from hf_select.data.encoding import response_end
@@ -499,7 +499,7 @@ class InStages(ABC):
         )
         path = Path(self.args.output_dir) / "_completions" / f"{name}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as temporary:
+        with atomic_path(path) as temporary:
             pq.write_table(table, temporary)
         for row in table.to_pylist():
             print(f"[{name}] {row['prompt']!r}\n  demonstration {row['demonstration']!r}\n  answer {row['answer']!r}")
