@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from hf_select.models.causal_lm import CausalLM as CausalLM
     from hf_select.models.sampling import Sampling as Sampling
     from hf_select.paper import Paper as Paper
+    from hf_select.reports.finished_selection import read_finished as read_finished
     from hf_select.reports.report import report as report
     from hf_select.scoring.deita import DEITA as DEITA
     from hf_select.scoring.embedding import Embedding as Embedding

@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "_version": set(),
     "atomic": set(),
     "paper": set(),
+    "recipe": {"strict_yaml"},
     "strict_yaml": set(),
     "validation": set(),
     "data": {"atomic"},
@@ -33,7 +34,7 @@ MAY_IMPORT = {
     "mixtures": {"_version", "atomic", "data", "paper", "scoring", "selection", "validation"},
     "generation": {"_version", "atomic", "data", "jobs", "models", "paper", "selection", "strict_yaml", "validation"},
     "training": {"atomic", "data", "features", "jobs", "models", "paper", "scoring", "selection", "validation"},
-    "reports": {"_version", "atomic", "data", "selection"},
+    "reports": {"_version", "atomic", "data", "recipe", "selection"},
     "evaluation": {
         "atomic",
         "data",

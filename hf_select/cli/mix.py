@@ -144,8 +144,8 @@ def _scorer(said: Any) -> Any:
 
 def _selector(said: Any) -> Any:
     """A selector by its settings, or the selection beside a subset that hf-select select wrote."""
-    from hf_select.cli.outputs import record_of
     from hf_select.cli.select import selector_class
+    from hf_select.selection.record import record_of
     from hf_select.selection.selection import Selection
 
     if said is None:

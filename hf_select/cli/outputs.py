@@ -1,35 +1,9 @@
-"""Datasets in and out of the command line: what is read (data/loading.py), written, and kept beside it."""
+"""Checks of an output before the work begins."""
 
-import json
 import os
 from pathlib import Path
-from typing import Any
 
-from hf_select.data.loading import read_dataset, read_named
-from hf_select.data.scores import join_scores
-from hf_select.data.writing import check_ending, write_dataset
-
-
-__all__ = [
-    "check_output",
-    "listed",
-    "read_dataset",
-    "read_named",
-    "read_scores",
-    "record_behind",
-    "record_of",
-    "write_dataset",
-]
-
-
-def listed(scores: str | list[str]) -> list[str]:
-    """One place or several, as a list."""
-    return scores if isinstance(scores, list) else [scores]
-
-
-def read_scores(scores: str | list[str], split: str = "train") -> Any:
-    """Scored rows from one place, or from several, joined by row_id."""
-    return join_scores({name: read_dataset(name, split) for name in listed(scores)})
+from hf_select.data.writing import check_ending
 
 
 def check_output(output: str, overwrite: bool, *sources: str) -> Path:
@@ -52,20 +26,3 @@ def check_output(output: str, overwrite: bool, *sources: str) -> Path:
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise ValueError(f'cannot write to "{path}": "{parent}" is no folder that can be written to. Choose another.')
     return path
-
-
-def record_of(path: Path) -> Path:
-    """Where the ranks, reasons and chain of a selected subset are kept: beside it."""
-    return path.with_name(path.name + ".selection.parquet")
-
-
-def record_behind(path: Path) -> Path | None:
-    """The record of the selection that these rows come from, also through the scoring runs in between."""
-    manifest = path / "manifest.json"
-    while manifest.exists():
-        source = json.loads(manifest.read_text(encoding="utf-8"))["pool"]["source"]
-        if not source:
-            return None
-        path = Path(source).expanduser()
-        manifest = path / "manifest.json"
-    return record_of(path) if record_of(path).exists() else None

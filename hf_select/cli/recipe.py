@@ -14,12 +14,12 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
-from string import Template
 from typing import Any, ClassVar
 
 from hf_select.atomic import atomic_path, read_json, write_json
 from hf_select.cli.command import Command
 from hf_select.cli.settings import check_names, check_values, descriptions, settable, suggest
+from hf_select.recipe import fill_output_dir, read_recipe_file, texts_of
 from hf_select.strict_yaml import parse_yaml
 
 
@@ -119,18 +119,12 @@ def read_recipe(name: str) -> tuple[str, dict[str, Any]]:
         if name not in known:
             raise suggest("recipe", name, known, otherwise="See hf-select run --help.")
         path = known[name]
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise ValueError(f'recipe "{path}" is not UTF-8 text.') from None
-    recipe = parse_yaml(text, f'recipe "{path}"')
-    if not isinstance(recipe, dict) or not isinstance(recipe.get("steps"), dict):
-        raise ValueError(f'"{path}" is no recipe: it needs "steps", a mapping from step name to settings.')
+    recipe = read_recipe_file(path)
     for key in recipe:
         if key not in RECIPE_KEYS:
             raise suggest("key of a recipe", key, RECIPE_KEYS)
     stem = path.stem if path.stem != "config" else path.resolve().parent.name
-    return stem, {**recipe, "steps": {step: dict(settings or {}) for step, settings in recipe["steps"].items()}}
+    return stem, recipe
 
 
 def recipe_help(name: str) -> str:
@@ -212,7 +206,7 @@ def _check_folder(folder: Path, steps: dict[str, dict[str, Any]], overwrite: boo
         before: dict[str, Any] = (read_json(_marker(folder, step)) or {}).get("settings") or {}
         now = _plain(settings)
         places = [key for key in ("output", "output_dir") if key in now and before.get(key) == now[key]]
-        if not any(Path(placed(now[key], str(folder))).expanduser().exists() for key in places):
+        if not any(Path(fill_output_dir(now[key], str(folder))).expanduser().exists() for key in places):
             continue
         for name in dict.fromkeys([*before, *now]):
             if before.get(name) != now.get(name):
@@ -248,7 +242,7 @@ def _run_step(
 
     settings = steps[step]
     name = settings["command"]
-    given = placed({key: value for key, value in settings.items() if key != "command"}, str(folder))
+    given = fill_output_dir({key: value for key, value in settings.items() if key != "command"}, str(folder))
     marker = _marker(folder, step)
     before = read_json(marker)
     if not again and before is not None and before["state"] == _state(name, given):
@@ -285,7 +279,7 @@ def _remove_results(before: dict[str, Any], folder: Path, step: str, steps: dict
 
     def places(settings: dict[str, Any]) -> list[Path]:
         given = (settings[key] for key in ("output", "output_dir") if settings.get(key) is not None)
-        return [Path(placed(place, str(folder))).expanduser().resolve() for place in given]
+        return [Path(fill_output_dir(place, str(folder))).expanduser().resolve() for place in given]
 
     others = [path for other in steps if other != step for path in places(steps[other])]
     own = [
@@ -302,30 +296,10 @@ def _remove_results(before: dict[str, Any], folder: Path, step: str, steps: dict
 def _state(command: str, settings: dict[str, Any]) -> str:
     """Hash of a step's settings and of the files that they name, inputs and outputs alike."""
     files = []
-    for text in texts(settings):
+    for text in texts_of(settings):
         path = Path(text).expanduser()
         for file in [path] if path.is_file() else sorted(path.rglob("*")) if path.is_dir() else []:
             stat = file.stat()
             files.append([str(file), stat.st_size, stat.st_mtime_ns if file.is_file() else 0])
     described = json.dumps([command, settings, files], sort_keys=True, default=str)
     return hashlib.sha256(described.encode()).hexdigest()
-
-
-def texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        yield from (text for item in value.values() for text in texts(item))
-    elif isinstance(value, list):
-        yield from (text for item in value for text in texts(item))
-
-
-def placed(value: Any, output_dir: str) -> Any:
-    """`${output_dir}` filled in, anywhere in the settings."""
-    if isinstance(value, str):
-        return Template(value).safe_substitute(output_dir=output_dir)
-    if isinstance(value, list):
-        return [placed(item, output_dir) for item in value]
-    if isinstance(value, dict):
-        return {key: placed(item, output_dir) for key, item in value.items()}
-    return value

@@ -8,7 +8,7 @@ from hf_select.cli.command import Command
 
 
 if TYPE_CHECKING:
-    from hf_select.cli.finished_run import Finished
+    from hf_select.reports.finished_selection import FinishedSelection
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Report(Command):
     positional: ClassVar[tuple[str, ...]] = ("subset",)
 
     def run(self) -> None:
-        from hf_select.cli.finished_run import read_finished, with_columns_of
+        from hf_select.reports.finished_selection import read_finished, with_columns_of
         from hf_select.reports.report import compare_report, report
 
         if self.examples < 0:
@@ -77,7 +77,7 @@ class Report(Command):
         others = ", ".join(str(page.with_suffix(suffix)) for suffix in (".md", ".json"))
         print(f"{page} ({page.stat().st_size / 1e6:.1f} MB; open it in a browser), {others}; pictures beside them")
 
-    def _check_default(self, found: "Finished", page: Path, title: str) -> None:
+    def _check_default(self, found: "FinishedSelection", page: Path, title: str) -> None:
         """Raise if the default folder, which all subsets of a folder share, holds a page with another title."""
         from hf_select.reports.markdown import inline
 

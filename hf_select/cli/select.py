@@ -59,14 +59,16 @@ class Select(Command):
         return [selector_class(values["selector"])] if values.get("selector") is not None else []
 
     def run(self) -> None:
-        from hf_select.cli.outputs import check_output, listed, read_scores, record_of
+        from hf_select.cli.outputs import check_output
+        from hf_select.data.loading import as_list, read_scores
         from hf_select.data.writing import write_dataset
         from hf_select.features.store import PoolIndex
         from hf_select.selection.filter import Filter
+        from hf_select.selection.record import record_of
         from hf_select.selection.vectors import VectorSelector
 
         selector = self._selector()
-        output = check_output(self.output, self.overwrite, *listed(self.scores))
+        output = check_output(self.output, self.overwrite, *as_list(self.scores))
         dataset = read_scores(self.scores, self.split)
         earlier = self._earlier(dataset)
         if earlier is not None and isinstance(selector, VectorSelector) and isinstance(selector.vectors, PoolIndex):
@@ -94,10 +96,11 @@ class Select(Command):
 
     def _earlier(self, dataset: Any) -> "Selection | None":
         """The selection that left these rows, if there is one; None where the record is of another number of rows."""
-        from hf_select.cli.outputs import listed, record_behind
+        from hf_select.data.loading import as_list
+        from hf_select.selection.record import record_behind
         from hf_select.selection.selection import Selection
 
-        record = record_behind(Path(listed(self.scores)[0]).expanduser())
+        record = record_behind(Path(as_list(self.scores)[0]).expanduser())
         earlier = None if record is None else Selection.load(record)
         if earlier is None or len(earlier) != len(dataset):
             return None

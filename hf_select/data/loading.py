@@ -78,6 +78,18 @@ def read_named(
     return dict(zip(found, renamed(found.values(), rename if found else None), strict=True))
 
 
+def as_list(scores: str | list[str]) -> list[str]:
+    """One place of scores or several, as a list."""
+    return scores if isinstance(scores, list) else [scores]
+
+
+def read_scores(scores: str | list[str], split: str = "train") -> Any:
+    """Scored rows from one place, or from several, joined by row_id."""
+    from hf_select.data.scores import join_scores
+
+    return join_scores({place: read_dataset(place, split) for place in as_list(scores)})
+
+
 def located(source: str, split: str = "train", config: str | None = None) -> tuple[str, str, str | None]:
     """(path or id, split, configuration) of "ID", "ID#SPLIT" or "ID#CONFIG/SPLIT"; what stands after # comes first."""
     name, _, where = source.partition("#")

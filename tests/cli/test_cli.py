@@ -255,7 +255,7 @@ def test_the_errors_of_a_recipe(pool, capsys):
     assert 'unknown setting "ofs"' in error("steps: {score: {scorer: length, ofs: all, dataset: a, output_dir: b}}")
     assert "Did you mean score" in error(f"steps: {{scoer: {step}}}")
     assert "Did you mean steps" in error(f"stepps: 1\nsteps: {{score: {step}}}")
-    assert "is no recipe" in error("- a\n- b\n")
+    assert "is not a recipe" in error("- a\n- b\n")
     assert "not valid YAML at line" in error("steps: {score: [}\n")
     assert 'unknown step "scor"' in error(f"steps: {{score: {step}}}", "scor.of=all")
     assert "not of the form" in error(f"steps: {{score: {step}}}", "of=all")

@@ -8,8 +8,8 @@ import pytest
 from datasets import Dataset
 
 from hf_select import Dedup, Random, RoundRobin, Selection, TopK, WeightedRanks
-from hf_select.cli.finished_run import read_finished
 from hf_select.cli.main import main
+from hf_select.reports.finished_selection import read_finished
 from hf_select.reports.markdown import inline, table_text
 from hf_select.reports.numbers import describe_comparison, describe_selection
 from hf_select.reports.pictures import draw

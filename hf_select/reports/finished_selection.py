@@ -1,6 +1,4 @@
-"""A finished selection as the report and the card need it: the pool it was made from with every score, its record, and
-what the steps behind it cost.
-"""
+"""A finished selection as the report and the card need it: its pool with every score, its record, and its costs."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,17 +9,18 @@ import numpy as np
 import pyarrow as pa
 
 from hf_select.atomic import read_json
-from hf_select.cli.outputs import listed, read_scores, record_behind, record_of
-from hf_select.cli.recipe import placed, read_recipe, texts
 from hf_select.data import columns
 from hf_select.data.conversation import readable_columns
+from hf_select.data.loading import as_list, read_scores
 from hf_select.data.rows import pool_fingerprint
+from hf_select.recipe import fill_output_dir, read_recipe_file, texts_of
 from hf_select.reports.ledger import Step, read_step
+from hf_select.selection.record import record_behind, record_of
 from hf_select.selection.selection import Selection
 
 
 @dataclass
-class Finished:
+class FinishedSelection:
     """A selection with all that stands behind it.
 
     Args:
@@ -47,7 +46,7 @@ class Finished:
         return self.subset.resolve().parent.name if self.recipe else self.subset.name.split(".")[0]
 
 
-def read_finished(subset: str, scores: str | list[str] | None = None, split: str = "train") -> Finished:
+def read_finished(subset: str, scores: str | list[str] | None = None, split: str = "train") -> FinishedSelection:
     """What `hf-select select` wrote, or the last selection of a run's folder.
 
     Args:
@@ -57,8 +56,8 @@ def read_finished(subset: str, scores: str | list[str] | None = None, split: str
     """
     path = Path(subset).expanduser()
     run = path if (path / "config.yaml").is_file() else path.parent
-    recipe = read_recipe(str(run / "config.yaml"))[1] if (run / "config.yaml").is_file() else None
-    steps = {} if recipe is None else placed(recipe["steps"], str(run))
+    recipe = read_recipe_file(run / "config.yaml") if (run / "config.yaml").is_file() else None
+    steps = {} if recipe is None else fill_output_dir(recipe["steps"], str(run))
     if path == run:
         selects = [step for step in steps.values() if step.get("command") == "select"]
         if not selects:
@@ -76,7 +75,7 @@ def read_finished(subset: str, scores: str | list[str] | None = None, split: str
             raise ValueError(f'{error} That is where "{path}" was selected from; give --scores.') from error
         raise
     ledger = [read_step(folder) for folder in _before(found)[1]] if mine is None else list(_ledger(steps, mine, run))
-    return Finished(path, pool, selection, earlier, ledger, recipe, _before(found)[0])
+    return FinishedSelection(path, pool, selection, earlier, ledger, recipe, _before(found)[0])
 
 
 def with_columns_of(pool: Any, other: Any) -> Any:
@@ -121,7 +120,7 @@ def _pool(scores: str | list[str], split: str) -> tuple[Any, Selection | None]:
     """The rows that the first step selected from, with the columns that were added to what later steps left; and what
     all steps but the last left."""
     dataset = read_scores(scores, split)
-    record = record_behind(Path(listed(scores)[0]).expanduser())
+    record = record_behind(Path(as_list(scores)[0]).expanduser())
     earlier = None if record is None else Selection.load(record)
     if record is None or earlier is None or len(earlier) != len(dataset):
         return dataset, None
@@ -146,7 +145,7 @@ def _spread(pool: Any, part: Any, rows: np.ndarray) -> Any:
 
 def _before(scores: str | list[str]) -> tuple[str, list[Path]]:
     """The dataset that everything began with, and the folders of the scoring runs from it to these rows."""
-    ways = [_way(each) for each in listed(scores)]
+    ways = [_way(each) for each in as_list(scores)]
     return ways[0][0], list(dict.fromkeys(folder for _, folders in ways for folder in folders))
 
 
@@ -168,10 +167,10 @@ def _recorded_scores(record: Path) -> str | list[str] | None:
 def _ledger(steps: dict[str, dict[str, Any]], last: dict[str, Any], run: Path) -> Iterator[Step]:
     """What the steps of a run cost that stand behind its selection `last`: those whose output it, or one of them,
     reads."""
-    behind, reading = [last], set(texts(last))
+    behind, reading = [last], set(texts_of(last))
     while more := [s for s in steps.values() if s not in behind and {s.get("output"), s.get("output_dir")} & reading]:
         behind += more
-        reading |= {text for step in more for text in texts(step)}
+        reading |= {text for step in more for text in texts_of(step)}
     for name, settings in steps.items():
         if settings not in behind:
             continue
