@@ -26,7 +26,8 @@ class Publish(Command):
         source: Hub id or file that the rows came from, if the records do not say it.
         split: split of a saved or Hub dataset.
         source_column: column that says where a row comes from, for the report.
-        dry_run: new or empty folder to build the files in and look at; nothing is pushed.
+        dry_run: new or empty folder to build the files in and look at; nothing is pushed, and the Hub checks the
+            card's metadata, such as the license.
     """
 
     subset: str
@@ -47,7 +48,7 @@ class Publish(Command):
     def run(self) -> None:
         from hf_select.hub.output import find_output, push_output
         from hf_select.hub.push import push_index, push_selected
-        from hf_select.hub.repository import check_repo_id
+        from hf_select.hub.repository import check_repo_id, validate_card
 
         check_repo_id(self.repo_id)
         where = {"private": self.private, "revision": self.revision}
@@ -61,7 +62,7 @@ class Publish(Command):
             self._refuse("the output of generate or mix", "scores", "source_column")
             address = push_output(output, self.repo_id, source=self.source, **about, **where)
         else:
-            from hf_select.cli.finished_run import read_finished
+            from hf_select.reports.finished_selection import read_finished
 
             found = read_finished(self.subset, self.scores, self.split)
             address = push_selected(
@@ -75,7 +76,12 @@ class Publish(Command):
                 **about,
                 **where,
             )
-        print(f"built, not pushed: {address}" if self.dry_run else address)
+        if self.dry_run is None:
+            print(address)
+            return
+        print(f"built, not pushed: {address}")
+        if not validate_card(Path(address), self.repo_id):
+            print("The Hub cannot be reached: whether it accepts the card, with this license, was not checked.")
 
     def _refuse(self, what: str, *names: str) -> None:
         """Flags that would change nothing are errors."""

@@ -155,6 +155,34 @@ def speaking_plainly(act: Callable[[], Any], repo_id: str) -> Any:
         ) from error
 
 
+def validate_card(folder: Path, repo_id: str) -> bool:
+    """Let the Hub check the metadata of a card that was built and not pushed. Returns: False if it cannot be reached.
+
+    Raises: ValueError with the Hub's reasons for refusing the card.
+    """
+    from huggingface_hub import DatasetCard
+
+    try:
+        DatasetCard.load(folder / "README.md").validate()
+    except OSError:  # refused connections, errors of the Hub, HF_HUB_OFFLINE
+        return False
+    except ValueError as error:
+        raise ValueError(f'the Hub would refuse the card in "{folder}": {_reasons(str(error))}.') from error
+    except Exception as error:
+        if not is_transient(error):
+            raise
+        return False
+    return True
+
+
+def _reasons(answer: str) -> str:
+    """The messages in the Hub's answer to a card that it refuses."""
+    try:
+        return "; ".join(error["message"] for error in json.loads(answer)["errors"])
+    except (ValueError, KeyError, TypeError):
+        return answer.rstrip(".")
+
+
 def _status(error: Any) -> str:
     server = getattr(error, "server_message", None)
     said = scrubbed(" ".join(server.split()))[:200] if server else ""  # cut last: half a token is not recognised

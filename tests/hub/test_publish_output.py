@@ -178,6 +178,17 @@ def test_a_dry_run_builds_the_same_files_and_pushes_nothing(hub, folders, tmp_pa
     assert pushed == {str(p.relative_to(tmp_path / "out")): p.read_bytes() for p in (tmp_path / "out").rglob("*.*")}
 
 
+def test_a_dry_run_finds_what_the_hub_would_refuse(hub, folders, tmp_path, capsys):
+    words = ["publish", folders / "glan", "--repo-id", "me/pairs", "--license", "foo", "--dry-run", tmp_path / "out"]
+    assert main([str(word) for word in words]) == 2
+    refused = capsys.readouterr().err
+    assert "the Hub would refuse the card" in refused and '"license" must be one of [apache-2.0, mit' in refused
+    hub.fail(r"POST /api/validate-yaml", 503, times=50)
+    run(*words)
+    assert "The Hub cannot be reached: whether it accepts the card" in capsys.readouterr().out
+    assert not hub.repos
+
+
 def test_a_dry_run_replaces_nothing_but_an_earlier_one(folders, tmp_path):
     mine = tmp_path / "project" / "data" / "mine.parquet"
     mine.parent.mkdir(parents=True)

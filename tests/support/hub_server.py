@@ -134,12 +134,12 @@ class _Handler(BaseHTTPRequestHandler):
         writes = (
             self.command in ("POST", "PUT", "DELETE") and "paths-info" not in path and not path.startswith("/lfs/")
         )
+        if path == "/api/validate-yaml":
+            return self._validate(json.loads(body)["content"])
         if writes and not self._allowed:
             return 401, {"error": "Invalid username or password."}, {}
         if path == "/api/repos/create":
             return self._create(json.loads(body))
-        if path == "/api/validate-yaml":
-            return self._validate(json.loads(body)["content"])
         if path.startswith("/lfs/"):
             return self._lfs_object(path.removeprefix("/lfs/"), body)
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)", path):
