@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from hf_select.evaluation.measure import Measure as Measure
     from hf_select.evaluation.mixture_search import search_mixture as search_mixture
     from hf_select.export.jsonl import export_subset as export_subset
+    from hf_select.features.featurizer import Featurizer as Featurizer
     from hf_select.features.store import PoolIndex as PoolIndex
+    from hf_select.generation.generator import Generator as Generator
     from hf_select.generation.glan.run import GLAN as GLAN
     from hf_select.generation.local import TransformersGenerator as TransformersGenerator
     from hf_select.generation.local import VLLMGenerator as VLLMGenerator
