@@ -99,7 +99,8 @@ def generation(path: str, count: int) -> dict[str, float]:
     from hf_select.data.encoding import response_end
     from hf_select.training.reward_learning.demonstrations import usable_demonstrations
 
-    rows = usable_demonstrations(demonstrations(count), tokenizer, 256, 64)
+    limits = IRFTConfig("unused", max_length=256, max_completion_length=64, use_cpu=True, bf16=False)
+    rows = usable_demonstrations(demonstrations(count), tokenizer, limits, "train")
     prompts, stop = list(rows[PROMPT]), [response_end(tokenizer)]
     seeds, limits = [stream_seed(0, i) for i in range(len(prompts))], [64] * len(prompts)
     found, times = {}, {}

@@ -20,7 +20,7 @@ import torch
 from datasets import Dataset
 from irft import demonstrations, print_peaks
 
-from hf_select.training.reward_learning import stages
+from hf_select.training.reward_learning import staged_training
 from hf_select.training.reward_learning.rft_config import RFTConfig
 from hf_select.training.reward_learning.rft_trainer import RFTTrainer
 from hf_select.training.reward_learning.sft_baseline import SFTBaselineConfig, SFTBaselineTrainer
@@ -74,14 +74,14 @@ def one_round(path: str, data: Dataset, batch: int) -> dict[str, float]:
 
             return run
 
-        before = stages.answer_all
-        stages.answer_all = timed("answers", before)
+        before = staged_training.answer_all
+        staged_training.answer_all = timed("answers", before)
         trainer.reward.fit = timed("reward", trainer.reward.fit)
         trainer._generate = timed("policy's own answers", trainer._generate)
         try:
             whole = spent(trainer.train)
         finally:
-            stages.answer_all = before
+            staged_training.answer_all = before
         # As many updates: two answers to each prompt make twice as many as SFT's pass over the rows.
         other = sft(path, folder + "/sft", data, batch, passes=2)
         plain = spent(other.train)

@@ -9,7 +9,7 @@ from hf_select.scoring.scorer import Scorer
 from hf_select.training import _compat
 from hf_select.training.candidate_scores import in_pieces
 from hf_select.training.online_score import OnlineScore
-from hf_select.training.reward_learning.stages import InStages
+from hf_select.training.reward_learning.staged_training import StagedTrainingMixin
 
 
 def check_trainer(trainer: Any, score: Any) -> None:
@@ -25,10 +25,10 @@ def check_trainer(trainer: Any, score: Any) -> None:
             f"the training data is a {type(trainer.train_dataset).__name__}; rows can be picked from a "
             "datasets.Dataset only. Load it without streaming, or make one with Dataset.from_list."
         )
-    if isinstance(trainer, InStages):
+    if isinstance(trainer, StagedTrainingMixin):
         raise ValueError(
-            f"{type(trainer).__name__} trains on pairs that each stage makes anew, so there are no fixed rows to "
-            "select from while it trains; select the demonstrations before."
+            f"{type(trainer).__name__} trains on pairs that each stage generates, so there are no fixed rows to "
+            "select from; select the demonstrations before training."
         )
     if _compat.own_sampler(trainer):
         raise ValueError(f"{type(trainer).__name__} draws rows in a way of its own; selection would break it.")

@@ -298,7 +298,7 @@ def test_another_tokenizer_is_bridged_by_text(model_path, tmp_path):
         ({"loss": "linear"}, "give it a bound"),
         ({"bound": 0.0}, "above 0"),
         ({"batch_size": 0}, "at least 1"),
-        ({"column": "completion"}, "TRL keeps a column called completion"),
+        ({"column": "completion"}, "TRL does not pass a column called completion"),
     ],
 )
 def test_settings_that_cannot_be_say_so(settings, words, reward):

@@ -12,9 +12,9 @@ from launching import report, surroundings
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from hf_select import demo
-from hf_select.training.reward_learning.demonstrations import StageFolder
 from hf_select.training.reward_learning.irft_config import IRFTConfig
 from hf_select.training.reward_learning.irft_trainer import IRFTTrainer
+from hf_select.training.reward_learning.stage_folder import StageFolder
 
 
 def die() -> None:

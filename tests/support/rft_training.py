@@ -13,9 +13,9 @@ from transformers import TrainerCallback
 
 from hf_select import demo
 from hf_select.training.reward_learning.demonstration_reward import DemonstrationReward
-from hf_select.training.reward_learning.demonstrations import StageFolder
 from hf_select.training.reward_learning.rft_config import RFTConfig
 from hf_select.training.reward_learning.rft_trainer import RFTTrainer
+from hf_select.training.reward_learning.stage_folder import StageFolder
 
 
 class Dying(TrainerCallback):

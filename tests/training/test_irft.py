@@ -25,13 +25,13 @@ from hf_select.training.reward_learning.demonstrations import (
     REASON,
     REJECTED,
     encode_demonstrations,
-    length_auc,
     stream_seed,
 )
 from hf_select.training.reward_learning.irft_config import IRFTConfig
 from hf_select.training.reward_learning.irft_trainer import IRFTTrainer
 from hf_select.training.reward_learning.policy_answers import weights_digest
 from hf_select.training.reward_learning.sampling import answers, answers_continuously
+from hf_select.training.reward_learning.stage_report import length_auc
 
 
 LN2 = math.log(2)
@@ -342,13 +342,13 @@ def test_optimizer_and_schedule_begin_anew_with_a_stage_or_do_not(irft, model_pa
     seen = []
 
     def watch(trainer):
-        forget = trainer._begin
+        forget = trainer._begin_stage
 
         def begin(number, fresh):
             forget(number, fresh)
             seen.append(len(trainer.optimizer.optimizer.state))
 
-        trainer._begin = begin
+        trainer._begin_stage = begin
         trainer.train()
         return [entry["learning_rate"] for entry in steps(trainer)]
 
@@ -369,7 +369,7 @@ def test_updates_between_two_generations(n, batch, epochs, updates):
     trainer: Any = IRFTTrainer.__new__(IRFTTrainer)
     trainer.args, trainer._demonstrations = args, range(n)
     args.num_train_epochs = epochs
-    (only,) = trainer._planned()
+    (only,) = trainer._plan_stages()
     assert epochs * only.updates == updates
 
 
@@ -455,7 +455,7 @@ def test_log_probabilities_are_the_same_alone_and_in_a_batch(name, irft, tokeniz
 
         def sums(some):
             inputs = trainer.data_collator(some)
-            return torch.stack(trainer._sums(trainer._outputs(model, inputs).log_probs, inputs), 1)
+            return torch.stack(trainer._completion_log_probs(trainer._outputs(model, inputs).log_probs, inputs), 1)
 
         together, alone = sums(rows), torch.cat([sums([row]) for row in rows])
     torch.testing.assert_close(together, alone, rtol=0, atol=2e-4)
@@ -475,7 +475,7 @@ def test_an_nll_term_is_added_and_is_that_of_the_demonstrations(irft, model_path
     inputs = more.data_collator([plain.train_dataset[i] for i in range(4)])
     with torch.no_grad():
         outputs = more._outputs(more.model, inputs)
-        chosen, _ = more._sums(outputs.log_probs, inputs)
+        chosen, _ = more._completion_log_probs(outputs.log_probs, inputs)
         nll = -chosen.sum() / inputs["completion_mask"][:4].sum()
         both = more.compute_loss(more.model, dict(inputs)).item()
         more.args.nll_coef = 0.0
@@ -521,7 +521,9 @@ def test_a_fixed_reference_of_an_adapter_is_the_base_model(irft, model_path):
         [{PROMPT: rows[PROMPT][i], CHOSEN: rows[CHOSEN][i], REJECTED: last["answers"][i]} for i in range(8)]
     )
     with torch.no_grad(), trainer.model.disable_adapter():
-        chosen, rejected = trainer._sums(trainer._outputs(trainer.model.eval(), inputs).log_probs, inputs)
+        chosen, rejected = trainer._completion_log_probs(
+            trainer._outputs(trainer.model.eval(), inputs).log_probs, inputs
+        )
     assert last["reference"]["ref_chosen_logps"] == pytest.approx(chosen.tolist(), abs=1e-3)
     assert last["reference"]["ref_rejected_logps"] == pytest.approx(rejected.tolist(), abs=1e-3)
 
@@ -541,7 +543,7 @@ def test_a_stage_says_what_sets_the_sides_apart(irft, tmp_path):
 
 
 def test_sides_that_length_alone_tells_apart_are_warned_of(irft, monkeypatch):
-    from hf_select.training.reward_learning import stages
+    from hf_select.training.reward_learning import stage_report, staged_training
 
     def one_word(trainer, folder, *_, **__):
         for shard in range(folder.num_shards):
@@ -549,10 +551,10 @@ def test_sides_that_length_alone_tells_apart_are_warned_of(irft, monkeypatch):
         return {}
 
     heard = []
-    monkeypatch.setattr(stages, "answer_all", one_word)
-    monkeypatch.setattr(stages.logger, "warning", lambda text, *values: heard.append(text % values))
+    monkeypatch.setattr(staged_training, "answer_all", one_word)
+    monkeypatch.setattr(stage_report.logger, "warning", lambda text, *values: heard.append(text % values))
     irft(num_stages=1)
-    assert "Length alone tells demonstrations" in heard[-1] and "AUC of 1.00" in heard[-1]
+    assert "Length alone separates demonstrations" in heard[-1] and "AUC of 1.00" in heard[-1]
 
 
 def test_length_auc_by_hand():
@@ -562,7 +564,7 @@ def test_length_auc_by_hand():
 
 
 def test_answers_that_are_their_demonstrations_are_replaced_and_when_all_are_training_stops(irft, monkeypatch, caplog):
-    from hf_select.training.reward_learning import stages
+    from hf_select.training.reward_learning import staged_training
 
     def parrot(every):
         def answer_all(trainer, folder, demonstrations, *_, **__):
@@ -574,11 +576,11 @@ def test_answers_that_are_their_demonstrations_are_replaced_and_when_all_are_tra
 
         return answer_all
 
-    monkeypatch.setattr(stages, "answer_all", parrot(2))
+    monkeypatch.setattr(staged_training, "answer_all", parrot(2))
     trainer = irft("half", num_stages=1)
     assert said(trainer, "stage/identical") == [8.0] and len(steps(trainer)) == 4, "steps stay as planned"
     assert all(row[CHOSEN] != row[REJECTED] for row in trainer.train_dataset)
-    monkeypatch.setattr(stages, "answer_all", parrot(1))
+    monkeypatch.setattr(staged_training, "answer_all", parrot(1))
     with caplog.at_level(logging.WARNING):
         trainer = irft("all", num_stages=1)
     assert trainer.state.global_step == 0
@@ -637,7 +639,7 @@ def test_every_stage_has_the_schedule_of_its_own_rate_down_to_the_floor(irft, ki
 def test_generation_leaves_mode_cache_checkpointing_and_the_order_of_rows_alone(irft, model_path):
     trainer = irft("once", trained=False, activation_checkpointing=True, num_stages=1)
     before, seen = torch.get_rng_state(), {}
-    begin = trainer._begin
+    begin = trainer._begin_stage
 
     def watch(number, fresh):
         trainer.model.train()
@@ -647,7 +649,7 @@ def test_generation_leaves_mode_cache_checkpointing_and_the_order_of_rows_alone(
         seen["cache"] = trainer.model.config.use_cache
 
     use_cache = trainer.model.config.use_cache
-    trainer._begin = watch
+    trainer._begin_stage = watch
     trainer.train()
     assert seen == {"train": True, "checkpointing": True, "cache": use_cache}
     torch.set_rng_state(before)

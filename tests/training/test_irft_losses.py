@@ -153,10 +153,10 @@ def test_log_probabilities_and_losses_of_the_authors_codes(golden, tmp_path):
         for batch in batches:
             inputs = trainer.data_collator([ids[i] for i in batch])
             found["policy"] += zip(
-                *trainer._sums(trainer._outputs(policy.eval(), inputs).log_probs, inputs), strict=True
+                *trainer._completion_log_probs(trainer._outputs(policy.eval(), inputs).log_probs, inputs), strict=True
             )
             with policy.disable_adapter():
-                sums = trainer._sums(trainer._outputs(policy, inputs).log_probs, inputs)
+                sums = trainer._completion_log_probs(trainer._outputs(policy, inputs).log_probs, inputs)
             found["reference"] += zip(*sums, strict=True)
     said = json.loads((golden / "pairs" / "reference_losses.json").read_text())
     said["trl"] = json.loads((golden / "pairs" / "trl_dpo.json").read_text())

@@ -181,7 +181,7 @@ def test_a_trainer_whose_rows_change_with_its_stages_is_refused(tmp_path, model_
 
     args = IRFTConfig(str(tmp_path), max_length=160, max_completion_length=64, num_stages=2, **TRL | {"bf16": False})
     trainer = IRFTTrainer(model_path, args=args, train_dataset=sixteen)
-    with pytest.raises(ValueError, match="IRFTTrainer trains on pairs that each stage makes anew"):
+    with pytest.raises(ValueError, match="IRFTTrainer trains on pairs that each stage generates"):
         DataSelectionCallback(trainer, online_scores.loss, rows=8)
 
 

@@ -12,7 +12,7 @@ from trl import RLOOTrainer
 
 from hf_select import DemonstrationReward, RFTConfig, RFTTrainer
 from hf_select.training.reward_learning.demonstrations import PROMPT
-from hf_select.training.reward_learning.stages import InStages
+from hf_select.training.reward_learning.staged_training import StagedTrainingMixin
 
 
 def config(folder, **settings) -> RFTConfig:
@@ -119,9 +119,9 @@ def test_rewards_are_normalised_once_a_round(rft):
     demonstrations, answers = [], []
     fit = said(trainer, "stage/reward_deviation")
     assert fit == [made.deviation] and made.deviation > 0
-    from hf_select.training.reward_learning.stages import with_answers
+    from hf_select.training.reward_learning.staged_training import with_answers
 
-    folder = trainer._folder("stage-00", trainer._demonstrations, trainer._stop_ids, model=None)
+    folder = trainer._stage_folder("stage-00", trainer._demonstrations, trainer._stop_ids, model=None)
     demonstrations, answers = trainer._sides(with_answers(trainer._demonstrations, folder))
     values = made.normalised(made.rewards([*demonstrations, *answers]))
     assert (values.mean(), values.std()) == pytest.approx((0, 1), abs=1e-5)
@@ -170,7 +170,7 @@ def test_evaluation_on_start_waits_for_the_first_reward(rft, sixteen):
 
 
 def test_answers_that_are_their_demonstrations_end_training(rft, monkeypatch, caplog):
-    from hf_select.training.reward_learning import stages
+    from hf_select.training.reward_learning import staged_training
     from hf_select.training.reward_learning.demonstrations import CHOSEN
 
     def parrot(trainer, folder, demonstrations, *_, **__):
@@ -179,7 +179,7 @@ def test_answers_that_are_their_demonstrations_end_training(rft, monkeypatch, ca
             folder.write(shard, ids, [True] * len(ids))
         return {}
 
-    monkeypatch.setattr(stages, "answer_all", parrot)
+    monkeypatch.setattr(staged_training, "answer_all", parrot)
     with caplog.at_level(logging.WARNING):
         assert rft(num_stages=1).state.global_step == 0
 
@@ -263,4 +263,4 @@ def test_vllm_is_asked_through_trls_own_class(rft, monkeypatch):
 def test_the_private_names_are_what_they_were():
     assert list(inspect.signature(RLOOTrainer._tokenize_prompts).parameters) == ["self", "prompts"]
     assert list(inspect.signature(RLOOTrainer._generate_and_score_completions).parameters) == ["self", "inputs"]
-    assert issubclass(RFTTrainer, InStages)
+    assert issubclass(RFTTrainer, StagedTrainingMixin)

@@ -1,38 +1,27 @@
-"""Demonstrations as token ids, the answers of a policy to their prompts on disk, and what sets the two apart.
+"""Demonstrations as token ids.
 
-STAGE/
-  manifest.json              what the answers depend on: weights, template, sampling, seed, rows
-  generated/part-00000.parquet   answers to the next `rows_per_shard` prompts: token ids, whether the model ended it
-  reference.parquet          log-probabilities of both completions under the reference of the stage (IRFT)
-  reward/                    the reward while it learns from the stage (RFT)
-
-Every file is written whole or not at all, and a part that is there is never made again. A prompt and its completion
-are cut apart once, here: the ids that the policy answers are the ids that training puts before both completions.
+Prompt and completion are separated once, here: the ids that the policy answers are the ids that training puts before
+both completions.
 """
 
 import hashlib
 import json
 import logging
-import math
-import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets import Dataset
-from datasets.table import InMemoryTable
 
-from hf_select.atomic import atomic_path, read_json, write_json
 from hf_select.data import columns
-from hf_select.data.bad_rows import BadRow
+from hf_select.data.bad_rows import BadRow, attempt, readable_rows
 from hf_select.data.chat_template import counts
 from hf_select.data.conversation import Conversation, conversations
 from hf_select.data.encoding import encode_all, encode_prompts, response_end
-from hf_select.jobs.run_folder import changed_settings
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 logger = logging.getLogger(__name__)
@@ -41,64 +30,91 @@ PROMPT, CHOSEN, REJECTED = "prompt_ids", "chosen_ids", "rejected_ids"  # the nam
 REASON = "demonstration_reason"
 CONVERSATION = "conversation"
 
-MOST_LEFT_OUT = 0.25  # share of rows, where a trainer is not told otherwise
+DEFAULT_MAX_LEFT_OUT = 0.25
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# rows -> token ids
+class DemonstrationLimits(Protocol):
+    """What `usable_demonstrations` reads of a trainer's configuration."""
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens of prompt and completion."""
+        ...
+
+    @property
+    def max_completion_length(self) -> int:
+        """Tokens of a completion."""
+        ...
+
+    @property
+    def max_left_out(self) -> float:
+        """Largest share of rows that may be left out."""
+        ...
+
+    @property
+    def dataset_num_proc(self) -> int | None:
+        """Processes of Dataset.map."""
+        ...
 
 
 def encode_demonstrations(
-    batch: Mapping[str, list[Any]],
-    tokenizer: Any,
+    batch: Mapping[str, Sequence[Any]],
+    tokenizer: "PreTrainedTokenizerBase",
     max_length: int,
     max_completion_length: int,
-    room: int = 1,
+    min_answer_tokens: int = 1,
     keep: bool = False,
 ) -> dict[str, list[Any]]:
-    """For Dataset.map: prompt and completion ids of each row, and the reason why a row cannot be used ("": it can).
+    """For Dataset.map: prompt and completion ids of each row, and the reason why a row cannot be used (or "").
 
-    The completion is what follows the prompt's ids in the whole row's, up to and with the one token that ends it. A
-    demonstration that is longer than an answer may be is not used: cut short it would teach that answers do not end.
+    The completion is what follows the prompt's ids in the ids of the whole row, up to and including the one token
+    that ends it. A demonstration that is longer than the longest answer is not used: cut, it would teach that answers
+    do not end.
 
     Args:
-        room: tokens that max_length must leave behind a prompt.
+        min_answer_tokens: tokens that max_length must leave after a prompt.
         keep: also keep the conversation, as JSON.
     """
     parsed = conversations(batch)
-    rows = [row for row in parsed if isinstance(row, Conversation)]
+    rows = readable_rows(parsed)
     prompts = iter(encode_prompts(rows, tokenizer))
     wholes = iter(encode_all(rows, tokenizer, responses=False))
     end = response_end(tokenizer)
-    found: dict[str, list[Any]] = {PROMPT: [], CHOSEN: [], REASON: [], **({CONVERSATION: []} if keep else {})}
+
+    def split(row: Conversation, prompt: list[int], whole: list[int]) -> tuple[list[int], list[int], str]:
+        chosen = _completion(row, prompt, whole, end)
+        _check_lengths(len(prompt), len(chosen), max_length, max_completion_length, min_answer_tokens)
+        return prompt, chosen, json.dumps({"messages": row.messages, "tools": row.tools}) if keep else ""
+
+    columns_of: dict[str, list[Any]] = {PROMPT: [], CHOSEN: [], REASON: [], **({CONVERSATION: []} if keep else {})}
     for row in parsed:
-        prompt, chosen, reason = [], [], ""
-        try:
-            if isinstance(row, BadRow):
-                raise row
-            prompt, whole = next(prompts), next(wholes)
-            if isinstance(prompt, BadRow):
-                raise prompt
-            if isinstance(whole, BadRow):
-                raise whole
-            chosen = _completion(row, prompt, whole.input_ids, end)
-            if len(prompt) >= max_length:
-                raise BadRow(f"the prompt alone has max_length = {max_length} tokens or more")
-            if len(prompt) > max_length - room:
-                raise BadRow(f"the prompt leaves less than {room} tokens of max_length = {max_length} for an answer")
-            if len(chosen) > min(max_completion_length, max_length - len(prompt)):
-                raise BadRow(
-                    f"the response is longer than max_completion_length = {max_completion_length} tokens, or than "
-                    f"max_length = {max_length} leaves room for"
-                )
-        except BadRow as bad:
-            prompt, chosen, reason = [], [], str(bad)
-        for name, value in ((PROMPT, prompt), (CHOSEN, chosen), (REASON, reason)):
-            found[name].append(value)
-        if keep:
-            text = "" if reason else json.dumps({"messages": row.messages, "tools": row.tools})  # type: ignore[union-attr]
-            found[CONVERSATION].append(text)
-    return found
+        if isinstance(row, BadRow):
+            encoded: tuple[list[int], list[int], str] | BadRow = row
+        else:
+            whole = next(wholes)
+            encoded = attempt(split, row, next(prompts), whole if isinstance(whole, BadRow) else whole.input_ids)
+        prompt, chosen, text = ([], [], "") if isinstance(encoded, BadRow) else encoded
+        reason = str(encoded) if isinstance(encoded, BadRow) else ""
+        for name, value in {PROMPT: prompt, CHOSEN: chosen, REASON: reason, CONVERSATION: text}.items():
+            if name in columns_of:
+                columns_of[name].append(value)
+    return columns_of
+
+
+def _check_lengths(
+    prompt: int, chosen: int, max_length: int, max_completion_length: int, min_answer_tokens: int
+) -> None:
+    if prompt >= max_length:
+        raise BadRow(f"the prompt alone has max_length = {max_length} tokens or more")
+    if prompt > max_length - min_answer_tokens:
+        raise BadRow(
+            f"the prompt leaves less than {min_answer_tokens} tokens of max_length = {max_length} for an answer"
+        )
+    if chosen > min(max_completion_length, max_length - prompt):
+        raise BadRow(
+            f"the response is longer than max_completion_length = {max_completion_length} tokens, or than "
+            f"max_length = {max_length} leaves for it"
+        )
 
 
 def kept_conversation(text: str, answer: str | None = None) -> Conversation:
@@ -110,15 +126,21 @@ def kept_conversation(text: str, answer: str | None = None) -> Conversation:
 
 
 def usable_demonstrations(
-    dataset: Dataset, tokenizer: Any, args: Any, name: str, room: int = 1, keep: bool = False
+    dataset: Dataset,
+    tokenizer: "PreTrainedTokenizerBase",
+    args: DemonstrationLimits,
+    name: str,
+    min_answer_tokens: int = 1,
+    keep: bool = False,
 ) -> Dataset:
-    """The rows of a dataset that can be used, as `prompt_ids` and `chosen_ids` beside their `row_id` (by default the
-    row's number). One warning gives the share of the others and says why.
+    """The usable rows of a dataset as `prompt_ids` and `chosen_ids`, with their `row_id` (by default the row's
+    number). One warning gives the share of the other rows and the reasons.
 
     Args:
-        args: configuration of the trainer: max_length, max_completion_length, max_left_out, dataset_num_proc.
+        args: configuration of the trainer.
         name: of the dataset, for messages.
-    Raises: ValueError if none is left, or if more than the share `max_left_out` cannot be used.
+        min_answer_tokens, keep: see `encode_demonstrations`.
+    Raises: ValueError if no row is usable, or if more than the share `max_left_out` is not.
     """
     if columns.ROW_ID not in dataset.column_names:
         dataset = dataset.add_column(columns.ROW_ID, list(range(len(dataset))))  # type: ignore[call-arg]
@@ -129,7 +151,7 @@ def usable_demonstrations(
             "tokenizer": tokenizer,
             "max_length": args.max_length,
             "max_completion_length": args.max_completion_length,
-            "room": room,
+            "min_answer_tokens": min_answer_tokens,
             "keep": keep,
         },
         remove_columns=[column for column in dataset.column_names if column != columns.ROW_ID],
@@ -164,127 +186,23 @@ def _completion(row: Conversation, prompt: list[int], whole: list[int], end: int
         raise BadRow("the response is empty")
     if whole[: len(prompt)] != prompt:
         raise BadRow(
-            "the tokens of the prompt change when the response is put behind it, so the policy would be asked another "
-            "prompt than it is trained on; end the template's generation prompt on a token boundary"
+            "the tokens of the prompt change when the response is appended, so the policy would answer another prompt "
+            "than it is trained on; end the template's generation prompt on a token boundary"
         )
     completion = whole[len(prompt) :]
-    if end in completion:  # what the template writes behind it (a line break, mostly) no answer ever has
+    if end in completion:  # no answer has what the template writes after it (mostly a line break)
         last = len(completion) - 1 - completion[::-1].index(end)
         return completion[: last + 1]
     return [*completion, end]
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# answers on disk
-
-
-@dataclass
-class StageFolder:
-    """The answers of one stage, in parts.
-
-    Args:
-        identity: what the answers depend on; `model` in it is the digest of the weights that answer.
-        rows: number of prompts.
-    """
-
-    folder: Path
-    identity: dict[str, Any]
-    rows: int
-    rows_per_shard: int
-
-    def open(self, remake: bool) -> None:
-        """Make the folder, or hold an existing one to this identity.
-
-        Args:
-            remake: answers of other weights under the same settings are thrown away, not refused: the weights of a
-                later stage come from training, which need not repeat itself bit by bit.
-        """
-        path = self.folder / "manifest.json"
-        there = read_json(path)
-        here = {**self.identity, "rows": self.rows, "rows_per_shard": self.rows_per_shard}
-        if there is not None:
-            self.rows_per_shard = there["rows_per_shard"]  # of a run with another number of processes
-            here["rows_per_shard"] = self.rows_per_shard
-            found = changed_settings({name: there.get(name) for name in here}, here)  # without a model any will do
-            if not found:
-                return
-            only_weights = all(text.startswith("model ") for text in found)
-            if not (remake and only_weights):
-                raise ValueError(
-                    f'"{self.folder}" holds answers of another run ({"; ".join(found)}). Choose another output_dir.'
-                )
-            for stale in (*self.folder.glob("generated/*"), self.folder / "reference.parquet"):
-                stale.unlink(missing_ok=True)
-            shutil.rmtree(self.folder / "reward", ignore_errors=True)
-        (self.folder / "generated").mkdir(parents=True, exist_ok=True)
-        write_json(path, here)
-
-    def check(self) -> None:
-        """Raise unless all answers and references are there: what training in the middle of a stage goes on with."""
-        if self.missing() or not (self.folder / "reference.parquet").exists():
-            raise ValueError(
-                f'the checkpoint is in the middle of a stage whose answers in "{self.folder}" are not all there, and '
-                "the weights that wrote them are gone; bring the folder back, or resume from the checkpoint at which "
-                "the stage began."
-            )
-
-    @property
-    def num_shards(self) -> int:
-        return math.ceil(self.rows / self.rows_per_shard)
-
-    def part(self, shard: int) -> Path:
-        return self.folder / "generated" / f"part-{shard:05d}.parquet"
-
-    def rows_of(self, shard: int) -> range:
-        return range(shard * self.rows_per_shard, min((shard + 1) * self.rows_per_shard, self.rows))
-
-    def missing(self) -> list[int]:
-        return [shard for shard in range(self.num_shards) if not self.part(shard).exists()]
-
-    def write(self, shard: int, answers: Sequence[list[int]], ended: Sequence[bool]) -> None:
-        ids = pa.array(answers, pa.list_(pa.int32()))
-        with atomic_path(self.part(shard)) as temporary:
-            pq.write_table(pa.table({REJECTED: ids, "ended": pa.array(ended, pa.bool_())}), temporary)
-
-    def read(self) -> Dataset:
-        """All answers in the order of their prompts: `rejected_ids`, `ended`."""
-        table = pa.concat_tables([pq.read_table(self.part(shard)) for shard in range(self.num_shards)])
-        assert len(table) == self.rows, f"{len(table)} answers to {self.rows} prompts"
-        return Dataset(InMemoryTable(table))
-
-    def write_reference(self, values: np.ndarray) -> None:
-        """(n, 2): of the demonstration and of the answer of each pair."""
-        columns = {"ref_chosen_logps": values[:, 0], "ref_rejected_logps": values[:, 1]}
-        with atomic_path(self.folder / "reference.parquet") as temporary:
-            pq.write_table(pa.table(columns), temporary)
-
-    def read_reference(self) -> Dataset | None:
-        path = self.folder / "reference.parquet"
-        return Dataset(InMemoryTable(pq.read_table(path))) if path.exists() else None
-
-
-def stream_seed(*parts: Any) -> int:
-    """64 bits from (seed, stage, prompt): the start of the random numbers that one answer is drawn with."""
+def stream_seed(*parts: object) -> int:
+    """Seed of 64 bits for the random stream of one answer, from (seed, stage, prompt)."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little")
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# what sets demonstrations and answers apart
-
-
-def length_auc(demonstrations: np.ndarray, answers: np.ndarray) -> float:
-    """How well length alone tells demonstrations from answers: the probability that a random demonstration is longer
-    than a random answer (ties count half), or its complement if that is larger. 0.5: not at all; 1: always."""
-    order = np.sort(answers)
-    below = np.searchsorted(order, demonstrations, side="left")
-    upto = np.searchsorted(order, demonstrations, side="right")
-    auc = float((below + upto).mean() / 2 / len(answers))
-    return max(auc, 1 - auc)
-
-
 def as_labels(demonstrations: Dataset) -> Dataset:
-    """Encoded demonstrations as rows of the stock SFT trainer: the same ids, the completion alone as labels. What SFT
-    at equal updates is compared on."""
+    """Encoded demonstrations as rows of the stock SFT trainer: the same ids, with labels on the completion alone."""
 
     def row(prompt: list[int], chosen: list[int]) -> dict[str, list[int]]:
         return {"input_ids": [*prompt, *chosen], "labels": [*[-100] * len(prompt), *chosen]}

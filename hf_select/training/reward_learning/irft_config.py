@@ -1,4 +1,4 @@
-"""Settings of IRFT and SPIN: those of TRL's DPO, whose loss a stage is, and of the stages."""
+"""Settings of IRFT and SPIN: those of TRL's DPO, whose loss a stage minimises, and of the stages."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, get_args
@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, get_args
 from trl import DPOConfig  # pyright: ignore[reportPrivateImportUsage]
 
 from hf_select.training.reward_learning.losses import PairLoss
-from hf_select.training.reward_learning.stages import StagesConfig
+from hf_select.training.reward_learning.stages_config import StagesConfig
 
 
 @dataclass
@@ -25,23 +25,23 @@ class IRFTConfig(StagesConfig, DPOConfig):
     ref_update: Literal["stage", "fixed"] = field(
         default="stage",  # code and SPIN; the formula of the paper has a fixed reference
         metadata={
-            "help": "'stage': the reference is the policy as it was when the stage began. 'fixed': as it was when "
-            "training began (its trainable weights are kept in host memory)."
+            "help": "'stage': the reference is the policy at the beginning of the stage. 'fixed': the policy at the "
+            "beginning of training (its trainable weights are kept in host memory)."
         },
     )
     mix_last_stage: bool = field(
         default=False,
         metadata={
-            "help": "Train on the pairs of the stage before as well, with log-probabilities under the present "
+            "help": "Also train on the pairs of the previous stage, with log-probabilities under the current "
             "reference (SPIN: iterations 1-3 train on 100k pairs, iteration 0 on 50k)."
         },
     )
     learning_rate: float = field(
         default=5e-7,  # code and SPIN, appendix B
-        metadata={"help": "Highest learning rate of a stage."},
+        metadata={"help": "Peak learning rate of a stage."},
     )
     stage_betas: list[float] | None = field(
-        default=None, metadata={"help": "beta of each stage in place of one (SPIN: 0.1 0.1 0.1 5.0)."}
+        default=None, metadata={"help": "beta of each stage, instead of one for all (SPIN: 0.1 0.1 0.1 5.0)."}
     )
 
     # Loss
@@ -54,10 +54,10 @@ class IRFTConfig(StagesConfig, DPOConfig):
     )
     nll_coef: float = field(
         default=0.0,  # the published loss has no such term
-        metadata={"help": "Coefficient of the mean negative log-likelihood of the demonstrations' tokens, added."},
+        metadata={"help": "Coefficient of an added mean negative log-likelihood of the demonstrations' tokens."},
     )
 
-    _not_ours: ClassVar[tuple[str, ...]] = (
+    _ignored: ClassVar[tuple[str, ...]] = (
         "f_divergence_type",
         "f_alpha_divergence_coef",
         "label_smoothing",
@@ -75,8 +75,8 @@ class IRFTConfig(StagesConfig, DPOConfig):
         super().__post_init__()
         losses = get_args(PairLoss)
         if len(self.loss_type) != 1 or self.loss_type[0] not in losses:
-            raise ValueError(f"loss_type is {', '.join(self.loss_type)}; it can be one of {', '.join(losses)}.")
-        self._one_for_each_stage("stage_betas")
+            raise ValueError(f"loss_type is {', '.join(self.loss_type)}; it must be one of {', '.join(losses)}.")
+        self._check_one_per_stage("stage_betas")
         if any(beta <= 0 for beta in (self.beta, *(self.stage_betas or []))):
-            raise ValueError("beta must be above 0: at 0 the loss does not see the policy.")
-        self.precompute_ref_log_probs = True  # tells DPOTrainer to load no second model: references come with a stage
+            raise ValueError("beta must be above 0: at 0 the loss does not depend on the policy.")
+        self.precompute_ref_log_probs = True  # DPOTrainer then loads no second model

@@ -1,27 +1,27 @@
 """IRFT: learn from demonstrations and from the policy's own answers to the same prompts.
 
 Li et al. 2024, "Getting more juice out of the SFT data" (arXiv:2405.17888); with one stage, or with `full` data and
-the pairs of the last stage, it is SPIN (Chen et al. 2024, arXiv:2401.01335). A stage is: the policy answers its
-prompts once; log-probabilities of both completions under the reference are computed once; then K steps push the
-policy from its own answers towards the demonstrations, by the loss of `losses.py`. That loss on fixed pairs is DPO's,
-so this is TRL's exported DPOTrainer (model loading, PEFT, ZeRO and FSDP, log-probabilities without logits of the
-whole vocabulary, card) with rows that change from stage to stage:
+the pairs of the last stage, it is SPIN (Chen et al. 2024, arXiv:2401.01335). In each stage the policy answers its
+prompts once, log-probabilities of both completions under the reference are computed once, and K steps move the policy
+from its own answers towards the demonstrations, by the loss of `losses.py`. On fixed pairs that loss is DPO's, so this
+is TRL's DPOTrainer (model loading, PEFT, ZeRO and FSDP, log-probabilities without logits of the whole vocabulary,
+card) with rows that change from stage to stage:
 
-- one `train()`, one optimizer, one engine over all stages (`stages.py`);
-- the reference of a stage is the policy at its beginning, so its log-probabilities are one forward pass of the very
-  model that is trained: no second model, and with an adapter no merging (an adapter that goes on is at every stage
-  its own reference; the authors merge it and begin another);
-- everything that a killed run needs is on disk before it is needed: the answers part by part, the references, and a
-  checkpoint at the end of each stage, so that the weights which answer can be had again.
+- one `train()`, one optimizer and one engine serve all stages (`staged_training.py`);
+- the reference of a stage is the policy at its beginning, so its log-probabilities are one forward pass of the model
+  in training: there is no second model, and an adapter is not merged (it is its own reference at every stage; the
+  authors merge it and start another);
+- what a killed run needs is on disk before it is needed: the answers part by part, the references, and a checkpoint
+  at the end of each stage, which has the weights that answer next.
 
-Left out: the authors' in-training generator, which no published run used; images; `IterableDataset`.
+Not supported: the authors' in-training generator, which no published run used; images; `IterableDataset`.
 """
 
 import math
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from accelerate.utils import gather_object, is_peft_model, send_to_device
 from datasets import Dataset, concatenate_datasets
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.utils import logging
 from trl import DPOTrainer  # pyright: ignore[reportPrivateImportUsage]
 
@@ -42,24 +42,33 @@ from hf_select.training.reward_learning.demonstrations import (
 )
 from hf_select.training.reward_learning.irft_config import IRFTConfig
 from hf_select.training.reward_learning.losses import implicit_reward, pair_loss
-from hf_select.training.reward_learning.policy_answers import whole
-from hf_select.training.reward_learning.stages import InStages, refuse_streams, with_answers
+from hf_select.training.reward_learning.policy_answers import gathered_parameter
+from hf_select.training.reward_learning.stage_report import stage_report
+from hf_select.training.reward_learning.staged_training import StagedTrainingMixin, check_not_streaming, with_answers
+
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LambdaLR
+    from transformers import BitsAndBytesConfig
+    from trl.generation.vllm_generation import VLLMGeneration
 
 
 logger = logging.get_logger(__name__)
 
 # B pairs, T tokens
 
-_CONVERGED = 0.01  # share of answers that differ from their demonstration, below which there is nothing to learn from
+_CONVERGED = 0.01  # training stops if at most this share of the answers differs from their demonstrations
 _METRICS = ("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins", "logps/chosen")
 _METRICS += ("logps/rejected",)
 
 
-class IRFTTrainer(InStages, DPOTrainer):
+class IRFTTrainer(StagedTrainingMixin, DPOTrainer):
     """Trainer for IRFT and SPIN.
 
         trainer = IRFTTrainer("Qwen/Qwen2.5-1.5B", args=IRFTConfig("out"), train_dataset=demonstrations)
-        trainer.train(resume_from_checkpoint=True)  # goes on where a killed run stopped; begins if there is none
+        trainer.train(resume_from_checkpoint=True)  # resumes a killed run, or starts
 
     Args:
         model: a path or Hub id, a model, or a PeftModel.
@@ -67,16 +76,16 @@ class IRFTTrainer(InStages, DPOTrainer):
         train_dataset: demonstrations in any layout of `hf_select.data.conversation` (messages, Alpaca ...); the last
             turn is the completion. Rows that cannot be used are left out, and one warning counts them.
         eval_dataset: held-out demonstrations; the policy of each stage answers them too, and eval_rewards/* say
-            whether it tells them from its own answers.
+            whether it separates them from its own answers.
         processing_class: the tokenizer; the model's own by default.
-        ref_model: with ref_update="fixed", a model of the policy's shape whose weights are the reference in place of
-            the policy's first ones. Its weights are kept in host memory.
+        ref_model: with ref_update="fixed", a model of the policy's architecture that is the reference instead of the
+            initial policy. Its weights are kept in host memory.
         callbacks, optimizers, quantization_config, peft_config: as in DPOTrainer.
     Logs: the names of DPOTrainer (rewards/chosen, rewards/margins, logps/rejected ...) while it trains; stage/* at the
-        beginning (answers, identical, empty, cut, lengths, ends, how well length alone tells the sides apart) and at
-        the end of each stage (means of the metrics over it). Answers are in output_dir/_stages and, with
+        beginning (answers, identical, empty, cut, lengths, ends, how well length alone separates the two sides) and
+        at the end of each stage (means of the metrics over it). Answers are in output_dir/_stages and, with
         log_completions, samples of them in output_dir/_completions.
-    Raises: ValueError for what cannot work, with the cure.
+    Raises: ValueError for settings that cannot work.
     """
 
     args: IRFTConfig  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -99,21 +108,21 @@ class IRFTTrainer(InStages, DPOTrainer):
 
     def __init__(
         self,
-        model: Any,
+        model: "str | PreTrainedModel | PeftModel",
         args: IRFTConfig | None = None,
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
-        ref_model: Any = None,
+        ref_model: str | PreTrainedModel | None = None,
         callbacks: list[TrainerCallback] | None = None,
-        optimizers: tuple[Any, Any] = (None, None),
-        quantization_config: Any = None,
-        peft_config: Any = None,
+        optimizers: "tuple[Optimizer | None, LambdaLR | None]" = (None, None),
+        quantization_config: "BitsAndBytesConfig | None" = None,
+        peft_config: "PeftConfig | None" = None,
     ):
         if args is None:
             name = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "")
             args = IRFTConfig(f"{name.split('/')[-1]}-IRFT")
-        refuse_streams(train_dataset, eval_dataset)
+        check_not_streaming(train_dataset, eval_dataset)
         with _compat.unhashed_weights():
             super().__init__(
                 model,
@@ -126,53 +135,55 @@ class IRFTTrainer(InStages, DPOTrainer):
                 quantization_config=quantization_config,
                 peft_config=peft_config,
             )
-        self._refuse_what_cannot_work()
-        self._stop_ids = self._ends()
+        self._validate()
+        self._stop_ids = self._find_stop_ids()
         self._reference = self._given_reference(ref_model)
         self._engine = self._vllm() if args.use_vllm else None
-        self._plan(cast(Dataset, self.train_dataset), cast("Dataset | None", self.eval_dataset))
+        self._set_up_stages(cast(Dataset, self.train_dataset), cast("Dataset | None", self.eval_dataset))
 
-    # Rows, once.
+    # Rows.
 
-    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
+    def _prepare_dataset(
+        self, dataset: Dataset, processing_class: object, args: IRFTConfig, dataset_name: str
+    ) -> Dataset:
         if not isinstance(processing_class, PreTrainedTokenizerBase):
-            raise ValueError(f"{type(processing_class).__name__} is no tokenizer; IRFT is for text.")
+            raise ValueError(f"{type(processing_class).__name__} is not a tokenizer; IRFT trains on text.")
         with args.main_process_first(desc="demonstrations as tokens", local=False):
             return usable_demonstrations(dataset, processing_class, args, dataset_name)
 
-    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
-        return dataset  # references come with each stage
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        return dataset  # each stage computes its references
 
-    def _batches(self, size: int) -> int:
+    def _batches_per_pass(self, rows: int) -> int:
         args = self.args
-        batches = size / args.train_batch_size
+        batches = rows / args.train_batch_size
         batches = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
         return math.ceil(batches / args.world_size)
 
-    def _rows_trained(self, number: int, rows: int) -> int:
+    def _rows_per_pass(self, number: int, rows: int) -> int:
         return rows * (2 if self.args.mix_last_stage and number > 0 else 1)
 
-    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
-        """As Trainer's. `resume_from_checkpoint=True` goes on from the last checkpoint that was written whole, and
-        begins anew (with the answers that are on disk) if there is none."""
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """As Trainer's. `resume_from_checkpoint=True` resumes from the last complete checkpoint, and starts from the
+        beginning (with the answers that are on disk) if there is none."""
         if self.args.ref_update == "fixed" and self._reference is None:
-            self._reference = {name: _kept(p) for name, p in self.model.named_parameters() if p.requires_grad}
+            self._reference = {name: _to_host(p) for name, p in self.model.named_parameters() if p.requires_grad}
         return super().train(resume_from_checkpoint, **kwargs)
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As Trainer's, of pairs. With eval_on_start it waits for the answers that the first stage begins with."""
+        """As Trainer's, on pairs. With eval_on_start it is delayed until the first stage has its answers."""
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         waits = self.is_in_train and self._stage is None
         if not waits and isinstance(rows, Dataset) and REJECTED not in rows.column_names:
             raise ValueError(
-                "the demonstrations to evaluate have no answers of the policy next to them; those of eval_dataset are "
-                "answered when a stage begins, so call train() first (eval_on_start=True evaluates at its beginning)."
+                "the demonstrations to evaluate have no answers of the policy; those of eval_dataset are answered "
+                "when a stage begins, so call train() first (eval_on_start=True evaluates at its beginning)."
             )
         return super().evaluate(eval_dataset, *args, **kwargs)
 
     # A stage begins.
 
-    def _begin(self, number: int, fresh: bool) -> None:
+    def _begin_stage(self, number: int, fresh: bool) -> None:
         args, stage = self.args, self._stages[number]
         self.beta = (args.stage_betas or [args.beta] * len(self._stages))[number]
         name = f"stage-{number:02d}"
@@ -180,7 +191,7 @@ class IRFTTrainer(InStages, DPOTrainer):
         kept = np.flatnonzero([a != b for a, b in zip(pairs[CHOSEN], pairs[REJECTED], strict=True)])
         if len(kept) <= _CONVERGED * len(pairs):
             logger.warning(
-                "Stage %d: %d of %d answers are their demonstrations, word for word. There is nothing left to learn "
+                "Stage %d: %d of %d answers are identical to their demonstrations. There is nothing left to learn "
                 "from them; training stops.",
                 number,
                 len(pairs) - len(kept),
@@ -188,29 +199,29 @@ class IRFTTrainer(InStages, DPOTrainer):
             )
             self.control.should_training_stop = True
             return
-        # An answer that is its demonstration has no gradient: others take its place, so that steps and schedule
-        # stay as planned and every batch is full.
+        # A pair of identical completions has no gradient: other pairs replace it, so that steps and schedule stay as
+        # planned and every batch is full.
         rng = np.random.default_rng([args.seed, number])
-        again = np.resize(rng.permutation(kept), len(pairs) - len(kept))
-        self._train_on(pairs.select(np.concatenate([kept, again])), stage)
+        replacements = np.resize(rng.permutation(kept), len(pairs) - len(kept))
+        self._set_train_rows(pairs.select(np.concatenate([kept, replacements])), stage)
         if self._held_out is not None:
             self.eval_dataset, _ = self._pairs(f"{name}-eval", number, self._held_out, fresh, mixed=False)
-        self._say({"stage": float(number), **report})
+        self._log_stage({"stage": float(number), **report})
 
     def _pairs(
         self, name: str, number: int, demonstrations: Dataset, fresh: bool, mixed: bool = True
     ) -> tuple[Dataset, dict[str, float]]:
-        """Prompts, demonstrations, answers and references of a stage, and what is to be said of them."""
+        """(prompts, demonstrations, answers and references of a stage; the log of its answers)"""
         args, accelerator = self.args, self.accelerator
-        folder, made = self._answered(
+        folder, generation = self._answer_prompts(
             name, demonstrations, fresh, remake=number > 0, engine=self._engine, stop_ids=self._stop_ids
         )
         pairs = with_answers(demonstrations, folder)
-        report = self._report(pairs, made)
+        report = stage_report(pairs, generation)
         self._log_completions(pairs, number, name)
         if mixed and args.mix_last_stage and number > 0:
             before = self._demonstrations.select(self._stages[number - 1].rows)
-            last = self._folder(f"stage-{number - 1:02d}", before, self._stop_ids, model=None)
+            last = self._stage_folder(f"stage-{number - 1:02d}", before, self._stop_ids, model=None)
             self._open(last, remake=False)
             pairs = concatenate_datasets([pairs, with_answers(before, last)])
         reference = folder.read_reference()
@@ -222,13 +233,14 @@ class IRFTTrainer(InStages, DPOTrainer):
             reference = cast(Dataset, folder.read_reference())
         return concatenate_datasets([pairs, reference], axis=1), report
 
-    def _further_identity(self) -> dict[str, Any]:
+    def _method_identity(self) -> dict[str, object]:
         return {"mix_last_stage": self.args.mix_last_stage, "ref_update": self.args.ref_update}
 
     # Log-probabilities.
 
     def _reference_log_probabilities(self, pairs: Dataset) -> np.ndarray:
-        """(n, 2) under the reference of this stage, longest pairs first, as many batches in every process."""
+        """Log-probabilities under the reference of this stage, (n, 2). Every process computes the same number of
+        batches, longest pairs first."""
         args, accelerator = self.args, self.accelerator
         size = args.precompute_ref_batch_size or args.per_device_eval_batch_size
         lengths = [
@@ -237,45 +249,45 @@ class IRFTTrainer(InStages, DPOTrainer):
         order = np.argsort(-np.array(lengths), kind="stable")
         batches: list[np.ndarray] = [order[i : i + size] for i in range(0, len(order), size)]
         batches += [batches[-1]] * (-len(batches) % accelerator.num_processes)
-        some, found = pairs.select_columns([PROMPT, CHOSEN, REJECTED]), []
+        inputs_of, results = pairs.select_columns([PROMPT, CHOSEN, REJECTED]), []
         training = self.model.training
         self.model.eval()
-        with torch.no_grad(), self._as_reference():
+        with torch.no_grad(), self._with_reference_weights():
             for rows in cast(Any, batches)[accelerator.process_index :: accelerator.num_processes]:
-                inputs: Any = self.data_collator(some.select(rows).to_list())
+                inputs: Any = self.data_collator(inputs_of.select(rows).to_list())
                 with self.compute_loss_context_manager():
-                    outputs = self._outputs(self.model_wrapped, cast(Any, send_to_device(inputs, accelerator.device)))
-                values = torch.stack(self._sums(outputs.log_probs, inputs), dim=1).cpu().double().numpy()
-                found.append((rows.tolist(), values.tolist()))
+                    outputs = self._outputs(cast(Any, self.model_wrapped), send_to_device(inputs, accelerator.device))
+                values = torch.stack(self._completion_log_probs(outputs.log_probs, inputs), dim=1)
+                results.append((rows.tolist(), values.cpu().double().tolist()))
         self.model.train(training)
-        result = np.full((len(pairs), 2), np.nan)
-        for rows, values in gather_object(found):
-            result[rows] = values
-        if not np.isfinite(result).all():
+        log_probs = np.full((len(pairs), 2), np.nan)
+        for rows, values in gather_object(results):
+            log_probs[rows] = values
+        if not np.isfinite(log_probs).all():
             raise ValueError(
-                f"{np.isnan(result).any(1).sum()} pairs have no finite log-probability under the reference; "
-                "its weights are broken, or their precision."
+                f"{np.isnan(log_probs).any(1).sum()} pairs have no finite log-probability under the reference; check "
+                "its weights and their precision."
             )
-        return result
+        return log_probs
 
     @contextmanager
-    def _as_reference(self) -> Iterator[None]:
-        """Within the block the model has the weights of the reference: with ref_update="stage" those that it has."""
+    def _with_reference_weights(self) -> Iterator[None]:
+        """Within the block the model has the weights of the reference. With ref_update="stage" nothing changes."""
         if self.args.ref_update == "stage":
             yield
             return
         assert self._reference is not None
         parameters = {name: p for name, p in self.model.named_parameters() if name in self._reference}
-        now = {name: _kept(p) for name, p in parameters.items()}
+        current = {name: _to_host(p) for name, p in parameters.items()}
         try:
             for name, p in parameters.items():
-                _put(p, self._reference[name])
+                _restore(p, self._reference[name])
             yield
         finally:
             for name, p in parameters.items():
-                _put(p, now[name])
+                _restore(p, current[name])
 
-    def _outputs(self, model: Any, inputs: dict[str, Tensor]) -> Any:
+    def _outputs(self, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Any:
         """The model's output with `log_probs` (2B, T-1), zero outside the completions."""
         labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
         extra = {"output_router_logits": True} if self.aux_loss_enabled else {}
@@ -289,28 +301,32 @@ class IRFTTrainer(InStages, DPOTrainer):
         )
 
     @staticmethod
-    def _sums(log_probs: Tensor, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """lp(y) and lp(y'), (B,) each. Prompt-tuning puts positions in front, which are left out."""
+    def _completion_log_probs(log_probs: Tensor, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """lp(y) and lp(y'), (B,) each. Leaves out the positions that prompt tuning prepends."""
         chosen, rejected = log_probs[:, 1 - inputs["input_ids"].shape[1] :].sum(1).chunk(2)
         return chosen, rejected
 
     def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
         """Mean loss of the pairs; see losses.py."""
         if return_outputs:
-            raise ValueError("IRFT makes no logits; leave out compute_metrics, or set prediction_loss_only=True.")
+            raise ValueError("IRFT computes no logits; leave out compute_metrics, or set prediction_loss_only=True.")
         mode = "train" if self.model.training else "eval"
         if "ref_chosen_logps" not in inputs:
             raise ValueError(
-                "the pairs have no log-probabilities under a reference, without which there is no implicit reward; "
-                "they come with a stage, so call train() first."
+                "the pairs have no log-probabilities under a reference, which the implicit reward needs; a stage "
+                "computes them, so call train() first."
             )
         outputs = self._outputs(model, inputs)
-        chosen, rejected = self._sums(outputs.log_probs, inputs)
+        chosen, rejected = self._completion_log_probs(outputs.log_probs, inputs)
         reward = implicit_reward(chosen, inputs["ref_chosen_logps"].to(chosen), self.beta)
-        own = implicit_reward(rejected, inputs["ref_rejected_logps"].to(chosen), self.beta)
-        margin = reward - own
+        answer_reward = implicit_reward(rejected, inputs["ref_rejected_logps"].to(chosen), self.beta)
+        margin = reward - answer_reward
         loss = pair_loss(margin, cast(Any, self.args.loss_type[0])).mean()
         if self.args.nll_coef:
             tokens = inputs["completion_mask"][: len(chosen), 1:].sum()
@@ -319,29 +335,30 @@ class IRFTTrainer(InStages, DPOTrainer):
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss
         with torch.no_grad():
             tokens = inputs["attention_mask"].sum(1).chunk(2)
-            each = (reward, own, (reward > own).float(), margin, chosen, rejected, (tokens[0] + tokens[1]).float())
-            of_all = self.accelerator.gather(torch.stack(each, dim=1).detach())
-        means = cast(Tensor, of_all).cpu().double().mean(0).tolist()
+            metrics = (reward, answer_reward, (reward > answer_reward).float(), margin, chosen, rejected)
+            metrics += ((tokens[0] + tokens[1]).float(),)
+            gathered = cast(Tensor, self.accelerator.gather(torch.stack(metrics, dim=1).detach()))
+        means = gathered.cpu().double().mean(0).tolist()
         for name, value in zip(_METRICS, means, strict=False):
             self._metrics[mode][name].append(value)
             if mode == "train":
-                self._of_stage[name].append(value)
+                self._stage_metrics[name].append(value)
         if mode == "train":
-            self._total_train_tokens += round(means[-1] * len(cast(Tensor, of_all)))
+            self._total_train_tokens += round(means[-1] * len(gathered))
             self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
         return loss
 
-    # What cannot work, before anything runs; and parts that come from elsewhere.
+    # Checks, the given reference and vLLM.
 
-    def _refuse_what_cannot_work(self) -> None:
+    def _validate(self) -> None:
         if self.args.train_sampling_strategy != "random":
             raise ValueError(
-                f'train_sampling_strategy="{self.args.train_sampling_strategy}" needs the length of rows before the '
-                "policy has written them; leave it out."
+                f'train_sampling_strategy="{self.args.train_sampling_strategy}" needs the lengths of rows before the '
+                "policy has generated them; leave it out."
             )
 
-    def _given_reference(self, ref_model: Any) -> dict[str, Tensor] | None:
-        """Weights of a reference that is not the policy's own beginning, on the host."""
+    def _given_reference(self, ref_model: str | PreTrainedModel | None) -> dict[str, Tensor] | None:
+        """Weights of `ref_model` in host memory, or None without one."""
         if ref_model is None:
             return None
         if self.args.ref_update != "fixed":
@@ -350,25 +367,25 @@ class IRFTTrainer(InStages, DPOTrainer):
                 'stage; set ref_update="fixed", or leave ref_model out.'
             )
         if is_peft_model(self.model):
-            raise ValueError("the policy is an adapter, whose reference is its beginning; leave ref_model out.")
+            raise ValueError("the policy is an adapter, whose reference is its initial state; leave ref_model out.")
         mine = dict(self.model.named_parameters())
         if any(hasattr(p, "ds_id") or isinstance(p, DTensor) for p in mine.values()) or self.is_fsdp_enabled:
-            raise ValueError("ref_model needs whole weights in each process (DDP, ZeRO-1 or 2); leave it out.")
+            raise ValueError("ref_model needs unsharded weights in each process (DDP, ZeRO-1 or 2); leave it out.")
         if isinstance(ref_model, str):
             from transformers import AutoModelForCausalLM
 
             ref_model = AutoModelForCausalLM.from_pretrained(ref_model, dtype=self.model.dtype)
         theirs = dict(ref_model.named_parameters())
         for name in sorted(mine.keys() | theirs.keys()):
-            shapes = [tuple(there[name].shape) if name in there else "none" for there in (mine, theirs)]
+            shapes = [tuple(weights[name].shape) if name in weights else "none" for weights in (mine, theirs)]
             if shapes[0] != shapes[1]:
                 raise ValueError(
-                    f"ref_model is of another shape than the policy ({name}: {shapes[1]} there, {shapes[0]} here); "
-                    "give the checkpoint that the policy began as, or leave it out."
+                    f"ref_model is of another shape than the policy ({name}: {shapes[1]}, and {shapes[0]} in the "
+                    "policy); give the checkpoint that the policy was initialised from, or leave it out."
                 )
         return {name: p.detach().cpu().clone() for name, p in theirs.items() if mine[name].requires_grad}
 
-    def _vllm(self) -> Any:
+    def _vllm(self) -> "VLLMGeneration":
         try:
             from trl.generation import VLLMGeneration  # pyright: ignore[reportAttributeAccessIssue]
         except ImportError:
@@ -393,18 +410,19 @@ class IRFTTrainer(InStages, DPOTrainer):
         )
 
 
-def _kept(parameter: Any) -> Tensor:
-    """A copy of a parameter on the host; of its own piece where FSDP2 holds it in pieces."""
+def _to_host(parameter: Tensor) -> Tensor:
+    """A copy of a parameter in host memory; of its local shard under FSDP2."""
     if isinstance(parameter, DTensor):
         return cast(DTensor, parameter.detach()).to_local().cpu().clone()
-    with whole(parameter) as tensor:
+    with gathered_parameter(parameter) as tensor:
         return tensor.detach().cpu().clone()
 
 
-def _put(parameter: Any, value: Tensor) -> None:
+def _restore(parameter: Tensor, value: Tensor) -> None:
+    """Write a copy made by `_to_host` back into the parameter."""
     with torch.no_grad():
         if isinstance(parameter, DTensor):
             parameter.to_local().copy_(value)
             return
-        with whole(parameter, changed=True) as tensor:
+        with gathered_parameter(parameter, changed=True) as tensor:
             tensor.copy_(value)

@@ -1,10 +1,9 @@
-"""The policy of a trainer answers all prompts of a stage: by all processes together, under DDP, DeepSpeed and FSDP,
-part by part onto disk.
+"""The policy of a trainer answers all prompts of a stage, part by part onto disk, under DDP, DeepSpeed and FSDP.
 
-Which parts are missing is decided once, by the first process, and dealt out; every process writes its own. Where the
-weights are whole on each device (DDP, ZeRO-1 and 2, ZeRO-3 gathered) processes answer independently of one another and
-meet when all is written. Where each forward pass is made by all together (FSDP, ZeRO-3 not gathered) all make the same
-number of `generate` calls, those that have nothing left to do included: otherwise the others would wait for ever.
+The main process decides which parts are missing and assigns them to the processes; each writes its own. Where each
+device has the whole weights (DDP, ZeRO-1 and 2, ZeRO-3 gathered), processes answer independently and synchronise at
+the end. Where all processes take part in each forward pass (FSDP, ZeRO-3 not gathered), all make the same number of
+`generate` calls, including those with no prompts left: otherwise the others would deadlock.
 """
 
 import time
@@ -24,8 +23,9 @@ from trl.models import unwrap_model_for_generation  # pyright: ignore[reportPriv
 from hf_select.models import batching
 from hf_select.models.sampling import Sampling
 from hf_select.training import _compat
-from hf_select.training.reward_learning.demonstrations import PROMPT, StageFolder
+from hf_select.training.reward_learning.demonstrations import PROMPT
 from hf_select.training.reward_learning.sampling import answers, answers_continuously
+from hf_select.training.reward_learning.stage_folder import StageFolder
 
 
 Result = TypeVar("Result")
@@ -41,21 +41,22 @@ def answer_all(
     engine: Any = None,
     description: str = "answers",
 ) -> dict[str, float]:
-    """Write every part of the folder that is not there yet.
+    """Write every part of the folder that does not exist yet.
 
     Args:
-        trainer: prepared, as in its training loop; its args say how to generate (see IRFTConfig).
-        demonstrations: with `prompt_ids`, one row for each answer.
-        seeds: of each answer's stream of random numbers.
-        engine: TRL's VLLMGeneration in place of the model's own `generate`.
-    Returns: number of answers made, tokens and seconds, of this process.
+        trainer: prepared, as in its training loop; its args are a StagesConfig.
+        demonstrations: with `prompt_ids`, one row per answer.
+        seeds: of the random stream of each answer.
+        engine: TRL's VLLMGeneration, instead of the model's own `generate`.
+    Returns: number of answers generated, tokens and seconds, in this process.
+    Raises: ValueError if the processes do not share a file system.
     """
     args, accelerator = trainer.args, trainer.accelerator
     rank, world = accelerator.process_index, accelerator.num_processes
     shards = on_main(accelerator, folder.missing)
-    made = {"answers": 0, "tokens": 0}
+    generated = {"answers": 0, "tokens": 0}
     begin = time.perf_counter()
-    together = engine is None and _weights_in_pieces(trainer, args.ds3_gather_for_generation)
+    lockstep = engine is None and _weights_are_sharded(trainer, args.ds3_gather_for_generation)
 
     def prompts_of(shard: int) -> tuple[list[list[int]], list[int], list[int]]:
         rows = folder.rows_of(shard)
@@ -68,17 +69,17 @@ def answer_all(
         lengths = [len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True)]
         return len(batching.plan(lengths, args.generation_tokens_per_batch))
 
-    def answered(model: Any, shard: int, of_round: list[int]) -> list[list[int]]:
+    def answer(model: Any, shard: int, shards_of_round: list[int]) -> list[list[int]]:
         prompts, limits, streams = prompts_of(shard)
-        if engine is not None:  # as many prompts from every process, since a server takes them in equal slices
-            size = max(len(folder.rows_of(other)) for other in of_round)
+        if engine is not None:  # a server takes equally many prompts of every process
+            size = max(len(folder.rows_of(other)) for other in shards_of_round)
             padded = prompts + [prompts[-1]] * (size - len(prompts))
-            found = engine.generate(prompts=padded, images=None, num_generations=1)[1][: len(prompts)]
-            return [list(ids)[:limit] for ids, limit in zip(found, limits, strict=True)]
+            completions = engine.generate(prompts=padded, images=None, num_generations=1)[1][: len(prompts)]
+            return [list(ids)[:limit] for ids, limit in zip(completions, limits, strict=True)]
         if args.use_transformers_continuous_batching:
             settings = args.transformers_continuous_batching_config
             return answers_continuously(model, prompts, streams[0], limits, sampling, stop_ids, settings)
-        calls = max(map(num_batches, of_round)) if together else None
+        calls = max(map(num_batches, shards_of_round)) if lockstep else None
         return answers(
             model, prompts, streams, limits, sampling, stop_ids, args.generation_tokens_per_batch, calls=calls
         )
@@ -88,45 +89,45 @@ def answer_all(
             engine.sync_weights()
         with _policy(trainer, engine is None) as model:
             rounds = [shards[i : i + world] for i in range(0, len(shards), world)]
-            for of_round in tqdm(rounds, desc=description, unit="part", disable=args.disable_tqdm or rank > 0):
-                mine = of_round[rank] if rank < len(of_round) else None
-                if mine is None and engine is None and not together:
+            for shards_of_round in tqdm(rounds, desc=description, unit="part", disable=args.disable_tqdm or rank > 0):
+                mine = shards_of_round[rank] if rank < len(shards_of_round) else None
+                if mine is None and engine is None and not lockstep:
                     continue
-                found = answered(model, of_round[0] if mine is None else mine, of_round)
-                if mine is None:  # others had a part in this round, and this process only kept them company
+                completions = answer(model, shards_of_round[0] if mine is None else mine, shards_of_round)
+                if mine is None:  # this process only took part in the calls of the others
                     continue
-                folder.write(mine, found, [ids[-1] in stop_ids for ids in found])
-                made["answers"] += len(found)
-                made["tokens"] += sum(map(len, found))
+                folder.write(mine, completions, [ids[-1] in stop_ids for ids in completions])
+                generated["answers"] += len(completions)
+                generated["tokens"] += sum(map(len, completions))
     accelerator.wait_for_everyone()
-    left = folder.missing()
-    if left:
+    missing = folder.missing()
+    if missing:
         raise ValueError(
-            f'{len(left)} parts of "{folder.folder}" were written by other processes and cannot be seen by process '
-            f"{rank}; output_dir must be on a file system that all machines share."
+            f'{len(missing)} parts of "{folder.folder}" were written by other processes and are not visible to '
+            f"process {rank}; output_dir must be on a file system that all machines share."
         )
-    return {**made, "seconds": time.perf_counter() - begin}
+    return {**generated, "seconds": time.perf_counter() - begin}
 
 
 def on_main(accelerator: Any, decide: Callable[[], Result]) -> Result:
-    """What the first process decides, in all processes; an error of it is an error in all, since one that stopped
-    alone would leave the others waiting."""
-    said: list[Any] = [None, None]
+    """The main process's result of `decide`, in all processes. Its ValueError or OSError is raised in all of them,
+    so that none waits for a process that has stopped."""
+    outcome: list[Any] = [None, None]
     if accelerator.is_main_process:
         try:
-            said = [decide(), None]
+            outcome = [decide(), None]
         except (ValueError, OSError) as error:
-            said = [None, error]
-    broadcast_object_list(said, from_process=0)
-    if said[1] is not None:
-        raise said[1]
-    return said[0]
+            outcome = [None, error]
+    broadcast_object_list(outcome, from_process=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
 
 
 @contextmanager
 def _policy(trainer: Any, needed: bool) -> Iterator[Any]:
-    """The model that generates, in eval mode and without checkpointing (with it, `generate` gives wrong tokens in
-    train mode and says nothing: transformers 5.23); as it was before, afterwards."""
+    """The model that generates, in eval mode and without checkpointing (with it `generate` silently returns wrong
+    tokens in train mode: transformers 5.23). Its state is restored at the end."""
     if not needed:
         yield None
         return
@@ -147,8 +148,8 @@ def _policy(trainer: Any, needed: bool) -> Iterator[Any]:
         _compat.renew_zero3_hooks(trainer.model_wrapped)
 
 
-def _weights_in_pieces(trainer: Any, gathered: bool) -> bool:
-    """Whether forward passes are made by all processes together."""
+def _weights_are_sharded(trainer: Any, gathered: bool) -> bool:
+    """Whether all processes take part in each forward pass."""
     parameters = list(trainer.model.parameters())
     if trainer.is_fsdp_enabled or any(isinstance(p, DTensor) for p in parameters):
         return True
@@ -156,11 +157,11 @@ def _weights_in_pieces(trainer: Any, gathered: bool) -> bool:
 
 
 @contextmanager
-def whole(parameter: Any, changed: bool = False) -> Iterator[Tensor]:
-    """A parameter as one tensor, also where ZeRO-3 or FSDP2 holds it in pieces; every process must come along.
+def gathered_parameter(parameter: Tensor, changed: bool = False) -> Iterator[Tensor]:
+    """A parameter as one tensor, also where ZeRO-3 or FSDP2 shards it; must be called on every rank.
 
     Args:
-        changed: what the first process writes into it becomes everybody's (ZeRO-3).
+        changed: broadcast what the main process writes into it (ZeRO-3).
     """
     if hasattr(parameter, "ds_id"):
         import deepspeed
@@ -174,10 +175,10 @@ def whole(parameter: Any, changed: bool = False) -> Iterator[Tensor]:
 
 
 def weights_digest(trainer: Any) -> str:
-    """Hash of all parameters of the trainer's model, one at a time; the same however they are cut into pieces."""
+    """Hash of all parameters of the trainer's model, gathered one at a time, so it does not depend on sharding."""
     digest = xxhash.xxh3_128()
     for name, parameter in trainer.model.named_parameters():
-        with whole(parameter) as tensor:
+        with gathered_parameter(parameter) as tensor:
             if trainer.accelerator.is_main_process:
                 digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
                 digest.update(tensor.detach().reshape(-1).cpu().contiguous().view(torch.uint8).numpy().tobytes())

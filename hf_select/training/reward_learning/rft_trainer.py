@@ -3,22 +3,22 @@
 Li et al. 2024, "Getting more juice out of the SFT data" (arXiv:2405.17888), algorithm 1. A stage (a round there) is:
 
 1. the policy answers the prompts of the stage once;
-2. the reward takes K steps to tell demonstrations from these answers (`demonstration_reward.py`);
-3. the reward is frozen, and the policy maximises E[r] - beta KL(policy || reference) on answers that it draws anew.
+2. the reward takes K steps to separate demonstrations from these answers (`demonstration_reward.py`);
+3. the reward is frozen, and the policy maximises E[r] - beta KL(policy || reference) on new answers.
 
-Step 3 is TRL's exported RLOOTrainer, a policy gradient whose reward has beta times the log-ratio of the whole answer
-taken off: exactly the inner problem, whose optimum is reference * exp(r / beta). (GRPO's penalty is a mean over tokens
-and its advantages are divided by their spread in a group, so beta would mean something else.) Policy and reward go on
-from stage to stage; the reference is the policy's beginning throughout.
+Step 3 is TRL's RLOOTrainer, a policy gradient that subtracts beta times the log-ratio of the whole answer from the
+reward: exactly the inner problem, whose optimum is reference * exp(r / beta). (GRPO's penalty is a mean over tokens
+and its advantages are divided by their standard deviation in a group, so beta would mean something else.) Policy and
+reward continue from stage to stage; the reference is always the initial policy.
 
-The authors' code cannot be run as published and differs: one stage, a reward at every token, and a squared-error
-alignment in place of PPO. Left out: images, `IterableDataset`, tool calls in answers.
+The authors' code does not run as published and differs: one stage, a reward at every token, and a squared-error
+alignment instead of PPO. Not supported: images, `IterableDataset`, tool calls in answers.
 """
 
 import math
 from pathlib import Path
 from shutil import rmtree
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from datasets import Dataset
@@ -27,7 +27,7 @@ from transformers.utils import logging
 from trl import RLOOTrainer  # pyright: ignore[reportPrivateImportUsage]
 
 from hf_select.data.encoding import response_end
-from hf_select.training.reward_learning.demonstration_reward import DemonstrationReward
+from hf_select.training.reward_learning.demonstration_reward import DemonstrationReward, different_pairs
 from hf_select.training.reward_learning.demonstrations import (
     CONVERSATION,
     PROMPT,
@@ -37,20 +37,28 @@ from hf_select.training.reward_learning.demonstrations import (
 )
 from hf_select.training.reward_learning.irft_trainer import IRFTTrainer
 from hf_select.training.reward_learning.rft_config import RFTConfig
-from hf_select.training.reward_learning.stages import InStages, refuse_streams, with_answers
+from hf_select.training.reward_learning.stage_report import stage_report
+from hf_select.training.reward_learning.staged_training import StagedTrainingMixin, check_not_streaming, with_answers
+
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LambdaLR
+    from transformers import BitsAndBytesConfig, PreTrainedModel
 
 
 logger = logging.get_logger(__name__)
 
-_MEASURED = 1024  # pairs of a stage that its gap and the normalisation of its rewards are measured on
-_MEANS = ("reward", "reward_std", "kl", "completions/mean_length", "completions/clipped_ratio")
+_MEASURED_PAIRS = 1024  # pairs of a stage that measure the gap and normalise the rewards
+_STAGE_METRICS = ("reward", "reward_std", "kl", "completions/mean_length", "completions/clipped_ratio")
 
 
-class RFTTrainer(InStages, RLOOTrainer):
+class RFTTrainer(StagedTrainingMixin, RLOOTrainer):
     """Trainer for RFT.
 
         trainer = RFTTrainer("Qwen/Qwen2.5-0.5B-Instruct", args=RFTConfig("out"), train_dataset=demonstrations)
-        trainer.train(resume_from_checkpoint=True)  # goes on where a killed run stopped; begins if there is none
+        trainer.train(resume_from_checkpoint=True)  # resumes a killed run, or starts
         trainer.reward  # DemonstrationReward; after training also in out/reward, as an ordinary reward model
 
     Args:
@@ -59,18 +67,18 @@ class RFTTrainer(InStages, RLOOTrainer):
         train_dataset: demonstrations in any layout of `hf_select.data.conversation`; the last turn is the completion.
             Rows that cannot be used are left out, and one warning counts them.
         eval_dataset: held-out demonstrations: the policy of each stage answers them too, and stage/held_out_* say
-            whether the reward tells the two apart.
+            whether the reward separates the two.
         processing_class: the tokenizer; the model's own by default.
-        reward: a DemonstrationReward in place of the one that args describe.
+        reward: a DemonstrationReward instead of the one that args describe.
         callbacks, optimizers, quantization_config, peft_config: as in RLOOTrainer.
     Logs: the names of RLOOTrainer (reward, kl, entropy, completions/* ...) while it trains; stage/* at the beginning
-        (answers, lengths, how well length alone tells the sides apart; loss, gap and accuracy of the reward, each pair
-        as it was before its step, and the gap afterwards) and at the end of each stage (means over it, kl among them).
+        (answers, lengths, how well length alone separates the two sides; loss, gap and accuracy of the reward, each
+        pair before its step, and the gap afterwards) and at the end of each stage (means over it, including kl).
         Answers are in output_dir/_stages and, with log_completions, samples of them in output_dir/_completions.
-    Raises: ValueError for what cannot work, with the cure.
-    Resuming: exact where every update draws its answers anew (the default). With num_iterations above 1, or
-        steps_per_generation above gradient_accumulation_steps, a run that goes on in the middle of such a block draws
-        the rest of it anew.
+    Raises: ValueError for settings that cannot work.
+    Resuming: exact where every update samples new answers (the default). With num_iterations above 1, or
+        steps_per_generation above gradient_accumulation_steps, a run that resumes inside such a block samples the rest
+        of it again.
     """
 
     args: RFTConfig  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -82,31 +90,31 @@ class RFTTrainer(InStages, RLOOTrainer):
 
     def __init__(
         self,
-        model: Any,
+        model: "str | PreTrainedModel | PeftModel",
         args: RFTConfig | None = None,
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         reward: DemonstrationReward | None = None,
         callbacks: list[TrainerCallback] | None = None,
-        optimizers: tuple[Any, Any] = (None, None),
-        quantization_config: Any = None,
-        peft_config: Any = None,
+        optimizers: "tuple[Optimizer | None, LambdaLR | None]" = (None, None),
+        quantization_config: "BitsAndBytesConfig | None" = None,
+        peft_config: "PeftConfig | None" = None,
     ):
         name = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "")
         if args is None:
             args = RFTConfig(f"{name.split('/')[-1]}-RFT")
-        refuse_streams(train_dataset, eval_dataset)
+        check_not_streaming(train_dataset, eval_dataset)
         if not name:
             raise ValueError(
-                "the model was loaded from nowhere, and the reference is loaded from where the model was; save it and "
-                "give its path."
+                "the model was loaded from nowhere (it has no path), and the reference is loaded from the same path; "
+                "save the model and give its path."
             )
         tokenizer = processing_class or AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
-            raise ValueError(f"{type(tokenizer).__name__} is no tokenizer; RFT is for text.")
+            raise ValueError(f"{type(tokenizer).__name__} is not a tokenizer; RFT trains on text.")
         self._ids_of: dict[str, list[int]] = {}
-        self.reward = reward or _reward_of(args, name)
+        self.reward = reward or _make_reward(args, name)
         if args.use_vllm:
             args.generation_kwargs = {"stop_token_ids": [response_end(tokenizer)]}
         train = self._encoded(train_dataset, tokenizer, args, "train")
@@ -123,38 +131,42 @@ class RFTTrainer(InStages, RLOOTrainer):
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
-        self.shuffle_dataset = False  # each pass has an order of its own, which a resumed run finds again
-        self._stop_ids = self.eos_token_ids = self._ends()
+        self.shuffle_dataset = False  # each pass has its own order, which a resumed run repeats
+        self._stop_ids = self.eos_token_ids = self._find_stop_ids()
         if not args.use_vllm:
             self.generation_config.eos_token_id = self.generation_kwargs["eos_token_id"] = self._stop_ids
-        self._plan(train, held_out)
+        self._set_up_stages(train, held_out)
         self.reward.on_init_end(args, self.state, self.control, model=self.model, processing_class=tokenizer)
-        self.add_callback(self.reward)  # behind the one that asks for a checkpoint at the end of a stage
+        self.add_callback(self.reward)  # after the callback that asks for a checkpoint at the end of a stage
 
-    def _encoded(self, dataset: Any, tokenizer: Any, args: RFTConfig, name: str) -> Dataset:
+    def _encoded(
+        self, dataset: Dataset | None, tokenizer: PreTrainedTokenizerBase, args: RFTConfig, name: str
+    ) -> Dataset:
         if dataset is None:
             raise ValueError("train_dataset is missing; give the demonstrations.")
         with args.main_process_first(desc="demonstrations as tokens", local=False):
-            rows = usable_demonstrations(dataset, tokenizer, args, name, room=args.max_completion_length, keep=True)
-        # RLOO takes prompts as text. These texts stand for the very ids that the stage's answers were drawn for.
+            rows = usable_demonstrations(
+                dataset, tokenizer, args, name, min_answer_tokens=args.max_completion_length, keep=True
+            )
+        # RLOO takes prompts as text. These texts represent the ids that the stage's answers were generated for.
         texts = tokenizer.batch_decode(list(rows[PROMPT]))
         self._ids_of.update(zip(texts, rows[PROMPT], strict=True))
         return rows.add_column("prompt", texts)  # type: ignore[call-arg]
 
-    def _tokenize_prompts(self, prompts: list[Any]) -> Any:
+    def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return [list(self._ids_of[prompt]) for prompt in prompts], None, {}
 
-    def _batches(self, size: int) -> int:
+    def _batches_per_pass(self, rows: int) -> int:
         args = self.args
         prompts = args.generation_batch_size // args.num_generations  # type: ignore[operator]
-        if size < prompts:
+        if rows < prompts:
             raise ValueError(
-                f"a stage has {size} rows, and the policy answers {prompts} prompts together "
+                f"a stage has {rows} rows, and the policy answers {prompts} prompts together "
                 "(generation_batch_size / num_generations); lower num_stages or the batch."
             )
-        return size // prompts * args.num_iterations * args.steps_per_generation  # type: ignore[operator]
+        return rows // prompts * args.num_iterations * args.steps_per_generation  # type: ignore[operator]
 
-    def _further_identity(self) -> dict[str, Any]:
+    def _method_identity(self) -> dict[str, object]:
         args, reward = self.args, self.reward
         names = ("loss", "bound", "batch_size", "learning_rate", "weight_decay")
         return {
@@ -167,38 +179,38 @@ class RFTTrainer(InStages, RLOOTrainer):
 
     # A stage begins.
 
-    def _begin(self, number: int, fresh: bool) -> None:
+    def _begin_stage(self, number: int, fresh: bool) -> None:
         name = f"stage-{number:02d}"
         rows = self._demonstrations.select(self._stages[number].rows)
         self._rows = rows
-        if not fresh:  # the reward came back with the checkpoint
+        if not fresh:  # the checkpoint has the reward
             return
         engine = self.vllm_generation if self.args.use_vllm else None
-        folder, made = self._answered(name, rows, fresh, number > 0, engine, self._stop_ids)
+        folder, generation = self._answer_prompts(name, rows, fresh, number > 0, engine, self._stop_ids)
         pairs = with_answers(rows, folder)
         self._log_completions(pairs, number, name)
-        report = {**self._report(pairs, made), **self._learn(pairs, number)}
+        report = {**stage_report(pairs, generation), **self._learn(pairs, number)}
         if self.control.should_training_stop:
             return
         if self._held_out is not None:
-            folder, _ = self._answered(f"{name}-eval", self._held_out, fresh, number > 0, engine, self._stop_ids)
+            folder, _ = self._answer_prompts(f"{name}-eval", self._held_out, fresh, number > 0, engine, self._stop_ids)
             demonstrations, answers = self._sides(with_answers(self._held_out, folder))
             if answers:
                 gap, _ = self._gap(demonstrations, answers)
                 report |= {f"stage/held_out_{name}": value for name, value in gap.items()}
-        self._say({"stage": float(number), **report})
+        self._log_stage({"stage": float(number), **report})
 
     def _begin_pass(self, number: int, passed: int) -> None:
         order = np.random.default_rng([self.args.seed, number, passed]).permutation(len(self._rows))
-        self._train_on(self._rows.select(order), self._stages[number])
+        self._set_train_rows(self._rows.select(order), self._stages[number])
 
     def _learn(self, pairs: Dataset, number: int) -> dict[str, float]:
-        """The reward takes its K steps; rewards are normalised by what it then gives the stage's pairs."""
+        """Train the reward for its K steps, then normalise rewards on the stage's pairs."""
         args = self.args
         demonstrations, answers = self._sides(pairs)
         if not answers:
             logger.warning(
-                "Stage %d: all %d answers are their demonstrations, word for word. There is nothing left to learn "
+                "Stage %d: all %d answers are identical to their demonstrations. There is nothing left to learn "
                 "from them; training stops.",
                 number,
                 len(pairs),
@@ -207,7 +219,7 @@ class RFTTrainer(InStages, RLOOTrainer):
             return {}
         steps = args.reward_steps or args.reward_epochs * math.ceil(len(answers) / self.reward.batch_size)
         self._forget(number - 1)
-        learnt = self.reward.fit(
+        learned = self.reward.fit(
             demonstrations,
             answers,
             steps,
@@ -215,66 +227,66 @@ class RFTTrainer(InStages, RLOOTrainer):
             save_steps=max(1, int(args.save_steps)) if args.save_steps >= 1 else None,
             fresh=True,
         )
-        some = np.random.default_rng([args.seed, number]).permutation(len(answers))[:_MEASURED]
-        gap, values = self._gap([demonstrations[i] for i in some], [answers[i] for i in some])
+        sample = np.random.default_rng([args.seed, number]).permutation(len(answers))[:_MEASURED_PAIRS]
+        gap, values = self._gap([demonstrations[i] for i in sample], [answers[i] for i in sample])
         self.reward.normalise(values)
         return {
             "stage/reward_steps": float(steps),
-            **{f"stage/reward_{name}": value for name, value in learnt.items()},
+            **{f"stage/reward_{name}": value for name, value in learned.items()},
             **{f"stage/reward_{name}_after": value for name, value in gap.items()},
             "stage/reward_deviation": self.reward.deviation,
         }
 
     def _forget(self, number: int) -> None:
-        """What a killed run would have needed while the reward learnt from a stage; checkpoints have it now."""
+        """Delete the reward's state inside a stage, which checkpoints have now."""
         if number >= 0 and self.is_world_process_zero():
             rmtree(self._stage_path(f"stage-{number:02d}") / "reward", ignore_errors=True)
 
     def _sides(self, pairs: Dataset) -> tuple[list[Any], list[Any]]:
-        """Demonstrations and answers as the reward reads them, without pairs that it cannot tell apart."""
+        """Demonstrations and answers as the reward reads them, without pairs that are identical."""
         texts = self._tokenizer.batch_decode(list(pairs[REJECTED]), skip_special_tokens=True)
-        kept = list(pairs[CONVERSATION])
-        demonstrations = self.reward.encode([kept_conversation(row) for row in kept])
-        rows = [kept_conversation(row, text) for row, text in zip(kept, texts, strict=True)]
+        texts_of_rows = list(pairs[CONVERSATION])
+        demonstrations = self.reward.encode([kept_conversation(row) for row in texts_of_rows])
+        rows = [kept_conversation(row, text) for row, text in zip(texts_of_rows, texts, strict=True)]
         answers = self.reward.encode(rows, list(pairs["ended"]))
-        sides = [(y, own) for y, own in zip(demonstrations, answers, strict=True) if not np.array_equal(y, own)]
-        return [y for y, _ in sides], [own for _, own in sides]
+        sides = different_pairs(demonstrations, answers)
+        return [demonstration for demonstration, _ in sides], [answer for _, answer in sides]
 
     def _gap(self, demonstrations: list[Any], answers: list[Any]) -> tuple[dict[str, float], np.ndarray]:
-        """Mean of r(y) - r(y') in the reward's own unit, share of pairs where it is above 0; and all r."""
+        """(mean of r(y) - r(y') before normalisation and share of pairs where it is above 0; all r)"""
         both = self.reward.rewards_together([*demonstrations, *answers])
         margin = both[: len(answers)] - both[len(answers) :]
         return {"gap": float(margin.mean()), "accuracy": float((margin > 0).mean())}, both
 
-    # While the policy is aligned.
+    # Alignment of the policy.
 
     def demonstration_reward(
         self, completions: list[str], completion_ids: list[list[int]], conversation: list[str], **_: Any
     ) -> list[float]:
-        """What RLOO asks for: normalised rewards under the frozen reward."""
+        """RLOO's reward function: normalised rewards under the frozen reward."""
         ended = [bool(ids) and ids[-1] in self._stop_ids for ids in completion_ids]
         rows = [kept_conversation(row, text) for row, text in zip(conversation, completions, strict=True)]
         return self.reward.normalised(self.reward.rewards(self.reward.encode(rows, ended))).tolist()
 
-    def _generate_and_score_completions(self, inputs: Any) -> Any:
-        found = super()._generate_and_score_completions(inputs)
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Any:
+        outputs = super()._generate_and_score_completions(inputs)
         if self.model.training:
-            for name in _MEANS:
-                self._of_stage[name] += self._metrics["train"].get(name, [])[-1:]
-        return found
+            for name in _STAGE_METRICS:
+                self._stage_metrics[name] += self._metrics["train"].get(name, [])[-1:]
+        return outputs
 
-    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
-        """As Trainer's. `resume_from_checkpoint=True` goes on from the last checkpoint that was written whole, and
-        begins anew (with the answers that are on disk) if there is none. At the end the reward is in
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """As Trainer's. `resume_from_checkpoint=True` resumes from the last complete checkpoint, and starts from the
+        beginning (with the answers that are on disk) if there is none. At the end the reward is saved in
         output_dir/reward."""
-        done = super().train(resume_from_checkpoint, **kwargs)
+        output = super().train(resume_from_checkpoint, **kwargs)
         self.reward.save_pretrained(Path(str(self.args.output_dir)) / "reward")
         if self._stage is not None:
             self._forget(self._stage)
-        return done
+        return output
 
 
-def _reward_of(args: RFTConfig, policy: str) -> DemonstrationReward:
+def _make_reward(args: RFTConfig, policy: str) -> DemonstrationReward:
     lora: Any = args.reward_lora
     return DemonstrationReward(
         args.reward_model or policy,

@@ -1,18 +1,23 @@
-"""The SFT that IRFT is compared with: TRL's own trainer and loss on the very tokens that IRFT trains on.
+"""The SFT baseline of IRFT: TRL's trainer and loss on the same tokens that IRFT trains on.
 
-The published baseline minimised -log sigmoid(beta * lp(y)), which is not SFT. Here it is the mean negative
-log-likelihood of the completions' tokens, with the same template, the same rows left out, and at equal passes and
-batch the same number of updates.
+The published baseline minimised -log sigmoid(beta * lp(y)), which is not SFT. This one minimises the mean negative
+log-likelihood of the completions' tokens, with the same template and rows; at equal passes and batch size it makes the
+same number of updates.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
 
-from hf_select.training.reward_learning.demonstrations import MOST_LEFT_OUT, as_labels, usable_demonstrations
+from hf_select.training.reward_learning.demonstrations import DEFAULT_MAX_LEFT_OUT, as_labels, usable_demonstrations
+
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 
 @dataclass
@@ -21,7 +26,7 @@ class SFTBaselineConfig(SFTConfig):
 
     max_length: int = field(default=1024, metadata={"help": "As in IRFTConfig."})
     max_completion_length: int = field(default=256, metadata={"help": "As in IRFTConfig: longer rows are left out."})
-    max_left_out: float = field(default=MOST_LEFT_OUT, metadata={"help": "As in IRFTConfig."})
+    max_left_out: float = field(default=DEFAULT_MAX_LEFT_OUT, metadata={"help": "As in IRFTConfig."})
     activation_checkpointing: bool | None = field(default=True, metadata={"help": "As in IRFTConfig."})
 
 
@@ -30,7 +35,7 @@ class SFTBaselineTrainer(SFTTrainer):
 
     def __init__(
         self,
-        model: Any,
+        model: "str | PreTrainedModel | PeftModel",
         args: SFTBaselineConfig,
         train_dataset: Dataset,
         eval_dataset: Dataset | None = None,
