@@ -16,6 +16,7 @@ from hf_select.data.conversation import Conversation, conversations, readable_co
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from peft import LoraConfig
 
 
 # method -> its configuration and its trainer
@@ -53,15 +54,15 @@ class OnlineSelection:
             MODULE:NAME, a scorer such as ifd, selectit or rds (with queries), or a score column of the dataset; by
             default every row is trained on.
         queries: rows of the target task, for gradients and scorers with targets; a file, a saved dataset or a Hub id.
-        which: rows that are taken: best (highest score), middle or worst.
-        every: a round is so many optimizer steps, in place of rows or fraction.
+        which: rows to select: best (highest score), middle or worst.
+        every: optimizer steps of a round, instead of rows or fraction.
         round_rows: rows of a round.
         fraction: of the dataset in a round.
         keep: share of the candidates that is kept; two for a ramp over the run.
-        max_candidates: at most so many random candidates are scored in a round.
+        max_candidates: largest number of random candidates that a round scores.
         warmup_rounds: rounds of random rows before the first selection.
-        consume_once: a row that was trained on is no candidate again until too few are left.
-        random_share: share of a round that is drawn at random.
+        consume_once: a row that was trained on is a candidate again only when too few others are left.
+        random_share: share of a round that is sampled at random.
         order: of the rows of a round: random, easy_to_hard or hard_to_easy.
         source_column: column whose values are counted among the selected rows.
         tokens_per_batch: tokens, padding included, of one forward pass that scores; halved when memory runs out.
@@ -147,7 +148,7 @@ def _online_score(name: str, queries: "Dataset | None") -> Any:
 
 @dataclass(kw_only=True)
 class Train(Rows):
-    """Train a model by a trainer of TRL or of this package; the same command continues a killed run. Under accelerate
+    """Train a model with a trainer of TRL or of this package; the same command resumes a killed run. Under accelerate
     launch all processes train together.
 
     Args:
@@ -194,6 +195,7 @@ class Train(Rows):
             _refuse_left_out_turns(rows)
         settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("output_dir", "rename")}
         args = configured(config, {"output_dir": str(folder), **self.args})
+        settings["weights"] = _identity(self.model, (args.model_init_kwargs or {}).get("revision"))
         last = last_whole_checkpoint(folder)
         # Trainer uploads no file whose name begins with an underscore.
         claim_run_folder(folder / "_train.json", settings, "a training", rows)
@@ -214,8 +216,16 @@ class Train(Rows):
             print(f"{trainer.state.global_step} steps; the model is in {self.output_dir}")
 
 
-def _refuse_left_out_turns(rows: Any) -> None:
-    """Raise ValueError for a reply that is marked as not trained on: TRL's SFTTrainer would train on it."""
+def _identity(model: str, revision: str | None) -> str:
+    """What identifies a base model: its commit on the Hub or the content of its folder, and that of its adapter."""
+    from hf_select.models.sources import find_all
+
+    sources = find_all(model, None, None, revision)
+    return ", adapter ".join(source.identity for source in (sources.model, sources.adapter) if source is not None)
+
+
+def _refuse_left_out_turns(rows: "Dataset") -> None:
+    """Raise ValueError for a reply marked as not trained on: TRL's SFTTrainer would train on it."""
     chats = [
         rows.features[name] for name in ("messages", "conversations") if name in readable_columns(rows.column_names)
     ]
@@ -228,13 +238,13 @@ def _refuse_left_out_turns(rows: Any) -> None:
             if turn is not None:
                 raise ValueError(
                     f"turn {turn} of row {i} is not to be trained on (train: false or weight: 0), and TRL's "
-                    "SFTTrainer does not read such marks. Where only the last reply is trained on, use sft-baseline; "
-                    "else leave out the row or the mark."
+                    "SFTTrainer ignores such marks. Use sft-baseline to train on the last reply only, or remove the "
+                    "row or the mark."
                 )
 
 
 def _may_have_marks(feature: Any) -> bool:
-    """Of a column of messages: structs have their keys in their type, JSON and text have not."""
+    """Whether a column of messages may have such marks: the type of structs names their keys, JSON and text do not."""
     turn = getattr(feature, "feature", feature)
     return not isinstance(turn, dict) or not turn.keys().isdisjoint(TRAIN_FLAGS)
 
@@ -246,35 +256,38 @@ def configured(config: type, values: dict[str, Any]) -> Any:
     known = {f.name for f in fields(config)}
     checkpointing = {"gradient_checkpointing", "activation_checkpointing"}
     if checkpointing <= known and not checkpointing & values.keys():
-        # TRL's own default, under the name that transformers does not take back (TRL 1.16, transformers 5.23).
+        # TRL's default, under the name that transformers does not override (TRL 1.16, transformers 5.23).
         values = {**values, "gradient_checkpointing": False, "activation_checkpointing": True}
-    words = []
+    flags = []
     for name, value in values.items():
         if name not in known:
             raise suggest("setting", name, known, of=config.__name__)
         several = value if isinstance(value, list) else [value]
-        words += [f"--{name}", *(json.dumps(v) if isinstance(v, dict) else str(v) for v in several)]
+        flags += [f"--{name}", *(json.dumps(v) if isinstance(v, dict) else str(v) for v in several)]
     try:
-        (made,) = HfArgumentParser(config, exit_on_error=False).parse_args_into_dataclasses(words)  # type: ignore[arg-type]
+        (configuration,) = HfArgumentParser(config, exit_on_error=False).parse_args_into_dataclasses(flags)  # type: ignore[arg-type]
     except argparse.ArgumentError as error:
         raise ValueError(f"{config.__name__}: {error}") from None
     except ValueError as error:
         if "use_cpu" not in str(error):
             raise
         raise ValueError(
-            "PyTorch sees no accelerator. To train on the CPU all the same: --args use_cpu=true (and bf16=false for "
+            "PyTorch finds no accelerator. To train on the CPU: --args use_cpu=true (and bf16=false for "
             "float32); in a recipe args: {use_cpu: true}."
         ) from error
-    return made
+    return configuration
 
 
-def _lora(values: dict[str, Any]) -> Any:
+def _lora(values: dict[str, Any]) -> "LoraConfig":
+    """The adapter's configuration from plain values, with names checked."""
     import yaml
     from peft import LoraConfig
+
+    from hf_select.training.lora import lora_config
 
     known = {f.name for f in fields(LoraConfig)}
     for name in values:
         if name not in known:
             raise suggest("setting", name, known, of="LoraConfig")
     read = {name: yaml.safe_load(value) if isinstance(value, str) else value for name, value in values.items()}
-    return LoraConfig(task_type="CAUSAL_LM", **read)
+    return lora_config(**read)

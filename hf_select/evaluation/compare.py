@@ -51,7 +51,7 @@ from hf_select.evaluation.held_out_loss import as_measures
 from hf_select.evaluation.measure import Measure
 from hf_select.evaluation.tables import MATCHED, RANDOM, TOGETHER, UNTRAINED, Cell, tables
 from hf_select.jobs.run_folder import claim_run_folder
-from hf_select.models.responses import labelled, with_responses
+from hf_select.models.responses import tokenize_with_labels, with_responses
 from hf_select.models.sources import find
 from hf_select.reports.comparison import comparison_report
 from hf_select.scoring.overlap import rows_that_repeat
@@ -288,7 +288,9 @@ class Comparison:
         if selection is not None:
             tokens = self.tokens_for(Budget.read(cell.budget))
             steps = self.recipe.steps(tokens, float(self.lengths.mean()))
-            rows, _, notes = labelled(lm, self.pool.select(selection.indices), "chat", self.recipe.max_length)
+            rows, _, notes = tokenize_with_labels(
+                lm, self.pool.select(selection.indices), "chat", self.recipe.max_length
+            )
             trained = train_on_tokens(self.recipe, lm, rows, tokens, steps, cell.seed)
             lm = trained.lm
             record |= {name: value for name, value in vars(trained).items() if name != "lm"}

@@ -40,7 +40,7 @@ from hf_select.evaluation.statistics import Difference, corrected, differences
 from hf_select.jobs.run_folder import claim_run_folder
 from hf_select.mixtures.mixture import Mixture
 from hf_select.mixtures.source import Source
-from hf_select.models.responses import labelled
+from hf_select.models.responses import tokenize_with_labels
 from hf_select.models.sources import find
 from hf_select.selection.ranking import rank_correlation
 from hf_select.training.equal_tokens import Recipe
@@ -252,7 +252,7 @@ class _Search:
         for source in self.sources.values():
             some = source.data.select(range(min(len(source.data), max(1, 1000 // len(self.sources)))))
             mixed = Mixture({"one": replace(source, data=some, weight=None)}, dedup="none", bad_rows="skip").iterable()
-            rows, _, _ = labelled(lm, Dataset.from_list(list(mixed)), "chat", self.recipe.max_length)
+            rows, _, _ = tokenize_with_labels(lm, Dataset.from_list(list(mixed)), "chat", self.recipe.max_length)
             lengths += [len(ids) for ids in rows["input_ids"]]
         if not lengths:
             raise ValueError("none of the sources' rows has a response to train on.")
@@ -269,7 +269,9 @@ class _Search:
             rows=self.rows, seed=seed, dedup="none", bad_rows="skip",
         )  # fmt: skip
         lm = self.recipe.base()
-        rows, _, _ = labelled(lm, Dataset.from_list(list(mixed.iterable())), "chat", self.recipe.max_length)
+        rows, _, _ = tokenize_with_labels(
+            lm, Dataset.from_list(list(mixed.iterable())), "chat", self.recipe.max_length
+        )
         trained = train_on_tokens(self.recipe, lm, rows, self.tokens, self.steps, seed)
         record: dict[str, Any] = {key: value for key, value in vars(trained).items() if key != "lm"}
         record |= {"weights": list(map(float, weights)), "seed": seed}

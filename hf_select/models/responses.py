@@ -36,7 +36,7 @@ def with_responses(
     return on_readable(rows, lambda readable: encode_responses(lm, readable, text_format, max_length))
 
 
-def labelled(
+def tokenize_with_labels(
     lm: CausalLM, dataset: Any, text_format: str, max_length: int | None
 ) -> tuple[Dataset, Counter[str], Counter[str]]:
     """(rows as `input_ids` and `labels`, responses alone being learned; why rows are left out; why shortened)"""

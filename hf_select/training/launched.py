@@ -1,7 +1,7 @@
-"""A training run of several processes, started from one that trains nothing itself.
+"""A training run of several processes, launched by a process that does not train.
 
-`compare` makes many runs and each may need several devices, DeepSpeed or FSDP: such a run is launched by `accelerate
-launch` with the user's own configuration and leaves its model and figures in a folder.
+Each of the many runs of `compare` may need several devices, DeepSpeed or FSDP: it is launched by `accelerate launch`
+with the user's configuration and writes its model and figures to a folder.
 """
 
 import json
@@ -17,13 +17,15 @@ from datasets import Dataset
 
 from hf_select.atomic import read_json, write_json
 from hf_select.models.causal_lm import CausalLM
-from hf_select.training.equal_tokens import Recipe, train
+from hf_select.training.equal_tokens import Recipe, TrainingFigures, train
 
 
-def train_launched(recipe: Recipe, rows: Dataset, plan: list[list[int]], seed: int) -> tuple[CausalLM, dict[str, Any]]:
-    """(the trained model in fp32, the figures of equal_tokens.train).
+def train_launched(
+    recipe: Recipe, rows: Dataset, plan: list[list[int]], seed: int
+) -> tuple[CausalLM, TrainingFigures]:
+    """(the trained model in fp32, the figures of equal_tokens.train)
 
-    Raises: RuntimeError with the error of the run, or the last words of the launcher, if it fails.
+    Raises: RuntimeError with the error of the run, or the last lines of the launcher, if it fails.
     """
     assert recipe.accelerate_config is not None
     with tempfile.TemporaryDirectory() as name:
@@ -32,12 +34,12 @@ def train_launched(recipe: Recipe, rows: Dataset, plan: list[list[int]], seed: i
         write_json(folder / "job.json", {"recipe": asdict(recipe), "plan": plan, "seed": seed})
         command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
         command += [os.path.expanduser(recipe.accelerate_config), "-m", __name__, name]
-        ended = subprocess.run(command, capture_output=True, text=True)
-        figures = read_json(folder / "figures.json")
-        if ended.returncode != 0 or figures is None:
-            said = (read_json(folder / "error.json") or {}).get("error")
-            why = said or "\n".join(ended.stderr.strip().splitlines()[-15:])
-            raise RuntimeError(f"the run under accelerate launch ended with {ended.returncode}: {why}")
+        process = subprocess.run(command, capture_output=True, text=True)
+        figures: Any = read_json(folder / "figures.json")
+        if process.returncode != 0 or figures is None:
+            error = (read_json(folder / "error.json") or {}).get("error")
+            reason = error or "\n".join(process.stderr.strip().splitlines()[-15:])
+            raise RuntimeError(f"the run under accelerate launch exited with {process.returncode}: {reason}")
         adapter = str(folder / "model") if recipe.lora_r is not None else None
         model = recipe.model if adapter else str(folder / "model")
         lm = CausalLM(
@@ -47,20 +49,21 @@ def train_launched(recipe: Recipe, rows: Dataset, plan: list[list[int]], seed: i
             dtype="float32",
             chat_template=recipe.chat_template,
         )
-        lm.load()  # the folder goes
+        lm.load()  # before the folder is deleted
     return lm, figures
 
 
 def main(folder: Path) -> None:
-    """One process of the run."""
+    """One process of the run; writes its error to a file, since the launcher hides it."""
     try:
         run(folder)
-    except Exception as error:  # the launcher's own words hide it
+    except Exception as error:
         write_json(folder / "error.json", {"error": f"{type(error).__name__}: {error}"})
         raise
 
 
 def run(folder: Path) -> None:
+    """Train as the job in the folder says, and save model and figures there."""
     from accelerate import PartialState
     from transformers import AutoTokenizer
 
@@ -73,9 +76,9 @@ def run(folder: Path) -> None:
     trainer.save_model(str(folder / "model"))
     state = PartialState()
     if state.is_main_process:
-        write_json(folder / "figures.json", figures)
+        write_json(folder / "figures.json", dict(figures))
     state.wait_for_everyone()
-    state.destroy_process_group()  # gloo's threads, left alone, abort some exits
+    state.destroy_process_group()  # otherwise gloo's threads abort some exits
 
 
 if __name__ == "__main__":

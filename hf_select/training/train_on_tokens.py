@@ -1,4 +1,4 @@
-"""Train on a number of tokens: in this process, or launched on several devices."""
+"""Train on a number of tokens, in this process or launched on several devices."""
 
 import tempfile
 from typing import Any
@@ -6,24 +6,24 @@ from typing import Any
 from datasets import Dataset
 
 from hf_select.models.causal_lm import CausalLM
-from hf_select.training.equal_tokens import Recipe, Trained, planned, train
+from hf_select.training.equal_tokens import Recipe, Trained, plan_steps, train
 
 
 def train_on_tokens(recipe: Recipe, lm: CausalLM, rows: Dataset, tokens: int, steps: int, seed: int) -> Trained:
-    """The base model after `tokens` tokens of the rows in `steps` steps, as `planned`.
+    """The base model after training on `tokens` tokens of the rows in `steps` steps; see `plan_steps`.
 
     Args:
         lm: the base model in fp32. It is trained itself, unless the run is launched with an accelerate_config.
         rows: input_ids and labels.
     """
     loaded = lm.load()
-    # Looking up an embedding multiplies nothing.
+    # An embedding lookup costs no multiplications.
     flops = (6.0 if recipe.lora_r is None else 4.0) * (loaded.backbone_parameters + loaded.head_parameters)
-    plan = planned([len(ids) for ids in rows["input_ids"]], tokens, steps, seed)
+    plan = plan_steps([len(ids) for ids in rows["input_ids"]], tokens, steps, seed)
     if recipe.accelerate_config is not None:
         from hf_select.training.launched import train_launched
 
-        del loaded  # the devices are the run's
+        del loaded  # frees the devices for the launched processes
         lm.release()
         lm, figures = train_launched(recipe, rows, plan, seed)
     else:

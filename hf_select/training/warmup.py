@@ -1,7 +1,7 @@
-"""LESS's warm-up: a short LoRA run of the stock SFT trainer on a random share of the pool.
+"""LESS's warm-up: a short LoRA run of TRL's SFTTrainer on a random share of the pool.
 
-Xia et al. 2024 (arXiv:2402.04333), section 3 and appendix: the checkpoints give the gradients' adapter and Adam's
-moments. The rows, templates and response tokens are those that LESS will measure.
+Xia et al. 2024 (arXiv:2402.04333), section 3 and appendix: the checkpoints provide the adapter of the gradients and
+Adam's moments. Rows, templates and response tokens are those that LESS measures.
 """
 
 import copy
@@ -11,18 +11,23 @@ import time
 from collections import Counter
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from datasets import Dataset
 from transformers import TrainerCallback
 
 from hf_select.jobs.run_folder import claim_run_folder
 from hf_select.models.causal_lm import CausalLM
-from hf_select.models.responses import labelled
+from hf_select.models.responses import tokenize_with_labels
 from hf_select.models.template_day import began_on
 from hf_select.selection.baselines import Random
+from hf_select.training.lora import lora_config
 from hf_select.training.resuming import last_whole_checkpoint
 from hf_select.validation import check_choices
+
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
 
 logger = logging.getLogger(__name__)
@@ -37,18 +42,18 @@ class WarmUp:
         fraction: share of the pool that is trained on.
         seed: of the share, the adapter and the order of rows.
         epochs: passes over the share; one checkpoint each.
-        learning_rate: highest rate; linear warm-up over 3 % of the steps, then linear decay.
-        rows_per_step: rows of one optimizer step.
-        rows_per_batch: rows of one forward pass; the others of a step are accumulated.
+        learning_rate: peak rate; linear warm-up over 3 % of the steps, then linear decay.
+        rows_per_step: rows per optimizer step.
+        rows_per_batch: rows per forward pass; a step accumulates several.
         lora_r: rank of the adapter.
         lora_alpha: its scale, times the rank.
         lora_dropout: its dropout.
-        target_modules: names of the layers that carry the adapter; by default those that PEFT knows for the model.
+        target_modules: names of the layers with an adapter; by default PEFT's for the model.
         text_format: chat is the model's own template; tulu the layout of the authors' code.
         max_length: tokens kept of a row; a longer one is cut on the right.
     """
 
-    model: Any
+    model: str | CausalLM
     fraction: float = 0.05
     seed: int = 0
     epochs: int = 4
@@ -68,25 +73,24 @@ class WarmUp:
             self.model.refuse_template(f"text_format {self.text_format} is a layout of its own")
 
     def run(self, dataset: Dataset, output_dir: str | os.PathLike) -> list[str]:
-        """Train, or go on where a killed run stopped; returns the checkpoints, one an epoch.
+        """Train, or resume a killed run; returns the checkpoints, one per epoch.
 
         Raises: ValueError if no row of the share has response tokens, or if the folder holds a run of other rows or
             settings.
         """
-        from peft import LoraConfig
         from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
 
         folder = Path(output_dir).expanduser()
-        # A copy of its own: training puts the adapter into the model that it is given.
+        # A copy, since training adds the adapter to the model.
         lm = self.model.fresh() if isinstance(self.model, CausalLM) else CausalLM(self.model)
         lm.begin_on(began_on(folder / "warm_up.json"))
         settings = {f.name: getattr(self, f.name) for f in fields(self)}
         claim_run_folder(folder / "warm_up.json", {**settings, "model": lm.identity()}, "a warm-up", dataset)
         loaded = lm.load()
         share = dataset.select(sorted(Random(self.seed)(dataset, fraction=self.fraction).indices))
-        rows, bad, notes = labelled(lm, share, self.text_format, self.max_length)
-        _say(bad, "are left out", len(share))
-        _say(notes, "are shortened", len(share))
+        rows, bad, notes = tokenize_with_labels(lm, share, self.text_format, self.max_length)
+        _warn_reasons(bad, "left out", len(share))
+        _warn_reasons(notes, "shortened", len(share))
         if not len(rows):
             raise ValueError(f"none of the {len(share)} rows drawn has a response to train on.")
         device = loaded.device.type
@@ -98,8 +102,8 @@ class WarmUp:
             learning_rate=self.learning_rate,
             lr_scheduler_type="linear",
             warmup_steps=0.03,
-            max_length=None,  # cut already
-            gradient_checkpointing=False,  # TRL's own default, under a name that transformers takes back
+            max_length=None,  # rows are cut already
+            gradient_checkpointing=False,  # TRL's default, under a name that transformers overrides
             activation_checkpointing=True,
             save_strategy="epoch",
             logging_steps=1,
@@ -108,15 +112,14 @@ class WarmUp:
             use_cpu=device == "cpu",
             report_to="none",
         )
-        adapter = LoraConfig(
+        adapter = lora_config(
             r=self.lora_r,
             lora_alpha=self.lora_alpha,
             lora_dropout=self.lora_dropout,
             target_modules=self.target_modules,
-            task_type="CAUSAL_LM",
         )
         tokenizer = copy.copy(loaded.tokenizer)
-        tokenizer.chat_template = lm.dated.own_template  # checkpoints keep the model's own, without the day
+        tokenizer.chat_template = lm.dated.own_template  # checkpoints keep the model's template, without the date
         trainer = SFTTrainer(
             loaded.model,
             args=config,
@@ -126,31 +129,37 @@ class WarmUp:
             callbacks=[_Clock()],
         )
         trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
-        if _steps_an_epoch(trainer) < 2:
+        if _steps_per_epoch(trainer) < 2:
             logger.warning(
-                "warm-up: one step an epoch is hardly a warm-up; raise fraction, or lower rows_per_step (%d).",
+                "warm-up: an epoch has less than two steps; raise fraction, or lower rows_per_step (%d).",
                 self.rows_per_step,
             )
         return [str(path) for path in sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))]
 
 
 class _Clock(TrainerCallback):
-    """Writes down with each step the seconds since training began, those before a kill included: checkpoints keep the
+    """Logs with each step the seconds since training began, including those before a kill: checkpoints keep the
     log."""
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_begin(
+        self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
+    ) -> None:
         before = max((entry["seconds"] for entry in state.log_history if "seconds" in entry), default=0.0)
         self._begin = time.perf_counter() - before
 
-    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_log(
+        self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
+    ) -> None:
         state.log_history[-1]["seconds"] = time.perf_counter() - self._begin
 
 
-def _steps_an_epoch(trainer: Any) -> float:
+def _steps_per_epoch(trainer: "Trainer") -> float:
     return trainer.state.max_steps / max(1, trainer.args.num_train_epochs)
 
 
-def _say(reasons: Counter[str], what: str, total: int) -> None:
+def _warn_reasons(reasons: Counter[str], change: str, total: int) -> None:
+    """Warn of the rows that were left out or shortened, with the most frequent reasons."""
     if reasons:
         listed = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
-        logger.warning("warm-up: %d of the %d rows drawn %s (%s).", reasons.total(), total, what, listed)
+        verb = "is" if reasons.total() == 1 else "are"
+        logger.warning("warm-up: %d of the %d sampled rows %s %s (%s).", reasons.total(), total, verb, change, listed)

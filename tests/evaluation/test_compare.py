@@ -17,8 +17,8 @@ from hf_select.cli.main import main
 from hf_select.evaluation.compare import compare
 from hf_select.evaluation.held_out_loss import HeldOutLoss
 from hf_select.evaluation.tables import UNTRAINED, Cell, tables
-from hf_select.models.responses import labelled
-from hf_select.training.equal_tokens import Recipe, dealt, planned
+from hf_select.models.responses import tokenize_with_labels
+from hf_select.training.equal_tokens import Recipe, balance_by_tokens, plan_steps
 from hf_select.training.train_on_tokens import train_on_tokens
 
 
@@ -189,7 +189,7 @@ def test_every_run_reads_rows_under_the_template_that_is_given(ground):
     template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
     given = replace(recipe, chat_template=template)
     tokenizer = given.base().load().tokenizer
-    rows, bad, _ = labelled(given.base(), pool.select([0]), "chat", None)
+    rows, bad, _ = tokenize_with_labels(given.base(), pool.select([0]), "chat", None)
     assert not bad and tokenizer.decode(rows[0]["input_ids"]).startswith("[user]Add")
     assert given.described()["chat_template"].startswith("sha256 ") and recipe.described()["chat_template"] is None
     with pytest.raises(ValueError, match="no such file"):
@@ -199,32 +199,32 @@ def test_every_run_reads_rows_under_the_template_that_is_given(ground):
 def test_a_plan_has_its_tokens_and_its_steps():
     lengths = [3, 40, 7, 12, 5, 25, 9, 30]
     for tokens, steps in ((131, 8), (500, 20), (60, 3), (1000, 7)):
-        plan = planned(lengths, tokens, steps, seed=0)
+        plan = plan_steps(lengths, tokens, steps, seed=0)
         read = [row for rows in plan for row in rows]
         of_steps = [sum(lengths[row] for row in rows) for rows in plan]
         assert abs(sum(of_steps) - tokens) <= max(lengths) / 2
         assert len(plan) <= steps and max(of_steps) <= tokens / steps + max(lengths)
         often = [read.count(row) for row in range(8)]
         assert max(often) - min(often) <= 1, "a row came again before all others had come"
-        assert plan == planned(lengths, tokens, steps, seed=0) != planned(lengths, tokens, steps, seed=1)
-    assert len(planned([10] * 8, 80, 4, 0)) == 4 and {len(rows) for rows in planned([10] * 8, 160, 4, 0)} == {4}
-    assert planned([100], 10, 2, 0) == [[0]], "one row at least"
+        assert plan == plan_steps(lengths, tokens, steps, seed=0) != plan_steps(lengths, tokens, steps, seed=1)
+    assert len(plan_steps([10] * 8, 80, 4, 0)) == 4 and {len(rows) for rows in plan_steps([10] * 8, 160, 4, 0)} == {4}
+    assert plan_steps([100], 10, 2, 0) == [[0]], "one row at least"
 
 
 def test_shares_of_a_step_are_even():
     lengths = [3, 40, 7, 12, 5, 25, 9, 30]
-    shares = dealt(range(8), lengths, 3)
+    shares = balance_by_tokens(range(8), lengths, 3)
     assert sorted(row for share in shares for row in share) == list(range(8))
     of_shares = [sum(lengths[row] for row in share) for share in shares]
     assert max(of_shares) - min(of_shares) <= 9
-    assert dealt([1], lengths, 3) == [[1], [], []]
+    assert balance_by_tokens([1], lengths, 3) == [[1], [], []]
 
 
 def test_shares_of_a_step_change_nothing(ground):
     """The loss is the mean over the step's response tokens, in one forward pass or in many, some of them empty."""
     pool, held_out, recipe = ground
     lm = CausalLM(recipe.model, dtype="float32")
-    rows, _, _ = labelled(lm, pool.select(range(6)), "chat", 64)
+    rows, _, _ = tokenize_with_labels(lm, pool.select(range(6)), "chat", 64)
     measure = HeldOutLoss(held_out)
 
     def after(**how):
@@ -262,7 +262,7 @@ def test_rows_that_cannot_be_trained_on_are_in_no_budget(ground, tmp_path, caplo
     with pytest.raises(ValueError, match=r"the pool has (\d+) tokens to train on") as error:
         compare(pool, {"m": TopK("mark")}, {"d": held_out}, recipe, tmp_path / "c", ["5000 tokens"], seeds=2)
     lm = CausalLM(recipe.model, dtype="float32")
-    known, _, cut = labelled(lm, pool.select(range(24)), "chat", 64)
+    known, _, cut = tokenize_with_labels(lm, pool.select(range(24)), "chat", 64)
     assert cut.total() == 1 and f"has {sum(map(len, known['input_ids'])):,} tokens" in str(error.value)
 
 

@@ -16,7 +16,7 @@ from hf_select.evaluation.checkable_answers import CheckableAnswers, letter, num
 from hf_select.evaluation.compare import compare
 from hf_select.evaluation.held_out_loss import HeldOutLoss
 from hf_select.evaluation.measure import Measure
-from hf_select.models.responses import labelled
+from hf_select.models.responses import tokenize_with_labels
 from hf_select.training.equal_tokens import Recipe
 from hf_select.training.train_on_tokens import train_on_tokens
 
@@ -205,7 +205,7 @@ def test_answers_are_checked_against_the_rows_own(ground):  # noqa: F811
     _, _, recipe = ground
     rows = Dataset.from_list([{"prompt": f"Add {a} and 1.", "completion": f"{a} and 1 make {a + 1}"} for a in (3, 8)])
     lm = CausalLM(recipe.model, dtype="float32")
-    known, _, _ = labelled(lm, rows, "chat", 64)
+    known, _, _ = tokenize_with_labels(lm, rows, "chat", 64)
     assert CheckableAnswers(rows, max_new_tokens=12)(lm) == [0.0, 0.0]
     trained = train_on_tokens(Recipe(recipe.model, learning_rate=1e-2, rows_per_step=2), lm, known, 9000, 240, 0).lm
     other = Dataset.from_list([*rows, {"prompt": "Add 3 and 1.", "completion": "I say 99"}])
@@ -280,7 +280,7 @@ def test_methods_of_like_length_share_their_baseline(ground, tmp_path, monkeypat
     with pytest.raises(KeyError, match="values"):  # there are no runs to make a table of
         compare(pool, {"a": TopK("a"), "b": TopK("b")}, {"d": held_out}, recipe, tmp_path / "c", [10], seeds=2)
     names = {cell.method for cell in wanted}
-    known, _, _ = labelled(CausalLM(recipe.model, dtype="float32"), pool, "chat", recipe.max_length)
+    known, _, _ = tokenize_with_labels(CausalLM(recipe.model, dtype="float32"), pool, "chat", recipe.max_length)
     matched = f"random ({sum(sorted(map(len, known['input_ids']))[-10:]):,} tokens)"  # the longest come first
     assert names == {"untrained", "random", "longest", "a", "b", matched}
     assert {rows.matched_by for cell, rows in wanted.items() if cell.method in "ab"} == {matched}
@@ -387,7 +387,7 @@ def test_a_launched_run_is_that_of_one_process(ground, tmp_path, monkeypatch, lo
     (tmp_path / "two.yaml").write_text(CONFIGURATION)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     lm = CausalLM(recipe.model, dtype="float32")
-    rows, _, _ = labelled(lm, pool.select(range(4)), "chat", 64)
+    rows, _, _ = tokenize_with_labels(lm, pool.select(range(4)), "chat", 64)
     base = Recipe(recipe.model, learning_rate=3e-3, rows_per_step=4, max_length=64, lora_r=lora_r)
     one = train_on_tokens(base, lm, rows, 600, 8, seed=1)
     both = Recipe(**{**vars(base), "accelerate_config": str(tmp_path / "two.yaml")})

@@ -10,9 +10,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
+from hub_cache import CachedRepo
 
 from hf_select.cli.main import main
 from hf_select.cli.train import configured
+from hf_select.models.sources import content_of
 
 
 QUIET = "use_cpu=true bf16=false report_to=none max_length=64 per_device_train_batch_size=4 disable_tqdm=true".split()
@@ -109,6 +111,30 @@ def test_an_unknown_method_and_another_run_are_refused(data, model_path, tmp_pat
     assert train(data, model_path, tmp_path / "o", "--args", "max_steps=1") == 0
     assert train(data, model_path, tmp_path / "o", "--args", "max_steps=2") == 2
     assert "holds a training of another run (args.max_steps 1 there, 2 here)" in capsys.readouterr().err
+
+
+def test_the_record_names_the_commit_or_the_content_of_the_base_model(data, model_path, tmp_path, capsys, monkeypatch):
+    def record(folder):
+        return json.loads((tmp_path / folder / "_train.json").read_text())["weights"]
+
+    assert train(data, model_path, tmp_path / "local", "--args", "max_steps=1") == 0
+    assert record("local") == f"content {content_of(model_path)}"
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    repository = CachedRepo(tmp_path / "cache", "made-up/base")
+    first = repository.commit(model_path)
+    assert train(data, repository.name, tmp_path / "hub", "--args", "max_steps=1") == 0
+    assert record("hub") == f"commit {first}"
+    (tmp_path / "changed").mkdir()
+    for file in Path(model_path).iterdir():
+        (tmp_path / "changed" / file.name).write_bytes(file.read_bytes())
+    second = repository.commit(tmp_path / "changed")
+    assert train(data, repository.name, tmp_path / "hub", "--args", "max_steps=1") == 2
+    message = capsys.readouterr().err
+    assert f"commit {first}" in message and f"commit {second}" in message
+    revision = f'model_init_kwargs={{"revision": "{first}"}}'
+    assert train(data, repository.name, tmp_path / "pinned", "--args", "max_steps=1", revision) == 0
+    assert record("pinned") == f"commit {first}"
 
 
 def test_values_of_a_configuration_have_its_types():
