@@ -256,7 +256,9 @@ class IRFTTrainer(StagedTrainingMixin, DPOTrainer):
             for rows in cast(Any, batches)[accelerator.process_index :: accelerator.num_processes]:
                 inputs: Any = self.data_collator(inputs_of.select(rows).to_list())
                 with self.compute_loss_context_manager():
-                    outputs = self._outputs(cast(Any, self.model_wrapped), send_to_device(inputs, accelerator.device))
+                    outputs = self._outputs(
+                        cast(Any, self.model_wrapped), cast(Any, send_to_device(inputs, accelerator.device))
+                    )
                 values = torch.stack(self._completion_log_probs(outputs.log_probs, inputs), dim=1)
                 results.append((rows.tolist(), values.cpu().double().tolist()))
         self.model.train(training)
