@@ -3,10 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 from hf_select.cli.score import Rows, build_parts
 from hf_select.data.columns import SCORE_PREFIX
+
+
+if TYPE_CHECKING:
+    from hf_select.reports.comparison_result import MethodResults
 
 
 _WHICH = ("best", "middle", "worst")
@@ -68,7 +72,7 @@ class Compare(Rows):
     def run(self) -> None:
         from hf_select.evaluation.compare import compare
         from hf_select.jobs.launch import is_main_process
-        from hf_select.reports.comparison_pictures import compared, headlines, parts, shown_budget
+        from hf_select.reports.comparison_result import RANDOM, shown_budget
         from hf_select.selection.top_k import TopK
 
         recipe = build_parts(self.parts({}), self.settings, "compare")
@@ -96,13 +100,12 @@ class Compare(Rows):
         )
         if not is_main_process():
             return
-        for budget, of_measure in result["budgets"].items():
-            for measure in headlines(result["measures"]):
-                lines = of_measure[measure]
-                shown = {name: lines[name] for name in ("random", *compared(result["methods"], lines))}
-                _print(f"{shown_budget(budget)}: {measure}", result["measures"][measure], shown)
-        if sets := parts(result["measures"]):
-            print(f"\nEach of {', '.join(sets)}: in result.md.")
+        for budget in result.budgets:
+            for measure, results in result.headline_results(budget).items():
+                shown = {name: results[name] for name in (RANDOM, *result.compared(results))}
+                _print_results(f"{shown_budget(budget)}: {measure}", result.measures[measure].unit, shown)
+        if result.parts:
+            print(f"\nEach of {', '.join(result.parts)}: in result.md.")
         print(f"\n{self.output_dir}/result.html (open it in a browser), result.md, result.json; the runs: cells/")
 
     def _read(self) -> tuple[Any, dict[str, Any]]:
@@ -158,18 +161,16 @@ def _scores(rows: Any, name: str, folder: Path) -> tuple[list[float | None], dic
     return scores[f"{SCORE_PREFIX}{manifest['made_by']['name']}"].to_pylist(), whole_cost(folder)
 
 
-def _print(title: str, about: dict[str, Any], lines: dict[str, Any]) -> None:
+def _print_results(title: str, unit: str, results: "MethodResults") -> None:
     from hf_select.cli.table import print_table
     from hf_select.reports.comparison import shown_p
 
     rows = []
-    for name, line in lines.items():
-        d = line.get("difference")
-        shown = ["", "", ""]
-        if d is not None:
-            shown = [f"{d['mean']:+.4f}", f"[{d['low']:+.4f}, {d['high']:+.4f}]", shown_p(d)]
-        rows.append([name, f"{line['mean']:.4f}", *shown])
-    print_table(["", about["unit"], "less random", "95 %", "p"], rows, title)
-    for name, line in lines.items():
-        if "verdict" in line:
-            print(f"  {name}: {line['verdict']}")
+    for name, result in results.items():
+        d = result.difference
+        cells = ["", "", ""] if d is None else [f"{d.mean:+.4f}", f"[{d.low:+.4f}, {d.high:+.4f}]", shown_p(d)]
+        rows.append([name, f"{result.mean:.4f}", *cells])
+    print_table(["", unit, "difference to random", "95 %", "p"], rows, title)
+    for name, result in results.items():
+        if result.verdict:
+            print(f"  {name}: {result.verdict}")

@@ -25,17 +25,19 @@ class Join(Command):
     def run(self) -> None:
         from hf_select.cli.table import print_table
         from hf_select.evaluation.join import join
+        from hf_select.reports.comparison_result import JoinedComparisons
 
-        found = join(self.comparisons, self.output_dir)
+        joined = join(self.comparisons, self.output_dir)
         folder = Path(self.output_dir).expanduser()
-        if "columns" not in found:
+        if not isinstance(joined, JoinedComparisons):
             print(f"One comparison, merged: {folder}/result.html (open it in a browser), result.md, result.json")
             return
         rows = []
-        for name, of in found["methods"].items():
-            rank = "" if of["mean_rank"] is None else f"{of['mean_rank']:.2f}"
-            rows.append([name, *(str(of[key]) for key in ("better", "worse", "no evidence")), rank])
-        print_table(["", "better", "worse", "no evidence", "mean rank"], rows, "beside random rows, by comparison")
-        for name in found["asked"]:
-            print(f"  {name}: {found['methods'][name]['words']}")
+        for name, method in joined.results.items():
+            rank = "" if method.mean_rank is None else f"{method.mean_rank:.2f}"
+            rows.append([name, *map(str, method.counts.values()), rank])
+        header = ["", "better", "worse", "no evidence", "mean rank"]
+        print_table(header, rows, "compared with random rows, by comparison")
+        for name in joined.methods:
+            print(f"  {name}: {joined.results[name].message}")
         print(f"\n{folder}/joined.html (open it in a browser), joined.md, joined.json")

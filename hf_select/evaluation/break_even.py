@@ -1,77 +1,71 @@
-"""What selecting cost and gained, and after how many uses of its scores it has paid for itself.
+"""What selecting cost and gained, and after how many uses the scores have paid for themselves.
 
-Scores are made once and can be used often: an index serves any target, a perplexity any budget. What a use saves is
-what random rows would have had to train beyond a run of the budget to be as good as it:
+Scores are computed once and can be used often: an index serves any target, a perplexity any budget. A use saves what
+random rows would have to train beyond a run of the budget to be as good:
 
-    uses(m) = scores(m) / (needed(m) - training)        all in counted FLOPs
+    uses(m) = scores(m) / (flops_to_match(m) - training)        all in counted FLOPs
 
-training is that of random rows: runs of a budget train equally many tokens, and half a row more or less saves nothing.
-needed(m) is the least training with which random rows reach the method's result, read off their own results through
-the budgets: straight lines over the logarithm of the FLOPs, and nothing beyond what was measured. Where random rows
-were never as good, needed(m) is "more than measured", and the number of uses has a bound on one side or none at all.
+`training` is that of random rows: runs of a budget train equally many tokens, and half a row more or less saves
+nothing. `flops_to_match(m)` is the least training with which random rows reach the method's result. It is read off
+their own results over the budgets: straight lines over the logarithm of the FLOPs, without extrapolation. Where random
+rows were never as good, it has no upper bound, and the number of uses has a bound on one side or none at all.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
 
-from hf_select.evaluation.statistics import Difference
-from hf_select.evaluation.tables import RANDOM, UNTRAINED
+from hf_select.reports.comparison_result import (
+    RANDOM,
+    UNTRAINED,
+    BreakEven,
+    BreakEvenKind,
+    Comparison,
+    Costs,
+    MethodResult,
+    MethodResults,
+)
 
 
-Span = tuple[float, float]  # the lowest and the highest that a number can be; equal where it is known
+Curve = Sequence[tuple[float, float]]  # (training FLOPs, result) of random rows, by FLOPs
+Bounds = tuple[float, float]  # lowest and highest possible value; equal where it is known
 
 
-def with_ledger(result: dict[str, Any]) -> dict[str, Any]:
-    """The result of a comparison with two things more in the line of each method, baselines included.
-
-    outcome: "better", "worse" or "no evidence", beside random rows, by the corrected p-value.
-    ledger: total_flops and total_seconds of selecting and training, once; gain (in the measure's unit, positive is
-        better), gain_per_run (over the total in runs of random rows); random_at_total (what random rows reach with
-        the total); random_needs, saved (FLOPs, [lowest, highest], null without a bound); break_even ({"kind", "uses",
-        "interval", "words"}); front (no other run is as good for less in total).
-    """
-    lower = {measure: about["better"] == "lower" for measure, about in result["measures"].items()}
-    budgets: dict[str, Any] = {}
-    for budget, of_budget in result["budgets"].items():
-        for measure, lines in of_budget.items():
-            curve = random_curve(result, measure)
-            before = lines[UNTRAINED]["mean"] if UNTRAINED in lines else None
-            found = {}
-            for name, line in lines.items():
-                found[name] = {**line, "outcome": outcome(line, lower[measure])} if "difference" in line else {**line}
+def add_costs(comparison: Comparison) -> Comparison:
+    """Return the comparison with `costs` in every result but that of the untrained model."""
+    budgets: dict[str, dict[str, MethodResults]] = {budget: {} for budget in comparison.budgets}
+    for measure, about in comparison.measures.items():
+        lower, curve = about.lower_is_better, random_curve(comparison, measure)
+        found: dict[tuple[str, str], MethodResult] = {}
+        for budget, by_measure in comparison.budgets.items():
+            results = by_measure.get(measure, {})
+            untrained = results[UNTRAINED].mean if UNTRAINED in results else None
+            for name, result in results.items():
                 if name != UNTRAINED:
-                    asked = name in result["methods"]
-                    found[name]["ledger"] = _ledger(line, lines[RANDOM], curve, before, lower[measure], asked)
-            budgets.setdefault(budget, {})[measure] = found
-    for measure in result["measures"]:
-        lines = [lines[measure] for lines in budgets.values() if measure in lines]
-        _mark_front([line for of_budget in lines for line in of_budget.values()], lower[measure])
-    return {**result, "budgets": budgets}
+                    reading = _Reading(result, results[RANDOM], curve, untrained, lower, name in comparison.methods)
+                    result = replace(result, costs=reading.costs())
+                found[budget, name] = result
+        for (budget, name), result in _mark_front(found, lower).items():
+            budgets[budget].setdefault(measure, {})[name] = result
+    return replace(comparison, budgets=budgets)
 
 
-def outcome(line: dict[str, Any], lower_is_better: bool) -> str:
-    return Difference(**line["difference"]).outcome(lower_is_better)
+def random_curve(comparison: Comparison, measure: str) -> Curve:
+    """Return (training FLOPs, mean result) of random rows at each budget, by FLOPs."""
+    means: dict[float, list[float]] = {}
+    for by_measure in comparison.budgets.values():
+        if measure in by_measure:
+            random = by_measure[measure][RANDOM]
+            means.setdefault(random.training.training_flops, []).append(random.mean)
+    return sorted((flops, sum(values) / len(values)) for flops, values in means.items())
 
 
-def random_curve(result: dict[str, Any], measure: str) -> list[tuple[float, float]]:
-    """(training FLOPs, mean result) of random rows through the budgets, by FLOPs."""
-    lines = [lines[measure][RANDOM] for lines in result["budgets"].values() if measure in lines]
-    at: dict[float, list[float]] = {}
-    for line in lines:
-        at.setdefault(line["training_flops"], []).append(line["mean"])
-    return sorted((flops, sum(means) / len(means)) for flops, means in at.items())
-
-
-def needed(
-    curve: Sequence[tuple[float, float]], value: float, lower_is_better: bool, untrained: float | None = None
-) -> Span:
-    """The least training FLOPs with which random rows are as good as `value`.
+def flops_to_match(curve: Curve, value: float, lower_is_better: bool, untrained: float | None = None) -> Bounds:
+    """Return the least training FLOPs with which random rows are as good as `value`.
 
     Args:
-        curve: (training FLOPs, result) of random rows, by FLOPs.
-        untrained: result without training; if that is as good already, nothing is needed.
+        untrained: result without training; if it is as good already, no FLOPs are needed.
     """
 
     def reached(mean: float) -> bool:
@@ -84,13 +78,13 @@ def needed(
     for (flops, mean), (more, other) in pairwise(curve):
         if reached(other):
             share = (value - mean) / (other - mean)
-            found = math.exp(math.log(flops) + share * (math.log(more) - math.log(flops)))
-            return found, found
+            needed = math.exp(math.log(flops) + share * (math.log(more) - math.log(flops)))
+            return needed, needed
     return curve[-1][0], math.inf
 
 
-def reached_with(curve: Sequence[tuple[float, float]], flops: float) -> float | None:
-    """What random rows reach with so much training, or None outside what was measured."""
+def result_at(curve: Curve, flops: float) -> float | None:
+    """Return what random rows reach with `flops` of training, or None outside what was measured."""
     for (less, mean), (more, other) in pairwise(curve):
         if less <= flops <= more:
             share = (math.log(flops) - math.log(less)) / (math.log(more) - math.log(less))
@@ -98,94 +92,82 @@ def reached_with(curve: Sequence[tuple[float, float]], flops: float) -> float | 
     return curve[0][1] if flops == curve[0][0] else None
 
 
-def uses_to_pay(cost: float, saved: Span) -> Span:
-    """Uses after which `cost` FLOPs of scores have been saved, if each saves so many; inf: never."""
+def uses_to_pay(cost: float, saved: Bounds) -> Bounds:
+    """Return the number of uses after which `cost` FLOPs are saved, if each use saves `saved`; inf: never."""
     low, high = saved
     if high <= 0:
         return math.inf, math.inf
     return cost / high, cost / low if low > 0 else math.inf
 
 
-# --------------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class _Reading:
+    """A result that is read against the curve of random rows; is_method: not a baseline."""
 
+    result: MethodResult
+    random: MethodResult
+    curve: Curve
+    untrained: float | None
+    lower: bool
+    is_method: bool
 
-def _ledger(
-    line: dict[str, Any],
-    random: dict[str, Any],
-    curve: list[tuple[float, float]],
-    untrained: float | None,
-    lower: bool,
-    asked: bool,
-) -> dict[str, Any]:
-    cost = _cost(line, asked)
-    total = None if cost is None else cost + line["training_flops"]
-    gain = (random["mean"] - line["mean"]) * (1 if lower else -1)
-    needs = needed(curve, line["mean"], lower, untrained)
-    saved = (needs[0] - random["training_flops"], needs[1] - random["training_flops"])
-    found = {
-        "total_flops": total,
-        "total_seconds": line["training_seconds"] + (line.get("selection_seconds") or 0.0),
-        "gain": gain,
-        "gain_per_run": None if total is None else gain * random["training_flops"] / total,
-        "random_at_total": None if cost is None else reached_with(curve, cost + random["training_flops"]),
-        "random_needs": _bounded(needs),
-        "saved": _bounded(saved),
-    }
-    if asked and "difference" in line:
-        found["break_even"] = _break_even(line, random, cost, curve, untrained, lower)
-    return found
+    def costs(self) -> Costs:
+        """Return the costs, not yet marked as on the front."""
+        runs, scores, one_run = self.result.training, self._scores(), self.random.training.training_flops
+        total = None if scores is None else scores + runs.training_flops
+        gain = (self.random.mean - self.result.mean) * (1 if self.lower else -1)
+        needs = flops_to_match(self.curve, self.result.mean, self.lower, self.untrained)
+        return Costs(
+            total_flops=total,
+            total_seconds=runs.training_seconds + (runs.selection_seconds or 0.0),
+            gain=gain,
+            gain_per_run=None if total is None else gain * one_run / total,
+            random_at_total=None if scores is None else result_at(self.curve, scores + one_run),
+            random_needs=_finite(needs),
+            saved=_finite((needs[0] - one_run, needs[1] - one_run)),
+            break_even=self._break_even(scores) if self.is_method and self.result.difference is not None else None,
+        )
 
+    def _scores(self) -> float | None:
+        """FLOPs of the scores: 0 for a baseline or a method without a model, None where they are not counted."""
+        runs = self.result.training
+        if runs.selection_flops is not None:
+            return float(runs.selection_flops)
+        return 0.0 if not self.is_method or runs.selection_seconds is not None else None
 
-def _cost(line: dict[str, Any], asked: bool) -> float | None:
-    """FLOPs of the scores: none for a baseline or a method without a model, None where nobody has counted."""
-    if line.get("selection_flops") is not None:
-        return float(line["selection_flops"])
-    return 0.0 if not asked or line.get("selection_seconds") is not None else None
+    def _uses(self, value: float, scores: float) -> Bounds:
+        one_run = self.random.training.training_flops
+        low, high = flops_to_match(self.curve, value, self.lower, self.untrained)
+        return uses_to_pay(scores, (low - one_run, high - one_run))
 
+    def _break_even(self, scores: float | None) -> BreakEven:
+        if self.result.outcome == "no evidence":
+            return BreakEven("no evidence", "no number: no evidence of a difference to random rows")
+        if self.result.outcome == "worse":
+            return BreakEven("never", "never: worse than random rows")
+        if scores is None:
+            return BreakEven("unknown cost", "no number: the cost of its scores is not counted")
+        d = self.result.difference
+        assert d is not None
+        low, high = self._uses(self.result.mean, scores)
+        kind, message = self._kind_and_message(low, high, scores)
+        ends = [self._uses(self.random.mean + end, scores) for end in (d.low, d.high)]
+        interval = _finite((min(end[0] for end in ends), max(end[1] for end in ends)))
+        return BreakEven(kind, message, low if low == high < math.inf else None, interval)
 
-def _break_even(
-    line: dict[str, Any],
-    random: dict[str, Any],
-    cost: float | None,
-    curve: list[tuple[float, float]],
-    untrained: float | None,
-    lower: bool,
-) -> dict[str, Any]:
-    own, d = random["training_flops"], line["difference"]
-
-    def uses(value: float) -> Span:
-        low, high = needed(curve, value, lower, untrained)
-        return uses_to_pay(cost or 0.0, (low - own, high - own))
-
-    def said(kind: str, words: str, span: Span | None = None) -> dict[str, Any]:
-        ends = [uses(random["mean"] + d[end]) for end in ("low", "high")] if span is not None else []
-        return {
-            "kind": kind,
-            "uses": span[0] if span is not None and span[0] == span[1] and span[0] < math.inf else None,
-            "interval": _bounded((min(low for low, _ in ends), max(high for _, high in ends))) if ends else None,
-            "words": words,
-        }
-
-    verdict = outcome(line, lower)
-    if verdict == "no evidence":
-        return said("no evidence", "no number: no evidence of a difference to random rows")
-    if verdict == "worse":
-        return said("never", "never: worse than random rows")
-    if cost is None:
-        return said("unknown cost", "no number: nobody has counted what its scores cost")
-    low, high = span = uses(line["mean"])
-    if low == math.inf:
-        return said("never", "never: random rows are as good with no more training", span)
-    if cost == 0:
-        return said("free", "at once: its scores cost no counted FLOPs", span)
-    beyond = f"random rows would have to train more than measured (more than {curve[-1][0]:.3g} FLOPs)"
-    if low == 0 and high == math.inf:
-        return said("unknown", f"no number: {beyond}; a larger budget would tell", span)
-    if low == 0:
-        return said("at most", f"after {_times(high)} at most: {beyond}", span)
-    if high == math.inf:
-        return said("at least", f"after {_times(low)} at least: random rows need less than was measured", span)
-    return said("uses", f"after {_times(high)}", span)
+    def _kind_and_message(self, low: float, high: float, scores: float) -> tuple[BreakEvenKind, str]:
+        if low == math.inf:
+            return "never", "never: random rows are as good with no more training"
+        if scores == 0:
+            return "free", "at once: its scores cost no counted FLOPs"
+        beyond = f"random rows would have to train more than measured (more than {self.curve[-1][0]:.3g} FLOPs)"
+        if low == 0 and high == math.inf:
+            return "unknown", f"no number: {beyond}; a larger budget would tell"
+        if low == 0:
+            return "at most", f"after {_times(high)} at most: {beyond}"
+        if high == math.inf:
+            return "at least", f"after {_times(low)} at least: random rows need less than was measured"
+        return "uses", f"after {_times(high)}"
 
 
 def _times(uses: float) -> str:
@@ -193,22 +175,20 @@ def _times(uses: float) -> str:
     return "one use" if count <= 1 else f"{count:,} uses"
 
 
-def _bounded(span: Span) -> list[float | None]:
-    return [None if math.isinf(end) else end for end in span]
+def _finite(bounds: Bounds) -> tuple[float | None, float | None]:
+    low, high = (None if math.isinf(end) else end for end in bounds)
+    return low, high
 
 
-def _mark_front(lines: list[dict[str, Any]], lower: bool) -> None:
-    """Mark the runs that no other beats at the same or a lower total; without training the total is 0."""
+def _mark_front(results: dict[tuple[str, str], MethodResult], lower: bool) -> dict[tuple[str, str], MethodResult]:
+    """Mark the results that no other beats for the same or a lower total; without training the total is 0."""
     sign, best = 1 if lower else -1, math.inf
-    known = [line for line in lines if _total(line) is not None]
-    for line in sorted(known, key=lambda line: (_total(line), sign * line["mean"])):
-        if "ledger" in line:
-            line["ledger"]["front"] = sign * line["mean"] < best
-        best = min(best, sign * line["mean"])
-    for line in lines:
-        if _total(line) is None:
-            line["ledger"]["front"] = False
-
-
-def _total(line: dict[str, Any]) -> float | None:
-    return line["ledger"]["total_flops"] if "ledger" in line else 0.0
+    totals = {key: result.total_flops for key, result in results.items()}
+    known = {key: total for key, total in totals.items() if total is not None}
+    marked = dict(results)
+    for key in sorted(known, key=lambda key: (known[key], sign * results[key].mean)):
+        result = results[key]
+        if result.costs is not None:
+            marked[key] = replace(result, costs=replace(result.costs, on_front=sign * result.mean < best))
+        best = min(best, sign * result.mean)
+    return marked

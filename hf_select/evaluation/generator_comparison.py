@@ -35,10 +35,11 @@ from hf_select.data.rows import readable
 from hf_select.data.text import words
 from hf_select.evaluation.compare import compare
 from hf_select.evaluation.judge import Pair, Verdict, judge, summary
-from hf_select.evaluation.statistics import Difference, differences
+from hf_select.evaluation.statistics import differences
 from hf_select.features.featurizer import unit
 from hf_select.generation.answer_filters import is_refusal
 from hf_select.generation.generator import Generator
+from hf_select.reports.comparison_result import Difference
 from hf_select.selection.budget import Budget
 from hf_select.selection.selector import Choice, Selector
 from hf_select.training.equal_tokens import Recipe
@@ -362,7 +363,7 @@ def trained(
     pool = answers.dataset.select([answers.rows[model][name] for name in names for model in answers.models])
     methods = {model: _AnswersOf(model, answers.model_column) for model in answers.models}
     result = compare(pool, methods, held_out, recipe, folder, [len(names)], seeds=seeds, passes=passes)
-    return {**result, "between": _between(folder, answers.models, len(names), seeds)}
+    return {**result.to_dict(), "between": _between(folder, answers.models, len(names), seeds)}
 
 
 def _between(folder: Path, models: Sequence[str], budget: int, seeds: int) -> dict[str, dict[str, Any]]:

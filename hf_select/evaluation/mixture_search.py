@@ -36,12 +36,13 @@ from hf_select.atomic import read_json, write_json
 from hf_select.data.file_names import slug
 from hf_select.evaluation.held_out_loss import as_measures
 from hf_select.evaluation.measure import Measure
-from hf_select.evaluation.statistics import Difference, corrected, differences
+from hf_select.evaluation.statistics import corrected, differences
 from hf_select.jobs.run_folder import claim_run_folder
 from hf_select.mixtures.mixture import Mixture
 from hf_select.mixtures.source import Source
 from hf_select.models.responses import tokenize_with_labels
 from hf_select.models.sources import find
+from hf_select.reports.comparison_result import Difference
 from hf_select.selection.ranking import rank_correlation
 from hf_select.training.equal_tokens import Recipe
 from hf_select.training.train_on_tokens import train_on_tokens
@@ -294,7 +295,9 @@ class _Search:
 def beside_the_others(values: Mapping[str, np.ndarray]) -> dict[str, Difference]:
     """The weights found less each other arm, arm -> (seeds, items), with p-values corrected for all of them."""
     others = [arm for arm in values if arm != "found"]
-    return corrected({arm: differences({arm: values["found"]}, values[arm], asked=len(others))[arm] for arm in others})
+    return corrected(
+        {arm: differences({arm: values["found"]}, values[arm], num_comparisons=len(others))[arm] for arm in others}
+    )
 
 
 def _finest_grid(sources: int, runs: int) -> np.ndarray:

@@ -18,63 +18,18 @@ difference, t has no error to divide by, and p is that of the sign test. Of seve
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import chdtr
 from scipy.stats import t as student
 
+from hf_select.reports.comparison_result import Difference
 
-Outcome = Literal["better", "worse", "no evidence"]
 
 _POWER = 0.8
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(64)  # of a standard normal variable
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A method less its baseline.
-
-    Args:
-        mean: of D over seeds and items, in the units of the results.
-        low, high: its interval at the confidence that was asked for, this comparison alone; the mean itself where
-            every seed and item has the same difference, which says nothing of the spread.
-        p: of no difference, two-sided; p_holm is corrected for all methods that were compared together.
-        wins, losses: seeds in which the method's mean is better and worse; the others are even.
-        detectable: the true difference that as many seeds and items find in 4 of 5 studies, after the correction for
-            all methods that were compared together; 0 where nothing is known of the spread.
-        seeds, items: how many of them.
-    """
-
-    mean: float
-    low: float
-    high: float
-    p: float
-    p_holm: float
-    wins: int
-    losses: int
-    detectable: float
-    seeds: int
-    items: int
-
-    def outcome(self, lower_is_better: bool = True, alpha: float = 0.05) -> Outcome:
-        """By the corrected p-value."""
-        if self.p_holm > alpha:
-            return "no evidence"
-        return "better" if (self.mean < 0) == lower_is_better else "worse"
-
-    def verdict(self, lower_is_better: bool = True, alpha: float = 0.05) -> str:
-        """The same in words."""
-        outcome = self.outcome(lower_is_better, alpha)
-        if outcome != "no evidence":
-            return f"{outcome} than the baseline by {abs(self.mean):.4g}"
-        if self.detectable == 0 and self.mean == 0:
-            return "no evidence of a difference (all results are equal)"
-        if self.detectable == 0:
-            return f"no evidence of a difference (it is {self.mean:.4g} throughout, so its spread is not known)"
-        return f"no evidence of a difference (one of {self.detectable:.2g} would be found in 4 of 5 such studies)"
 
 
 def differences(
@@ -82,14 +37,15 @@ def differences(
     baseline: np.ndarray,
     lower_is_better: bool = True,
     confidence: float = 0.95,
-    asked: int | None = None,
+    num_comparisons: int | None = None,
 ) -> dict[str, Difference]:
     """Each method's difference to the baseline.
 
     Args:
         methods: name -> results (S, I); seed s and item i are those of the baseline's.
         baseline: (S, I).
-        asked: methods that will be corrected for together, for `detectable`; by default these.
+        num_comparisons: number of methods that p-values will be corrected for, which `detectable` depends on; by
+            default the number of `methods`.
     Raises: ValueError for fewer than two seeds, results of another shape or without a value.
     """
     baseline = np.asarray(baseline, dtype=np.float64)
@@ -104,12 +60,12 @@ def differences(
         if len(results) < 2:
             raise ValueError("one seed says nothing of the spread between seeds; give at least two.")
         if not (np.isfinite(results).all() and np.isfinite(baseline).all()):
-            raise ValueError(f"{name} or the baseline has results that are no number.")
+            raise ValueError(f"{name} or the baseline has results that are not numbers.")
         d = results - baseline
         rounding = 1e-12 * max(np.abs(results).max(), np.abs(baseline).max())
         if np.ptp(d) <= rounding:
             d = np.full_like(d, d.mean() if abs(d.mean()) > rounding else 0.0)
-        found[name] = _difference(d, lower_is_better, confidence, asked or len(methods))
+        found[name] = _difference(d, lower_is_better, confidence, num_comparisons or len(methods))
     return corrected(found)
 
 

@@ -1,82 +1,70 @@
-"""A comparison in its folder as a page, Markdown and pictures: verdicts first, then every difference with its
-interval, results against compute, and what selecting cost. Held-out sets that are measured together are shown together
-first, and each by itself in a section of its own. All numbers come from result.json."""
+"""A comparison as a page, Markdown and pictures: verdicts, differences with intervals, results against compute, costs.
+
+Held-out sets that are pooled are shown pooled first, and one by one in a section of their own. All numbers are those
+of result.json.
+"""
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from hf_select.reports.comparison_pictures import (
-    compared,
-    comparison_figures,
-    headlines,
-    in_order,
-    parts,
+from hf_select.reports.comparison_pictures import comparison_figures
+from hf_select.reports.comparison_result import (
+    RANDOM,
+    BreakEven,
+    Comparison,
+    Difference,
+    MeasureInfo,
+    MethodResult,
+    MethodResults,
+    methods_first,
     shown_budget,
 )
 from hf_select.reports.report_files import write_sections
 from hf_select.reports.sections import Section
 
 
-_RANDOM = "random"
-Table = tuple[list[str], list[list[str]]]
+_TableRows = tuple[list[str], list[list[str]]]  # header, rows
 
 
-def comparison_report(result: dict[str, Any], output_dir: str | os.PathLike) -> Path:
-    """Write result.html, result.md and pictures/*.png, and return the page's path.
-
-    Args:
-        result: what `compare` returns and writes to result.json.
-    """
+def comparison_report(result: Comparison, output_dir: str | os.PathLike) -> Path:
+    """Write result.html, result.md and pictures/*.png, and return the page's path."""
     figures = comparison_figures(result)
     title = "Is a selection better than random rows?"
-    found = comparison_sections(result, {key: figure[0] for key, figure in figures.items()})
-    return write_sections(Path(output_dir).expanduser(), "result", title, _facts(result), found, figures)
+    sections = comparison_sections(result, {key: figure[0] for key, figure in figures.items()})
+    return write_sections(Path(output_dir).expanduser(), "result", title, _summary(result), sections, figures)
 
 
-def comparison_sections(result: dict[str, Any], pictures: dict[tuple[str, ...], str]) -> list[Section]:
-    """The sections of a comparison; `pictures` are names by what each is of."""
-    found = [_verdicts(result)]
-    for budget, of_budget in result["budgets"].items():
-        measures = {name: of_budget[name] for name in headlines(result["measures"]) if name in of_budget}
-        lines = next(iter(measures.values()))[_RANDOM]
-        text = (
-            f"Every run trained about {lines['tokens']:,} tokens in {lines['steps']:,.0f} steps of equally many; "
-            f"{lines['seeds']} seeds. Differences are to random rows of the same budget, paired by seed and item, "
-            "with their 95 % intervals."
-        )
-        drawn = [pictures["differences", budget, measure] for measure in measures]
-        tables = [_differences(measure, result, of) for measure, of in measures.items()]
-        tables += [table for measure, of in measures.items() if (table := _matched(measure, of)) is not None]
-        tables.append(_runs(result["methods"], next(iter(measures.values()))))
-        found.append(Section(shown_budget(budget), text, tables, drawn, folded=False))
-    if parts(result["measures"]):
-        found.append(_parts(result, pictures))
+def comparison_sections(result: Comparison, pictures: Mapping[tuple[str, ...], str]) -> list[Section]:
+    """Return the sections of a comparison; `pictures` maps the key of each figure to its file name."""
+    sections = [_verdict_section(result)]
+    sections += [_budget_section(result, budget, pictures) for budget in result.budgets]
+    if result.parts:
+        sections.append(_parts_section(result, pictures))
     text = (
-        "A point is the mean of a method's runs at one budget, with its scores paid for by this budget alone; the "
-        "thin line leads back to what it costs once the scores are there. Random rows are the grey line. The front "
-        "goes by means: neighbours on it need not differ."
+        "A point is the mean of a method's runs at one budget, including the full cost of its scores; the thin line "
+        "leads back to the cost without them. Random rows are the grey line. The front is computed from means: "
+        "neighbours on it may not differ."
     )
-    drawn = [pictures["compute", measure] for measure in headlines(result["measures"])]
-    found.append(Section("Results against compute", text, [], drawn))
-    found.append(_costs(result))
-    found.append(_measured(result))
-    return found
+    drawn = [pictures["compute", measure] for measure in result.headlines]
+    sections.append(Section("Results against compute", text, [], drawn))
+    sections.append(_cost_section(result))
+    sections.append(_method_section(result))
+    return sections
 
 
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _facts(result: dict[str, Any]) -> list[tuple[str, str]]:
-    """What a reader wants to know first."""
-    outcomes: dict[str, set[str]] = {name: set() for name in result["methods"]}
-    first = headlines(result["measures"])
-    for measures in result["budgets"].values():
-        for lines in (measures[measure] for measure in first if measure in measures):
-            for name in result["methods"]:
-                outcomes[name] |= {lines[name]["outcome"]} if name in lines else set()
+def _summary(result: Comparison) -> list[tuple[str, str]]:
+    """The key figures at the top of the page."""
+    outcomes: dict[str, set[str | None]] = {name: set() for name in result.methods}
+    for budget in result.budgets:
+        for results in result.headline_results(budget).values():
+            for name in result.methods:
+                outcomes[name] |= {results[name].outcome} if name in results else set()
     methods = len(outcomes)
-    seeds = {lines[_RANDOM]["seeds"] for of in result["budgets"].values() for lines in of.values()}
+    seeds = {of[RANDOM].training.seeds for by_measure in result.budgets.values() for of in by_measure.values()}
     return [
         ("methods", str(methods)),
         ("better than random rows somewhere", f"{sum('better' in of for of in outcomes.values())} of {methods}"),
@@ -85,181 +73,186 @@ def _facts(result: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _verdicts(result: dict[str, Any]) -> Section:
-    first = headlines(result["measures"])
-    columns = [(budget, measure) for budget, of in result["budgets"].items() for measure in first if measure in of]
-    names = dict.fromkeys(name for b, m in columns for name in compared(result["methods"], result["budgets"][b][m]))
-    rows = []
-    for name in in_order(result["methods"], names):
-        cells = [result["budgets"][budget][measure].get(name) for budget, measure in columns]
-        rows.append([name, *("" if line is None else _short(line) for line in cells)])
+def _verdict_section(result: Comparison) -> Section:
+    columns = {
+        f"{shown_budget(budget)}: {measure}": results
+        for budget in result.budgets
+        for measure, results in result.headline_results(budget).items()
+    }
+    names = dict.fromkeys(name for results in columns.values() for name in result.compared(results))
+    rows = [
+        [name, *(_short_verdict(results.get(name)) for results in columns.values())]
+        for name in methods_first(result.methods, names)
+    ]
     text = (
-        f"Beside random rows, by p-values after Holm over all methods ({len(result['methods'])}) of a budget and "
-        "measure (baselines are asked alone). Budgets and measures are not corrected for: in about one of twenty "
-        'columns of methods that do nothing one passes all the same. "No evidence" is no proof of equality; the '
-        "tables below say how large a difference would have been found."
+        f"Compared with random rows, by p-values after Holm over all methods ({len(result.methods)}) of a budget and "
+        "measure (baselines are tested alone). There is no correction over budgets and measures: among methods "
+        'without an effect, about one column in twenty still has a verdict. "No evidence" does not prove equality; '
+        "the tables below give the difference that would have been found."
     )
-    return Section(
-        "Verdicts", text, [(["", *(f"{shown_budget(budget)}: {measure}" for budget, measure in columns)], rows)]
-    )
+    return Section("Verdicts", text, [(["", *columns], rows)])
 
 
-def _parts(result: dict[str, Any], pictures: dict[tuple[str, ...], str]) -> Section:
-    """The held-out sets one by one; they have fewer items, and there are many of them."""
-    names = parts(result["measures"])
+def _budget_section(result: Comparison, budget: str, pictures: Mapping[tuple[str, ...], str]) -> Section:
+    measures = result.headline_results(budget)
+    first = next(iter(measures.values()))
+    random = first[RANDOM].training
     text = (
-        f"The {len(names)} sets that are measured together above. Each has fewer rows, so only larger differences are "
-        "found, and among so many verdicts some are luck."
+        f"Every run trained about {random.tokens:,} tokens in {random.steps:,.0f} steps of equal size; "
+        f"{random.seeds} seeds. Differences are to random rows of the same budget, paired by seed and item, "
+        "with their 95 % intervals."
+    )
+    tables = [_difference_table(measure, result, results) for measure, results in measures.items()]
+    tables += [table for measure, of in measures.items() if (table := _matched_table(measure, of)) is not None]
+    tables.append(_run_table(result.methods, first))
+    drawn = [pictures["differences", budget, measure] for measure in measures]
+    return Section(shown_budget(budget), text, tables, drawn, folded=False)
+
+
+def _parts_section(result: Comparison, pictures: Mapping[tuple[str, ...], str]) -> Section:
+    """The pooled held-out sets one by one."""
+    text = (
+        f"The {len(result.parts)} sets that are pooled above. Each has fewer rows, so only larger differences are "
+        "found, and with so many verdicts some are due to chance."
     )
     tables = [
-        _differences(measure, result, of[measure], f"{shown_budget(budget)}: {measure}")
-        for budget, of in result["budgets"].items()
-        for measure in names
+        _difference_table(measure, result, by_measure[measure], f"{shown_budget(budget)}: {measure}")
+        for budget, by_measure in result.budgets.items()
+        for measure in result.parts
     ]
-    drawn = [pictures["parts", budget] for budget in result["budgets"]]
-    return Section("Each held-out set", text, tables, drawn)
+    return Section("Each held-out set", text, tables, [pictures["parts", budget] for budget in result.budgets])
 
 
-def _short(line: dict[str, Any]) -> str:
-    if line["outcome"] == "no evidence":
+def _short_verdict(result: MethodResult | None) -> str:
+    if result is None or result.difference is None:
+        return ""
+    if result.outcome == "no evidence":
         return "no evidence"
-    return f"{line['outcome']} by {abs(line['difference']['mean']):.4g}"
+    return f"{result.outcome} by {abs(result.difference.mean):.4g}"
 
 
-def _differences(measure: str, result: dict[str, Any], lines: dict[str, Any], title: str = "") -> Table:
-    header = [
-        title or measure,
-        result["measures"][measure]["unit"],
-        "less random, 95 %",
-        "p (Holm)",
-        "seeds won",
-        "verdict",
-    ]
+def _difference_table(measure: str, result: Comparison, results: MethodResults, title: str = "") -> _TableRows:
+    unit = result.measures[measure].unit
+    header = [title or measure, unit, "difference to random, 95 %", "p (Holm)", "seeds won", "verdict"]
     rows = []
-    for name in (_RANDOM, *compared(result["methods"], lines)):
-        line = lines[name]
-        d = line.get("difference")
-        rows.append(
-            [
-                name,
-                f"{line['mean']:.4f}",
-                *(["", "", ""] if d is None else _difference(d)),
-                line.get("verdict", ""),
-            ]
-        )
+    for name in (RANDOM, *result.compared(results)):
+        d = results[name].difference
+        cells = ["", "", ""] if d is None else _difference_cells(d)
+        rows.append([name, f"{results[name].mean:.4f}", *cells, results[name].verdict])
     return header, rows
 
 
-def _runs(methods: list[str], lines: dict[str, Any]) -> Table:
-    """What was trained; the same for every measure."""
+def _run_table(methods: Sequence[str], results: MethodResults) -> _TableRows:
+    """What was trained, which is the same for every measure."""
     rows = []
-    for name in (_RANDOM, *in_order(methods, [name for name in lines if name != _RANDOM])):
-        line = lines[name]
-        if "tokens" in line:
-            numbers = [f"{line['rows']:,.0f}", f"{line['rows_cut']:,.0f}", f"{line['tokens']:,}"]
-            passes = [f"{line['steps']:,.0f}", f"{line['passes']:.2f}"]
-            rows.append([name, *numbers, *passes, f"{line['could_choose_from']:,}"])
+    for name in (RANDOM, *methods_first(methods, [name for name in results if name != RANDOM])):
+        runs = results[name].runs
+        if runs is not None:
+            numbers = [f"{runs.rows:,.0f}", f"{runs.rows_cut:,.0f}", f"{runs.tokens:,}"]
+            passes = [f"{runs.steps:,.0f}", f"{runs.passes:.2f}"]
+            rows.append([name, *numbers, *passes, f"{runs.could_choose_from:,}"])
     return ["trained", "rows", "of these cut", "tokens", "steps", "passes", "could choose from"], rows
 
 
-def _matched(measure: str, lines: dict[str, Any]) -> Table | None:
-    """Methods that chose clearly more or fewer tokens than random rows, beside random rows of as many."""
+def _matched_table(measure: str, results: MethodResults) -> _TableRows | None:
+    """Methods that chose clearly more or fewer tokens than random rows, compared with random rows of as many."""
     rows = [
-        [name, line["matched"]["baseline"], *_difference(line["matched"]["difference"]), line["matched"]["verdict"]]
-        for name, line in lines.items()
-        if "matched" in line
+        [name, r.matched.baseline, *_difference_cells(r.matched.difference), r.matched.verdict]
+        for name, r in results.items()
+        if r.matched is not None
     ]
-    header = [f"{measure}, at equal tokens", "beside", "less those, 95 %", "p (Holm)", "seeds won", "verdict"]
+    header = [f"{measure}, at equal tokens", "baseline", "difference, 95 %", "p (Holm)", "seeds won", "verdict"]
     return (header, rows) if rows else None
 
 
-def shown_p(difference: dict[str, Any]) -> str:
-    p = difference["p_holm"]
-    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+def shown_p(difference: Difference) -> str:
+    """Return the corrected p-value with three decimals."""
+    return f"{difference.p_holm:.3f}" if difference.p_holm >= 0.001 else "< 0.001"
 
 
-def _difference(d: dict[str, Any]) -> list[str]:
-    return [
-        f"{d['mean']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]",
-        shown_p(d),
-        f"{d['wins']} of {d['seeds']}",
-    ]
+def _difference_cells(d: Difference) -> list[str]:
+    return [f"{d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]", shown_p(d), f"{d.wins} of {d.seeds}"]
 
 
-def _costs(result: dict[str, Any]) -> Section:
-    """Of the methods and random rows; the other baselines cost what random rows cost."""
-    costs, tables = [], []
-    for budget, of_budget in result["budgets"].items():
-        lines = next(iter(of_budget.values()))
-        for name in (_RANDOM, *(name for name in result["methods"] if name in lines)):
-            costs.append([name, shown_budget(budget), *_cost(lines[name], lines[_RANDOM])])
+def _cost_section(result: Comparison) -> Section:
+    """Costs of the methods and random rows; the other baselines cost what random rows cost."""
+    costs = []
+    for budget, by_measure in result.budgets.items():
+        results = next(iter(by_measure.values()))
+        for name in (RANDOM, *(name for name in result.methods if name in results)):
+            costs.append([name, shown_budget(budget), *_cost_cells(results[name], results[RANDOM])])
     header = ["method", "budget", "scores: FLOPs", "seconds", "a run: FLOPs", "seconds", "scores over random's run"]
-    for measure in headlines(result["measures"]):
-        about, rows = result["measures"][measure], []
-        for budget, of_budget in result["budgets"].items():
-            lines = of_budget.get(measure, {})
-            for name in (name for name in result["methods"] if name in lines):
-                rows.append([name, shown_budget(budget), *_gain(lines[name])])
-        gain = [f"gain, {about['unit']}", "gain over all compute", "random rows at this total", "scores have paid"]
-        tables.append(([measure, "budget", *gain], rows))
+    gains = [_gain_table(result, measure, result.measures[measure]) for measure in result.headlines]
     text = (
-        "Counted FLOPs and measured seconds; a run is the mean over seeds. Gain over all compute: the gain over the "
-        "FLOPs of scores and training together, those of a run on random rows being 1. Random rows at this total: "
-        "what they reach with as many FLOPs, on straight lines between their own budgets. Scores have paid after so "
-        "many uses: each saves what random rows would have to train beyond a run of the budget to be as good; in "
-        "brackets by the ends of the difference's interval, with random's curve as measured. Nothing is read beyond "
-        "what was measured."
+        "Counted FLOPs and measured seconds; a run is the mean over seeds. Gain over all compute: the gain divided by "
+        "the FLOPs of scores and training together, in units of one run on random rows. Random rows at this total: "
+        "what they reach with as many FLOPs, interpolated linearly between their own budgets. Scores have paid after "
+        "a number of uses: each use saves what random rows would have to train beyond a run of the budget to be as "
+        "good; in brackets for the ends of the difference's interval, with random's curve as measured. Nothing is "
+        "extrapolated."
     )
-    return Section("What selecting cost, and when it has paid", text, [(header, costs), *tables])
+    return Section("What selecting cost, and when it has paid", text, [(header, costs), *gains])
 
 
-def _cost(line: dict[str, Any], random: dict[str, Any]) -> list[str]:
-    total = line["ledger"]["total_flops"]
-    scores = None if total is None else total - line["training_flops"]
+def _gain_table(result: Comparison, measure: str, about: MeasureInfo) -> _TableRows:
+    rows = [
+        [name, shown_budget(budget), *_gain_cells(by_measure[measure][name])]
+        for budget, by_measure in result.budgets.items()
+        for name in result.methods
+        if name in by_measure.get(measure, {})
+    ]
+    gain = [f"gain, {about.unit}", "gain over all compute", "random rows at this total", "scores have paid"]
+    return [measure, "budget", *gain], rows
+
+
+def _cost_cells(result: MethodResult, random: MethodResult) -> list[str]:
+    runs, total = result.training, result.total_flops
+    scores = None if total is None else total - runs.training_flops
     return [
         "not counted" if scores is None else f"{scores:.3g}",
-        f"{line['selection_seconds']:,.1f}" if line.get("selection_seconds") is not None else "",
-        f"{line['training_flops']:.3g}",
-        f"{line['training_seconds']:,.1f}",
-        "" if scores is None else f"{scores / random['training_flops']:.2f}",
+        "" if runs.selection_seconds is None else f"{runs.selection_seconds:,.1f}",
+        f"{runs.training_flops:.3g}",
+        f"{runs.training_seconds:,.1f}",
+        "" if scores is None else f"{scores / random.training.training_flops:.2f}",
     ]
 
 
-def _gain(line: dict[str, Any]) -> list[str]:
-    ledger = line["ledger"]
-    at_total, paid = ledger["random_at_total"], ledger["break_even"]
+def _gain_cells(result: MethodResult) -> list[str]:
+    costs = result.costs
+    assert costs is not None and costs.break_even is not None
+    at_total = "more than measured" if costs.random_at_total is None else f"{costs.random_at_total:.4f}"
     return [
-        f"{ledger['gain']:+.4f}",
-        "" if ledger["gain_per_run"] is None else f"{ledger['gain_per_run']:+.4f}",
-        "" if ledger["total_flops"] is None else "more than measured" if at_total is None else f"{at_total:.4f}",
-        paid["words"] + _interval(paid),
+        f"{costs.gain:+.4f}",
+        "" if costs.gain_per_run is None else f"{costs.gain_per_run:+.4f}",
+        "" if costs.total_flops is None else at_total,
+        costs.break_even.message + _interval_of_uses(costs.break_even),
     ]
 
 
-def _interval(paid: dict[str, Any]) -> str:
-    if not paid["interval"] or paid["kind"] not in ("uses", "at least"):
+def _interval_of_uses(paid: BreakEven) -> str:
+    if paid.interval is None or paid.kind not in ("uses", "at least"):
         return ""
-    low, high = paid["interval"]
+    low, high = paid.interval
     return f" ({low:,.1f} to {'no end' if high is None else f'{high:,.1f}'})"
 
 
-def _measured(result: dict[str, Any]) -> Section:
-    measures = [
-        [name, about["unit"], about["better"], f"{about['items']:,}"] for name, about in result["measures"].items()
+def _method_section(result: Comparison) -> Section:
+    measures = [[name, m.unit, m.better, f"{m.items:,}"] for name, m in result.measures.items()]
+    settings = [[name, text] for name, text in _flatten(result.settings)]
+    repeats = [f"{n:,} rows of the pool repeat rows of {name}" for name, n in result.overlap.items() if n]
+    clean = [name for name, count in result.overlap.items() if not count]
+    sentences = ["; ".join(repeats) + ": a method that chooses them learns the answers."] if repeats else []
+    sentences += [f"No row of the pool repeats a row of {', '.join(clean)}."] if clean else []
+    sentences += [
+        f"{count:,} rows cannot be trained on and nothing was drawn from them: {reason}."
+        for reason, count in result.left_out.items()
     ]
-    settings = [[name, text] for name, text in _flat(result.get("settings", {}))]
-    overlap = result["overlap"]
-    said = [f"{count:,} rows of the pool repeat rows of {name}" for name, count in overlap.items() if count]
-    text = "; ".join(said) + ": a method that chooses them learns the answers." if said else ""
-    clean = [name for name, count in overlap.items() if not count]
-    text += f" No row of the pool repeats a row of {', '.join(clean)}." if clean else ""
-    for reason, count in result.get("left_out", {}).items():
-        text += f" {count:,} rows cannot be trained on and nothing was drawn from them: {reason}."
     tables = [(["measure", "unit", "better", "items"], measures), (["setting", ""], settings)]
-    return Section("How this was measured", text.strip(), tables)
+    return Section("How this was measured", " ".join(sentences), tables)
 
 
-def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:
+def _flatten(value: object, name: str = "") -> list[tuple[str, str]]:
+    """Return (dotted name, text) of each value in nested dictionaries."""
     if isinstance(value, dict):
-        return [line for key, item in value.items() for line in _flat(item, f"{name}.{key}" if name else str(key))]
+        return [line for key, item in value.items() for line in _flatten(item, f"{name}.{key}" if name else str(key))]
     return [(name, "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value))]

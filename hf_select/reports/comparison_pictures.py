@@ -1,170 +1,182 @@
-"""The pictures of a comparison: differences with their intervals, results against compute, and verdicts over many
-comparisons. Nothing is computed here."""
+"""Pictures of a comparison: differences with their intervals, results against compute, and verdicts of many
+comparisons."""
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
+from hf_select.reports.comparison_result import (
+    RANDOM,
+    UNTRAINED,
+    Comparison,
+    MeasureInfo,
+    MethodResult,
+    MethodResults,
+    Outcome,
+    methods_first,
+    shown_budget,
+)
 from hf_select.reports.pictures import file_name, legend, name_rows, wrapped
 from hf_select.reports.report_files import Figures
 
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
 # Verdicts differ in colour and in marker, so that they can be told apart without colour too.
 _LOOKS = {"better": ("first", "o"), "worse": ("second", "D"), "no evidence": ("pool", "o")}
-# Colours that stay apart for most colour-blind readers (Okabe and Ito), on white and on black.
+# Colours that most colour-blind readers can tell apart (Okabe and Ito), on white and on black.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _MARKERS = "oD^vP*X<>hdp"
 
+Ink = dict[str, str]  # colours of a theme by role
 
-def comparison_figures(result: dict[str, Any]) -> Figures:
-    """("differences", budget, measure) and ("compute", measure) for each headline; ("parts", budget) for the sets that
-    it holds."""
-    found: Figures = {}
-    taken: set[str] = set()
+
+def comparison_figures(result: Comparison) -> Figures:
+    """Return the figures by key.
+
+    ("differences", budget, measure) and ("compute", measure) for each headline measure; ("parts", budget) for pooled
+    held-out sets.
+    """
+    figures: Figures = {}
+    used: set[str] = set()
 
     def add(key: tuple[str, ...], alt: str, paint: Callable[..., None], height: float) -> None:
-        name = file_name(key[0], " ".join(key[1:]), taken)
-        taken.add(name)
-        found[key] = (name, alt, paint, height)
+        name = file_name(key[0], " ".join(key[1:]), used)
+        used.add(name)
+        figures[key] = (name, alt, paint, height)
 
-    first, rest = headlines(result["measures"]), parts(result["measures"])
-    for budget, measures in result["budgets"].items():
-        for measure in (measure for measure in first if measure in measures):
-            lines = measures[measure]
-            about, title = result["measures"][measure], f"{shown_budget(budget)}, {measure}"
-            shown = {name: lines[name] for name in compared(result["methods"], lines)}
-            add(
-                ("differences", budget, measure),
-                f"Differences to random rows with their 95 % intervals: {title}",
-                lambda axes, ink, s=shown, a=about, t=title: _differences(axes, ink, s, a, t),
-                1.25 + 0.27 * len(shown),
-            )
-        if rest:
-            names = compared(result["methods"], measures[rest[0]])
-            title = shown_budget(budget)
-            outcomes = [[measures[measure][name]["outcome"] for measure in rest] for name in names]
-            add(
-                ("parts", budget),
-                f"Verdict of each method on each held-out set: {title}",
-                lambda axes, ink, n=names, o=outcomes, t=title: _verdicts(axes, ink, n, rest, o, t),
-                _height(names, rest),
-            )
-    for measure in first:
-        about = result["measures"][measure]
-        lines = [
-            (name, of[measure][name])
-            for of in result["budgets"].values()
-            if measure in of
-            for name in ("random", *compared(result["methods"], of[measure]))
+    for budget, by_measure in result.budgets.items():
+        for measure, results in result.headline_results(budget).items():
+            shown = {name: results[name] for name in result.compared(results)}
+            title = f"{shown_budget(budget)}, {measure}"
+            paint = partial(_paint_differences, results=shown, about=result.measures[measure], title=title)
+            alt = f"Differences to random rows with their 95 % intervals: {title}"
+            add(("differences", budget, measure), alt, paint, 1.25 + 0.27 * len(shown))
+        if parts := result.parts:
+            names, title = result.compared(by_measure[parts[0]]), shown_budget(budget)
+            outcomes: list[list[Outcome | None]] = [
+                [by_measure[measure][name].outcome for measure in parts] for name in names
+            ]
+            paint = partial(_paint_verdicts, rows=names, columns=parts, verdicts=outcomes, title=title)
+            alt = f"Verdict of each method on each held-out set: {title}"
+            add(("parts", budget), alt, paint, _height(names, parts))
+    for measure in result.headlines:
+        results = [
+            (name, by_measure[measure][name])
+            for by_measure in result.budgets.values()
+            if measure in by_measure
+            for name in (RANDOM, *result.compared(by_measure[measure]))
         ]
-        names = in_order(result["methods"], dict.fromkeys(name for name, _ in lines))
-        add(
-            ("compute", measure),
-            f"{measure} against the FLOPs of selecting and training",
-            lambda axes, ink, n=names, s=lines, a=about, m=measure: _compute(axes, ink, n, s, a, m, result["methods"]),
-            3.1 + 0.1 * len(names),
-        )
-    return found
+        paint = partial(_paint_compute, results=results, result=result, measure=measure)
+        alt = f"{measure} against the FLOPs of selecting and training"
+        add(("compute", measure), alt, paint, 3.1 + 0.1 * len({name for name, _ in results}))
+    return figures
 
 
-def verdict_figure(rows: list[str], columns: list[str], verdicts: list[list[str | None]]) -> Figures:
-    """Rows x columns of verdicts; None where there is none."""
-    paint: Callable[..., None] = lambda axes, ink: _verdicts(axes, ink, rows, columns, verdicts)  # noqa: E731
+def verdict_figure(
+    rows: Sequence[str], columns: Sequence[str], verdicts: Sequence[Sequence[Outcome | None]]
+) -> Figures:
+    """Return the figure of rows x columns of verdicts; None where there is none."""
+    paint = partial(_paint_verdicts, rows=rows, columns=columns, verdicts=verdicts)
     return {("verdicts",): ("verdicts", "Verdict of each method in each comparison", paint, _height(rows, columns))}
 
 
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _differences(axes: Any, ink: dict[str, str], lines: dict[str, Any], about: dict[str, Any], title: str) -> None:
-    inside = [line["difference"] for name, line in lines.items() if name != "untrained"] or [
-        line["difference"] for line in lines.values()
-    ]
-    low, high = min(0.0, *(d["low"] for d in inside)), max(0.0, *(d["high"] for d in inside))
-    room = 0.06 * (high - low or 1.0)
-    axes.set_xlim(low - room, high + room)
+def _paint_differences(axes: "Axes", ink: Ink, results: MethodResults, about: MeasureInfo, title: str) -> None:
+    differences = {name: r.difference for name, r in results.items() if r.difference is not None}
+    inside = [d for name, d in differences.items() if name != UNTRAINED] or list(differences.values())
+    low, high = min(0.0, *(d.low for d in inside)), max(0.0, *(d.high for d in inside))
+    margin = 0.06 * (high - low or 1.0)
+    axes.set_xlim(low - margin, high + margin)
     axes.axvline(0, color=ink["text"], linewidth=0.8)
     seen = set()
-    for place, line in enumerate(lines.values()):
-        d = line["difference"]
-        colour, marker = _LOOKS[line["outcome"]]
-        if not low - room <= d["mean"] <= high + room:  # far off: the others would be one dot
-            left = d["mean"] < low
-            edge, arrow = (low - room, "◂ {:+.3g} ") if left else (high + room, "{:+.3g} ▸")
-            text = arrow.format(d["mean"])
+    for place, (name, d) in enumerate(differences.items()):
+        outcome = results[name].outcome or "no evidence"
+        colour, marker = _LOOKS[outcome]
+        if not low - margin <= d.mean <= high + margin:  # drawn to scale it would shrink the others to one dot
+            left = d.mean < low
+            edge, arrow = (low - margin, "◂ {:+.3g} ") if left else (high + margin, "{:+.3g} ▸")
+            text = arrow.format(d.mean)
             axes.text(edge, place, text, ha="left" if left else "right", va="center", fontsize=7.5, color=ink[colour])
             continue
-        axes.plot([d["low"], d["high"]], [place] * 2, color=ink[colour], linewidth=1.6)
-        face = ink["page"] if line["outcome"] == "no evidence" else ink[colour]
-        label = line["outcome"] if line["outcome"] not in seen else None
-        seen.add(line["outcome"])
-        axes.plot(d["mean"], place, marker, color=ink[colour], markerfacecolor=face, markersize=5.5, label=label)
-    name_rows(axes, list(lines), 28)
+        axes.plot([d.low, d.high], [place] * 2, color=ink[colour], linewidth=1.6)
+        face = ink["page"] if outcome == "no evidence" else ink[colour]
+        label = outcome if outcome not in seen else None
+        seen.add(outcome)
+        axes.plot(d.mean, place, marker, color=ink[colour], markerfacecolor=face, markersize=5.5, label=label)
+    name_rows(axes, list(results), 28)
     axes.locator_params(axis="x", nbins=5)
-    axes.set_ylim(len(lines) - 0.4, -0.6)
-    axes.set_xlabel(wrapped(f"less random rows, {about['unit']} ({about['better']} is better)", 60))
+    axes.set_ylim(len(results) - 0.4, -0.6)
+    axes.set_xlabel(wrapped(f"difference to random rows, {about.unit} ({about.better} is better)", 60))
     axes.set_title(wrapped(title, 60), fontsize=9, loc="left", pad=18 if seen else 6)
     if seen:
         legend(axes, ink)
 
 
-def _compute(
-    axes: Any,
-    ink: dict[str, str],
-    names: list[str],
-    lines: list[Any],
-    about: dict[str, Any],
-    measure: str,
-    methods: list[str],
+def _paint_compute(
+    axes: "Axes", ink: Ink, results: Sequence[tuple[str, MethodResult]], result: Comparison, measure: str
 ) -> None:
-    """Every run by what it cost in total; a thin line leads back to the cost of its training alone."""
+    """Draw every result at its total cost; a thin line leads back to the cost of its training alone."""
+    about = result.measures[measure]
     axes.set_xscale("log")
-    for n, name in enumerate(names):
-        points = [
-            (line["ledger"]["total_flops"], line["mean"], line["training_flops"])
-            for other, line in lines
-            if other == name and line.get("ledger", {}).get("total_flops") is not None
-        ]
+    for place, name in enumerate(methods_first(result.methods, dict.fromkeys(name for name, _ in results))):
+        points = sorted(
+            (r.costs.total_flops, r.mean, r.training.training_flops)
+            for other, r in results
+            if other == name and r.costs is not None and r.costs.total_flops is not None
+        )
         if not points:
             continue
-        points.sort()
-        totals, means, trainings = zip(*points, strict=True)
-        if name == "random":
+        totals, means, _ = zip(*points, strict=True)
+        if name == RANDOM:
             axes.plot(totals, means, "s-", color=ink["pool"], linewidth=1.6, markersize=5, label=name)
             continue
-        colour = _COLOURS[n % len(_COLOURS)] if name in methods else ink["pool"]
+        colour = _COLOURS[place % len(_COLOURS)] if name in result.methods else ink["pool"]
         for total, mean, training in points:
             axes.plot([training, total], [mean, mean], color=colour, linewidth=0.8, alpha=0.8)
-        marker = _MARKERS[n % len(_MARKERS)]
+        marker = _MARKERS[place % len(_MARKERS)]
         axes.plot(totals, means, marker, color=colour, markersize=5.5, label=wrapped(name, 28))
-    front = sorted(
-        (line["ledger"]["total_flops"], line["mean"]) for _, line in lines if line.get("ledger", {}).get("front")
-    )
+    front = sorted((r.costs.total_flops, r.mean) for _, r in results if r.costs is not None and r.costs.on_front)
     if front:
         axes.plot(*zip(*front, strict=True), "--", color=ink["text"], linewidth=0.9, drawstyle="steps-post", zorder=1)
         axes.plot(
             *zip(*front, strict=True), "o", color=ink["text"], markerfacecolor="none", markersize=10, linewidth=0,
             label="front: nothing as good for less",
         )  # fmt: skip
-    before = next((line["mean"] for name, line in lines if name == "untrained"), None)
-    if before is not None:
-        low, high = axes.get_ylim()
-        if low <= before <= high:
-            axes.axhline(before, color=ink["text"], linewidth=0.8, linestyle=":", label=f"untrained: {before:.4g}")
-        else:
-            axes.plot([], [], ":", color=ink["text"], label=f"untrained: {before:.4g} (outside)")
+    _draw_untrained(axes, ink, next((r.mean for name, r in results if name == UNTRAINED), None))
     axes.set_xlabel("FLOPs of scores and training")
-    axes.set_ylabel(wrapped(f"{about['unit']} ({about['better']} is better)", 40))
+    axes.set_ylabel(wrapped(f"{about.unit} ({about.better} is better)", 40))
     axes.set_title(wrapped(measure, 60), fontsize=9, loc="left")
     place = {"loc": "outside lower left", "ncols": 2, "columnspacing": 1.0}
     axes.figure.legend(frameon=False, fontsize=7.5, labelcolor=ink["text"], **place)
 
 
-def _height(rows: list[str], columns: list[str]) -> float:
+def _draw_untrained(axes: "Axes", ink: Ink, mean: float | None) -> None:
+    """Draw a line at the result of the untrained model, or name it in the legend if it is outside."""
+    if mean is None:
+        return
+    low, high = axes.get_ylim()
+    if low <= mean <= high:
+        axes.axhline(mean, color=ink["text"], linewidth=0.8, linestyle=":", label=f"untrained: {mean:.4g}")
+    else:
+        axes.plot([], [], ":", color=ink["text"], label=f"untrained: {mean:.4g} (outside)")
+
+
+def _height(rows: Sequence[str], columns: Sequence[str]) -> float:
     return 1.5 + 0.28 * len(rows) + 0.045 * max(len(wrapped(name, 30)) for name in columns)
 
 
-def _verdicts(
-    axes: Any, ink: dict[str, str], rows: list[str], columns: list[str], verdicts: list[list[Any]], title: str = ""
+def _paint_verdicts(
+    axes: "Axes",
+    ink: Ink,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    verdicts: Sequence[Sequence[Outcome | None]],
+    title: str = "",
 ) -> None:
     seen = set()
     for y, line in enumerate(verdicts):
@@ -176,37 +188,10 @@ def _verdicts(
             label = verdict if verdict not in seen else None
             seen.add(verdict)
             axes.plot(x, y, marker, color=ink[colour], markerfacecolor=face, markersize=8, label=label, linewidth=0)
-    name_rows(axes, rows, 28)
+    name_rows(axes, list(rows), 28)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xticks(range(len(columns)), [wrapped(name, 30) for name in columns], rotation=40, ha="right", fontsize=8)
     axes.set_xlim(-0.6, len(columns) - 0.4)
     if title:
         axes.set_title(title, fontsize=9, loc="left", pad=18)
     legend(axes, ink)
-
-
-def shown_budget(budget: str) -> str:
-    """1000 rows -> 1,000 rows"""
-    count, _, unit = budget.partition(" ")
-    return f"{int(count):,} {unit}" if count.isdigit() else budget
-
-
-def in_order(methods: list[str], names: Iterable[str]) -> list[str]:
-    """What was asked about, then the baselines."""
-    return sorted(names, key=lambda name: name not in methods)
-
-
-def headlines(measures: dict[str, Any]) -> list[str]:
-    """What is shown first: of the held-out losses all of them together, and every other measure."""
-    return [name for name in measures if name not in parts(measures)]
-
-
-def parts(measures: dict[str, Any]) -> list[str]:
-    """The measures that another one holds."""
-    return [part for about in measures.values() for part in about.get("parts", ())]
-
-
-def compared(methods: list[str], lines: dict[str, Any]) -> list[str]:
-    """What is shown beside random rows: random rows of as many tokens as a method chose stand beside that method."""
-    controls = {line.get("matched_by") for line in lines.values()}
-    return in_order(methods, [name for name, line in lines.items() if "difference" in line and name not in controls])

@@ -16,8 +16,9 @@ from hf_select import CausalLM, TopK, demo
 from hf_select.cli.main import main
 from hf_select.evaluation.compare import compare
 from hf_select.evaluation.held_out_loss import HeldOutLoss
-from hf_select.evaluation.tables import UNTRAINED, Cell, tables
+from hf_select.evaluation.tables import Cell, tables
 from hf_select.models.responses import tokenize_with_labels
+from hf_select.reports.comparison_result import UNTRAINED, MeasureInfo
 from hf_select.training.equal_tokens import Recipe, balance_by_tokens, plan_steps
 from hf_select.training.train_on_tokens import train_on_tokens
 
@@ -69,20 +70,22 @@ def compared(ground, tmp_path_factory):
 
 def test_a_planted_selection_is_found_better_and_noise_worse(compared):
     folder, _, _, result = compared
-    lines = result["budgets"]["24 rows"]["sums"]
+    lines = result.budgets["24 rows"]["sums"]
     assert set(lines) >= {"random", UNTRAINED, "planted", "worst", "longest", "random (balanced by source)"}
-    assert lines["planted"]["difference"]["wins"] == 4 and lines["worst"]["difference"]["losses"] == 4
-    assert lines["planted"]["mean"] < lines["random"]["mean"] < lines["worst"]["mean"] < lines[UNTRAINED]["mean"]
-    assert lines["planted"]["verdict"].startswith("better") and lines[UNTRAINED]["verdict"].startswith("worse")
+    assert lines["planted"].difference.wins == 4 and lines["worst"].difference.losses == 4
+    assert lines["planted"].mean < lines["random"].mean < lines["worst"].mean < lines[UNTRAINED].mean
+    assert lines["planted"].verdict.startswith("better") and lines[UNTRAINED].verdict.startswith("worse")
     trained = [json.loads(path.read_text()) for path in (folder / "cells").rglob("24-rows*.json")]
     longest = max(record["tokens_within"] for record in trained)
     assert 0 < longest <= 32 and {abs(r["tokens"] - r["tokens_wanted"]) <= longest for r in trained} == {True}
     assert {record["steps"] for record in trained} == {60}, "10 passes over 24 rows, 4 a step, whatever their length"
-    assert lines["planted"]["selecting"] and lines["random"]["rows"] == 24
+    assert lines["planted"].runs.selection_flops and lines["random"].runs.rows == 24
     text = (folder / "result.md").read_text()
     assert "| planted |" in text and "](pictures/" in text and "planted" in (folder / "result.html").read_text()
-    assert lines["planted"]["ledger"]["break_even"]["kind"] == "unknown", "one budget is no curve"
-    assert json.loads((folder / "result.json").read_text()) == json.loads(json.dumps(result, allow_nan=False))
+    assert lines["planted"].costs.break_even.kind == "unknown", "one budget is no curve"
+    assert json.loads((folder / "result.json").read_text()) == json.loads(
+        json.dumps(result.to_dict(), allow_nan=False)
+    )
 
 
 def test_a_comparison_goes_on_and_gives_the_same_cells(compared, ground, monkeypatch):
@@ -98,8 +101,8 @@ def test_a_comparison_goes_on_and_gives_the_same_cells(compared, ground, monkeyp
         del before[changing], after[changing]
     assert after == before
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
-    assert {n: v["mean"] for n, v in again["budgets"]["24 rows"]["sums"].items()} == {
-        n: v["mean"] for n, v in result["budgets"]["24 rows"]["sums"].items()
+    assert {n: v.mean for n, v in again.budgets["24 rows"]["sums"].items()} == {
+        n: v.mean for n, v in result.budgets["24 rows"]["sums"].items()
     }
 
 
@@ -112,7 +115,7 @@ def test_what_cannot_be_compared_is_refused(compared, ground, tmp_path, monkeypa
         compare(pool, methods, {}, recipe, tmp_path / "o", [8])
     with pytest.raises(ValueError, match="at least 2"):
         compare(pool, methods, {"sums": held_out}, recipe, tmp_path / "o", [8], seeds=1)
-    with pytest.raises(ValueError, match='"random" is a baseline'):
+    with pytest.raises(ValueError, match='"random" is the name of a baseline'):
         compare(pool, {"random": TopK("good")}, {"sums": held_out}, recipe, tmp_path / "o", [8])
     with pytest.raises(ValueError, match="holds a comparison of another run .*passes"):
         compare(pool, methods, {"sums": held_out}, recipe, folder, [24], **{**settings, "passes": 2.0})
@@ -145,7 +148,7 @@ def test_unequal_tokens_are_refused():
     cells |= {Cell("m", "8 rows", s): record(1050 + 150 * s) for s in (0, 1)}
     cells[Cell(UNTRAINED, "", 0)] = {"values": {"d": [2.0]}}
     with pytest.raises(ValueError, match='"m" \\(8 rows, seed 1\\) trained 1,200 tokens and not 1,000'):
-        tables(cells, ["m"], {"d": {"better": "lower", "unit": "nats"}}, {})
+        tables(cells, ["m"], {"d": MeasureInfo("lower", "nats", 1)}, {})
 
 
 def test_only_methods_are_corrected_for_together_also_beside_matched_draws():
@@ -162,15 +165,15 @@ def test_only_methods_are_corrected_for_together_also_beside_matched_draws():
     for seed in range(3):
         cells |= dict([run("random", seed, 0), run(matched, seed, 0), run("longest", seed, -0.4, matched)])
         cells |= dict([run("m", seed, -0.3, matched), run("n", seed, -0.2, matched), run("o", seed, -0.3)])
-    lines = tables(cells, ["m", "n", "o"], {"d": {"better": "lower", "unit": "nats"}}, {})["budgets"]["8 rows"]["d"]
-    longest, *methods = (lines[name]["matched"]["difference"] for name in ("longest", "m", "n"))
-    assert longest["p_holm"] == longest["p"]
-    smaller, larger = sorted(methods, key=lambda d: d["p"])
-    assert smaller["p_holm"] == pytest.approx(2 * smaller["p"]) and "matched" not in lines["o"]
-    assert larger["p_holm"] == max(larger["p"], smaller["p_holm"])
-    assert lines["longest"]["difference"]["p_holm"] == lines["longest"]["difference"]["p"]
-    firsts = min((lines[name]["difference"] for name in "mno"), key=lambda d: d["p"])
-    assert firsts["p_holm"] == pytest.approx(3 * firsts["p"])
+    lines = tables(cells, ["m", "n", "o"], {"d": MeasureInfo("lower", "nats", 30)}, {})["8 rows"]["d"]
+    longest, *methods = (lines[name].matched.difference for name in ("longest", "m", "n"))
+    assert longest.p_holm == longest.p
+    smaller, larger = sorted(methods, key=lambda d: d.p)
+    assert smaller.p_holm == pytest.approx(2 * smaller.p) and lines["o"].matched is None
+    assert larger.p_holm == max(larger.p, smaller.p_holm)
+    assert lines["longest"].difference.p_holm == lines["longest"].difference.p
+    firsts = min((lines[name].difference for name in "mno"), key=lambda d: d.p)
+    assert firsts.p_holm == pytest.approx(3 * firsts.p)
 
 
 def test_overlap_with_the_pool_and_rows_out_of_reach_are_said(ground, tmp_path, caplog):
@@ -180,8 +183,8 @@ def test_overlap_with_the_pool_and_rows_out_of_reach_are_said(ground, tmp_path, 
     result = compare(
         partly, {"half": TopK("score")}, {"sums": both}, recipe, tmp_path / "o", [8], seeds=2, passes=0.5
     )  # fmt: skip
-    assert result["overlap"]["sums"] >= 1 and 'rows of the pool repeat rows that "sums" measures on' in caplog.text
-    assert result["budgets"]["8 rows"]["sums"]["half"]["could_choose_from"] == 40
+    assert result.overlap["sums"] >= 1 and 'rows of the pool repeat rows that "sums" measures on' in caplog.text
+    assert result.budgets["8 rows"]["sums"]["half"].runs.could_choose_from == 40
 
 
 def test_every_run_reads_rows_under_the_template_that_is_given(ground):
@@ -248,7 +251,7 @@ def test_rows_that_cannot_be_trained_on_are_in_no_budget(ground, tmp_path, caplo
     rows = [{"messages": turn if i % 2 == 0 else turn[:1], "mark": float(i)} for i, turn in enumerate(turns)]
     pool = Dataset.from_list([*rows, {"messages": None, "mark": 99.0}])
     wanted = {}
-    monkeypatch.setattr(module.Comparison, "_make", lambda self, cells: wanted.update(cells))
+    monkeypatch.setattr(module.ComparisonRun, "_run_missing", lambda self, cells: wanted.update(cells))
     with pytest.raises(KeyError):  # there are no runs to make a table of
         compare(pool, {"m": TopK("mark")}, {"d": held_out}, recipe, tmp_path / "c", [12], seeds=2)
     assert (
@@ -303,7 +306,7 @@ def test_the_command_compares_scored_runs(ground, tmp_path, monkeypatch, capsys)
     out = capsys.readouterr().out
     assert "8 rows: sums" in out and "  low: " in out and "  high: " in out
     line = json.loads((tmp_path / "c" / "result.json").read_text())["budgets"]["8 rows"]["sums"]["low"]
-    assert line["selection_flops"] > 0 and float(line["selecting"]) > 0
+    assert line["runs"]["selection_flops"] > 0 and line["runs"]["training_flops"] > 0
     assert main([*command, "--methods", "low=others"]) == 2
     assert "are of other rows than the dataset" in capsys.readouterr().err
     assert main([*command, "--methods", "low=nowhere"]) == 2

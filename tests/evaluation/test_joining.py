@@ -15,11 +15,11 @@ ONE = {"budgets": (1000, 2000)}
 def numbers(result):
     """Everything but words of what is in a result."""
     return {
-        (budget, measure, name): (line["mean"], line.get("difference"), line["ledger"])
-        for budget, of in result["budgets"].items()
+        (budget, measure, name): (line.mean, line.difference, line.costs)
+        for budget, of in result.budgets.items()
         for measure, lines in of.items()
         for name, line in lines.items()
-        if "ledger" in line
+        if line.costs is not None
     }
 
 
@@ -42,9 +42,9 @@ def test_a_comparison_whose_methods_are_in_two_folders_is_the_comparison(tmp_pat
                 path.unlink()
     assert sum(len(list((folder / "cells").rglob("*.json"))) for folder in parts) < 2 * len(cells)
     merged = join(parts, tmp_path / "merged")
-    assert merged["methods"] == ["good", "nothing", "bad"]
+    assert merged.methods == ["good", "nothing", "bad"]
     assert numbers(merged) == numbers(whole), "p-values after Holm over all three methods among them"
-    assert json.loads((tmp_path / "merged" / "result.json").read_text()) == json.loads(json.dumps(merged))
+    assert json.loads((tmp_path / "merged" / "result.json").read_text()) == json.loads(json.dumps(merged.to_dict()))
     assert (tmp_path / "merged" / "result.html").exists() and not (tmp_path / "merged" / "joined.html").exists()
 
 
@@ -56,9 +56,9 @@ def join_of(tmp_path, name, parts):
 def test_budgets_in_several_folders_make_one_curve(tmp_path):
     folders = [made_folder(tmp_path / str(budget), budgets=(budget,)) for budget in (4000, 1000, 2000)]
     merged = join(folders, tmp_path / "merged")
-    assert list(merged["budgets"]) == ["1000 rows", "2000 rows", "4000 rows"]
-    paid = merged["budgets"]["1000 rows"]["math"]["good"]["ledger"]["break_even"]
-    assert paid["uses"] == pytest.approx(1e13 / RUN, rel=0.05), "read off the curve that no folder has alone"
+    assert list(merged.budgets) == ["1000 rows", "2000 rows", "4000 rows"]
+    paid = merged.budgets["1000 rows"]["math"]["good"].costs.break_even
+    assert paid.uses == pytest.approx(1e13 / RUN, rel=0.05), "read off the curve that no folder has alone"
 
 
 def test_other_comparisons_stand_side_by_side(tmp_path):
@@ -68,20 +68,20 @@ def test_other_comparisons_stand_side_by_side(tmp_path):
         tmp_path / "tulu", "another pool", shifts={"fickle": -0.05, "good": 0.1}, budgets=(500,), measures=losses
     )
     joined = join([one, f"big={two}"], tmp_path / "joined")
-    columns = [(column["comparison"], column["budget"], column["measure"]) for column in joined["columns"]]
+    columns = [(column.comparison, column.budget, column.measure) for column in joined.columns]
     assert columns == [
         *(("alpaca", budget, measure) for budget in ("1000 rows", "2000 rows") for measure in MEASURES),
         ("big", "500 rows", "all losses"),
         ("big", "500 rows", "exact answers"),
     ], "the losses of several domains count once"
-    good, fickle, random = (joined["methods"][name] for name in ("good", "fickle", "random"))
-    assert (good["better"], good["worse"], good["no evidence"]) == (6, 0, 0)
-    assert good["words"] == "better in 6 of 6, worse in none"
-    assert fickle["words"] == "it depends: better in 4 of 6, worse in 2"
+    good, fickle, random = (joined.results[name] for name in ("good", "fickle", "random"))
+    assert tuple(good.counts.values()) == (6, 0, 0)
+    assert good.message == "better in 6 of 6, worse in none"
+    assert fickle.message == "it depends: better in 4 of 6, worse in 2"
     # good is first everywhere; fickle second in four columns and, behind random and longest, fourth in two.
-    assert good["mean_rank"] == 1 and fickle["mean_rank"] == pytest.approx((4 * 2 + 2 * 4) / 6)
-    assert 2 < random["mean_rank"] < 4 and joined["ranked"] == 5
-    assert joined["methods"]["untrained"]["worse"] == 6
+    assert good.mean_rank == 1 and fickle.mean_rank == pytest.approx((4 * 2 + 2 * 4) / 6)
+    assert 2 < random.mean_rank < 4 and joined.num_ranked == 5
+    assert joined.results["untrained"].counts["worse"] == 6
     text = (tmp_path / "joined" / "joined.md").read_text(encoding="utf-8")
     assert "better in 6 of 6, worse in none" in text and "](pictures/verdicts.png)" in text
 
@@ -91,10 +91,10 @@ def test_a_method_that_is_not_everywhere_has_no_mean_rank(tmp_path):
     two = made_folder(tmp_path / "two", "another pool", shifts={"good": 0.1, "there": 0.0}, **ONE)
     three = made_folder(tmp_path / "three", "another pool", shifts={"good": 0.1, "there": 0.0}, budgets=(4000,))
     joined = join([one, two, three], tmp_path / "joined")
-    assert list(joined["comparisons"]) == ["one", "two"] and len(joined["comparisons"]["two"]["folders"]) == 2
-    assert joined["methods"]["here"]["mean_rank"] is None
-    assert [cell is None for cell in joined["methods"]["here"]["cells"]] == [False] * 4 + [True] * 6
-    assert joined["methods"]["here"]["words"] == "no evidence in any of 4"
+    assert list(joined.comparisons) == ["one", "two"] and len(joined.comparisons["two"].folders) == 2
+    assert joined.results["here"].mean_rank is None
+    assert [cell is None for cell in joined.results["here"].cells] == [False] * 4 + [True] * 6
+    assert joined.results["here"].message == "no evidence in any of 4"
     assert (tmp_path / "joined" / "two" / "result.html").exists(), "a comparison that was merged has its own page"
 
 

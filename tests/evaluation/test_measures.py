@@ -17,6 +17,7 @@ from hf_select.evaluation.compare import compare
 from hf_select.evaluation.held_out_loss import HeldOutLoss
 from hf_select.evaluation.measure import Measure
 from hf_select.models.responses import tokenize_with_labels
+from hf_select.reports.comparison_result import MeasureInfo
 from hf_select.training.equal_tokens import Recipe
 from hf_select.training.train_on_tokens import train_on_tokens
 
@@ -231,13 +232,13 @@ def test_budgets_in_tokens_and_answers_in_a_comparison(ground, tmp_path):  # noq
     methods = {"long": TopK("long"), "short": TopK("short")}
     measures = {"sums": held_out, "right": CheckableAnswers(held_out, max_new_tokens=8)}
     result = compare(pool, methods, measures, recipe, tmp_path / "c", [8, "200 tokens"], seeds=2, passes=0.5)
-    assert set(result["budgets"]) == {"8 rows", "200 tokens"}
-    assert result["measures"]["right"] == {"better": "higher", "unit": "share right", "items": 20}
-    by_rows, by_tokens = (result["budgets"][name]["right"] for name in ("8 rows", "200 tokens"))
-    assert by_tokens["short"]["rows"] > by_tokens["long"]["rows"]
-    assert "matched" not in by_tokens["short"], "both have taken as many tokens"
+    assert set(result.budgets) == {"8 rows", "200 tokens"}
+    assert result.measures["right"] == MeasureInfo("higher", "share right", 20)
+    by_rows, by_tokens = (result.budgets[name]["right"] for name in ("8 rows", "200 tokens"))
+    assert by_tokens["short"].runs.rows > by_tokens["long"].runs.rows
+    assert by_tokens["short"].matched is None, "both have taken as many tokens"
     chosen = sum(sorted(pool["num_tokens"])[:8])
-    assert by_rows["short"]["matched"]["baseline"] == f"random ({chosen:,} tokens)"
+    assert by_rows["short"].matched.baseline == f"random ({chosen:,} tokens)"
     text = (tmp_path / "c" / "result.md").read_text()
     assert "200 tokens: right" in text and f"random ({chosen:,} tokens)" in text
 
@@ -260,8 +261,8 @@ def test_a_third_partys_measure_needs_a_direction_and_a_call(ground, tmp_path): 
     result = compare(
         pool, {"m": TopK("good")}, {"mine": Offset([1.0, 2.0, 3.0])}, recipe, tmp_path / "c", [8], seeds=2, passes=0.25
     )
-    assert result["measures"]["mine"] == {"better": "higher", "unit": "score", "items": 3}
-    assert result["overlap"] == {} and {"random", "m"} <= set(result["budgets"]["8 rows"]["mine"])
+    assert result.measures["mine"] == MeasureInfo("higher", "score", 3)
+    assert result.overlap == {} and {"random", "m"} <= set(result.budgets["8 rows"]["mine"])
     with pytest.raises(ValueError, match="holds a comparison of another run .*mine"):
         compare(pool, {"m": TopK("good")}, {"mine": Offset([4.0])}, recipe, tmp_path / "c", [8], seeds=2, passes=0.25)
 
@@ -272,7 +273,7 @@ def test_methods_of_like_length_share_their_baseline(ground, tmp_path, monkeypat
 
     pool, held_out, recipe = ground
     wanted = {}
-    monkeypatch.setattr(module.Comparison, "_make", lambda self, cells: wanted.update(cells))
+    monkeypatch.setattr(module.ComparisonRun, "_run_missing", lambda self, cells: wanted.update(cells))
     pool = pool.map(lambda row, i: {"completion": f"{i} ".ljust(3) + "and " * (2 + i % 2 * 20)}, with_indices=True)
     pool = pool.add_column("num_tokens", [1] * len(pool))  # of another tokenizer: counted anew
     pool = pool.add_column("a", [float(i % 2) * 100 + i for i in range(len(pool))])
@@ -423,6 +424,6 @@ def test_processes_of_a_launch_share_the_runs(ground, tmp_path):  # noqa: F811
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("8 rows: sums") == 1, "one process speaks"
     result = json.loads((tmp_path / "c" / "result.json").read_text())
-    assert set(result["measures"]) == {"sums", "right"}
+    assert set(result.measures) == {"sums", "right"}
     by = {json.loads(path.read_text())["by"] for path in (tmp_path / "c" / "cells").rglob("*.json")}
     assert len(by) == 2

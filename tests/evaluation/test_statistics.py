@@ -141,5 +141,5 @@ def test_verdicts_and_errors():
         differences({"m": method[:1]}, baseline[:1])
     with pytest.raises(ValueError, match="seeds x items"):
         differences({"m": method[:, :3]}, baseline)
-    with pytest.raises(ValueError, match="no number"):
+    with pytest.raises(ValueError, match="not numbers"):
         differences({"m": method * np.nan}, baseline)

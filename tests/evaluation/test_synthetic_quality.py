@@ -223,8 +223,10 @@ def test_the_same_base_model_is_trained_on_each_models_answers_to_the_same_promp
     recipe = Recipe(model_path, learning_rate=3e-3, rows_per_step=8, max_length=64)
     result = quality.trained(found, held_out, recipe, tmp_path / "t", prompts=16, seeds=2, passes=1)
     lines = result["budgets"]["16 rows"]["sum"]
-    assert {"good", "poor", "random"} <= set(lines) and lines["good"]["rows"] == lines["poor"]["rows"] == 16
-    tokens = {name: line["tokens"] for name, line in lines.items() if "tokens" in line}
+    assert {"good", "poor", "random"} <= set(lines) and lines["good"]["runs"]["rows"] == lines["poor"]["runs"][
+        "rows"
+    ] == 16
+    tokens = {name: line["runs"]["tokens"] for name, line in lines.items() if line["runs"] is not None}
     assert max(tokens.values()) - min(tokens.values()) <= 8 * 64, "runs were not trained on equally many tokens"
     (between,) = result["between"]["sum"].values()
     assert between["seeds"] == 2 and between["items"] == 4

@@ -5,6 +5,7 @@ Needs playwright and a Chromium (Debian: apt-get install chromium-headless-shell
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,10 @@ from made_comparisons import MEASURES, made, made_folder
 
 from hf_select import Length, TopK
 from hf_select.evaluation.advise import advise
-from hf_select.evaluation.break_even import with_ledger
+from hf_select.evaluation.break_even import add_costs
 from hf_select.evaluation.join import join
 from hf_select.reports.comparison import comparison_report
+from hf_select.reports.comparison_result import MatchedDifference
 from hf_select.reports.report import compare_report, report
 
 
@@ -293,7 +295,7 @@ def test_a_large_selection_is_cut_to_the_size_that_was_set(tmp_path, opened):
 
 
 def test_a_comparison_shows_verdicts_differences_and_what_they_cost(tmp_path, opened):
-    path = comparison_report(with_ledger(made()), tmp_path)
+    path = comparison_report(add_costs(made()), tmp_path)
     shown = opened(path)
     assert shown.texts(".facts dd") == ["3", "1 of 3", "1 of 3", "4"]
     pictures = shown.page.evaluate("[...document.images].map(i => [i.naturalWidth, i.alt])")
@@ -314,13 +316,12 @@ def test_a_comparison_shows_verdicts_differences_and_what_they_cost(tmp_path, op
 def test_many_held_out_sets_are_shown_together_and_then_each(tmp_path, opened):
     losses = {f"domain {n}": MEASURES["math"] for n in range(3)} | {"exact answers": MEASURES["exact answers"]}
     result = made(budgets=(1000, 2000), measures=losses)
-    for lines in (lines for of in result["budgets"].values() for lines in of.values()):
+    for lines in (lines for of in result.budgets.values() for lines in of.values()):
         lines["random (77 tokens)"] = lines["longest"]  # beside which the method "bad" was set
-        lines["bad"]["matched_by"] = "random (77 tokens)"
-        lines["bad"]["matched"] = {"baseline": "random (77 tokens)"} | {
-            key: lines["bad"][key] for key in ("difference", "verdict")
-        }
-    shown = opened(comparison_report(with_ledger(result), tmp_path))
+        bad = lines["bad"]
+        matched = MatchedDifference("random (77 tokens)", bad.difference, bad.verdict)
+        lines["bad"] = replace(bad, runs=replace(bad.runs, matched_by="random (77 tokens)"), matched=matched)
+    shown = opened(comparison_report(add_costs(result), tmp_path))
     titles = ["Verdicts", "1,000 rows", "2,000 rows", "Each held-out set", "Results against compute"]
     assert shown.texts("h2")[:5] == titles
     asked = [
@@ -339,9 +340,9 @@ def test_many_held_out_sets_are_shown_together_and_then_each(tmp_path, opened):
 
 
 def test_names_of_methods_and_measures_are_text(tmp_path, opened):
-    measures = {f"{name}: {text[:300]}": {**MEASURES["math"]} for name, text in HOSTILE.items()}
+    measures = {f"{name}: {text[:300]}": MEASURES["math"] for name, text in HOSTILE.items()}
     names = {text[:300]: 0.1 for text in HOSTILE.values()}
-    path = comparison_report(with_ledger(made(names, (1000,), measures={**dict([*measures.items()][:2])})), tmp_path)
+    path = comparison_report(add_costs(made(names, (1000,), measures={**dict([*measures.items()][:2])})), tmp_path)
     shown = opened(path)
     assert shown.page.evaluate("window.hacked") is None
     assert "<script>window.hacked = 1</script>" in shown.texts("#section-1 td")
@@ -349,7 +350,7 @@ def test_names_of_methods_and_measures_are_text(tmp_path, opened):
 
 def test_the_same_comparison_twice_is_the_same_bytes(tmp_path):
     for folder in ("a", "b"):
-        comparison_report(with_ledger(made(budgets=(1000,))), tmp_path / folder)
+        comparison_report(add_costs(made(budgets=(1000,))), tmp_path / folder)
     files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*"))
     assert len(files) == 2 + 4
     assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files)

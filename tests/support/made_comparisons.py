@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from hf_select.evaluation.tables import Cell, tables
+from hf_select.evaluation.break_even import add_costs
+from hf_select.evaluation.tables import Cell, measures_of, tables
+from hf_select.reports.comparison_result import Comparison, MeasureInfo
 
 
 MEASURES = {
-    "math": {"better": "lower", "unit": "nats"},
-    "exact answers": {"better": "higher", "unit": "share right"},
+    "math": MeasureInfo("lower", "nats", 0),
+    "exact answers": MeasureInfo("higher", "share right", 0),
 }
 SHIFTS = {"good": 0.1, "nothing": 0.0, "bad": -0.1}  # in the direction that is better
 RUN = 2e13  # FLOPs of a run at 1,000 rows
@@ -25,17 +27,17 @@ def made_cells(
     cells: dict[Cell, dict[str, Any]] = {
         Cell("untrained", "", 0): {
             "selection": "",
-            "values": {name: [3.0 if about["better"] == "lower" else 1.0] * ITEMS for name, about in measures.items()},
+            "values": {name: [3.0 if about.better == "lower" else 1.0] * ITEMS for name, about in measures.items()},
         }
     }
     for budget in budgets:
         for place, (method, shift) in enumerate({"random": 0.0, "longest": 0.0, **shifts}.items()):
             for run in range(seeds):
-                dice = np.random.default_rng([seed, budget, place, run])
+                rng = np.random.default_rng([seed, budget, place, run])
                 values = {}
                 for name, about in measures.items():
-                    gained = (0.1 * np.log2(budget / 1000) + shift) * (-1 if about["better"] == "lower" else 1)
-                    values[name] = (2 + gained + dice.normal(0, 0.001, ITEMS)).tolist()
+                    gained = (0.1 * np.log2(budget / 1000) + shift) * (-1 if about.better == "lower" else 1)
+                    values[name] = (2 + gained + rng.normal(0, 0.001, ITEMS)).tolist()
                 cells[Cell(method, f"{budget} rows", run)] = {
                     "selection": f"{method} {budget}",
                     "values": values,
@@ -60,17 +62,21 @@ def made(
     measures: dict[str, Any] | None = None,
     seeds: int = 4,
     seed: int = 0,
-) -> dict[str, Any]:
-    """What `compare` returns."""
+) -> Comparison:
+    """What `compare` returns, before the costs."""
     shifts, measures = SHIFTS if shifts is None else shifts, measures or MEASURES
     costs = {} if scores_flops is None else dict.fromkeys(shifts, {"flops": scores_flops, "seconds": 12.0})
     cells = made_cells(shifts, budgets, measures, seeds, seed)
     recipe = {"model": "Qwen/Qwen2.5-0.5B", "learning_rate": 2e-5, "lora_r": None}
-    return {
-        **tables(cells, list(shifts), measures, costs),
-        "overlap": dict.fromkeys(measures, 0),
-        "settings": {"recipe": recipe, "passes": 2.0, "measures": dict.fromkeys(measures, "a hash")},
-    }
+    known = measures_of(cells, measures)
+    return Comparison(
+        methods=list(shifts),
+        measures=known,
+        budgets=tables(cells, list(shifts), known, costs),
+        overlap=dict.fromkeys(measures, 0),
+        left_out={},
+        settings={"recipe": recipe, "passes": 2.0, "measures": dict.fromkeys(measures, "a hash")},
+    )
 
 
 def made_folder(folder: Path, pool: str = "a pool", **settings: Any) -> Path:
@@ -87,6 +93,6 @@ def made_folder(folder: Path, pool: str = "a pool", **settings: Any) -> Path:
         path = folder / "cells" / cell.method / f"{cell.budget or 'none'}-seed-{cell.seed}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({**vars(cell), **record}))
-    (folder / "result.json").write_text(json.dumps(result))
-    (folder / "comparison.json").write_text(json.dumps({**result["settings"], "pool": pool}))
+    (folder / "result.json").write_text(json.dumps(add_costs(result).to_dict()))
+    (folder / "comparison.json").write_text(json.dumps({**result.settings, "pool": pool}))
     return folder
