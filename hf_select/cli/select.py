@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hf_select.cli.command import Command
-from hf_select.cli.settings import build, check_names, suggest
+from hf_select.cli.settings import build, check_names, import_class
 from hf_select.selection import SELECTORS
 
 
@@ -23,7 +23,7 @@ class Select(Command):
         scores: folder of hf-select score, an earlier selection, or any dataset that has the columns (file, saved
             dataset, Hub id); several folders of scores of the same rows are joined by row_id.
         selector: top_k, weighted_ranks, round_robin, score_then_threshold, facility_location, farthest_first,
-            kmeans_buckets, dedup, decontaminate, random, sample or longest.
+            kmeans_buckets, dedup, decontaminate, random, sample or longest; or MODULE:CLASS, a Selector of your own.
         output: where the subset goes: .parquet, .jsonl, .json, .csv or .tsv (all but the first also .gz, .zst, .xz or
             .bz2), or a folder for a saved dataset.
         k: budget in rows.
@@ -142,13 +142,10 @@ class Select(Command):
 
 
 def selector_class(name: str) -> "type[Selector]":
-    """The class of a selector."""
-    from importlib import import_module
+    """The class of a selector by its name, or by MODULE:CLASS."""
+    from hf_select.selection.selector import Selector
 
-    if name not in SELECTORS:
-        raise suggest("selector", name, SELECTORS)
-    module, _, cls = SELECTORS[name].partition(":")
-    return getattr(import_module(module), cls)
+    return import_class("selector", name, SELECTORS, Selector)
 
 
 def _report(dataset: Any, selection: Any, subset: Any) -> None:

@@ -11,8 +11,8 @@ import os
 import re
 import sys
 import types
-from collections.abc import Iterable
-from dataclasses import MISSING, Field, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, Field, fields, is_dataclass
 from importlib import import_module
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -35,6 +35,25 @@ def import_name(home: str) -> Any:
         return getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f'cannot import "{home}": {error}. Give MODULE:NAME of an importable module.') from error
+
+
+def import_class(kind: str, name: str, known: Mapping[str, str], base: type) -> Any:
+    """The class of a name of the package, or the class that MODULE:CLASS names.
+
+    Args:
+        kind: what it is, for errors: scorer, backend, ...
+        known: names of the package with their MODULE:CLASS.
+        base: contract that the class must inherit.
+    Raises: ValueError if the name is unknown, or the class cannot be imported or used.
+    """
+    if name not in known and ":" not in name:
+        raise suggest(kind, name, known, otherwise="Give MODULE:CLASS for a class of your own.")
+    cls = import_name(known.get(name, name))
+    if not (isinstance(cls, type) and issubclass(cls, base)):
+        raise ValueError(f'{kind} "{name}" does not inherit {base.__module__}.{base.__name__}.')
+    if not is_dataclass(cls):
+        raise ValueError(f'{kind} "{name}" is not a dataclass; its fields are its settings. Decorate it.')
+    return cls
 
 
 def suggest(kind: str, name: str, known: Iterable[str], of: str = "", otherwise: str = "") -> ValueError:

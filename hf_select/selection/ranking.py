@@ -111,6 +111,10 @@ class Ranking:
             ranked = np.isfinite(self.values) & (self.values >= low) & (self.values <= high)
         return np.where(ranked, -self.values if self.lowest_first else self.values, np.nan)
 
+    def order(self) -> np.ndarray:
+        """Row numbers, best first, of the rows that were ranked; ties go to the lower row."""
+        return rank(self.keys())
+
     def place(self, row: int) -> int:
         """Rank of a row among those that were ranked, from 1."""
         keys = self.keys()

@@ -7,7 +7,7 @@ import numpy as np
 
 from hf_select.data import columns
 from hf_select.selection.budget import Budget, ties_at_the_cut
-from hf_select.selection.ranking import Ranking, percentile_ranks, rank
+from hf_select.selection.ranking import Ranking, percentile_ranks
 from hf_select.selection.selector import Choice, Selector
 
 
@@ -46,16 +46,16 @@ class WeightedRanks(Selector):
         scores = {column: columns.score_values(dataset, column) for column in self.weights}
         ranks = {column: percentile_ranks(values) for column, values in scores.items()}
         combined = combined_ranks(ranks, self.weights)
-        order = rank(combined)
+        ranking = Ranking(combined, "combined rank", columns=tuple(self.weights))
+        order = ranking.order()
         missing = "".join(columns.without_score(dataset, column, values) for column, values in scores.items())
         taken = budget.take(order, f"have all of {', '.join(self.weights)}{missing}")
-        tied = ties_at_the_cut(combined, taken, "combined rank")
+        tied = ties_at_the_cut(combined, taken, ranking.name)
 
         def reason(place: int, row: int) -> str:
             parts = ", ".join(f"{column} at {100 * values[row]:.0f} %" for column, values in ranks.items())
             return f"combined rank {combined[row]:.4f}, highest {place + 1} of {len(order)} ({parts})"
 
-        ranking = Ranking(combined, "combined rank", columns=tuple(self.weights))
         counts = {"scored": len(order), "tied_at_the_cut": tied}
         return Choice(taken, reason, combined, ranking, counts)
 
