@@ -4,11 +4,16 @@ import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from hf_select.cli.command import Command
 from hf_select.cli.score import build_parts
-from hf_select.cli.settings import build, settable
+from hf_select.cli.settings import build, import_class, settable
+from hf_select.generation import BACKENDS
+
+
+if TYPE_CHECKING:
+    from hf_select.generation.generator import Generator
 
 
 _UNATTENDED = 10_000  # requests that are sent without --yes where no terminal can be asked
@@ -17,8 +22,8 @@ _STAGES_UNTIL = {"taxonomy": 0, "subjects": 2, "syllabi": 4, "questions": 5, "pa
 
 
 @dataclass(kw_only=True)
-class OfGLAN:
-    """What generate glan is told besides GLAN's settings.
+class GLANOptions:
+    """Settings of generate glan in addition to GLAN's.
 
     Args:
         answer_base_url: the answers' server, if it is another.
@@ -43,10 +48,16 @@ class OfGLAN:
     dry_run: bool = False
     yes: bool = False
 
+    def answer_server(self) -> dict[str, str | None]:
+        """Settings of the answers' server that differ from the other one's."""
+        names = ("base_url", "provider", "api_key_env")
+        given = {name: value for name in names if (value := getattr(self, f"answer_{name}")) is not None}
+        return {"base_url": None, **given} if "provider" in given else given
+
 
 @dataclass(kw_only=True)
-class OfResponses:
-    """What generate responses is told besides the settings of Responses.
+class ResponsesOptions:
+    """Settings of generate responses in addition to those of Responses.
 
     Args:
         dataset: conversations whose user turns are answered: a JSON, JSONL, CSV, TSV or Parquet file, a saved
@@ -74,14 +85,14 @@ class Generate(Command):
     Args:
         method: glan or responses.
         output_dir: folder for all that is made; the same command continues a killed run in it.
-        backend: where the models are: behind an OpenAI-compatible server or at Inference Providers, or in this
-            process by transformers or vllm.
+        backend: where the models run: server (an OpenAI-compatible server or Inference Providers), transformers or
+            vllm (in this process), or MODULE:CLASS, a Generator of your own.
         retry_failed: ask again for what failed for good before: could not be read, was refused or cut.
     """
 
     method: Literal["glan", "responses"]
     output_dir: str
-    backend: Literal["server", "transformers", "vllm"] = "server"
+    backend: str = "server"
     retry_failed: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -93,7 +104,7 @@ class Generate(Command):
     first_word: ClassVar[str | None] = "method"
     decided_by: ClassVar[Mapping[str, Collection[str]]] = {
         "method": ("glan", "responses"),
-        "backend": ("server", "transformers", "vllm"),
+        "backend": BACKENDS,
     }
 
     @property
@@ -106,79 +117,59 @@ class Generate(Command):
         from hf_select.generation.glan.run import GLAN
         from hf_select.generation.responses import Responses
 
-        of_method = [OfResponses, Responses] if values.get("method") == "responses" else [OfGLAN, GLAN]
-        backend = values.get("backend")
-        if backend == "transformers":
-            from hf_select.models.causal_lm import CausalLM
-
-            return [*of_method, CausalLM]
-        if backend == "vllm":
-            from hf_select.generation.local import VLLMGenerator
-
-            return [*of_method, VLLMGenerator]
-        from hf_select.generation.server import ServerGenerator
-
-        return [*of_method, ServerGenerator]
+        of_method = [ResponsesOptions, Responses] if values.get("method") == "responses" else [GLANOptions, GLAN]
+        return [*of_method, generator_class(values.get("backend", "server")).settings_class()]
 
     def run(self) -> str | None:
         """Returns: the command that follows."""
         command, *parts = self.parts({"method": self.method, "backend": self.backend})
         own = {f.name for f in settable(command)}
-        told = build(command, {k: v for k, v in self.settings.items() if k in own}, f"generate {self.method}")
+        options = build(command, {k: v for k, v in self.settings.items() if k in own}, f"generate {self.method}")
         rest = {key: value for key, value in self.settings.items() if key not in own}
+        wrap = generator_class(self.backend).from_settings
         if self.method == "glan":
-            return self._run_glan(told, self._glan(told, parts, rest))
-        return self._run_responses(told, build_parts(parts, rest, "generate responses"))
+            self._check_answer_server(options, rest)
+            return self._run_glan(options, build_parts(parts, rest, "generate glan", wrap))
+        return self._run_responses(options, build_parts(parts, rest, "generate responses", wrap))
 
-    def _run_glan(self, told: OfGLAN, glan: Any) -> str | None:
+    def _run_glan(self, options: GLANOptions, glan: Any) -> str | None:
         from hf_select.data.loading import read_named
 
-        against = None if told.dry_run else read_named(told.against, told.split, told.rename)
-        requests = self._print_estimate(glan, told.until)
-        if told.dry_run:
+        if given := options.answer_server():
+            glan.answer_model = replace(glan.answer_model, **given)
+        against = None if options.dry_run else read_named(options.against, options.split, options.rename)
+        requests = self._print_estimate(glan, options.until)
+        if options.dry_run:
             return None
-        _agree(requests, told.yes, "lower --queries-per-discipline or --questions-per-subject")
-        summary = glan.run(self.output_dir, against, told.until, self.retry_failed)
-        self._print_summary(summary, told.until)
-        if told.until != "pairs":
+        _agree(requests, options.yes, "lower --queries-per-discipline or --questions-per-subject")
+        summary = glan.run(self.output_dir, against, options.until, self.retry_failed)
+        self._print_summary(summary, options.until)
+        if options.until != "pairs":
             return f"look at {self.output_dir}, edit it, and run the same command without --until."
         return (
             f"hf-select score --scorer ifd --model MODEL --dataset {self.output_dir}/pairs.parquet --output-dir scores"
         )
 
-    def _run_responses(self, told: OfResponses, responses: Any) -> str:
+    def _run_responses(self, options: ResponsesOptions, responses: Any) -> str:
         from hf_select.data.loading import read_dataset
 
-        if self.backend == "transformers":
-            responses.model = [_in_this_process(model) for model in responses.models()]
-        rows = read_dataset(told.dataset, told.split, told.rename, told.limit)
+        rows = read_dataset(options.dataset, options.split, options.rename, options.limit)
         requests = responses.num_requests(rows)
         print(f"{requests:,} replies of at most {responses.max_new_tokens:,} tokens, those of earlier runs included")
-        _agree(requests, told.yes, "give a --limit")
-        source = told.dataset
-        if told.split != "train" and "#" not in source and not Path(source).expanduser().is_file():
-            source = f"{source}#{told.split}"
+        _agree(requests, options.yes, "give a --limit")
+        source = options.dataset
+        if options.split != "train" and "#" not in source and not Path(source).expanduser().is_file():
+            source = f"{source}#{options.split}"
         self._print_responses(responses.run(rows, self.output_dir, self.retry_failed, source))
         return f"hf-select compare-generators --dataset {self.output_dir}/responses.parquet --output-dir generators"
 
-    def _glan(self, told: OfGLAN, parts: list[type], settings: dict[str, Any]) -> Any:
-        elsewhere = {
-            name.removeprefix("answer_"): value
-            for name in ("answer_base_url", "answer_provider", "answer_api_key_env")
-            if (value := getattr(told, name)) is not None
-        }
-        if elsewhere and self.backend != "server":
-            raise ValueError(f"backend {self.backend} asks no server; leave out --answer-{'/'.join(elsewhere)}.")
-        if elsewhere and "answer_model" not in settings:
+    def _check_answer_server(self, options: GLANOptions, settings: dict[str, Any]) -> None:
+        """Raise if the answers have a server of their own that would be ignored."""
+        given = [name for name, value in options.answer_server().items() if value is not None]
+        if given and self.backend != "server":
+            raise ValueError(f"backend {self.backend} asks no server; leave out --answer-{'/'.join(given)}.")
+        if given and "answer_model" not in settings:
             raise ValueError("another server for the answers needs the name of its model: --answer-model.")
-        glan = build_parts(parts, settings, f"generate {self.method}")
-        if elsewhere:
-            other = {"base_url": None} if "provider" in elsewhere else {}
-            glan.answer_model = replace(glan.answer_model, **{**other, **elsewhere})
-        if self.backend == "transformers":
-            glan.model = _in_this_process(glan.model)
-            glan.answer_model = None if glan.answer_model is None else _in_this_process(glan.answer_model)
-        return glan
 
     def _print_estimate(self, glan: Any, until: str) -> int:
         """Print what is still to do up to a stage. Returns: the requests of that."""
@@ -267,10 +258,17 @@ class Generate(Command):
         print(f"Replies: {self.output_dir}/responses.parquet; what is not among them: removed.jsonl")
 
 
-def _in_this_process(model: Any) -> Any:
-    from hf_select.generation.local import TransformersGenerator
+def generator_class(backend: str) -> "type[Generator]":
+    """The class of a backend, one of the package's or MODULE:CLASS.
 
-    return TransformersGenerator(model)
+    Raises: ValueError if there is no such class, or it cannot be used from the command line.
+    """
+    from hf_select.generation.generator import Generator
+
+    cls = import_class("backend", backend, BACKENDS, Generator)
+    if "model" not in {f.name for f in settable(cls.settings_class())}:
+        raise ValueError(f'backend "{backend}" has no field `model` that its docstring describes under Args.')
+    return cls
 
 
 def _agree(requests: int, yes: bool, cure: str) -> None:

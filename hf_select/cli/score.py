@@ -1,6 +1,6 @@
 """hf-select score"""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
@@ -210,8 +210,11 @@ def fitted(scorer: Any, name: str, queries: dict[str, Any], pool: Any, subtask_c
     return scorer.fit(queries, **options)
 
 
-def build_parts(parts: list[type], settings: dict[str, Any], where: str) -> Any:
-    """The first of the classes from flat settings; those of the second, if there is one, go to each of its models."""
+def build_parts(
+    parts: list[type], settings: dict[str, Any], where: str, wrap: Callable[[Any], Any] = lambda model: model
+) -> Any:
+    """The first of the classes from flat settings; those of the second, if there is one, go to each of its models,
+    which `wrap` may replace."""
     check_names(settings, parts, where)
     own = {f.name for f in settable(parts[0])}
     mine = {key: value for key, value in settings.items() if key in own}
@@ -219,7 +222,7 @@ def build_parts(parts: list[type], settings: dict[str, Any], where: str) -> Any:
         shared = {key: value for key, value in settings.items() if key not in own}
         for setting in [key for key in mine if key == "model" or key.endswith("_model")]:
             models = mine[setting] if isinstance(mine[setting], list) else [mine[setting]]
-            mine[setting] = [build(parts[1], {"model": model, **shared}, where) for model in models]
+            mine[setting] = [wrap(build(parts[1], {"model": model, **shared}, where)) for model in models]
     return build(parts[0], mine, where)
 
 
