@@ -1,9 +1,8 @@
-"""A pool of rows with a known share of damage, and a causal LM small enough to train in a minute: the ground of the
-quickstart, the tiny recipes and the tests. Nothing is read from anywhere.
+"""A synthetic pool with a known share of damaged rows, and a causal LM that trains in a minute on a CPU.
 
-A model of this size knows nothing about the world, so the demonstration teaches it to rate: it is trained on other
-rows of the same generator, with ratings that tell damaged from whole ones. That flatters SelectIT. It shows the road,
-not the method's worth.
+The quickstart, the tiny recipes and the tests use them; nothing is downloaded. A model of this size knows nothing
+about the world, so it is trained to rate: on other rows of the same generator, with low ratings for damaged rows. This
+flatters SelectIT. The demonstration shows how the parts fit together, not what the method is worth.
 """
 
 import json
@@ -64,10 +63,10 @@ def clean_row(rng: random.Random) -> dict[str, str]:
     return {"task": task, "prompt": prompt, "completion": answer}
 
 
-def damaged(row: dict[str, str], how: str, rng: random.Random) -> dict[str, str]:
-    """A row with its response spoilt in one of the ways of DAMAGES."""
+def damage(row: dict[str, str], how: str, rng: random.Random) -> dict[str, str]:
+    """The row with its response damaged in one of the ways of DAMAGES."""
     words = row["completion"].split()
-    if how in ("other_response", "wrong_answer"):  # of another task, or of the same one
+    if how in ("other_response", "wrong_answer"):  # the answer to another task, or to another prompt of this one
         other = row
         while (other["task"] == row["task"]) != (how == "wrong_answer") or other["completion"] == row["completion"]:
             other = clean_row(rng)
@@ -82,22 +81,22 @@ def damaged(row: dict[str, str], how: str, rng: random.Random) -> dict[str, str]
 
 
 def make_pool(num_rows: int, damaged_share: float = 0.3, seed: int = 0) -> list[dict[str, Any]]:
-    """Rows {row_id, task, prompt, completion, damage}, shuffled; `damage` is "" for whole rows. Never show it to a
-    scorer."""
+    """Rows {row_id, task, prompt, completion, damage}, shuffled. `damage` is "" for undamaged rows; no scorer may see
+    it."""
     rng = random.Random(seed)
     rows = []
     for i in range(num_rows):
         row = {**clean_row(rng), "damage": ""}
         if i < round(num_rows * damaged_share):
             how = DAMAGES[i % len(DAMAGES)]
-            row = {**damaged(row, how, rng), "damage": how}
+            row = {**damage(row, how, rng), "damage": how}
         rows.append(row)
     rng.shuffle(rows)
     return [{"row_id": f"demo-{i:05d}", **row} for i, row in enumerate(rows)]
 
 
 def make_queries(task: str, num_rows: int, seed: int = 0) -> list[dict[str, str]]:
-    """Whole rows {prompt, completion} of one task of the generator, as examples of what to look for in the pool."""
+    """Undamaged rows {prompt, completion} of one task, as queries for the pool."""
     rng = random.Random(seed)
     rows: list[dict[str, str]] = []
     while len(rows) < num_rows:
@@ -108,7 +107,7 @@ def make_queries(task: str, num_rows: int, seed: int = 0) -> list[dict[str, str]
 
 
 def make_held_out(num_rows: int, pool: Sequence[dict[str, Any]], seed: int = 0) -> list[dict[str, str]]:
-    """Whole rows {prompt, completion} of the generator whose prompts are not in the pool."""
+    """Undamaged rows {prompt, completion} whose prompts are not in the pool."""
     rng, seen = random.Random(seed), {row["prompt"] for row in pool}
     rows: list[dict[str, str]] = []
     while len(rows) < num_rows:
@@ -120,13 +119,13 @@ def make_held_out(num_rows: int, pool: Sequence[dict[str, Any]], seed: int = 0) 
 
 
 def make_sources(num_rows: int, seed: int = 0) -> dict[str, list[dict[str, Any]]]:
-    """Stand-ins for RE-WILD's sources in their shapes: `messages` (some with two turns), multiple-choice questions and
+    """Small sources with the layouts of RE-WILD's: `messages` (some with two turns), multiple-choice questions and
     sums."""
     rng = random.Random(seed)
 
     def turns(*rows: dict[str, str]) -> dict[str, Any]:
-        said = [(role, row[key]) for row in rows for role, key in (("user", "prompt"), ("assistant", "completion"))]
-        return {"messages": [{"role": role, "content": text} for role, text in said]}
+        texts = [(role, row[key]) for row in rows for role, key in (("user", "prompt"), ("assistant", "completion"))]
+        return {"messages": [{"role": role, "content": text} for role, text in texts]}
 
     countries = list(_CAPITALS)
     questions = []
@@ -143,21 +142,24 @@ def make_sources(num_rows: int, seed: int = 0) -> dict[str, list[dict[str, Any]]
     }
 
 
-def make_answers(num_prompts: int, spoilt: dict[str, float], seed: int = 0) -> list[dict[str, str]]:
-    """Answers {prompt, completion, model} of stand-in generators to the same prompts; `spoilt` says which share of its
-    answers each damages."""
+def make_answers(num_prompts: int, damaged_shares: dict[str, float], seed: int = 0) -> list[dict[str, str]]:
+    """Answers {prompt, completion, model} of several stand-in generators to the same prompts.
+
+    Args:
+        damaged_shares: generator -> the share of its answers that is damaged.
+    """
     rng = random.Random(seed)
     rows = []
     for _ in range(num_prompts):
         row = clean_row(rng)
-        for model, share in spoilt.items():
-            own = damaged(row, rng.choice(DAMAGES), rng) if rng.random() < share else row
+        for model, share in damaged_shares.items():
+            own = damage(row, rng.choice(DAMAGES), rng) if rng.random() < share else row
             rows.append({"prompt": row["prompt"], "completion": own["completion"], "model": model})
     return rows
 
 
 def rating_examples(num_rows: int, seed: int) -> Iterator[str]:
-    """Texts that end in a rating, as SelectIT will ask for it: 4 or 5 for whole rows, 1 or 2 for damaged ones."""
+    """Texts that end in a rating, in the form of SelectIT's prompts: 4 or 5 for undamaged rows, 1 or 2 for damaged."""
     from hf_select.scoring.selectit import ANSWER, RATING_PROMPTS
 
     rng = random.Random(seed)
@@ -168,7 +170,7 @@ def rating_examples(num_rows: int, seed: int) -> Iterator[str]:
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int = 600) -> Any:
-    """A byte-level BPE tokenizer with single digits, a start token and a ChatML template."""
+    """A byte-level BPE tokenizer that splits digits and has a start token and a ChatML template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -201,7 +203,7 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int = 600) -> Any:
 
 
 def tiny_model(tokenizer: Any, seed: int = 0, **config: Any) -> Any:
-    """A random Llama over this tokenizer; about a million parameters unless `config` says otherwise."""
+    """A randomly initialised Llama for this tokenizer; about a million parameters unless `config` changes them."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -227,10 +229,17 @@ def tiny_model(tokenizer: Any, seed: int = 0, **config: Any) -> Any:
 
 
 def train_rater(folder: Path, num_examples: int, steps: int, batch_size: int = 64, seed: int = 1) -> dict[str, float]:
-    """Train the tiny LM to rate and save it with its tokenizer; returns first and last loss of the rating, in nats.
+    """Train the tiny LM to rate and save it with its tokenizer.
 
-    Loss: every token counts a little, so that it learns the language of the rows, and the rating as much as all others
-    together.
+    The loss is the mean over all tokens plus the loss of the rating token, so the model also learns the text.
+
+    Args:
+        folder: where model and tokenizer are saved.
+        num_examples: rated texts, half of them of damaged rows.
+        steps: optimizer steps.
+        batch_size: texts of a step.
+        seed: of texts, weights and batches.
+    Returns: the rating loss of the first and of the last ten steps, in nats, under "first" and "last".
     """
     import torch
     from tqdm.auto import tqdm
@@ -240,9 +249,9 @@ def train_rater(folder: Path, num_examples: int, steps: int, batch_size: int = 6
     model = tiny_model(tokenizer, seed)
     ids = [torch.tensor(i) for i in tokenizer(examples)["input_ids"]]
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
-    # OneCycleLR divides by zero if the rate rises for one step only, and falls for none.
-    rising = max(0.1, min(1.0, 2 / steps)) if steps > 1 else 0.1
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps, pct_start=rising)
+    # OneCycleLR divides by zero if the rate rises in one step and never falls.
+    warmup_share = max(0.1, min(1.0, 2 / steps)) if steps > 1 else 0.1
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps, pct_start=warmup_share)
     generator = torch.Generator().manual_seed(seed)
     losses = []
     with torch.random.fork_rng():
@@ -269,7 +278,7 @@ def train_rater(folder: Path, num_examples: int, steps: int, batch_size: int = 6
 
 
 def save_encoder(model: Path, folder: Path) -> None:
-    """The tiny LM with mean pooling as a sentence-transformers model (extra `embed`)."""
+    """Save the tiny LM with mean pooling as a sentence-transformers model (extra `embed`)."""
     import tempfile
 
     try:
@@ -280,7 +289,7 @@ def save_encoder(model: Path, folder: Path) -> None:
     from transformers import AutoModel, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    # sentence-transformers 6 takes a model with a chat template for one of messages and wraps every text in it.
+    # sentence-transformers 6 applies a chat template to every text if the tokenizer has one.
     tokenizer.chat_template = None
     with tempfile.TemporaryDirectory() as plain:
         AutoModel.from_pretrained(model).save_pretrained(plain)
@@ -294,42 +303,42 @@ _SYLLABLES = (("lo", "mi", "ta", "ker", "su", "po", "ral"), ("ba", "nen", "tu", 
 
 
 def teacher(body: dict[str, Any]) -> str:
-    """Stands for the models of GLAN: plays every part, in words that mean nothing. To the same messages and seed it
-    always gives the same answer, and to others another.
+    """The answer of a scripted model that plays every part of GLAN, in nonsense words. It depends on the messages and
+    the seed alone.
 
     Args:
         body: of a request to an OpenAI-compatible server.
     """
     messages = body["messages"]
-    asked = messages[-1]["content"]
-    dice = random.Random(json.dumps([messages, body.get("seed") or 0]))
-    word = "".join(dice.choice(_SYLLABLES[i % 2]) for i in range(6))
-    if "into broad fields" in asked:
+    request = messages[-1]["content"]
+    rng = random.Random(json.dumps([messages, body.get("seed") or 0]))
+    word = "".join(rng.choice(_SYLLABLES[i % 2]) for i in range(6))
+    if "into broad fields" in request:
         return json.dumps({"names": ["Sciences", "Arts"]})
-    if "classification of human knowledge" in asked:
+    if "classification of human knowledge" in request:
         return json.dumps({"names": [f"{word} one", f"{word} two"]})
-    if asked.startswith("Put this list into JSON"):
+    if request.startswith("Put this list into JSON"):
         names = re.findall(r"^\d+\. (.*)$", messages[-2]["content"], re.MULTILINE)
         subjects = [{"subject_name": name, "level": "basic", "subtopics": ["a", "b"]} for name in names]
         return json.dumps({"subjects": subjects})
-    if asked.startswith("Put this syllabus into JSON"):
+    if request.startswith("Put this syllabus into JSON"):
         found = re.findall(r"^Session (.*): (.*)$", messages[-2]["content"], re.MULTILINE)
         sessions = [{"name": n, "description": "It is taught.", "key_concepts": c.split(", ")} for n, c in found]
         return json.dumps({"introduction": "A course.", "sessions": sessions})
-    if "Draw up a list" in asked:
+    if "Draw up a list" in request:
         return "\n".join(f"{i}. {word} {i}" for i in range(1, 3))
-    if "Write the syllabus" in asked:
+    if "Write the syllabus" in request:
         return "\n".join(f"Session {word} {i}: " + ", ".join(f"{word} {i}.{j}" for j in range(5)) for i in range(3))
-    some = " ".join("".join(dice.choice(syllables) for syllables in _SYLLABLES) for _ in range(20))
-    if "Set them one homework question" in asked:
-        wanted = asked.partition("for which they need ")[2].partition(". It should")[0]
-        return f"{word}: explain {wanted}, {some}?"
-    return f"An answer to {asked[:20]}: {some}."
+    filler = " ".join("".join(rng.choice(syllables) for syllables in _SYLLABLES) for _ in range(20))
+    if "Set them one homework question" in request:
+        wanted = request.partition("for which they need ")[2].partition(". It should")[0]
+        return f"{word}: explain {wanted}, {filler}?"
+    return f"An answer to {request[:20]}: {filler}."
 
 
 def serve_teacher(port: int) -> None:
-    """The teacher behind an OpenAI-compatible address on this machine, for as long as this process lives. If the port
-    is taken, whoever has it is left to answer: another such teacher gives the same answers."""
+    """Serve the scripted teacher on this machine behind an OpenAI-compatible address until this process ends. If the
+    port is in use, nothing is started: another such teacher gives the same answers."""
     import threading
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 

@@ -1,6 +1,4 @@
-"""Steps of the quickstart and the tiny recipes: make a pool and a model from nothing, and say what a
-selection did to it.
-"""
+"""Steps of the quickstart and the tiny recipes: make a pool and a model, and show what a selection contains."""
 
 import json
 from collections.abc import Iterable
@@ -16,13 +14,14 @@ class DemoPool(Command):
     """Make a small pool with known damage and train a tiny causal LM that rates it.
 
     Args:
-        output_dir: folder for pool.jsonl, answer_key.jsonl, held_out.jsonl (whole rows of other prompts) and model/.
+        output_dir: folder for pool.jsonl, answer_key.jsonl, held_out.jsonl (undamaged rows of other prompts) and
+            model/.
         num_rows: rows of the pool.
-        damaged_share: share of rows whose response is spoilt.
+        damaged_share: share of rows whose response is damaged.
         steps: training steps of the tiny LM.
-        query_tasks: tasks of which eight example rows each are written to queries_TASK.jsonl.
+        query_tasks: tasks; eight rows of each are written to queries_TASK.jsonl.
         encoder: also save the tiny LM with mean pooling as a sentence-transformers model (extra `embed`).
-        answers: prompts that two stand-in generators answer in answers.jsonl, one of which spoils most answers.
+        answers: prompts that two stand-in generators answer in answers.jsonl; one of them damages most answers.
         seed: of pool and training.
     """
 
@@ -52,7 +51,7 @@ class DemoPool(Command):
             files["answers.jsonl"] = demo.make_answers(self.answers, {"good": 0.0, "poor": 0.8}, self.seed + 3000)
         for name, lines in files.items():
             _write_lines(folder / name, lines)
-        # The model learns on other rows: seeds far from the pool's.
+        # The model trains on other rows than the pool's, hence the distant seed.
         loss = demo.train_rater(folder / "model", num_examples=3000, steps=self.steps, seed=self.seed + 1000)
         if self.encoder:
             demo.save_encoder(folder / "model", folder / "encoder")
@@ -64,7 +63,7 @@ class DemoPool(Command):
 
 @dataclass
 class DemoTeacher(Command):
-    """Put a scripted teacher behind an OpenAI-compatible address on this machine, for as long as the recipe runs.
+    """Serve a scripted teacher behind an OpenAI-compatible address on this machine while the recipe runs.
 
     Args:
         port: of http://127.0.0.1.
@@ -85,10 +84,10 @@ class DemoTeacher(Command):
         from hf_select.demo import serve_teacher
 
         path = None if self.taxonomy is None else Path(self.taxonomy)
-        if path is not None and not path.exists():  # it may have been edited since
+        if path is not None and not path.exists():  # keep one that was edited
             path.write_text("Sciences:\n  Physics: [Optics, Acoustics]\nArts: [Music]\n", encoding="utf-8")
         serve_teacher(self.port)
-        print(f"      a scripted teacher answers at http://127.0.0.1:{self.port}/v1, in words that mean nothing")
+        print(f"      a scripted teacher answers at http://127.0.0.1:{self.port}/v1 with nonsense words")
 
 
 @dataclass
@@ -119,13 +118,13 @@ class DemoSources(Command):
 
 @dataclass
 class DemoTable(Command):
-    """Compare the rows that SelectIT chose with random draws and the longest rows, against the answer key.
+    """Compare the rows that SelectIT selected with random rows and the longest rows, using the answer key.
 
     Args:
         scores: folder of the SelectIT run.
-        answer_key: file that says which rows are damaged.
-        fraction: share of the rows that each selection takes.
-        num_draws: random draws to average.
+        answer_key: file that lists the damage of each row.
+        fraction: share of the rows that is selected.
+        num_draws: random selections that are averaged.
     """
 
     scores: str

@@ -1,4 +1,4 @@
-"""hf-select export and import-scores: to other trainers, and from other programs' scores."""
+"""hf-select export and import-scores: exchange with other trainers and other scoring programs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ class Export(Command):
         output_dir: folder for the files.
         name: of the JSONL file and of the dataset.
         split: split of a saved or Hub dataset.
-        overwrite: replace files of these names that exist; other entries of dataset_info.json stay in any case.
+        overwrite: replace existing files of these names; other entries of dataset_info.json are always kept.
     """
 
     subset: str
@@ -40,20 +40,20 @@ class Export(Command):
 
 @dataclass
 class ImportScores(Command):
-    """Add the scores that another program made to a dataset, so that hf-select select and report can use them.
+    """Add scores from another program to a dataset, so that hf-select select and report can use them.
 
     Args:
         scores: JSONL, CSV or TSV file (also .gz, .zst, .xz, .bz2) of ids and scores; a score is a number, or a text
             such as "4" or "4/10".
         dataset: the rows: a file, a saved dataset, a folder of hf-select score or a Hub id.
         name: of the score; the column is score_NAME.
-        output: where the scored rows go: .parquet, .jsonl, .json, .csv or .tsv (all but the first also .gz, .zst,
+        output: path of the scored rows: .parquet, .jsonl, .json, .csv or .tsv (all but the first also .gz, .zst,
             .xz or .bz2), or a folder for a saved dataset.
         id_key: key or column of the id in the file of scores.
         score_key: key or column of the score in it.
-        row_id: column of the dataset that holds the ids; without a column "row_id" they are row numbers.
+        row_id: column of the dataset that holds the ids; without a column "row_id" the ids are row numbers.
         split: split of a saved or Hub dataset.
-        overwrite: replace an output that exists.
+        overwrite: replace an existing output.
     """
 
     scores: str

@@ -17,8 +17,8 @@ from hf_select.cli.commands import COMMANDS, command_class, make_command
 from hf_select.cli.settings import add_flags, add_positional, choices_of, nearest, settable, suggest
 
 
-# What the operating system says of a path, in words.
-_OF_FILES: dict[type, str] = {
+# What is wrong with a path, by the error of the operating system.
+_PATH_ERRORS: dict[type, str] = {
     FileNotFoundError: "does not exist",
     FileExistsError: "is a file, and a folder is needed",
     NotADirectoryError: "lies below a file, and a folder is needed; choose another path",
@@ -28,11 +28,11 @@ _OF_FILES: dict[type, str] = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; errors are one line, with exit code 2."""
+    """Run one command and return its exit code: 2 after an error, which is printed in one line."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         command, values = _parse(argv)
-        _own_bars_only()
+        _hide_library_bars()
         with _messages_above_bars():
             next_step = make_command(command, values).run()
         if next_step:
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nhf-select: stopped. The same command resumes what can be resumed.", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader, head or less, has left; Python would complain once more at its exit
+    except BrokenPipeError:  # the reader, such as head, has closed the pipe; stdout is flushed again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:
@@ -52,8 +52,8 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _own_bars_only() -> None:
-    """Our bars say what is scored; those of reading and writing files only push them off the screen."""
+def _hide_library_bars() -> None:
+    """Turn off the progress bars of reading and writing files."""
     import datasets
     import transformers
 
@@ -63,7 +63,7 @@ def _own_bars_only() -> None:
 
 @contextmanager
 def _messages_above_bars() -> Iterator[None]:
-    """Warnings and log messages get lines of their own, above a progress bar and not behind it."""
+    """Print warnings and log messages on lines of their own above the progress bars."""
     from tqdm.auto import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -152,10 +152,11 @@ def _check_decided(name: str, cls: type[Command], given: dict[str, Any]) -> None
 
 class _Parser(argparse.ArgumentParser):
     def taken(self) -> list[str]:
+        """The settings that the parser has already."""
         return [action.dest for action in self._actions]
 
     def error(self, message: str):  # noqa: ANN201
-        """One line with the nearest flags, in place of the whole usage."""
+        """Raise ValueError with the nearest flags, instead of printing the usage and exiting."""
         what, _, words = message.partition(": ")
         if what == "the following arguments are required":
             missing = words.split(", ")[0].lower()
@@ -183,10 +184,10 @@ def _setting(flag: str) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    """What went wrong. What no user should cause names its kind, and where its traceback is."""
+    """The message of an error. One that no user should cause also has its type and the file of its traceback."""
     text = " ".join(str(error).split())
-    if isinstance(error, OSError) and error.filename is not None and type(error) in _OF_FILES:
-        return f'"{error.filename}" {_OF_FILES[type(error)]}.'
+    if isinstance(error, OSError) and error.filename is not None and type(error) in _PATH_ERRORS:
+        return f'"{error.filename}" {_PATH_ERRORS[type(error)]}.'
     if isinstance(error, (ValueError, OSError, ImportError)) and text:
         return text
     with tempfile.NamedTemporaryFile("w", prefix="hf-select-", suffix=".txt", delete=False, encoding="utf-8") as file:

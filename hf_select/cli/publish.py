@@ -10,22 +10,22 @@ from hf_select.cli.command import Command
 @dataclass
 class Publish(Command):
     """Push a selected subset to the Hub, with the scores of the whole pool, its provenance and a card; or the output
-    of hf-select generate or mix with its record and a card; or the index of a pool. The same command continues a push
-    that was cut off; once more it changes nothing.
+    of hf-select generate or mix with its record and a card; or the index of a pool. The same command resumes an
+    interrupted push; repeating a finished push changes nothing.
 
     Args:
-        subset: what hf-select select wrote, the folder of hf-select run (its last selection), or that of hf-select
-            generate, mix or index.
+        subset: output of hf-select select, or the folder of hf-select run (its last selection), generate, mix or
+            index.
         repo_id: dataset repository, NAME/REPOSITORY.
-        license: of the rows, an identifier such as apache-2.0; by default that of the source dataset's card. Text that
-            models wrote has none by default.
+        license: of the rows, an identifier of the Hub such as apache-2.0; by default that of the source dataset's
+            card. There is no default for text written by models.
         language: of the rows, such as en; by default that of the source dataset's card.
-        private: whether a repository that is made is private; --no-private makes it public.
-        revision: branch that is pushed to.
-        scores: the scored rows, if they are no longer where they were; several folders are joined by row_id.
-        source: Hub id or file that the rows came from, if the records do not say it.
+        private: create the repository as private; --no-private creates a public one.
+        revision: branch to push to.
+        scores: the scored rows, if they have been moved; several folders are joined by row_id.
+        source: Hub id or file that the rows came from, if the records do not name it.
         split: split of a saved or Hub dataset.
-        source_column: column that says where a row comes from, for the report.
+        source_column: column that names the source of a row, for the report.
         dry_run: new or empty folder to build the files in and look at; nothing is pushed, and the Hub checks the
             card's metadata, such as the license.
     """
@@ -52,7 +52,7 @@ class Publish(Command):
 
         check_repo_id(self.repo_id)
         where = {"private": self.private, "revision": self.revision}
-        about = {"license": self.license, "language": self.language, "split": self.split, "dry_run": self.dry_run}
+        card = {"license": self.license, "language": self.language, "split": self.split, "dry_run": self.dry_run}
         if (Path(self.subset).expanduser() / "vectors").is_dir():
             self._refuse("an index", "dry_run", "language", "scores", "source", "source_column")
             if self.license is None:
@@ -60,20 +60,20 @@ class Publish(Command):
             address = push_index(self.subset, self.repo_id, license=self.license, **where)
         elif (output := find_output(self.subset)) is not None:
             self._refuse("the output of generate or mix", "scores", "source_column")
-            address = push_output(output, self.repo_id, source=self.source, **about, **where)
+            address = push_output(output, self.repo_id, source=self.source, **card, **where)
         else:
             from hf_select.reports.finished_selection import read_finished
 
-            found = read_finished(self.subset, self.scores, self.split)
+            finished = read_finished(self.subset, self.scores, self.split)
             address = push_selected(
-                found.selection,
+                finished.selection,
                 self.repo_id,
-                dataset=found.pool,
-                source=self.source or found.source,
-                steps=found.steps,
-                recipe=found.recipe,
+                dataset=finished.pool,
+                source=self.source or finished.source,
+                steps=finished.steps,
+                recipe=finished.recipe,
                 source_column=self.source_column,
-                **about,
+                **card,
                 **where,
             )
         if self.dry_run is None:
@@ -84,6 +84,6 @@ class Publish(Command):
             print("The Hub cannot be reached: whether it accepts the card, with this license, was not checked.")
 
     def _refuse(self, what: str, *names: str) -> None:
-        """Flags that would change nothing are errors."""
+        """Raise for flags that would be ignored."""
         if given := [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) is not None]:
-            raise ValueError(f"{what} is published as it is; leave out {', '.join(given)}.")
+            raise ValueError(f"{what} is published without these settings; leave out {', '.join(given)}.")

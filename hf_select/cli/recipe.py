@@ -1,9 +1,9 @@
-"""hf-select run: the steps of a recipe, each once.
+"""hf-select run: the steps of a recipe, of which finished ones are skipped.
 
-A recipe is YAML: `description` and `steps`, a mapping from step name to the settings of a command (`command` names it
-where the step has another name). `${output_dir}` stands for the run's folder. The run writes its resolved config.yaml
-there, which is a recipe again: running it repeats the run. A run with other settings in the same folder is refused
-where it would replace the results of a finished step, unless it says --overwrite.
+A recipe is YAML: `description` and `steps`, a mapping from step name to the settings of a command. A step whose name
+is not that of its command has the key `command`. `${output_dir}` is replaced by the folder of the run. The run writes
+its resolved config.yaml into that folder; this is a recipe, and running it repeats the run. If other settings would
+replace the results of a finished step, the run is refused without --overwrite.
 """
 
 import hashlib
@@ -29,14 +29,14 @@ _CHANGED = "; run with "  # in a description, before the overrides
 
 @dataclass
 class Run(Command):
-    """Run a recipe, by name or file; steps that are finished are skipped. hf-select run RECIPE --help shows what a
-    recipe does, what it costs, and its settings.
+    """Run a recipe, by name or file, and skip steps that are finished. hf-select run RECIPE --help shows what a recipe
+    does, what it costs, and its settings.
 
     Args:
         recipe: name of a recipe that comes with hf_select (see the list below), or the path of a YAML file.
         overrides: settings in place of the recipe's own, each as step.setting=value.
-        output_dir: folder for all that the run makes; by default hf_select_runs/RECIPE.
-        overwrite: replace the results of steps that were run with other settings in this folder.
+        output_dir: folder for all results; by default hf_select_runs/RECIPE.
+        overwrite: replace results in this folder that were made with other settings.
     """
 
     recipe: str
@@ -94,7 +94,7 @@ class Run(Command):
 
 
 def _described(description: str, overrides: list[str]) -> str:
-    """A recipe's description and what was changed; of what was changed before, in a config.yaml, the last value."""
+    """The description of a recipe with its overrides; of several overrides of a setting, the last."""
     what, _, before = description.partition(_CHANGED)
     settings = [override.partition("=")[0] for override in overrides]
     kept = [each for each in before.split("; ") if each and each.partition("=")[0] not in settings]
@@ -102,8 +102,8 @@ def _described(description: str, overrides: list[str]) -> str:
 
 
 def recipes() -> dict[str, Path]:
-    """Recipes that come with hf_select: name -> file. In a checkout they stand beside the package, in a wheel
-    inside it."""
+    """The recipes that come with hf_select: name -> file. They are next to the package in a checkout, and inside it in
+    a wheel."""
     package = Path(__file__).parents[1]
     folder = next(path for path in (package / "recipes", package.parent / "recipes") if path.is_dir())
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
@@ -128,7 +128,7 @@ def read_recipe(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def recipe_help(name: str) -> str:
-    """The header of a recipe and its settings, in the form in which they are overridden."""
+    """The header of a recipe, and its settings in the form step.setting=value."""
     _, recipe = read_recipe(name)
     path = recipes().get(name, Path(name).expanduser())
     header = []
@@ -149,10 +149,10 @@ def _settings_of(prefix: str, settings: dict[str, Any]) -> Iterator[str]:
 
 
 def _override(steps: dict[str, dict[str, Any]], override: str) -> None:
-    """Put step.setting=value into the steps; the value is read as YAML."""
-    path, found, value = override.partition("=")
+    """Apply step.setting=value to the steps; the value is YAML."""
+    path, equals, value = override.partition("=")
     step, dot, setting = path.removeprefix("steps.").partition(".")
-    if not (found and dot and setting):
+    if not (equals and dot and setting):
         raise ValueError(f'"{override}" is not of the form step.setting=value.')
     if step not in steps:
         raise suggest("step", step, steps)
@@ -161,13 +161,13 @@ def _override(steps: dict[str, dict[str, Any]], override: str) -> None:
     for name in within:
         inner = place.get(name) or {}
         if not isinstance(inner, dict):
-            raise ValueError(f'"{override}": {name} is {inner!r} and no mapping; give step.setting=value.')
+            raise ValueError(f'"{override}": {name} is {inner!r} and not a mapping; give step.setting=value.')
         place[name] = place = dict(inner)
     place[last] = parse_yaml(value, f'the value of "{override}"')
 
 
 def _resolved(step: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """A step's settings with their names checked and its command's defaults filled in."""
+    """The settings of a step, checked, with the defaults of its command."""
     from hf_select.cli.commands import COMMANDS, command_class
 
     name = settings.get("command", step)
@@ -193,14 +193,15 @@ def _defaults(classes: list[type]) -> Iterator[tuple[str, Any]]:
 
 
 def _check_folder(folder: Path, steps: dict[str, dict[str, Any]], overwrite: bool) -> None:
-    """Raise if the run would replace something that is not its own: results made with other settings, or a config.yaml
-    that no run has written."""
+    """Raise if the run would replace results of other settings, or a config.yaml that no run has written."""
     config = folder / "config.yaml"
     if config.exists():
         try:
             read_recipe(str(config))
         except ValueError:
-            raise ValueError(f'"{config}" is not that of a run and is not replaced; choose another folder.') from None
+            raise ValueError(
+                f'"{config}" is not that of a run and is not replaced; choose another --output-dir.'
+            ) from None
     changes = []
     for step, settings in steps.items():
         before: dict[str, Any] = (read_json(_marker(folder, step)) or {}).get("settings") or {}
@@ -219,7 +220,7 @@ def _check_folder(folder: Path, steps: dict[str, dict[str, Any]], overwrite: boo
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """As JSON gives them back."""
+    """The settings after a round trip through JSON."""
     return json.loads(json.dumps(settings, default=str))
 
 
@@ -234,9 +235,11 @@ def _marker(folder: Path, step: str) -> Path:
 def _run_step(
     label: str, folder: Path, step: str, steps: dict[str, dict[str, Any]], again: bool, overwrite: bool
 ) -> bool:
-    """Run a step unless it is finished: the same settings, and every file they name as the step left it.
+    """Run a step unless it is finished, with the same settings and with the files that they name unchanged.
 
-    Returns whether it ran; what comes after it must then run too (`again`).
+    Args:
+        again: run the step in any case, because an earlier step ran.
+    Returns: whether the step left new results, so that later steps must run again.
     """
     from hf_select.cli.commands import make_command
 
@@ -260,7 +263,7 @@ def _run_step(
     if lasting and begins:
         marker.parent.mkdir(exist_ok=True)
         write_json(marker, {"state": None, "settings": _plain(settings)})
-    command.run()  # the command that it proposes next is for a command line, not for a recipe
+    command.run()  # the command that it proposes is the next step of the recipe
     if lasting:
         seconds = round(time.perf_counter() - begin, 3)
         write_json(marker, {"state": _state(name, given), "seconds": seconds, "settings": _plain(settings)})
@@ -268,10 +271,10 @@ def _run_step(
 
 
 def _remove_results(before: dict[str, Any], folder: Path, step: str, steps: dict[str, dict[str, Any]]) -> bool:
-    """Remove the folder of a step that has other settings or inputs now: its command would refuse to mix the two.
-    Only a folder inside the run's that no other step writes to; one that was begun with these settings is continued.
+    """Remove the output folder of a step whose settings or inputs have changed, since its command would refuse it.
 
-    Returns whether there was one.
+    Only a folder inside the run's folder that no other step writes to is removed. A step that was interrupted with the
+    same settings is resumed instead. Returns: whether a folder was removed.
     """
     made_with, now = before.get("settings") or {}, _plain(steps[step])
     if before["state"] is None and made_with == now or made_with.get("output_dir") != now.get("output_dir"):
@@ -294,7 +297,7 @@ def _remove_results(before: dict[str, Any], folder: Path, step: str, steps: dict
 
 
 def _state(command: str, settings: dict[str, Any]) -> str:
-    """Hash of a step's settings and of the files that they name, inputs and outputs alike."""
+    """Hash of a step's settings and of the size and time of every file that they name, inputs and outputs alike."""
     files = []
     for text in texts_of(settings):
         path = Path(text).expanduser()

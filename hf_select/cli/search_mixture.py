@@ -9,19 +9,19 @@ from hf_select.cli.command import Command
 
 @dataclass(kw_only=True)
 class SearchMixture(Command):
-    """Search the weights of a mixture by small runs and a regression on them, and confirm what is found by further
-    runs. A killed search goes on.
+    """Search the weights of a mixture: train small runs, fit a regression to their results, and confirm its best
+    weights with new runs. The same command resumes a stopped search.
 
     Args:
         sources: NAME=FILE_OR_ID, at least two.
-        held_out: rows to measure the loss on, NAME=FILE_OR_ID, several for several domains; each counts as much.
+        held_out: rows to measure the loss on, NAME=FILE_OR_ID, one or several domains of equal weight.
         output_dir: folder for the runs and result.json.
-        rows: of each mixture that is tried.
-        runs: mixtures that are tried; five for each source are a beginning.
-        draws: dirichlet, around the sources' own sizes, or grid.
-        passes: every run trains as many tokens as so many passes over its rows.
-        seeds: runs of the weights found, of the sources' proportions and of equal shares.
-        seed: of the draws.
+        rows: number of rows of each mixture.
+        runs: number of mixtures to train; start with five per source.
+        draws: dirichlet draws weights around the sources' proportions; grid takes them from a grid.
+        passes: every run trains on as many tokens as this number of passes over its rows has.
+        seeds: runs of the best weights, of the sources' proportions and of equal shares.
+        seed: of the drawn weights.
         split: of saved or Hub datasets.
         rename: columns to rename first, in sources and held-out rows, e.g. question=prompt answer=completion.
     """
@@ -60,8 +60,8 @@ class SearchMixture(Command):
 
         sources = {name: self._source(name, where) for name, where in self.sources.items()}
         held_out = read_named(self.held_out, self.split)
-        found = iter(renamed([*sources.values(), *held_out.values()], self.rename))
-        sources, held_out = ({name: next(found) for name in group} for group in (sources, held_out))
+        datasets = iter(renamed([*sources.values(), *held_out.values()], self.rename))
+        sources, held_out = ({name: next(datasets) for name in group} for group in (sources, held_out))
         result = search_mixture(
             sources,
             held_out,

@@ -1,6 +1,6 @@
-"""Dataclass fields as command-line flags and YAML keys: the same names, types and help in all three places.
+"""Dataclass fields as command-line flags and YAML keys, with the same names, types and help texts.
 
-Help texts are the lines under "Args:" of the class's docstring, so each setting is described once.
+The help text of a setting is its line under "Args:" in the docstring of the dataclass.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from hf_select.cli.synonyms import SYNONYMS
 from hf_select.validation import check_choice, check_choices
 
 
-_LISTED = 14  # names that an error lists; of more it says how many there are
+_LISTED = 14  # an error lists at most this number of known names
 
 
 def import_name(home: str) -> Any:
@@ -57,10 +57,12 @@ def import_class(kind: str, name: str, known: Mapping[str, str], base: type) -> 
 
 
 def suggest(kind: str, name: str, known: Iterable[str], of: str = "", otherwise: str = "") -> ValueError:
-    """The error for a name that is not known, with the nearest ones that are.
+    """The error for an unknown name, with the nearest known names.
 
     Args:
-        otherwise: what to do if nothing is near and there are too many names to list.
+        kind: of the name: flag, setting, command, scorer.
+        of: what the name was looked up in, such as a command.
+        otherwise: the advice if no name is near and there are too many to list.
     """
     known = list(known)
     near = nearest(str(name), known)
@@ -69,18 +71,17 @@ def suggest(kind: str, name: str, known: Iterable[str], of: str = "", otherwise:
     elif len(known) <= _LISTED:
         hint = f" Known: {', '.join(known)}."
     else:
-        hint = f" None of the {len(known)} known names is like it.{f' {otherwise}' if otherwise else ''}"
+        hint = f" None of the {len(known)} known names is similar.{f' {otherwise}' if otherwise else ''}"
     return ValueError(f'unknown {kind} "{name}"{f" of {of}" if of else ""}.{hint}')
 
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:
-    """At most three of the known names: the same thing under the name that other tools give it, a name spelt alike,
-    one that shares a word."""
-    bare = {_bare(one): one for one in known}
+    """At most three known names: those that other tools call by this name, similar spellings, or shared words."""
+    bare = {_bare(each): each for each in known}
     wanted = _bare(name)
     same = [word for word in SYNONYMS.get(wanted, ()) if word in bare]
     alike = difflib.get_close_matches(wanted, bare, n=2, cutoff=0.7 if same else 0.6)
-    sharing = [] if same or alike else [one for one in bare if set(one.split("_")) & set(wanted.split("_"))]
+    sharing = [] if same or alike else [each for each in bare if set(each.split("_")) & set(wanted.split("_"))]
     return [bare[word] for word in list(dict.fromkeys([*same, *alike, *sharing]))[:3]]
 
 
@@ -89,7 +90,7 @@ def _bare(name: str) -> str:
 
 
 def check_names(names: Iterable[str], classes: Iterable[type], where: str, otherwise: str = "") -> None:
-    """Raise for the first name that is a field of none of the dataclasses."""
+    """Raise ValueError for the first name that is not a setting of any of the dataclasses."""
     known = [f.name for cls in classes for f in settable(cls)]
     for name in names:
         if name not in known:
@@ -97,7 +98,8 @@ def check_names(names: Iterable[str], classes: Iterable[type], where: str, other
 
 
 def check_values(values: dict[str, Any], classes: Iterable[type]) -> None:
-    """Raise for the first value that is not of its setting's type; a name belongs to the first class that has it."""
+    """Raise ValueError for the first value that does not have the type of its setting. If several classes have the
+    setting, the first of them decides."""
     hints: dict[str, Any] = {}
     for cls in classes:
         of_class = get_type_hints(cls)
@@ -107,28 +109,28 @@ def check_values(values: dict[str, Any], classes: Iterable[type]) -> None:
 
 
 def settable(cls: type) -> list[Field]:
-    """Fields that a user may set: those of the constructor that are described under Args."""
+    """The settings of a dataclass: the fields of its constructor that its docstring describes under Args."""
     described = descriptions(cls)
     return [f for f in fields(cls) if f.init and f.name in described]
 
 
 def descriptions(cls: type) -> dict[str, str]:
-    """Setting -> its text, from the Args sections of the docstrings of the class and of what it inherits from."""
-    found: dict[str, str] = {}
+    """Setting -> description, from the Args sections in the docstrings of the class and its bases."""
+    texts: dict[str, str] = {}
     for parent in reversed(cls.__mro__):
         docs = inspect.cleandoc(parent.__doc__ or "")
         section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", docs, re.MULTILINE | re.DOTALL)
         name = ""
         for line in (section.group(1) if section else "").splitlines():
             if entry := re.match(r"    (\w+): (.*)", line):
-                name, found[entry.group(1)] = entry.group(1), entry.group(2).strip()
+                name, texts[entry.group(1)] = entry.group(1), entry.group(2).strip()
             elif name and line.strip():
-                found[name] += " " + line.strip()
-    return found
+                texts[name] += " " + line.strip()
+    return texts
 
 
 def add_flags(parser: argparse.ArgumentParser, cls: type, title: str, skip: Iterable[str] = ()) -> None:
-    """A flag for each setting of the dataclass: --tokens-per-batch for tokens_per_batch."""
+    """Add a flag for each setting of the dataclass: --tokens-per-batch for tokens_per_batch."""
     group = parser.add_argument_group(title)
     hints, texts = get_type_hints(cls), descriptions(cls)
     for f in settable(cls):
@@ -157,7 +159,7 @@ def add_flags(parser: argparse.ArgumentParser, cls: type, title: str, skip: Iter
 
 
 def add_positional(parser: argparse.ArgumentParser, cls: type, names: Iterable[str]) -> None:
-    """An argument without a flag for each named setting; a list takes all further words."""
+    """Add an argument without a flag for each named setting; a list takes all remaining words."""
     hints, texts = get_type_hints(cls), descriptions(cls)
     for name in names:
         several = get_origin(_without_none(hints[name])) is list
@@ -173,7 +175,10 @@ def choices_of(cls: type, name: str) -> tuple[str, ...]:
 
 
 def build(cls: type, values: dict[str, Any], where: str) -> Any:
-    """`cls(**values)` with types checked; a single value in a list where one will do is unpacked."""
+    """`cls(**values)` with types checked. A list of one value is unpacked where a single value is allowed.
+
+    Raises: ValueError for a wrong type, a wrong choice or a missing setting.
+    """
     hints = get_type_hints(cls)
     clean = {name: _checked(value, hints[name], name) for name, value in values.items()}
     missing = [
@@ -197,7 +202,7 @@ def _checked(value: Any, hint: Any, name: str) -> Any:
     if kind is Any:
         _refuse_repeated(value, name)
         return value[0] if isinstance(value, list) and len(value) == 1 else value
-    if get_origin(kind) is Literal:  # left to check_choices
+    if get_origin(kind) is Literal:  # checked by check_choices
         return value
     if get_origin(kind) is list:
         _refuse_repeated(value, name)
@@ -208,11 +213,11 @@ def _checked(value: Any, hint: Any, name: str) -> Any:
         return value
     if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:
-            value = float(value)  # YAML reads 1e-5 as text
+            value = float(value)  # YAML reads 1e-5 as a string
         except ValueError:
             pass
     if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return str(value)  # and 1000 as a number where a text is wanted
+        return str(value)  # YAML reads 1000 as a number
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"{name} is {value!r}; it must be {kind.__name__}.")
     if isinstance(value, float) and math.isnan(value):
@@ -223,7 +228,7 @@ def _checked(value: Any, hint: Any, name: str) -> Any:
 
 
 def _refuse_repeated(value: Any, name: str) -> None:
-    """Numbers may be equal; a name or a file that is listed twice is a slip."""
+    """Raise for a name or file that a list contains twice. Numbers may be equal."""
     seen = set()
     for item in value if isinstance(value, list) else []:
         if isinstance(item, str) and item in seen:
@@ -239,14 +244,14 @@ def _without_none(hint: Any) -> Any:
 
 
 def _pair(text: str) -> tuple[str, str]:
-    old, found, new = text.partition("=")
-    if not (found and old and new):
+    old, equals, new = text.partition("=")
+    if not (equals and old and new):
         raise argparse.ArgumentTypeError(f'"{text}" is not of the form name=value')
     return old, new
 
 
 class _Pairs(argparse.Action):
-    """name=value pairs of one flag, given together or one after the other."""
+    """Collects name=value pairs from one or several occurrences of a flag."""
 
     def __call__(self, parser, namespace, values, option_string=None):  # noqa: ANN001
         pairs = dict(getattr(namespace, self.dest, {}))
@@ -258,7 +263,7 @@ class _Pairs(argparse.Action):
 
 
 class _Once(argparse.Action):
-    """A flag of one value: the second is refused and does not silently replace the first."""
+    """Stores one value and refuses a second, which would silently replace it."""
 
     def __call__(self, parser, namespace, values, option_string=None):  # noqa: ANN001
         if hasattr(namespace, self.dest):
@@ -269,7 +274,7 @@ class _Once(argparse.Action):
 
 
 class _Switch(argparse.BooleanOptionalAction):
-    """--flag and --no-flag, of which one may be given once."""
+    """--flag and --no-flag, of which one may be given, once."""
 
     def __call__(self, parser, namespace, values, option_string=None):  # noqa: ANN001
         if hasattr(namespace, self.dest):

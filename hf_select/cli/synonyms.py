@@ -1,8 +1,6 @@
-"""Names that people bring from transformers, TRL, lm-evaluation-harness, LLaMA-Factory and the papers' own code, and
-what they are called here.
-"""
+"""Names of settings in transformers, TRL, lm-evaluation-harness, LLaMA-Factory and the papers' code, with ours."""
 
-# Of the names on the right only those that the command has are suggested. Close spellings need no entry.
+# A command suggests only settings that it has. Similar spellings need no entry.
 SYNONYMS: dict[str, tuple[str, ...]] = {
     # rows in
     "data": ("dataset", "scores", "sources", "subset"),

@@ -2,7 +2,7 @@
 
 
 def print_table(header: list[str], rows: list[list[str]], title: str = "") -> None:
-    """First column left, the others right; nothing is cut."""
+    """Print a table with the first column aligned left and the others right."""
     lines = [header, *rows] if any(header) else rows
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     if title:

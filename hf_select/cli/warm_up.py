@@ -9,7 +9,9 @@ from hf_select.cli.score import Rows, build_parts
 
 @dataclass(kw_only=True)
 class WarmUpCommand(Rows):
-    """Train a LoRA adapter on a random share of a pool, a checkpoint an epoch, as LESS needs it; can be continued."""
+    """Train a LoRA adapter on a random share of a pool, with a checkpoint per epoch, as LESS needs it. The same
+    command resumes a stopped run.
+    """
 
     example: ClassVar[str] = (
         "hf-select warm-up --model meta-llama/Llama-2-7b-hf --dataset tatsu-lab/alpaca --output-dir warm_up"

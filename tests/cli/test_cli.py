@@ -294,8 +294,8 @@ def test_overwrite_replaces_saved_datasets_alone(pool, capsys):
     Path("precious").mkdir()
     Path("precious/thesis.txt").write_text("mine")
     select = ("select", "--scores", "o", "--selector", "longest", "--k", "3", "--overwrite", "--output")
-    assert "no saved dataset" in fails(capsys, *select, "precious")
-    assert "no saved dataset" in fails(capsys, *select, "o")
+    assert "not a saved dataset" in fails(capsys, *select, "precious")
+    assert "not a saved dataset" in fails(capsys, *select, "o")
     assert run(*select, "subset") == 0 and run(*select, "subset") == 0
     again = ("select", "--scores", "subset", "--selector", "longest", "--k", "2", "--overwrite", "--output", "subset")
     assert "holds the rows that are read" in fails(capsys, *again)

@@ -186,7 +186,7 @@ def test_an_override_reaches_into_a_mapping(capsys):
         _override(steps, override)
     expected = {"args": {"num_stages": 5, "beta": 0.2, "report_to": "none"}, "model": "x", "lora": {"r": 16}}
     assert steps == {"train": expected}
-    with pytest.raises(ValueError, match="model is 'x' and no mapping"):
+    with pytest.raises(ValueError, match="model is 'x' and not a mapping"):
         _override(steps, "train.model.name=y")
     Path("t.yaml").write_text("steps: {train: {method: sft, model: m, dataset: pool.jsonl, output_dir: o}}\n")
     said = error_of(capsys, "t.yaml", "train.args.learning_rat=1", "--output-dir", "x")

@@ -465,9 +465,9 @@ def test_bad_input_is_one_clear_line_and_nothing_is_written(tmp_path, capsys, mo
     assert '"b" has 5 rows of the 15' in over and "passed over 15: repeats an earlier row" in over
     assert "weight of a source is -1" in fails(capsys, *two, "--weights", "a=-1", "b=1", "--rows", "5", *out)
     assert "weight is nan" in fails(capsys, *two, "--weights", "a=nan", "b=1", "--rows", "5", *out)
-    assert "x is no number" in fails(capsys, *two, "--weights", "a=x", "b=1", "--rows", "5", *out)
+    assert "x is not a number" in fails(capsys, *two, "--weights", "a=x", "b=1", "--rows", "5", *out)
     assert 'there is no source "c"' in fails(capsys, *two, "--weights", "c=1", "--rows", "5", *out)
-    assert "leave out weights" in fails(capsys, "rewild", "--sources", "mmlu=q.jsonl", "--weights", "mmlu=1", *out)
+    assert "leave out --weights" in fails(capsys, "rewild", "--sources", "mmlu=q.jsonl", "--weights", "mmlu=1", *out)
     assert "sources" in fails(capsys, *out)
     assert not list((tmp_path / "mix").glob("mixture*")), "something was written"
     with pytest.raises(ValueError, match='source "a": column "lang" is missing'):
