@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from hf_select.generation.server import ServerGenerator as ServerGenerator
     from hf_select.hub.load import load_selection as load_selection
     from hf_select.hub.output import push_output as push_output
-    from hf_select.hub.push import push_index as push_index
     from hf_select.hub.push import push_selected as push_selected
+    from hf_select.hub.push_index import push_index as push_index
     from hf_select.jobs.status import JobStatus as JobStatus
     from hf_select.jobs.status import job_status as job_status
     from hf_select.mixtures.mixture import Mixture as Mixture

@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "mixtures": {"_version", "atomic", "data", "paper", "scoring", "selection", "validation"},
     "generation": {"_version", "atomic", "data", "jobs", "models", "paper", "selection", "strict_yaml", "validation"},
     "training": {"atomic", "data", "features", "jobs", "models", "paper", "scoring", "selection", "validation"},
-    "reports": {"_version", "atomic", "data", "recipe", "selection"},
+    "reports": {"_version", "atomic", "data", "paper", "recipe", "selection"},
     "evaluation": {
         "atomic",
         "data",

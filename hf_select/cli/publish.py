@@ -47,7 +47,8 @@ class Publish(Command):
 
     def run(self) -> None:
         from hf_select.hub.output import find_output, push_output
-        from hf_select.hub.push import push_index, push_selected
+        from hf_select.hub.push import push_selected
+        from hf_select.hub.push_index import push_index
         from hf_select.hub.repository import check_repo_id, validate_card
 
         check_repo_id(self.repo_id)

@@ -26,7 +26,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
@@ -353,6 +353,7 @@ class _Run:
         summary["unreadable"] = dict(self.bad.most_common())
         summary["sha256"] = sha256_of(self.folder / "responses.parquet")
         summary |= {"hf_select": __version__, "source": self.source, "settings": self.settings.described()}
+        summary["paper"] = None if self.settings.paper is None else asdict(self.settings.paper)
         write_json(self.folder / "summary.json", summary)
         return summary
 

@@ -1,130 +1,173 @@
-"""The dataset card of what was generated or mixed: models, sources, what was left out and why, cost, licences."""
+"""The dataset card of generated or mixed rows: models, sources, what was left out and why, cost, licences."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from hf_select.hub.card import citations, size_category, usage
+from hf_select.hub.card_parts import (
+    card_header,
+    citation_section,
+    dataset_link,
+    limitation_section,
+    usage_section,
+)
+from hf_select.hub.records import License, ModelRecord, SourceRecord
+from hf_select.paper import Paper
 from hf_select.reports.markdown import inline, table_text
 
 
 _Table = tuple[str, list[str], list[list[str]]]  # title, header, rows
 
 
+@dataclass(frozen=True)
+class OutputRecord:
+    """What is published about an output.
+
+    Args:
+        kind: kind of run: glan, responses or mixture.
+        models: the models that wrote the rows.
+        sources: the datasets behind the rows.
+        record: the record that the run wrote, as JSON.
+    """
+
+    kind: str
+    models: list[ModelRecord]
+    sources: list[SourceRecord]
+    record: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as JSON."""
+        return {
+            "kind": self.kind,
+            "models": [model.to_dict() for model in self.models],
+            "sources": [source.to_dict() for source in self.sources],
+            "record": self.record,
+        }
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> "OutputRecord":
+        """The record that `to_dict` returned."""
+        return cls(
+            kind=value["kind"],
+            models=[ModelRecord.from_dict(model) for model in value["models"]],
+            sources=[SourceRecord.from_dict(source) for source in value["sources"]],
+            record=value["record"],
+        )
+
+
 def output_card(
     repo_id: str,
-    made: dict[str, Any],
+    made: OutputRecord,
     *,
     rows: int,
     names: Sequence[str],
-    license: str | Sequence[str],
+    license: License,
     language: Sequence[str] | None,
 ) -> str:
-    """The card as Markdown under its YAML header. The same output gives the same text: there is no date in it.
+    """The card as Markdown with its YAML header. It has no date, so the same output gives the same text.
 
     Args:
-        made: kind, models, sources and record, without secrets.
-        rows: in the repository.
-        names: of their columns.
+        made: the output's record, without secrets.
+        rows: number of rows in the repository.
+        names: names of their columns.
     """
-    from huggingface_hub import DatasetCardData
-
-    kind, record, title = made["kind"], made["record"], repo_id.split("/")[-1]
-    synthetic = bool(made["models"])
-    data = DatasetCardData(
-        license=license if isinstance(license, str) else list(license),
-        language=list(language) if language else None,
-        pretty_name=title,
-        size_categories=[size_category(rows)],
-        task_categories=["text-generation"],
-        source_datasets=list(dict.fromkeys(one["name"] for one in made["sources"] if one["on_hub"])) or None,
-        tags=["hf_select", "sft", "trl", kind, *(["synthetic"] if synthetic else [])],
-        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}],
+    kind, record = made.kind, made.record
+    header = card_header(
+        repo_id,
+        rows=rows,
+        license=license,
+        language=language,
+        sources=made.sources,
+        tags=["hf_select", "sft", "trl", kind, *(["synthetic"] if made.models else [])],
+        configs=["data"],
     )
     layout = next((name for name in ("messages", "text") if name in names), "prompt-completion")
-    parts = [f"---\n{data.to_yaml()}\n---", f"# {inline(title)}", _SUMMARY[kind](made, rows)]
-    parts += [usage(repo_id, layout, scores=False), "## How it was made"]
-    for caption, header, lines in [*_models(made), *_sources(made), *_TABLES[kind](record), *_left_out(record)]:
-        parts += [f"{caption}:", table_text(header, lines)] if lines else []
-    parts += [_text for _text in (_tests(record), _cost(record)) if _text]
-    parts += ["Settings:", table_text(["setting", "value"], _settings(record["settings"]))]
-    parts.append(f"Made with hf_select {inline(record.get('hf_select', ''))}; `provenance.json` has the whole record.")
-    parts += [_licences(made, synthetic), _limitations(kind), citations([kind])]
+    parts = [header, _SUMMARY[kind](made, rows), usage_section(repo_id, layout, has_scores=False)]
+    parts.append("## How it was made")
+    tables = [_model_table(made), _source_table(made), *_TABLES[kind](record), _table_of_left_out(record)]
+    for caption, columns, lines in tables:
+        parts += [f"{caption}:", table_text(columns, lines)] if lines else []
+    parts += [text for text in (_evaluation_overlap(record), _cost_text(record)) if text]
+    parts += ["Settings:", table_text(["setting", "value"], _setting_rows(record["settings"]))]
+    parts.append(f"Made with hf_select {inline(record.get('hf_select', ''))}; `provenance.json` has the full record.")
+    paper = Paper(**record["paper"]) if record.get("paper") else None
+    parts += [
+        _license_section(made),
+        limitation_section(_LIMITATIONS[kind]),
+        citation_section([paper] if paper else []),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _of_glan(made: dict[str, Any], rows: int) -> str:
-    record, models = made["record"], dict.fromkeys(model["name"] for model in made["models"])
+def _glan_summary(made: OutputRecord, rows: int) -> str:
+    record, models = made.record, dict.fromkeys(model.name for model in made.models)
     return (
         f"{rows:,} synthetic questions with answers (subjects: {record['subjects']:,}, disciplines: "
-        f"{record['disciplines']:,}), written by {' and '.join(map(inline, models))}: from a taxonomy over subjects "
-        "and syllabi to questions (GLAN, arXiv:2402.13064). No row comes from an existing dataset. Each row says its "
-        "discipline, subject, sessions and key concepts, and which models wrote it."
+        f"{record['disciplines']:,}), written by {' and '.join(map(inline, models))}. They were generated from a "
+        "taxonomy of disciplines, by way of subjects and syllabi (GLAN, arXiv:2402.13064). No row comes from an "
+        "existing dataset. Each row has its discipline, subject, class sessions and key concepts, and the models that "
+        "wrote it."
     )
 
 
-def _of_responses(made: dict[str, Any], rows: int) -> str:
-    (source,), record = made["sources"], made["record"]
-    seen = {
+def _responses_summary(made: OutputRecord, rows: int) -> str:
+    (source,), record = made.sources, made.record
+    history = {
         "reference_history": "the conversation as it is in the dataset",
         "own_history": "the model's own earlier replies",
     }[record["settings"]["history"]]
     return (
-        f"{rows:,} replies of {', '.join(inline(model['name']) for model in made['models'])} to the user turns of "
-        f"{record['conversations']:,} conversations of {_shown(source)}. Before a turn a model sees {seen}; the "
-        "prompt of each row is what its reply was made from."
+        f"{rows:,} replies of {', '.join(inline(model.name) for model in made.models)} to the user turns of "
+        f"{record['conversations']:,} conversations of {dataset_link(source)}. Before each turn a model sees "
+        f"{history}. The prompt of a row is the text that the model replied to."
     )
 
 
-def _of_mixture(made: dict[str, Any], rows: int) -> str:
-    epochs = made["record"]["epochs"]
+def _mixture_summary(made: OutputRecord, rows: int) -> str:
+    epochs = made.record["epochs"]
+    repeated = f", repeated for {epochs:,} epochs, each in another order (column `epoch`)" if epochs > 1 else ""
     return (
-        f"{rows:,} rows of {len(made['sources']):,} sources, mixed in given amounts"
-        + (f", {epochs:,} times in another order (column `epoch`)" if epochs > 1 else "")
-        + ". Each row says in `source` and `source_row` where it comes from."
+        f"{rows:,} rows of {len(made.sources):,} sources, mixed in given amounts{repeated}. The columns `source` and "
+        "`source_row` say where each row comes from."
     )
 
 
-_SUMMARY: dict[str, Callable[[dict[str, Any], int], str]] = {
-    "glan": _of_glan,
-    "responses": _of_responses,
-    "mixture": _of_mixture,
+_SUMMARY: dict[str, Callable[[OutputRecord, int], str]] = {
+    "glan": _glan_summary,
+    "responses": _responses_summary,
+    "mixture": _mixture_summary,
 }
 
 
-def _shown(source: dict[str, Any]) -> str:
-    name = inline(source["name"])
-    return f"[{name}](https://huggingface.co/datasets/{source['name']})" if source["on_hub"] else name
-
-
-def _models(made: dict[str, Any]) -> list[_Table]:
+def _model_table(made: OutputRecord) -> _Table:
     lines = [
-        [model["wrote"], model["name"], model["revision"] or "not on record", model["license"] or "not known"]
-        for model in made["models"]
+        [model.wrote or "", model.name, model.revision or "not on record", _listed(model.license)]
+        for model in made.models
     ]
-    return [("Models", ["wrote", "model", "revision", "licence of the model"], lines)]
+    return "Models", ["wrote", "model", "revision", "licence of the model"], lines
 
 
-def _sources(made: dict[str, Any]) -> list[_Table]:
+def _source_table(made: OutputRecord) -> _Table:
     header = ["source", "dataset", "split", "revision", "licence", "rows"]
     lines = [
         [
-            one.get("of", "prompts"),
-            one["name"],
-            "/".join(filter(None, [one.get("config"), one["split"]])),
-            one.get("revision") or "not on record",
-            _listed(one.get("license") or "not known"),
-            f"{one['rows']:,}",
+            source.of or "prompts",
+            source.name,
+            "/".join(filter(None, [source.config, source.split])),
+            source.revision or "not on record",
+            _listed(source.license),
+            f"{source.rows:,}",
         ]
-        for one in made["sources"]
+        for source in made.sources
     ]
-    return [("Sources", header, lines)]
+    return "Sources", header, lines
 
 
-def _listed(value: str | list[str]) -> str:
-    return value if isinstance(value, str) else ", ".join(value)
+def _listed(license: License | None) -> str:
+    return license if isinstance(license, str) else ", ".join(license or ["not known"])
 
 
 def _tables_of_glan(record: dict[str, Any]) -> list[_Table]:
@@ -134,7 +177,7 @@ def _tables_of_glan(record: dict[str, Any]) -> list[_Table]:
         for stage, tokens in record["tokens"].items()
     ]
     return [
-        ("What there is of each", ["of", "number"], [[name, f"{record[name]:,}"] for name in counted]),
+        ("Numbers of each kind", ["kind", "number"], [[name, f"{record[name]:,}"] for name in counted]),
         ("Stages", ["stage", "requests", "tokens read", "tokens written"], stages),
     ]
 
@@ -144,7 +187,7 @@ def _tables_of_responses(record: dict[str, Any]) -> list[_Table]:
     lines = [
         [
             name,
-            *(f"{model[of]:,}" for of in ("rows", "refused", "prompt_tokens", "completion_tokens")),
+            *(f"{model[count]:,}" for count in ("rows", "refused", "prompt_tokens", "completion_tokens")),
             f"{model['throughput']['seconds']:,.1f}",
         ]
         for name, model in record["models"].items()
@@ -166,11 +209,11 @@ def _tables_of_mixture(record: dict[str, Any]) -> list[_Table]:
     overlap = [[names, f"{count:,}"] for names, count in record.get("overlap", {}).items()]
     return [
         (
-            "Amounts" + (", in each epoch" if record["epochs"] > 1 else ""),
-            ["source", "rows", "share", "each at most", "passed over"],
+            "Amounts" + (" in each epoch" if record["epochs"] > 1 else ""),
+            ["source", "rows", "share", "uses of a row, at most", "skipped"],
             lines,
         ),
-        ("Rows that are in two sources", ["sources", "rows"], overlap),
+        ("Rows that occur in two sources", ["sources", "rows"], overlap),
     ]
 
 
@@ -181,71 +224,73 @@ _TABLES: dict[str, Callable[[dict[str, Any]], list[_Table]]] = {
 }
 
 
-def _left_out(record: dict[str, Any]) -> list[_Table]:
-    """Why rows are not there, of whichever kind."""
+def _table_of_left_out(record: Mapping[str, Any]) -> _Table:
+    """Why rows were left out, for any kind of run."""
     counts = {"": {**record.get("failed", {}), **record.get("removed", {}), **record.get("unreadable", {})}}
-    counts |= {name: model["removed"] for name, model in record.get("models", {}).items() if "removed" in model}
-    if isinstance(record.get("sources"), dict):
+    if isinstance(record.get("sources"), dict):  # a mixture
         counts |= {name: line.get("passed_over", {}) for name, line in record["sources"].items()}
-    lines = [[of, reason, f"{count:,}"] for of, found in counts.items() for reason, count in found.items()]
-    return [("Left out", ["of", "reason", "number"], lines)]
+    elif isinstance(record.get("models"), dict):
+        counts |= {name: model["removed"] for name, model in record["models"].items() if "removed" in model}
+    lines = [[of, reason, f"{count:,}"] for of, reasons in counts.items() for reason, count in reasons.items()]
+    return "Left out", ["of", "reason", "number"], lines
 
 
-def _tests(record: dict[str, Any]) -> str:
-    found = record.get("decontamination", {}).get("sets") or record.get("evaluation_sets") or {}
-    if not found:
-        return "No evaluation set was compared with the rows."
+def _evaluation_overlap(record: Mapping[str, Any]) -> str:
+    sets = record.get("decontamination", {}).get("sets") or record.get("evaluation_sets") or {}
+    if not sets:
+        return "The rows were not compared with any evaluation set."
     n = record.get("decontamination", {}).get("n") or record["settings"]["decontaminate_n"]
-    return f"No row shares a run of {n} words with {', '.join(map(inline, found))}."
+    return f"No row has a sequence of {n} words in common with {', '.join(map(inline, sets))}."
 
 
-def _cost(record: dict[str, Any]) -> str:
+def _cost_text(record: Mapping[str, Any]) -> str:
     if "tokens" not in record:
         return ""
     requests, read, written = (
         sum(stage[name] for stage in record["tokens"].values()) for name in ("requests", "read", "written")
     )
-    price = f", at the given prices {record['price']:,.4g} US dollars" if "price" in record else ""
-    return f"It took {requests:,} requests, {read:,} tokens read and {written:,} written{price}."
+    price = f", {record['price']:,.4g} US dollars at the given prices" if "price" in record else ""
+    return f"It took {requests:,} requests, {read:,} tokens read and {written:,} tokens written{price}."
 
 
-def _settings(settings: dict[str, Any]) -> list[list[str]]:
+def _setting_rows(settings: Mapping[str, Any]) -> list[list[str]]:
     flat = {name: value for name, value in settings.items() if name != "sources"}
     for source, own in settings.get("sources", {}).items():
         flat |= {f"{source}: {name}": value for name, value in own.items()}
     return [[name, str(value)] for name, value in flat.items() if value is not None]
 
 
-def _licences(made: dict[str, Any], synthetic: bool) -> str:
-    text = "## Licences\n\nThe licence above is what the publisher states for these rows."
-    if synthetic:
+def _license_section(made: OutputRecord) -> str:
+    text = "## Licences\n\nThe publisher of these rows states the licence above."
+    if made.models:
         links = [
-            f"[{inline(model['name'])}](https://huggingface.co/{model['name']})"
-            if model["on_hub"]
-            else inline(model["name"])
-            for model in made["models"]
+            f"[{inline(model.name)}](https://huggingface.co/{model.name})" if model.on_hub else inline(model.name)
+            for model in made.models
         ]
         text += (
-            " Whether text of a model may be shared and trained on depends on the model's licence, and on the terms "
-            f"of whoever runs it: {', '.join(dict.fromkeys(links))}."
+            " Whether text written by a model may be shared and trained on depends on the model's licence and on the "
+            f"terms of its provider: {', '.join(dict.fromkeys(links))}."
         )
-    if made["sources"]:
-        text += " The licence of each source holds for what comes from it; see the table of sources."
+    if made.sources:
+        text += " Rows that come from a source are also under the licence of that source; see the table of sources."
     return text
 
 
-def _limitations(kind: str) -> str:
-    lines = {
-        "glan": [
-            "Nobody has checked that answers are right, or that questions have one.",
-            "What the models get wrong, leave out or prefer is in the rows.",
-            "The topics are those of one taxonomy.",
-        ],
-        "responses": [
-            "Nobody has checked that replies are right. What the models get wrong or prefer is in the rows.",
-            "Later user turns answered what another model had said and may not fit the reply before them.",
-        ],
-        "mixture": ["The rows are those of the sources: what is wrong or harmful there can be here."],
-    }[kind]
-    lines.append("This card does not show that training on these rows is better than on others: compare.")
-    return "## Limitations\n\n" + "\n".join(f"- {line}" for line in lines)
+_NOT_COMPARED = "This card does not show that training on these rows is better than training on other rows."
+_LIMITATIONS = {
+    "glan": [
+        "Nobody has checked that the answers are right, or that each question has an answer.",
+        "The rows have the errors, gaps and preferences of the models that wrote them.",
+        "The topics are those of one taxonomy.",
+        _NOT_COMPARED,
+    ],
+    "responses": [
+        "Nobody has checked that the replies are right. They have the errors and preferences of the models.",
+        "Later user turns were written in reply to another model and may not fit the reply before them.",
+        _NOT_COMPARED,
+    ],
+    "mixture": [
+        "The rows are those of the sources, with any errors and harmful content that they have.",
+        _NOT_COMPARED,
+    ],
+}

@@ -1,30 +1,34 @@
-"""A dataset repository on the Hub: its name, one commit of a folder of files, and what the Hub refuses."""
+"""A dataset repository on the Hub: check its name, push a folder in one commit, and explain the Hub's errors."""
 
 import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from hf_select._version import __version__
-from hf_select.data.loading import located
 from hf_select.hub.scrub import check_clean, scrubbed
 from hf_select.jobs.retry import is_transient, with_retries
-from hf_select.reports.ledger import is_hub_id
 
+
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
+
+
+T = TypeVar("T")
 
 RECORD, PROVENANCE = "selection.parquet", "provenance.json"
-_OURS = ("data/", "scores/", "pictures/", "vectors/")  # folders whose other files a new version takes away
-_OF_A_SELECTION = (RECORD, "report.json", "config.yaml")  # files that go when something else takes its place
-_TEXT = (".md", ".json", ".yaml")
-_NO_NAMESPACES = ("datasets", "models", "spaces")  # parts of addresses
+_FOLDERS = ("data/", "scores/", "pictures/", "vectors/")  # a new version deletes older files in them
+_SELECTION_FILES = (RECORD, "report.json", "config.yaml")  # deleted when a selection is replaced by something else
+_TEXT_SUFFIXES = (".md", ".json", ".yaml")
+_RESERVED_NAMESPACES = ("datasets", "models", "spaces")  # parts of the Hub's URLs
 
 
 def check_repo_id(repo_id: str) -> None:
-    """Raise ValueError, without asking the Hub, if it would refuse a dataset repository of this name.
+    """Raise ValueError, without a request, if the Hub would refuse a dataset repository of this name.
 
-    huggingface_hub checks less: it takes letters of any alphabet, and the name of a kind of repository for a user's.
+    huggingface_hub checks less: it accepts letters of any alphabet and reserved names such as "datasets".
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -37,7 +41,7 @@ def check_repo_id(repo_id: str) -> None:
         valid = repo_id.isascii()
     except HFValidationError:
         valid = False
-    if not valid or namespace in _NO_NAMESPACES:
+    if not valid or namespace in _RESERVED_NAMESPACES:
         raise ValueError(
             f'the Hub takes no repository "{repo_id}". Give NAME/REPOSITORY, such as me/my-subset: letters of ASCII, '
             'digits, "-", "_" and "."; neither "--" nor ".."; no "-" or "." at the beginning or end, no ".git" at the '
@@ -46,21 +50,20 @@ def check_repo_id(repo_id: str) -> None:
 
 
 def build_folder(given: str | os.PathLike | None, temporary: str) -> Path:
-    """The folder that the files of a repository are built in: the one of a dry run, or the temporary one. An earlier
-    dry run in it is removed.
+    """The folder to build a repository's files in: that of a dry run, emptied of an earlier one, or the temporary one.
 
-    Raises: ValueError if it holds anything else, since files in it would be replaced.
+    Raises: ValueError if the folder holds other files, which would be replaced.
     """
     if given is None:
         return Path(temporary)
     folder = Path(given).expanduser()
     if folder.exists() and not folder.is_dir():
         raise ValueError(f'"{folder}" is a file; a dry run builds a folder. Give a new or empty one.')
-    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    built = {"README.md", PROVENANCE, *_OF_A_SELECTION, *(name.rstrip("/") for name in _OURS)}
-    if there and (PROVENANCE not in there or not there <= built):
+    existing = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    built = {"README.md", PROVENANCE, *_SELECTION_FILES, *(name.rstrip("/") for name in _FOLDERS)}
+    if existing and (PROVENANCE not in existing or not existing <= built):
         raise ValueError(f'"{folder}" holds other files, which a dry run could replace. Give a new or empty folder.')
-    for name in sorted(there):
+    for name in sorted(existing):
         if (folder / name).is_dir():
             shutil.rmtree(folder / name)
         else:
@@ -77,8 +80,19 @@ def push_files(
     revision: str,
     token: str | None,
 ) -> str:
-    """One commit of all files, tried again while the Hub or the network stumbles. Every attempt looks again at what is
-    there: of a commit that was made although its answer was lost, nothing is left to do."""
+    """Push all files in one commit, with retries, and return its URL.
+
+    Every attempt compares the folder with the repository first. If a commit was made but its response was lost, the
+    next attempt finds nothing to do.
+
+    Args:
+        folder: the files.
+        write_card: called with the repository's record and provenance files and its commit before each attempt, to
+            write the files that depend on them.
+        private: whether to create the repository as private; an existing one is not changed.
+        revision: branch to push to; it is created if it does not exist.
+    Raises: ValueError if the Hub refuses; ConnectionError if it cannot be reached.
+    """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
 
     api = HfApi(token=token)
@@ -87,8 +101,8 @@ def push_files(
         api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
         if revision != "main":
             api.create_branch(repo_id, repo_type="dataset", branch=revision, exist_ok=True)
-        there = api.dataset_info(repo_id, revision=revision)
-        commit, names = cast(str, there.sha), [file.rfilename for file in there.siblings or []]
+        info = api.dataset_info(repo_id, revision=revision)
+        commit, names = cast(str, info.sha), [file.rfilename for file in info.siblings or []]
         known = {
             name: Path(hf_hub_download(repo_id, name, repo_type="dataset", revision=commit, token=token))
             for name in (RECORD, PROVENANCE)
@@ -97,23 +111,31 @@ def push_files(
         write_card(known, commit)
         paths = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
         for name, path in paths.items():
-            if path.suffix in _TEXT:
+            if path.suffix in _TEXT_SUFFIXES:
                 check_clean(name, path.read_text(encoding="utf-8"))
         adds = [CommitOperationAdd(name, path.resolve()) for name, path in paths.items()]
-        ours = (*_OURS, *(_OF_A_SELECTION if RECORD in names else ()))
-        gone = [CommitOperationDelete(name) for name in names if name.startswith(ours) and name not in paths]
+        replaced = (*_FOLDERS, *(_SELECTION_FILES if RECORD in names else ()))
+        deletes = [CommitOperationDelete(name) for name in names if name.startswith(replaced) and name not in paths]
         message = f"hf_select {__version__}: {len(paths)} files"
-        place: dict[str, Any] = {"repo_type": "dataset", "revision": revision, "parent_commit": commit}
         try:
-            return str(api.create_commit(repo_id, [*adds, *gone], commit_message=message, **place).commit_url)
-        except json.JSONDecodeError as error:  # a proxy's page in place of the Hub's answer
-            raise ConnectionError("the Hub's answer is not JSON") from error
+            made = api.create_commit(
+                repo_id,
+                [*adds, *deletes],
+                commit_message=message,
+                repo_type="dataset",
+                revision=revision,
+                parent_commit=commit,
+            )
+            return str(made.commit_url)
+        except json.JSONDecodeError as error:  # a proxy's page in place of the Hub's response
+            raise ConnectionError("the Hub's response is not JSON") from error
 
-    return speaking_plainly(lambda: with_retries(attempt, f"push to {repo_id}"), repo_id)
+    return translate_hub_errors(lambda: with_retries(attempt, f"push to {repo_id}"), repo_id)
 
 
-def speaking_plainly(act: Callable[[], Any], repo_id: str) -> Any:
-    """What the Hub refuses, in a line that says what to do; a file that is not there is left to the caller."""
+def translate_hub_errors(act: Callable[[], T], repo_id: str) -> T:
+    """The result of `act()`. An error of the Hub or the network is raised again with a message that says what to do;
+    EntryNotFoundError is left to the caller, who knows what a missing file means."""
     from huggingface_hub.errors import (
         EntryNotFoundError,
         HfHubHTTPError,
@@ -131,7 +153,7 @@ def speaking_plainly(act: Callable[[], Any], repo_id: str) -> Any:
             f'no dataset repository "{repo_id}" on the Hub that this token may see ({_status(error)}). Check the '
             "name, or log in: hf auth login."
         ) from error
-    except EntryNotFoundError:  # the caller knows what a missing file means
+    except EntryNotFoundError:
         raise
     except RevisionNotFoundError as error:
         raise ValueError(f'"{repo_id}" on the Hub has no such branch, tag or commit. Check the revision.') from error
@@ -140,25 +162,24 @@ def speaking_plainly(act: Callable[[], Any], repo_id: str) -> Any:
             401: "The token is missing or wrong: hf auth login.",
             403: "The token may not write there: make one that may, or choose another repository.",
             412: "Somebody else pushed at the same time: run the same command again.",
-            429: "The Hub asks for a pause: run the same command later, it goes on where it was.",
+            429: "Too many requests: run the same command later to resume.",
         }
         code = error.response.status_code
-        cure = cures.get(code, "Run the same command again, it goes on where it was." if code >= 500 else "")
+        cure = cures.get(code, "Run the same command again to resume." if code >= 500 else "")
         raise ValueError(f'the Hub refused "{repo_id}" ({_status(error)}). {cure}'.rstrip()) from error
     except Exception as error:
-        if not is_transient(error) and not isinstance(error, RuntimeError):  # that of a file that could not be sent
+        if not is_transient(error) and not isinstance(error, RuntimeError):  # a failed upload is a RuntimeError
             raise
-        said = scrubbed(str(error).splitlines()[0])
+        message = scrubbed(str(error).splitlines()[0])
         raise ConnectionError(
-            f'"{repo_id}" could not be reached to the end ({said}). Run the same command again, it goes on where it '
-            "was."
+            f'the connection to "{repo_id}" failed ({message}). Run the same command again to resume.'
         ) from error
 
 
 def validate_card(folder: Path, repo_id: str) -> bool:
-    """Let the Hub check the metadata of a card that was built and not pushed. Returns: False if it cannot be reached.
+    """Let the Hub validate the metadata of a card that was not pushed; False if the Hub cannot be reached.
 
-    Raises: ValueError with the Hub's reasons for refusing the card.
+    Raises: ValueError with the Hub's reasons if it would refuse the card.
     """
     from huggingface_hub import DatasetCard
 
@@ -175,56 +196,15 @@ def validate_card(folder: Path, repo_id: str) -> bool:
     return True
 
 
-def _reasons(answer: str) -> str:
-    """The messages in the Hub's answer to a card that it refuses."""
+def _reasons(response: str) -> str:
+    """The messages in the Hub's response to a card that it refuses."""
     try:
-        return "; ".join(error["message"] for error in json.loads(answer)["errors"])
+        return "; ".join(error["message"] for error in json.loads(response)["errors"])
     except (ValueError, KeyError, TypeError):
-        return answer.rstrip(".")
+        return response.rstrip(".")
 
 
-def _status(error: Any) -> str:
-    server = getattr(error, "server_message", None)
-    said = scrubbed(" ".join(server.split()))[:200] if server else ""  # cut last: half a token is not recognised
-    return f"{error.response.status_code}{': ' + said if said else ''}"
-
-
-def about_source(source: str | None, split: str, token: str | None, config: str | None = None) -> dict[str, Any]:
-    """Name of the source, and for a dataset on the Hub its revision, licence and language."""
-    source, split, config = located(source or "", split, config)
-    if not source or not is_hub_id(source):
-        return {"name": scrubbed(source) if source else "a dataset", "on_hub": False, "split": split}
-    from huggingface_hub import HfApi
-
-    info = speaking_plainly(lambda: with_retries(lambda: HfApi(token=token).dataset_info(source), source), source)
-    said = info.card_data or {}
-    language = said.get("language")
-    return {
-        "name": source,
-        "on_hub": True,
-        "split": split,
-        "config": config,
-        "revision": info.sha,
-        "license": said.get("license"),
-        "language": [language] if isinstance(language, str) else language,
-    }
-
-
-def about_model(name: str, token: str | None) -> dict[str, Any]:
-    """Whether a model is on the Hub, and the licence on its card.
-
-    It counts as not there if it cannot be seen or the Hub may not be asked, and if the name has no namespace: what a
-    server calls a model may be the name of another one on the Hub.
-    """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError
-
-    def look() -> dict[str, Any]:
-        try:
-            return {"on_hub": True, "license": (HfApi(token=token).model_info(name).card_data or {}).get("license")}
-        except (OfflineModeIsEnabled, RepositoryNotFoundError):
-            return {"on_hub": False, "license": None}
-
-    if "/" not in name or not is_hub_id(name):
-        return {"on_hub": False, "license": None}
-    return speaking_plainly(lambda: with_retries(look, name), name)
+def _status(error: "HfHubHTTPError") -> str:
+    # Shortened after scrubbing: part of a token would not be recognised.
+    message = scrubbed(" ".join(error.server_message.split()))[:200] if error.server_message else ""
+    return f"{error.response.status_code}{': ' + message if message else ''}"

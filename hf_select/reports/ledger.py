@@ -3,11 +3,12 @@
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from hf_select.atomic import read_json
+from hf_select.paper import Paper
 
 
 # A name that ends like this is a file's, also when the file no longer exists.
@@ -28,6 +29,8 @@ class Step:
         pool: the rows that were read: `source`, `rows`, `fingerprint`.
         rows: number of rows.
         device: where the model ran.
+        paper: the scorer's paper.
+        higher_is_better: whether the scorer gives better rows higher scores.
         cost: measured costs by name, some of `COSTS`: seconds (summed over processes), tokens, FLOPs, MiB.
     """
 
@@ -39,18 +42,21 @@ class Step:
     pool: dict[str, Any] | None = None
     rows: int | None = None
     device: str | None = None
+    paper: Paper | None = None
+    higher_is_better: bool | None = None
     cost: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The step as JSON, without what is not known."""
         known = {name: value for name, value in vars(self).items() if name != "cost" and value not in (None, {})}
-        return {**known, **self.cost}
+        return {**known, **({"paper": asdict(self.paper)} if self.paper else {}), **self.cost}
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> "Step":
         """The step that `to_dict` returned."""
         cost = {name: value[name] for name in COSTS if name in value}
-        return cls(**{name: item for name, item in value.items() if name not in COSTS}, cost=cost)
+        known = {each.name: value[each.name] for each in fields(cls) if each.name in value}
+        return cls(**{**known, "paper": _paper(value.get("paper")), "cost": cost})
 
 
 def read_step(folder: str | os.PathLike) -> Step:
@@ -77,8 +83,14 @@ def read_step(folder: str | os.PathLike) -> Step:
         pool=manifest["pool"],
         rows=summary["rows"],
         device=summary.get("device"),
+        paper=_paper(summary.get("paper")),
+        higher_is_better=summary.get("higher_is_better"),
         cost={name: cost[name] + queries.get(name, 0) for name in COSTS if name in cost},
     )
+
+
+def _paper(value: dict[str, Any] | None) -> Paper | None:
+    return None if value is None else Paper(**value)
 
 
 def models_of(steps: Iterable[Step]) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ import json
 import os
 import sys
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -157,6 +158,8 @@ def _finish(job: ChunkedJob, scorer: Any, index: Any) -> None:
         **({} if index is None else {"index_cost": index.summary["cost"]}),  # the model's passes over these rows
         "preparation_cost": scorer.preparation(),  # before them, once: the queries, a warm-up
         "device": _device_name(),
+        "paper": None if scorer.paper is None else asdict(scorer.paper),  # dataset cards cite it
+        "higher_is_better": scorer.higher_is_better,
     }
     write_json(job.folder / job.summary, summary)
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -22,6 +23,7 @@ from hf_select import (
     Length,
     PoolIndex,
     RDSPlus,
+    RoundRobin,
     Selection,
     TopK,
     load_selection,
@@ -32,8 +34,7 @@ from hf_select import (
 from hf_select.cli.main import main
 from hf_select.data.conversation import conversations
 from hf_select.data.scores import read_scored
-from hf_select.hub.card import size_category
-from hf_select.hub.citations import _PAPERS, PAPER_OF, bibtex
+from hf_select.hub.card_parts import size_category
 from hf_select.hub.push import with_messages
 from hf_select.hub.scrub import check_clean, scrubbed
 from hf_select.reports.ledger import read_step
@@ -114,11 +115,11 @@ def test_the_same_selection_again_changes_nothing_and_another_makes_a_commit_tha
     assert second != first and len(hub.repos[repo].commits) == 3
     card = hub.files(repo)["README.md"].decode()
     before = hub.repos[repo].commits[1]["sha"]
-    assert f"Changes since the version before (`{before[:10]}`)" in card
-    assert "20 rows are in both, 5 are new, 0 are gone" in card and "k 20 -&#62; 25" in card
+    assert f"Changes since the previous version (`{before[:10]}`)" in card
+    assert "20 rows are in both, 5 were added, 0 were removed" in card and "k 20 -&#62; 25" in card
     assert push(dataset, k=25) == second, "the card with the difference is kept as it is"
     assert push(dataset, k=25, license="cc-by-4.0") != second, "another licence is another card"
-    assert "20 rows are in both, 5 are new" in hub.files(repo)["README.md"].decode()
+    assert "20 rows are in both, 5 were added" in hub.files(repo)["README.md"].decode()
 
 
 def test_shards_of_the_version_before_are_taken_away(hub, one_picture, monkeypatch):
@@ -169,7 +170,7 @@ def test_a_commit_whose_answer_was_lost_is_not_made_twice(hub, one_picture):
 
 def test_a_push_that_was_given_up_goes_on_where_it_was(hub, one_picture):
     hub.fail(STEPS["commit"], 500, times=50)
-    with pytest.raises(ValueError, match=r"refused.*500: fault 500.*goes on where it was"):
+    with pytest.raises(ValueError, match=r"refused.*500: fault 500.*to resume"):
         push(pool())
     assert len(hub.repos["me/subset"].commits) == 1 and hub.objects
     hub.faults.clear()
@@ -186,7 +187,7 @@ def test_what_the_hub_refuses_is_said_in_a_line_and_not_tried_again(hub, one_pic
     assert sum("/commit/" in request for request in hub.requests) == 1
     hub.faults.clear()
     hub.fail(STEPS["upload"], "cut", times=200)
-    with pytest.raises(OSError, match="could not be reached to the end"):
+    with pytest.raises(OSError, match="the connection to .*failed"):
         push(pool(offset=3), repo="me/other")
     with pytest.raises(ValueError, match=r"(?s)Invalid metadata.*license"):
         push(pool(), license="my own")
@@ -476,16 +477,45 @@ def test_no_path_of_windows_is_a_name_on_the_hub():
         assert not is_hub_id(path), path
 
 
-def test_citations_are_those_of_the_methods():
+# Scorers and generators by name and selectors by class -> their paper; those that have none are not here.
+PAPERS = {
+    "deita": "2312.15685",
+    "dsir": "2302.03169",
+    "embedding": "2503.01807",
+    "glan": "2402.13064",
+    "ifd": "2308.12032",
+    "length": "2402.04833",
+    "less": "2402.04333",
+    "perplexity": "2503.01807",
+    "rds": "2503.01807",
+    "responses": "2501.18511",
+    "reward": "2405.17888",
+    "selectit": "2402.16705",
+    "Dedup": "2107.06499",
+    "FarthestFirst": "1708.00489",
+    "RoundRobin": "2503.01807",
+    "Sample": "2302.03169",
+    "ScoreThenThreshold": "2312.15685",
+}
+
+
+def test_citations_are_those_of_the_methods(hub, one_picture, tmp_path):
+    from hf_select import GLAN, Responses
     from hf_select.cli.score import scorer_class
     from hf_select.scoring import SCORERS
+    from hf_select.selection import SELECTORS
 
-    for name in SCORERS:
-        paper = scorer_class(name).paper
-        assert PAPER_OF.get(name, "") == (paper.arxiv_id if paper else "")
-        assert not paper or paper.bibtex() == bibtex([name])
-    assert set(PAPER_OF.values()) == set(_PAPERS)
-    assert bibtex(["rds", "RoundRobin", "TopK"]).count("@misc") == 1
+    selectors = [getattr(import_module(path.partition(":")[0]), path.partition(":")[2]) for path in SELECTORS.values()]
+    methods = {name: scorer_class(name) for name in SCORERS} | {each.__name__: each for each in selectors}
+    for name, method in {**methods, "glan": GLAN, "responses": Responses}.items():
+        assert PAPERS.get(name, "") == (method.paper.arxiv_id if method.paper else ""), name
+    rows = pool().remove_columns(["score_a", "a_reason"])
+    scored = score(rows, Length(), tmp_path / "scores")
+    step, selection = read_step(tmp_path / "scores"), RoundRobin(["score_length"])(scored, k=9)
+    push_selected(selection, "me/cited", dataset=scored, license="mit", steps=[step, step])
+    card = hub.files("me/cited")["README.md"].decode()
+    assert [card.count(f"eprint = {{{paper}}}") for paper in ("2402.04833", "2503.01807")] == [1, 1]
+    assert card.count("@misc") == 2
 
 
 @pytest.mark.timeout(180)

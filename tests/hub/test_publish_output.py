@@ -80,7 +80,7 @@ def test_pairs_of_glan_are_published_with_their_models_counts_and_cost(hub, fold
         "US dollars",
         "| questions_per_subject | 3 |",
         "arXiv:2402.13064",
-        "No evaluation set was compared",
+        "The rows were not compared with any evaluation set",
         'load_dataset("me/pairs", split="train")',
         f"https://huggingface.co/{TEACHER}",
     ):
@@ -155,9 +155,9 @@ def test_licences_and_revisions_of_a_mixture_come_from_its_sources(hub, folders,
 @pytest.mark.parametrize(
     ("kind", "words", "message"),
     [
-        ("glan", (), "a licence of text that models wrote is on no record. Say it"),
-        ("replies", (), "a licence of text that models wrote is on no record. Say it"),
-        ("mix", (), "the licence of these sources is not known from a card: web, books. Say it"),
+        ("glan", (), "the licence of generated text is not on record. Give it"),
+        ("replies", (), "the licence of generated text is not on record. Give it"),
+        ("mix", (), "the licence of these sources is not known from a card: web, books. Give it"),
         ("mix", ("--license", "mit", "--scores", "x"), "leave out --scores"),
         ("glan", ("--license", "mit", "--repo-id", "me/a/b"), "takes no repository"),
     ],
@@ -219,10 +219,10 @@ def test_an_unfinished_changed_or_older_output_is_refused(folders, tmp_path):
     (glan / "summary.json").write_bytes((folders / "glan" / "summary.json").read_bytes())
     assert find_output(glan).record["pairs"] == 6
     (glan / "pairs.parquet").write_bytes(rows[:-1] + b"x")
-    with pytest.raises(ValueError, match="it was changed"):
+    with pytest.raises(ValueError, match="was changed: summary.json has another hash"):
         find_output(glan)
     assert find_output(tmp_path) is None
-    with pytest.raises(ValueError, match="is no output of hf-select generate or mix"):
+    with pytest.raises(ValueError, match="is not an output of hf-select generate or mix"):
         push_output(tmp_path, "me/x", license="mit")
 
 
@@ -248,7 +248,7 @@ def test_of_a_model_in_a_folder_the_last_name_is_published(hub, folders, tmp_pat
     assert not [name for name, data in hub.files("me/replies").items() if b"Zqada" in data]
     record["models"]["/other/tiny"] = record["models"][place]
     (out / "summary.json").write_text(json.dumps(record))
-    with pytest.raises(ValueError, match="published under one name"):
+    with pytest.raises(ValueError, match="published under the same name"):
         push_output(out, "me/replies", license="mit")
 
 

@@ -8,6 +8,7 @@ search for copies, which compares all questions.
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,6 +108,7 @@ def _record(run: GLANRun) -> dict[str, Any]:
         "hf_select": __version__,
         "models": {role: {"name": model.name, "revision": model.revision} for role, model in models.items()},
         "settings": run.settings.described(),
+        "paper": None if run.settings.paper is None else asdict(run.settings.paper),
     }
 
 
