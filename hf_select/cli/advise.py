@@ -69,7 +69,7 @@ class Advise(OverRows):
             seed=self.seed,
             chunk_rows=self.chunk_rows,
         )
-        print(f"\n{result['advice']['words']}.")
-        for words in result["advice"]["besides"]:
-            print(f"- {words}.")
-        print(f"\n{self.output_dir}/advice.html (open it in a browser), advice.md, advice.json; pictures beside them")
+        print(f"\n{result.advice.message}.")
+        for note in result.advice.notes:
+            print(f"- {note}.")
+        print(f"\n{self.output_dir}/advice.html (open it in a browser), advice.md, advice.json; pictures/")

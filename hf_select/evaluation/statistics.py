@@ -17,7 +17,7 @@ difference, t has no error to divide by, and p is that of the sign test. Of seve
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -25,9 +25,11 @@ from scipy.optimize import brentq
 from scipy.special import chdtr
 from scipy.stats import t as student
 
+from hf_select.reports.advice_result import Estimate
 from hf_select.reports.comparison_result import Difference
 
 
+BOOTSTRAP_DRAWS = 400
 _POWER = 0.8
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(64)  # of a standard normal variable
 
@@ -67,6 +69,36 @@ def differences(
             d = np.full_like(d, d.mean() if abs(d.mean()) > rounding else 0.0)
         found[name] = _difference(d, lower_is_better, confidence, num_comparisons or len(methods))
     return corrected(found)
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % interval of a mean (Student's t); NaN for fewer than two values."""
+    column = np.asarray(values, dtype=np.float64)[:, None]
+    if len(column) < 2:
+        return float("nan"), float("nan")
+    d = differences({"mean": column}, np.zeros_like(column))["mean"]
+    return d.low, d.high
+
+
+def bootstrap_intervals(
+    statistics: Mapping[str, Callable[[np.ndarray], float]], n: int, seed: int
+) -> dict[str, Estimate]:
+    """Return each statistic of n rows, with the middle 95 % of its values on rows drawn with replacement.
+
+    Args:
+        statistics: name -> a function of row indices (n,). All are computed on the same draws.
+    """
+    rng = np.random.default_rng(seed)
+    draws: dict[str, list[float]] = {name: [] for name in statistics}
+    for _ in range(BOOTSTRAP_DRAWS):
+        rows = rng.integers(0, n, n)
+        for name, statistic in statistics.items():
+            draws[name].append(statistic(rows))
+    ends = {name: np.quantile(values, (0.025, 0.975)) for name, values in draws.items()}
+    return {
+        name: Estimate(statistic(np.arange(n)), float(ends[name][0]), float(ends[name][1]))
+        for name, statistic in statistics.items()
+    }
 
 
 def corrected(found: Mapping[str, Difference]) -> dict[str, Difference]:

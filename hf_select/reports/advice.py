@@ -1,15 +1,22 @@
-"""What a sample says about scoring a pool, as a page, Markdown and pictures. All numbers come from advice.json."""
+"""What a sample shows about scoring a pool, as a page, Markdown and pictures. All numbers come from advice.json."""
 
 import os
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from hf_select.reports.pictures import legend
+from hf_select.reports.advice_result import AdviceResult, Agreement, Estimate
+from hf_select.reports.pictures import Ink, legend
 from hf_select.reports.report_files import Figures, write_sections
 from hf_select.reports.sections import Section, percent
 
 
-_DO = {
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+_RECOMMENDED = {
     "small": "the small scorer",
     "large": "the large scorer",
     "longest": "the longest rows",
@@ -17,142 +24,143 @@ _DO = {
 }
 
 
-def advice_report(result: dict[str, Any], output_dir: str | os.PathLike) -> Path:
+def advice_report(result: AdviceResult, output_dir: str | os.PathLike) -> Path:
     """Write advice.html, advice.md and pictures/*.png, and return the page's path."""
-    figures = _figures(result)
-    rows, cost = result["rows"], result["cost"]
+    figures = _advice_figures(result)
+    recommendation, agreement = result.advice.recommendation, result.measurements.agreement
     facts = [
-        ("advice", _DO.get(result["advice"]["do"], result["advice"]["do"])),
-        ("rows scored, of the pool", f"{rows['sample']:,} of {rows['pool']:,}"),
-        ("seconds to score every row", f"{cost['pool']['large']['seconds']:,.0f}"),
+        ("advice", _RECOMMENDED.get(recommendation, recommendation)),
+        ("rows scored, of the pool", f"{result.sample_rows:,} of {result.pool_rows:,}"),
+        ("seconds to score every row", f"{result.costs.pool['large'].seconds:,.0f}"),
     ]
-    if result["agreement"] is not None:
-        facts.append(("rank agreement, small and large", f"{result['agreement']['spearman']['value']:.2f}"))
+    if agreement is not None:
+        facts.append(("rank agreement, small and large", f"{agreement.spearman.value:.2f}"))
     title = "Is this pool worth scoring?"
-    return write_sections(Path(output_dir), "advice", title, facts, _sections(result, figures), figures)
+    return write_sections(Path(output_dir), "advice", title, facts, _advice_sections(result, figures), figures)
 
 
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _sections(result: dict[str, Any], figures: Figures) -> list[Section]:
-    advice = result["advice"]
-    settings = result["settings"]
-    besides = [(["besides"], [[words] for words in advice["besides"]])] if advice["besides"] else []
-    found = [Section("Advice", advice["words"][0].upper() + advice["words"][1:] + ".", besides)]
-    share = f"{100 * settings['fraction']:g} %"
-    agreement = result["agreement"]
+def _advice_sections(result: AdviceResult, figures: Figures) -> list[Section]:
+    advice, agreement = result.advice, result.measurements.agreement
+    notes = [(["notes"], [[note] for note in advice.notes])] if advice.notes else []
+    sections = [Section("Advice", advice.message[0].upper() + advice.message[1:] + ".", notes)]
     if agreement is not None:
-        lines = [
-            ["Spearman's rho", *_estimate(agreement["spearman"]), "0"],
-            [f"best {share} in common", *_estimate(agreement["overlap"]), f"{agreement['by_chance']:.2f}"],
-            ["lift kept by the small scorer", *_estimate(agreement["kept"]), "0"],
-        ]
-        text = (
-            f"Over {result['measured']:,} rows that both scored; intervals by drawing rows again. Lift kept: how far "
-            f"above the middle the large scorer ranks the best {share} of the small one, over the same of its own "
-            "best."
-        )
-        table = (["", "", "95 %", "by chance"], lines)
-        found.append(Section("Small and large scorer", text, [table], _drawn(figures, "agreement"), folded=False))
-    lines = [
-        [f"length of the {kind}: rho, {name} scorer", *_estimate(of[name])]
-        for kind, of in result["length"].items()
-        for name in of
+        sections.append(_agreement_section(result, agreement, figures))
+    sections += [_influence_section(result, figures), _cost_section(result)]
+    if result.overlap:
+        rows = [[name, f"{count:,}", percent(count, result.pool_rows)] for name, count in result.overlap.items()]
+        text = "Rows of the whole pool with the prompt of a query or nearly its text."
+        table = (["queries", "rows that repeat one", "of the pool"], rows)
+        sections.append(Section("Queries in the pool", text, [table]))
+    sections.append(_settings_section(result))
+    return sections
+
+
+def _agreement_section(result: AdviceResult, agreement: Agreement, figures: Figures) -> Section:
+    share = f"{100 * result.settings.fraction:g} %"
+    rows = [
+        ["Spearman's rho", *_cells(agreement.spearman), "0"],
+        [f"best {share} in common", *_cells(agreement.overlap), f"{agreement.by_chance:.2f}"],
+        ["lift kept by the small scorer", *_cells(agreement.lift_kept), "0"],
     ]
-    source = result["source"]
+    text = (
+        f"Over {result.measurements.num_measured:,} rows that both scored; intervals by a bootstrap over rows. Lift "
+        f"kept: how far above the middle the large scorer ranks the best {share} of the small one, over the same of "
+        "its own best."
+    )
+    table = (["", "", "95 %", "by chance"], rows)
+    return Section("Small and large scorer", text, [table], _names_of(figures, "agreement"), folded=False)
+
+
+def _influence_section(result: AdviceResult, figures: Figures) -> Section:
+    rows = [
+        [f"length of the {kind}: rho, {name} scorer", *_cells(estimate)]
+        for kind, by_scorer in result.measurements.length.items()
+        for name, estimate in by_scorer.items()
+    ]
+    source = result.measurements.source
     if source is not None:
-        lines += [
-            [
-                f"{settings['source_column']} ({source['distinct']}): share of the variance, {name} scorer",
-                *_estimate(of),
-            ]
-            for name, of in source.items()
-            if name != "distinct"
+        column = f"{result.settings.source_column} ({source.num_sources})"
+        rows += [
+            [f"{column}: share of the variance, {name} scorer", *_cells(estimate)]
+            for name, estimate in source.shares.items()
         ]
     text = (
         "Length in characters. The share of the variance is that of ranks between sources, corrected for their number."
     )
-    table = (["", "", "95 %"], lines)
-    found.append(Section("What the scores follow", text, [table], _drawn(figures, "length"), folded=False))
-    found.append(_cost(result))
-    if result["overlap"]:
-        lines = [
-            [name, f"{count:,}", percent(count, result["rows"]["pool"])] for name, count in result["overlap"].items()
-        ]
-        text = "Rows of the whole pool with the prompt of a query or nearly its text."
-        found.append(
-            Section("Queries in the pool", text, [(["queries", "rows that repeat one", "of the pool"], lines)])
-        )
-    lines = [
-        [f"{name} scorer", one["name"], ", ".join(f"{key} {value}" for key, value in one["settings"].items())]
-        for name, one in result["scorers"].items()
-    ]
-    lines += [["", name, "–" if value is None else str(value)] for name, value in settings.items()]
-    reasons = [[name, reason, f"{count:,}"] for name, of in result["unscored"].items() for reason, count in of.items()]
-    tables = [(["", "", ""], lines), *([(["no score by", "because", "rows"], reasons)] if reasons else [])]
-    found.append(Section("How this was measured", "", tables))
-    return found
+    table = (["", "", "95 %"], rows)
+    return Section("What the scores follow", text, [table], _names_of(figures, "length"), folded=False)
 
 
-def _cost(result: dict[str, Any]) -> Section:
-    cost = result["cost"]
-    training = cost["training"]
-    lines = []
-    for name, whole in cost["pool"].items():
-        sample = cost["sample"][name]
-        over = "" if training is None else f"{whole['flops'] / training['everything']:.2g}"
-        lines.append(
+def _cost_section(result: AdviceResult) -> Section:
+    costs, training = result.costs, result.costs.training
+    rows = []
+    for name, whole in costs.pool.items():
+        sample = costs.sample[name]
+        rows.append(
             [
                 f"{name} scorer, every row",
-                f"{whole['seconds']:,.0f} ({sample['seconds']:,.1f})",
-                f"{whole['flops']:.3g} ({sample['flops']:.3g})" if whole["flops"] else "0",
-                over,
+                f"{whole.seconds:,.0f} ({sample.seconds:,.1f})",
+                f"{whole.flops:.3g} ({sample.flops:.3g})" if whole.flops else "0",
+                "" if training is None else f"{whole.flops / training.everything:.2g}",
             ]
         )
     if training is not None:
-        lines += [
-            [f"training on {what}", "", f"{training[key]:.3g}", f"{training[key] / training['everything']:.2g}"]
-            for what, key in (("every row", "everything"), ("the selection", "selection"))
+        rows += [
+            [f"training on {rows_of}", "", f"{flops:.3g}", f"{flops / training.everything:.2g}"]
+            for rows_of, flops in (("every row", training.everything), ("the selection", training.selection))
         ]
     text = (
-        f"For all {result['rows']['pool']:,} rows, and in brackets measured on the {result['rows']['sample']:,} of "
-        f"the sample: the lengths of the sample leave {100 * cost['within']:.0f} % open. Seconds are those of this "
-        "machine, without loading the model; FLOPs are counted."
+        f"For all {result.pool_rows:,} rows, and in brackets measured on the {result.sample_rows:,} of the sample; "
+        f"lengths in the sample leave an uncertainty of {100 * costs.relative_error:.0f} %. Seconds are those of "
+        "this machine, without loading the model; FLOPs are counted."
     )
-    return Section("What it would cost", text, [(["", "seconds", "FLOPs", "over training on every row"], lines)])
+    return Section("What it would cost", text, [(["", "seconds", "FLOPs", "over training on every row"], rows)])
 
 
-def _estimate(estimate: dict[str, float]) -> list[str]:
-    return [f"{estimate['value']:.3f}", f"{estimate['low']:.3f} to {estimate['high']:.3f}"]
+def _settings_section(result: AdviceResult) -> Section:
+    rows = [
+        [f"{name} scorer", scorer.name, ", ".join(f"{key} {value}" for key, value in scorer.settings.items())]
+        for name, scorer in result.scorers.items()
+    ]
+    rows += [["", name, "–" if value is None else str(value)] for name, value in asdict(result.settings).items()]
+    reasons = [[name, reason, f"{count:,}"] for name, of in result.unscored.items() for reason, count in of.items()]
+    tables = [(["", "", ""], rows), *([(["no score by", "because", "rows"], reasons)] if reasons else [])]
+    return Section("How this was measured", "", tables)
 
 
-def _drawn(figures: Figures, kind: str) -> list[str]:
+def _cells(estimate: Estimate) -> list[str]:
+    return [f"{estimate.value:.3f}", f"{estimate.low:.3f} to {estimate.high:.3f}"]
+
+
+def _names_of(figures: Figures, kind: str) -> list[str]:
     return [figure[0] for key, figure in figures.items() if key[0] == kind]
 
 
-def _figures(result: dict[str, Any]) -> Figures:
-    points = result["points"]
-    found: Figures = {}
+def _advice_figures(result: AdviceResult) -> Figures:
+    points = result.measurements.points
+    figures: Figures = {}
     if "small" in points:
-        found["agreement",] = (
+        figures["agreement",] = (
             "agreement",
             "Percentile ranks of the rows by the large and by the small scorer",
-            lambda axes, ink: _agreement(axes, ink, points, result["settings"]["fraction"]),
+            partial(_paint_agreement, points=points, fraction=result.settings.fraction),
             3.6,
         )
-    for kind in result["length"]:
-        found["length", kind] = (
+    for kind in result.measurements.length:
+        figures["length", kind] = (
             f"length_{kind}",
             f"Percentile ranks by the large scorer against the length of the {kind}",
-            lambda axes, ink, k=kind: _length(axes, ink, points[f"length {k}"], points["large"], k),
+            partial(_paint_length, sizes=points[f"length {kind}"], ranks=points["large"], kind=kind),
             2.9,
         )
-    return found
+    return figures
 
 
-def _agreement(axes: Any, ink: dict[str, str], points: dict[str, list[float]], fraction: float) -> None:
-    """Ranks against ranks; what either would select lies beyond its line."""
+def _paint_agreement(axes: "Axes", ink: Ink, points: dict[str, list[float]], fraction: float) -> None:
+    """Draw ranks against ranks; the rows that either would select lie beyond its line."""
     pairs = list(zip(points["large"], points["small"], strict=True))
     looks = [
         ("both select", ink["first"], "o", [pair for pair in pairs if min(pair) >= 1 - fraction]),
@@ -169,7 +177,7 @@ def _agreement(axes: Any, ink: dict[str, str], points: dict[str, list[float]], f
     legend(axes, ink)
 
 
-def _length(axes: Any, ink: dict[str, str], sizes: list[float], ranks: list[float], kind: str) -> None:
+def _paint_length(axes: "Axes", ink: Ink, sizes: list[float], ranks: list[float], kind: str) -> None:
     axes.plot([max(1.0, size) for size in sizes], ranks, ".", color=ink["first"], markersize=4, alpha=0.6)
     axes.set_xscale("log")
     axes.set_xlabel(f"characters of the {kind}")

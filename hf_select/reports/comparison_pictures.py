@@ -16,7 +16,7 @@ from hf_select.reports.comparison_result import (
     methods_first,
     shown_budget,
 )
-from hf_select.reports.pictures import file_name, legend, name_rows, wrapped
+from hf_select.reports.pictures import Ink, file_name, legend, name_rows, wrapped
 from hf_select.reports.report_files import Figures
 
 
@@ -29,8 +29,6 @@ _LOOKS = {"better": ("first", "o"), "worse": ("second", "D"), "no evidence": ("p
 # Colours that most colour-blind readers can tell apart (Okabe and Ito), on white and on black.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _MARKERS = "oD^vP*X<>hdp"
-
-Ink = dict[str, str]  # colours of a theme by role
 
 
 def comparison_figures(result: Comparison) -> Figures:

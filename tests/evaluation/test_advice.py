@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from hf_select import demo
 from hf_select.cli.main import main
-from hf_select.evaluation.advise import advice, advise, lift_kept, measure, shared_of_best
+from hf_select.evaluation.advise import advise
 from hf_select.evaluation.between_groups import (
     _jackknife_error,
     _share,
@@ -16,31 +16,27 @@ from hf_select.evaluation.between_groups import (
     between_groups,
     between_groups_interval,
 )
+from hf_select.evaluation.recommend import recommend
+from hf_select.evaluation.sample_measurements import lift_kept, measure_sample, shared_of_best
+from hf_select.reports.advice_result import AdviceCosts, AdviceSettings, ScoringCost, TrainingCost
 from hf_select.scoring.length import Length
 
 
 N = 400
-DICE = np.random.default_rng(0)
-LENGTHS = {"row": np.exp(DICE.normal(5, 1, N)), "responses": np.exp(DICE.normal(4, 1, N))}
-SCORES = DICE.normal(size=N)
+RNG = np.random.default_rng(0)
+LENGTHS = {"row": np.exp(RNG.normal(5, 1, N)), "responses": np.exp(RNG.normal(4, 1, N))}
+SCORES = RNG.normal(size=N)
 
 
-def judged(large, small=None, sources=None, flops=(1e15, 1e13), training=1e17, which="best"):
+def advice_on(large, small=None, sources=None, flops=(1e15, 1e13), training=1e17, which="best"):
     """The advice on these scores, where all else is as it should be."""
-    found = measure(large, small, LENGTHS, sources, 0.1, which)
-    costs = dict(zip(("large", "small"), ({"flops": f, "seconds": f / 1e12} for f in flops), strict=True))
+    measurements = measure_sample(large, small, LENGTHS, sources, 0.1, which)
+    costs = {name: ScoringCost(f / 1e12, f) for name, f in zip(("large", "small"), flops, strict=True)}
     if small is None:
         del costs["small"]
-    trained = None if training is None else {"everything": training, "selection": 0.1 * training}
-    result = {
-        "rows": {"pool": 20 * N, "sample": N},
-        "settings": {"fraction": 0.1, "source_column": "source"},
-        "cost": {"pool": costs, "training": trained},
-        "overlap": {},
-        "unscored": {},
-        **found,
-    }
-    return found, advice(result)
+    trained = None if training is None else TrainingCost(training, 0.1 * training)
+    settings = AdviceSettings(0.05, 0.1, which, 2.0, 0, None, "source")
+    return measurements, recommend(measurements, AdviceCosts({}, costs, 0.0, trained), settings, {}, {}, N)
 
 
 def test_agreement_is_what_is_worked_by_hand():
@@ -54,18 +50,18 @@ def test_agreement_is_what_is_worked_by_hand():
 
 
 def test_many_sources_that_tell_nothing_explain_nothing():
-    dice = np.random.default_rng(1)
-    found = [between_groups(dice.normal(size=300), dice.integers(0, 60, 300)) for _ in range(200)]
+    rng = np.random.default_rng(1)
+    found = [between_groups(rng.normal(size=300), rng.integers(0, 60, 300)) for _ in range(200)]
     assert abs(np.mean(found)) < 0.02, "without the correction it is 0.2"
 
 
-def scores_of_groups(dice, n, groups, effect, unequal):
+def scores_of_groups(rng, n, groups, effect, unequal):
     """Scores in groups of Zipfian or equal sizes; with unequal sizes the spread within them differs, too."""
     weights = 1 / np.arange(1, groups + 1) if unequal else np.ones(groups)
-    code = dice.choice(groups, n, p=weights / weights.sum())
+    code = rng.choice(groups, n, p=weights / weights.sum())
     means = np.random.default_rng(groups).normal(size=groups)  # the same in every sample
     spread = np.exp(0.5 * means[::-1]) if unequal else np.ones(groups)
-    return effect * means[code] + spread[code] * dice.normal(size=n), code
+    return effect * means[code] + spread[code] * rng.normal(size=n), code
 
 
 @pytest.mark.parametrize("unequal", [False, True])
@@ -73,9 +69,9 @@ def scores_of_groups(dice, n, groups, effect, unequal):
 @pytest.mark.parametrize(("n", "groups"), [(100, 3), (200, 100), (400, 20)])
 def test_the_interval_of_sources_holds_the_truth_as_often_as_it_says(n, groups, effect, unequal, samples=100):
     """A bootstrap over rows is above 0 in every null sample of 200 rows with 100 sources."""
-    dice = np.random.default_rng(0)
-    truth = max(0.0, between_groups(*scores_of_groups(dice, 200_000, groups, effect, unequal)))
-    found = [between_groups_interval(*scores_of_groups(dice, n, groups, effect, unequal)) for _ in range(samples)]
+    rng = np.random.default_rng(0)
+    truth = max(0.0, between_groups(*scores_of_groups(rng, 200_000, groups, effect, unequal)))
+    found = [between_groups_interval(*scores_of_groups(rng, n, groups, effect, unequal)) for _ in range(samples)]
     held = np.mean([low <= truth <= high for _, low, high in found])
     assert held >= 0.9, held
     assert abs(np.mean([value for value, _, _ in found]) - truth) < 0.03, "the estimate is biased"
@@ -91,8 +87,8 @@ def test_an_interval_of_sources_at_its_limits():
 
 
 def test_the_jackknife_leaves_out_each_row():
-    dice = np.random.default_rng(4)
-    ranks, groups = dice.random(40), dice.integers(0, 12, 40)
+    rng = np.random.default_rng(4)
+    ranks, groups = rng.random(40), rng.integers(0, 12, 40)
     assert 1 in np.bincount(groups)
     left_out = [_share(*_sums_of_squares(np.delete(ranks, i), np.delete(groups, i))) for i in range(40)]
     error = np.sqrt(39 / 40 * ((left_out - np.mean(left_out)) ** 2).sum())
@@ -100,73 +96,75 @@ def test_the_jackknife_leaves_out_each_row():
 
 
 def test_a_stand_in_that_chooses_the_same_is_enough():
-    found, said = judged(SCORES, SCORES + DICE.normal(0, 0.1, N))
-    assert said["do"] == "small" and "for 0.01 of its FLOPs" in said["words"]
-    for name in ("spearman", "kept", "overlap"):
-        estimate = found["agreement"][name]
-        assert estimate["low"] <= estimate["value"] <= estimate["high"] <= 1
-    assert found["agreement"]["spearman"]["low"] > 0.98
+    found, advised = advice_on(SCORES, SCORES + RNG.normal(0, 0.1, N))
+    assert advised.recommendation == "small" and "for 0.01 of its FLOPs" in advised.message
+    for estimate in (found.agreement.spearman, found.agreement.lift_kept, found.agreement.overlap):
+        assert estimate.low <= estimate.value <= estimate.high <= 1
+    assert found.agreement.spearman.low > 0.98
 
 
 def test_a_stand_in_that_chooses_otherwise_is_not():
-    found, said = judged(SCORES, DICE.normal(size=N))
-    assert said["do"] == "large" and said["words"].startswith("the small scorer is no stand-in")
-    assert found["agreement"]["kept"]["low"] < 0 < found["agreement"]["kept"]["high"]
-    assert found["agreement"]["overlap"]["low"] <= 0.1 <= found["agreement"]["overlap"]["high"]
+    found, advised = advice_on(SCORES, RNG.normal(size=N))
+    assert advised.recommendation == "large" and advised.message.startswith("the small scorer is no stand-in")
+    assert found.agreement.lift_kept.low < 0 < found.agreement.lift_kept.high
+    assert found.agreement.overlap.low <= 0.1 <= found.agreement.overlap.high
 
 
 def test_what_the_sample_does_not_settle_is_said():
     close = SCORES + np.random.default_rng(3).normal(0, 0.45, N)
-    found, said = judged(SCORES, close)
-    kept = found["agreement"]["kept"]
-    assert kept["low"] < 0.9 <= kept["high"] and said["do"] == "a larger sample"
+    found, advised = advice_on(SCORES, close)
+    kept = found.agreement.lift_kept
+    assert kept.low < 0.9 <= kept.high and advised.recommendation == "a larger sample"
 
 
 @pytest.mark.parametrize("direction", [1, -1])
 def test_a_score_that_is_length_in_disguise_is_called_so(direction):
-    length = direction * np.log(LENGTHS["responses"]) + DICE.normal(0, 0.2, N)
-    found, said = judged(length, SCORES)
-    assert said["do"] == ("longest" if direction > 0 else "shortest")
-    assert "length of the responses" in said["words"] and "costs no model" in said["words"]
-    assert abs(found["length"]["row"]["large"]["value"]) < 0.2
+    length = direction * np.log(LENGTHS["responses"]) + RNG.normal(0, 0.2, N)
+    found, advised = advice_on(length, SCORES)
+    assert advised.recommendation == ("longest" if direction > 0 else "shortest")
+    assert "length of the responses" in advised.message and "costs no model" in advised.message
+    assert abs(found.length["row"]["large"].value) < 0.2
     # Of a score whose lowest values are taken, the other end is long.
-    assert judged(length, SCORES, which="worst")[1]["do"] == ("shortest" if direction > 0 else "longest")
-    leaning = direction * np.log(LENGTHS["responses"]) + DICE.normal(0, 1.0, N)
-    said = judged(leaning)[1]
-    assert said["do"] == "large" and any("lean on the length of the responses" in words for words in said["besides"])
+    assert advice_on(length, SCORES, which="worst")[1].recommendation == ("shortest" if direction > 0 else "longest")
+    leaning = direction * np.log(LENGTHS["responses"]) + RNG.normal(0, 1.0, N)
+    advised = advice_on(leaning)[1]
+    assert advised.recommendation == "large" and any(
+        "lean on the length of the responses" in words for words in advised.notes
+    )
 
 
 def test_a_score_that_names_the_source_is_called_so():
-    sources = np.array(["a", "b", "c", "d"])[DICE.integers(0, 4, N)]
+    sources = np.array(["a", "b", "c", "d"])[RNG.integers(0, 4, N)]
     by_source = np.select([sources == "a", sources == "b", sources == "c"], [0.0, 3.0, 6.0], 9.0) + SCORES
-    found, said = judged(by_source, sources=sources)
-    assert found["source"]["distinct"] == 4 and found["source"]["large"]["low"] > 0.8
-    assert any("tell sources apart" in words for words in said["besides"])
-    found, said = judged(SCORES, sources=sources)
-    assert abs(found["source"]["large"]["value"]) < 0.03 and said["besides"] == []
+    found, advised = advice_on(by_source, sources=sources)
+    assert found.source.num_sources == 4 and found.source.shares["large"].low > 0.8
+    assert any("tell sources apart" in words for words in advised.notes)
+    found, advised = advice_on(SCORES, sources=sources)
+    assert abs(found.source.shares["large"].value) < 0.03 and advised.notes == []
 
 
 def test_a_pass_that_costs_more_than_training_on_everything_is_no_go():
-    said = judged(SCORES, training=4e14)[1]
+    advised = advice_on(SCORES, training=4e14)[1]
     assert (
-        said["do"] == "train on everything" and "costs 2.5 times the FLOPs of training on every row" in said["words"]
+        advised.recommendation == "train on everything"
+        and "costs 2.5 times the FLOPs of training on every row" in advised.message
     )
     # The small scorer costs a hundredth: with it the pass is worth its cost.
-    assert judged(SCORES, SCORES, training=4e14)[1]["do"] == "small"
-    said = judged(SCORES, training=4e15)[1]
-    assert said["do"] == "large" and any(
-        "2.5 times the training on the selection" in words for words in said["besides"]
+    assert advice_on(SCORES, SCORES, training=4e14)[1].recommendation == "small"
+    advised = advice_on(SCORES, training=4e15)[1]
+    assert advised.recommendation == "large" and any(
+        "2.5 times the training on the selection" in words for words in advised.notes
     )
 
 
 def test_an_interval_holds_the_truth_as_often_as_it_says(monkeypatch):
-    monkeypatch.setattr("hf_select.evaluation.advise._DRAWS", 200)
-    dice, truth, held = np.random.default_rng(5), 6 / np.pi * np.arcsin(0.6 / 2), 0
+    monkeypatch.setattr("hf_select.evaluation.statistics.BOOTSTRAP_DRAWS", 200)
+    rng, truth, held = np.random.default_rng(5), 6 / np.pi * np.arcsin(0.6 / 2), 0
     for _ in range(100):
-        a = dice.normal(size=150)
-        b = 0.6 * a + 0.8 * dice.normal(size=150)
-        estimate = measure(a, b, {}, None, 0.1)["agreement"]["spearman"]
-        held += estimate["low"] <= truth <= estimate["high"]
+        a = rng.normal(size=150)
+        b = 0.6 * a + 0.8 * rng.normal(size=150)
+        estimate = measure_sample(a, b, {}, None, 0.1).agreement.spearman
+        held += estimate.low <= truth <= estimate.high
     assert 88 <= held <= 99
 
 
@@ -192,26 +190,25 @@ def test_a_sample_is_scored_once_and_costs_are_carried_to_the_pool(tmp_path, mod
     pool = planted_pool()
     settings = {"small": Planted(of="response"), "share": 0.2, "trainee": model_path, "source_column": "source"}
     result = advise(pool, Planted(), tmp_path / "a", queries={"q": pool.select(range(100, 103))}, **settings)
-    assert result["rows"] == {"pool": 1000, "sample": 200} and result["advice"]["do"] == "small"
-    assert result["agreement"]["spearman"] == {
-        "value": pytest.approx(1),
-        "low": pytest.approx(1),
-        "high": pytest.approx(1),
-    }
-    assert result["overlap"] == {"q": 3}, "looked for in the whole pool"
-    assert any("both scorers give every row the same score" in words for words in result["advice"]["besides"])
-    unscored = sum(result["unscored"]["large"].values())
-    assert 5 < unscored < 40 and result["measured"] == 200 - unscored
-    assert any("have no score by the large scorer" in words for words in result["advice"]["besides"])
-    assert result["cost"]["pool"]["large"]["seconds"] == 5 * result["cost"]["sample"]["large"]["seconds"]
+    assert (result.pool_rows, result.sample_rows) == (1000, 200) and result.advice.recommendation == "small"
+    spearman = result.measurements.agreement.spearman
+    assert (spearman.value, spearman.low, spearman.high) == (pytest.approx(1), pytest.approx(1), pytest.approx(1))
+    assert result.overlap == {"q": 3}, "looked for in the whole pool"
+    assert any("both scorers give every row the same score" in words for words in result.advice.notes)
+    unscored = sum(result.unscored["large"].values())
+    assert 5 < unscored < 40 and result.measurements.num_measured == 200 - unscored
+    assert any("have no score by the large scorer" in words for words in result.advice.notes)
+    assert result.costs.pool["large"].seconds == 5 * result.costs.sample["large"].seconds
     # Two layers of 32: what multiplies, by tokens, by passes.
-    training = result["cost"]["training"]
-    assert training["everything"] == pytest.approx(6 * 2 * training["tokens"] * parameters(model_path))
+    training = result.costs.training
+    assert training.everything == pytest.approx(6 * 2 * training.tokens * parameters(model_path))
     part = next((tmp_path / "a" / "large" / "scored").iterdir())
     before = part.stat().st_mtime_ns
     again = advise(pool, Planted(), tmp_path / "a", queries={"q": pool.select(range(100, 103))}, **settings)
     assert again == result and part.stat().st_mtime_ns == before
-    assert json.loads((tmp_path / "a" / "advice.json").read_text(encoding="utf-8")) == json.loads(json.dumps(result))
+    assert json.loads((tmp_path / "a" / "advice.json").read_text(encoding="utf-8")) == json.loads(
+        json.dumps(result.to_dict())
+    )
 
 
 def parameters(model_path):
@@ -230,7 +227,7 @@ def test_what_cannot_be_advised_on_is_refused(tmp_path):
     with pytest.raises(ValueError, match='which is "middle"'):
         advise(pool, Planted(), tmp_path, share=0.1, which="middle")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="rows of the sample have a score; at least 50"):
-        measure(np.full(60, np.nan), None, {}, None, 0.1)
+        measure_sample(np.full(60, np.nan), None, {}, None, 0.1)
     with pytest.raises(ValueError, match="small is the same scorer as the one in question \\(planted: of all\\)"):
         advise(pool, Planted(), tmp_path, share=0.1, small=Planted())
     with pytest.raises(ValueError, match="share is 2 "):
@@ -247,10 +244,10 @@ def test_the_command_advises(tmp_path, monkeypatch, capsys, model_path):
     assert main(command) == 0
     result = json.loads((tmp_path / "a" / "advice.json").read_text(encoding="utf-8"))
     out = capsys.readouterr().out
-    assert result["advice"]["words"] in out and "rows of the pool repeat queries of q" in out
+    assert result["advice"]["message"] in out and "rows of the pool repeat queries of q" in out
     assert result["scorers"]["small"]["settings"]["max_length"] == "16" and result["overlap"]["q"] >= 5
-    assert result["cost"]["pool"]["large"]["flops"] > result["cost"]["pool"]["small"]["flops"] > 0
-    assert result["cost"]["training"]["everything"] > 0
+    assert result["costs"]["pool"]["large"]["flops"] > result["costs"]["pool"]["small"]["flops"] > 0
+    assert result["costs"]["training"]["everything"] > 0
     assert "both scorers give every row the same score" not in out
     assert main([word for word in command if word != "max_length=16"]) == 2
     assert "small is the same scorer" in capsys.readouterr().err
@@ -258,8 +255,8 @@ def test_the_command_advises(tmp_path, monkeypatch, capsys, model_path):
     assert main(targeted) == 2 and "scorer tfidf needs --queries TASK=FILE" in capsys.readouterr().err
     assert main([*targeted, "--queries", "q=queries.jsonl"]) == 0
     found = json.loads((tmp_path / "b" / "advice.json").read_text(encoding="utf-8"))
-    assert found["agreement"] is None and found["cost"]["training"] is None
+    assert found["measurements"]["agreement"] is None and found["costs"]["training"] is None
     summary = json.loads((tmp_path / "b" / "large" / "summary.json").read_text(encoding="utf-8"))
-    once, seconds = summary["preparation_cost"]["queries"]["seconds"], found["cost"]["pool"]["large"]["seconds"]
+    once, seconds = summary["preparation_cost"]["queries"]["seconds"], found["costs"]["pool"]["large"]["seconds"]
     assert seconds == pytest.approx(5 * summary["cost"]["seconds"] + once), "queries are read once"
     assert (tmp_path / "b" / "advice.html").exists() and "no smaller one" in (tmp_path / "b" / "advice.md").read_text()

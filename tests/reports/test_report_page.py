@@ -360,7 +360,9 @@ def test_advice_is_shown_with_its_reasons(tmp_path, opened):
     lengths = {"small": Length(of="response"), "share": 0.5, "source_column": "source"}
     result = advise(pool(), Length(), tmp_path, **lengths)
     shown = opened(tmp_path / "advice.html")
-    assert shown.texts(".facts dd")[:2] == ["the longest rows", "60 of 120"] and result["advice"]["do"] == "longest"
+    assert (
+        shown.texts(".facts dd")[:2] == ["the longest rows", "60 of 120"] and result.advice.recommendation == "longest"
+    )
     assert shown.texts("#section-1 .note")[0].startswith(
         "Take the longest rows: the scores follow the length of the row"
     )
