@@ -51,7 +51,7 @@ class Advise(OverRows):
         }
         for name, settings in {"large": {}, **({"small": own} if own else {})}.items():
             scorer = build_scorer(self.scorer, {**self.settings, **settings})
-            scorers[name] = fitted(scorer, self.scorer, queries, pool) if hasattr(scorer, "fit") else scorer
+            scorers[name] = fitted(scorer, self.scorer, queries, pool) if scorer.needs_fit else scorer
         model = scorers["large"].settings().get("model")
         model = getattr(model, "model", model)
         result = advise(

@@ -30,7 +30,7 @@ class Index(OverRows):
         from hf_select.jobs.launch import is_main_process
 
         scorer = build_scorer(self.scorer, self.settings)
-        if getattr(scorer, "featurizer", None) is None:
+        if scorer.featurizer is None:
             raise ValueError(
                 f"scorer {self.scorer} compares no vectors; an index is for rds, embedding and less with a projection."
             )

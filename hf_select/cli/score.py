@@ -3,13 +3,17 @@
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from hf_select.atomic import read_json
 from hf_select.cli.command import Command
-from hf_select.cli.settings import build, check_names, settable, suggest
+from hf_select.cli.settings import build, check_names, import_name, settable, suggest
 from hf_select.data.columns import SCORE_PREFIX
 from hf_select.scoring import SCORERS
+
+
+if TYPE_CHECKING:
+    from hf_select.scoring.scorer import Scorer
 
 
 # The part of the scores that the papers take, in the words of select and of compare. IFD above 1 and the highest
@@ -115,8 +119,8 @@ class Score(OverRows):
 
         scorer = build_scorer(self.scorer, self.settings)
         rows, queries = self.read(self.queries, stream=self.stream)
-        if hasattr(scorer, "fit"):
-            pool = (self.read(self.queries)[0] if self.stream else rows) if getattr(scorer, "needs_pool", 0) else None
+        if scorer.needs_fit:
+            pool = (self.read(self.queries)[0] if self.stream else rows) if scorer.needs_pool else None
             scorer = fitted(scorer, self.scorer, queries, pool, self.subtask_column)
         elif queries:
             raise ValueError(f"scorer {self.scorer} has no targets; leave out --queries.")
@@ -175,7 +179,7 @@ def next_step(scorer: Any, output_dir: str, dataset: str) -> str:
     elif len(several) > 1 or several == [f"{name}_similarities"]:
         taken = f"--selector round_robin --similarities {' '.join(several)}"
     select = f"hf-select select --scores {output_dir} {taken} --fraction 0.2 --output subset.parquet"
-    if hasattr(scorer, "fit"):
+    if scorer.needs_fit:
         return select
     return (
         f"{select}\n   or, to see whether it beats random rows here: hf-select compare --model MODEL "
@@ -184,30 +188,38 @@ def next_step(scorer: Any, output_dir: str, dataset: str) -> str:
     )
 
 
-def scorer_class(name: str) -> type:
-    from importlib import import_module
+def scorer_class(name: str) -> "type[Scorer]":
+    """The class of a scorer: one of the package by its name, another one by MODULE:CLASS.
 
-    if name not in SCORERS:
+    Raises: ValueError if there is no such scorer, or if the class does not implement the contract.
+    """
+    from hf_select.scoring.scorer import Scorer
+
+    if name not in SCORERS and ":" not in name:
         raise suggest("scorer", name, SCORERS)
-    module, _, cls = SCORERS[name].partition(":")
-    return getattr(import_module(module), cls)
+    cls = import_name(SCORERS.get(name, name))
+    if not (isinstance(cls, type) and issubclass(cls, Scorer)):
+        raise ValueError(f"{name} is not a scorer; write it as a dataclass that extends hf_select.Scorer.")
+    missing = [*(["name"] if "name" not in dir(cls) else []), *sorted(cls.__abstractmethods__)]
+    if missing:
+        raise ValueError(f"scorer {name} lacks {' and '.join(missing)}; define them in the class.")
+    return cls
 
 
-def build_scorer(name: str, settings: dict[str, Any]) -> Any:
+def build_scorer(name: str, settings: dict[str, Any]) -> "Scorer":
     """The scorer from its flat settings."""
     return build_parts(Score.parts({"scorer": name}), settings, f"scorer {name}")
 
 
-def fitted(scorer: Any, name: str, queries: dict[str, Any], pool: Any, subtask_column: str | None = None) -> Any:
-    """A scorer that has targets, with its queries; `pool` for those that compare the queries with it."""
+def fitted(
+    scorer: "Scorer", name: str, queries: dict[str, Any], pool: Any, subtask_column: str | None = None
+) -> "Scorer":
+    """A scorer with targets, fitted to its queries; `pool` is read by those that need it."""
     if not queries:
         raise ValueError(f"scorer {name} needs --queries TASK=FILE.")
-    options = {"pool": pool} if getattr(scorer, "needs_pool", False) else {}
-    if subtask_column is not None and not hasattr(scorer, "each_query_alone"):
+    if subtask_column is not None and not scorer.takes_subtasks:
         raise ValueError(f"scorer {name} knows no sub-tasks; leave out --subtask-column.")
-    if subtask_column is not None:
-        options["subtask_column"] = subtask_column
-    return scorer.fit(queries, **options)
+    return scorer.fit(queries, subtask_column=subtask_column, pool=pool)
 
 
 def build_parts(

@@ -123,7 +123,7 @@ class OnlineSelection:
         if "model" not in {f.name for f in settable(scorer)}:
             raise ValueError(f"scorer {self.score} runs no model; score the dataset before and name the column.")
         made = scorer(CausalLM(trainer.model, tokenizer=trainer.processing_class))  # type: ignore[call-arg]
-        if hasattr(made, "fit"):
+        if made.needs_fit:
             if queries is None:
                 raise ValueError(f"scorer {self.score} needs --queries: rows of the target task.")
             made.fit(queries)

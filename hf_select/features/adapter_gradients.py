@@ -52,7 +52,7 @@ class AdapterGradients(Featurizer):
         seed: of the projection.
     """
 
-    model: Any
+    model: str | CausalLM
     checkpoints: list[str]
     form: Literal["adam", "sgd"] = "adam"
     adam_mode: Literal["paper", "repo"] = "paper"
@@ -66,8 +66,7 @@ class AdapterGradients(Featurizer):
         check_choices(self)
         # A copy, because the adapters are put into the model.
         self.lm = self.model.fresh() if isinstance(self.model, CausalLM) else CausalLM(self.model)
-        if self.text_format != "chat":
-            self.lm.refuse_template(f"text_format {self.text_format} is a layout of its own")
+        self.lm.check_text_format(self.text_format)
         given = [self.checkpoints] if isinstance(self.checkpoints, str) else self.checkpoints
         self.checkpoints = [path for folder in given for path in _checkpoints_in(folder)]
         if not self.checkpoints:

@@ -42,7 +42,7 @@ class HiddenStates(Featurizer):
         max_length: tokens kept of a row; a longer one is cut on the right, as in the study. None keeps all.
     """
 
-    model: Any
+    model: str | CausalLM
     pooling: Literal["weighted_mean", "mean", "last_token"] = "weighted_mean"
     layer: int | None = None
     scope: Literal["all", "prompt", "response"] = "all"
@@ -54,8 +54,7 @@ class HiddenStates(Featurizer):
         if self.max_length is not None and self.max_length < 1:
             raise ValueError(f"max_length is {self.max_length}; it must be at least 1.")
         self.lm = self.model if isinstance(self.model, CausalLM) else CausalLM(self.model)
-        if self.text_format != "chat":
-            self.lm.refuse_template(f"text_format {self.text_format} is a layout of its own")
+        self.lm.check_text_format(self.text_format)
 
     def load(self, rank: int | None = None) -> None:
         self.lm.load(rank)

@@ -180,6 +180,11 @@ class CausalLM:
         if self.chat_template is not None:
             raise ValueError(f"{why}, so chat_template has no effect; leave it out.")
 
+    def check_text_format(self, text_format: str) -> None:
+        """Raise ValueError if a chat template was given and the format does not use it."""
+        if text_format != "chat":
+            self.refuse_template(f"text_format {text_format} is a layout of its own")
+
     def details(self, template: str | None) -> dict[str, Any]:
         """What exactly runs: the commit of the weights, their type, a hash of the template (None: the model's own)."""
         loaded = self.load()

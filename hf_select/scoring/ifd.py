@@ -94,6 +94,7 @@ class IFD(LMScorer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._lm.check_text_format(self.text_format)
         if self.max_length is not None and self.max_length < 1:
             raise ValueError(f"max_length is {self.max_length}; it must be at least 1.")
         if self.mode == "repo" and (self.text_format == "chat" or self.max_length is None):

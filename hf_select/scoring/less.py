@@ -18,6 +18,7 @@ from hf_select.data.conversation import Conversation
 from hf_select.features.adam import mean_learning_rate, training_cost
 from hf_select.features.adapter_gradients import AdapterGradients
 from hf_select.features.featurizer import Feature, unit
+from hf_select.models.causal_lm import CausalLM
 from hf_select.paper import Paper
 from hf_select.scoring.similarity import Similarity, mean_by_part
 
@@ -53,7 +54,7 @@ class LESS(Similarity):
     Differs from the authors' code: a row without response tokens has no score; rows share backward passes.
     """
 
-    model: Any
+    model: str | CausalLM
     checkpoints: list[str]
     learning_rates: list[float] | None = None
     form: Literal["adam", "sgd"] = "adam"
@@ -69,7 +70,7 @@ class LESS(Similarity):
     paper: ClassVar[Paper | None] = Paper(
         "2402.04333", "LESS: Selecting Influential Data for Targeted Instruction Tuning", "Xia, Mengzhou", 2024
     )
-    each_query_alone: ClassVar[bool] = False
+    default_subtask_per_query: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -84,15 +85,15 @@ class LESS(Similarity):
     def load(self, rank: int | None = None) -> None:
         self._gradients.load(rank)
 
-    def readers(self) -> list[Any]:
+    def readers(self) -> list[CausalLM]:
         return self._gradients.readers()
 
     def usage(self) -> dict[str, float]:
-        return vars(self._gradients.lm.usage).copy()
+        return self._gradients.usage()
 
-    def preparation(self) -> dict[str, dict[str, float]]:
+    def preparation_cost(self) -> dict[str, dict[str, float]]:
         trained = training_cost(self.checkpoints)
-        return {**({"warm-up": trained} if trained else {}), **super().preparation()}
+        return {**({"warm-up": trained} if trained else {}), **super().preparation_cost()}
 
     def identity(self) -> dict[str, Any]:
         return {**super().identity(), **self._gradients.identity(), "learning_rates": self._weights.tolist()}

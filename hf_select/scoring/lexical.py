@@ -9,9 +9,10 @@ that) and the resampling, which is the selector Sample.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
+from datasets import Dataset
 
 from hf_select.data import columns
 from hf_select.data.bad_rows import BadRow, readable_rows
@@ -19,7 +20,7 @@ from hf_select.data.conversation import Conversation, conversations, layout
 from hf_select.data.text import text_of, words
 from hf_select.features.featurizer import Feature
 from hf_select.paper import DSIR_PAPER, Paper
-from hf_select.scoring.scorer import Scorer, prepares
+from hf_select.scoring.scorer import Batch, Queries, Scorer, records_fit_cost
 from hf_select.scoring.similarity import Similarity, by_task, hash_of_rows, names_of_tasks
 
 
@@ -53,17 +54,18 @@ class TFIDF(Similarity):
         self.pool_hash_: str | None = None
         self._vectorizer: Any = None
 
-    @prepares
+    @records_fit_cost
     def fit(
-        self, queries: Any, task_column: str | None = None, subtask_column: str | None = None, pool: Any = None
+        self,
+        queries: Queries,
+        task_column: str | None = None,
+        subtask_column: str | None = None,
+        pool: Dataset | None = None,
     ) -> "TFIDF":
-        """Learn the words' weights from the pool and encode the queries.
-
-        Args:
-            pool: the dataset that will be scored, or any sample of it.
-        """
+        """Learn the words' weights from the pool and encode the queries."""
         vectorizer = _sklearn_text().TfidfVectorizer(analyzer=words, sublinear_tf=True, max_features=self.max_words)
-        _fitted(vectorizer, _needed(pool, "TFIDF"))
+        pool = _needed(pool, "TFIDF")
+        _fitted(vectorizer, pool)
         self.pool_hash_ = _hash_of(pool)
         self.words_, self.idf_ = vectorizer.get_feature_names_out().tolist(), vectorizer.idf_
         self._vectorizer = None
@@ -125,6 +127,7 @@ class DSIR(Scorer):
 
     name: ClassVar[str] = "dsir"
     paper: ClassVar[Paper | None] = DSIR_PAPER
+    needs_fit: ClassVar[bool] = True
     needs_pool: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -135,19 +138,25 @@ class DSIR(Scorer):
         self.log_ratio_: np.ndarray | None = None  # (t, B)
         self.learned_from_: dict[str, str] = {}  # hashes of the queries and the pool
 
-    @prepares
-    def fit(self, queries: Any, task_column: str | None = None, pool: Any = None) -> "DSIR":
-        """Count the n-grams of the queries of each task and of the pool.
-
-        Args: as TFIDF.fit.
-        """
+    @records_fit_cost
+    def fit(
+        self,
+        queries: Queries,
+        task_column: str | None = None,
+        subtask_column: str | None = None,
+        pool: Dataset | None = None,
+    ) -> "DSIR":
+        """Count the n-grams of the queries of each task and of the pool."""
+        if subtask_column is not None:
+            raise ValueError("DSIR compares with whole tasks; leave out subtask_column.")
         tasks = by_task(queries, task_column)
         for task, rows in tasks.items():
             for i, row in enumerate(conversations(rows[:])):
                 reason = row if isinstance(row, BadRow) else "" if words(text_of(row)) else "no word in the row"
                 if reason:
-                    raise ValueError(f'query {i} of task "{task}" cannot be used: {reason}. Mend or remove it.')
-        raw = self._log_p(_texts(_needed(pool, "DSIR")))
+                    raise ValueError(f'query {i} of task "{task}" cannot be used: {reason}. Fix or remove it.')
+        pool = _needed(pool, "DSIR")
+        raw = self._log_p(_texts(pool))
         self.log_ratio_ = np.stack([self._log_p(_texts(rows)) - raw for rows in tasks.values()])
         self.named_tasks_ = names_of_tasks(queries, task_column, list(tasks))
         of_tasks = [(task, _hash_of(rows)) for task, rows in tasks.items()]
@@ -217,24 +226,26 @@ def _sklearn_text() -> Any:
     return text
 
 
-def _needed(pool: Any, name: str) -> Any:
+def _needed(pool: Dataset | None, name: str) -> Dataset:
     if pool is None or len(pool) == 0:
         raise ValueError(f"{name} compares with the pool: fit(queries, pool=dataset).")
     return pool
 
 
-def _texts(dataset: Any, batch_size: int = 1000) -> Iterator[list[str]]:
+def _texts(dataset: Dataset, batch_size: int = 1000) -> Iterator[list[str]]:
     """Texts of the rows that can be read, in batches."""
     for batch in dataset.iter(batch_size=batch_size):
-        yield [text_of(row) for row in readable_rows(conversations(batch))]
+        yield [text_of(row) for row in readable_rows(conversations(cast(Batch, batch)))]
 
 
-def _hash_of(dataset: Any) -> str:
+def _hash_of(dataset: Dataset) -> str:
     """Of the rows that can be read."""
-    return hash_of_rows(row for batch in dataset.iter(batch_size=1000) for row in readable_rows(conversations(batch)))
+    return hash_of_rows(
+        row for batch in dataset.iter(batch_size=1000) for row in readable_rows(conversations(cast(Batch, batch)))
+    )
 
 
-def _fitted(vectorizer: Any, pool: Any) -> None:
+def _fitted(vectorizer: Any, pool: Dataset) -> None:
     layout(pool.column_names)  # what is wrong with the columns is said as such
     try:
         vectorizer.fit(text for texts in _texts(pool) for text in texts)

@@ -46,6 +46,10 @@ class Perplexity(LMScorer):
     name: ClassVar[str] = "perplexity"
     paper: ClassVar[Paper | None] = RDS_PAPER
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._lm.check_text_format(self.text_format)
+
     def measure(self, rows: list[Conversation]) -> list[dict[str, Any] | BadRow]:
         template = FALLBACK_TEMPLATE if self.text_format == "tulu" else None
         loaded = self._lm.load()

@@ -37,7 +37,7 @@ class RDSPlus(Similarity):
     Differs from the authors' code: rows are batched and masked; queries are encoded once, not once a shard.
     """
 
-    model: Any
+    model: str | CausalLM
     pooling: Literal["weighted_mean", "mean", "last_token"] = "weighted_mean"
     layer: int | None = None
     scope: Literal["all", "prompt", "response"] = "all"

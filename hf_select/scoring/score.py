@@ -74,10 +74,12 @@ def score(
     scorer.begin_on(began_on(folder / "manifest.json") if index is None else index.day)
     made_by = scorer.identity()
     if index is not None:
-        if getattr(scorer, "featurizer", None) is None:
-            raise ValueError(f"scorer {scorer.name} reads no vectors; leave out the index.")
+        if scorer.featurizer is None:
+            raise ValueError(f"scorer {scorer.name} compares no vectors; leave out the index.")
         if stream:
-            raise ValueError("an index is held to its rows before they are scored, and a stream cannot be; load it.")
+            raise ValueError(
+                "an index cannot be checked against a streaming dataset; load the dataset without streaming."
+            )
         index.check(pool.dataset, scorer.featurizer)
         made_by = {**made_by, "index": index.manifest["made_by"]["hash"]}
     identity = identity_of(scorer.name, made_by, scorer.described())
@@ -156,7 +158,7 @@ def _finish(job: ChunkedJob, scorer: Any, index: Any) -> None:
         else {},
         "cost": {**cost, "rows_per_second": rows / cost["seconds"], "peak_memory_mib": _peak_memory_mib()},
         **({} if index is None else {"index_cost": index.summary["cost"]}),  # the model's passes over these rows
-        "preparation_cost": scorer.preparation(),  # before them, once: the queries, a warm-up
+        "preparation_cost": scorer.preparation_cost(),  # before them, once: the queries, a warm-up
         "device": _device_name(),
         "paper": None if scorer.paper is None else asdict(scorer.paper),  # dataset cards cite it
         "higher_is_better": scorer.higher_is_better,

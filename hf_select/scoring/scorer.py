@@ -1,77 +1,129 @@
-"""The contract of a scorer: `scorer(batch: dict[str, list]) -> dict[str, list]`, one value a row, in the order of the
-rows.
+"""The contract of a scorer: a callable from a batch of rows to columns of scores, one value per row.
 
-That is what `Dataset.map(batched=True)`, `IterableDataset.map` and Ray Data's `map_batches` call. A scorer is a
-dataclass of plain settings; what it loads lives behind names with a leading underscore and is dropped when it is
-pickled, so that the `datasets` cache hits and worker processes start clean.
+`Dataset.map(scorer, batched=True)`, `IterableDataset.map` and Ray Data's `map_batches` call it in that way. A scorer
+is a dataclass of plain settings. A model that it has loaded is kept in an attribute with a leading underscore and is
+not pickled, so the `datasets` cache finds earlier results and worker processes load a model of their own.
 """
 
 import logging
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import wraps
 from operator import methodcaller
-from typing import Any, ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
-from datasets import Features, Value
+from datasets import Dataset, Features, Value
 
 from hf_select.data import columns
 from hf_select.data.bad_rows import BadRow, on_readable
 from hf_select.data.chat_template import template_digest
 from hf_select.data.conversation import READ_COLUMNS, Conversation, conversations
+from hf_select.features.featurizer import Feature, Featurizer
 from hf_select.models.causal_lm import CausalLM
 from hf_select.paper import Paper
 from hf_select.validation import check_choices
 
 
+if TYPE_CHECKING:
+    from hf_select.models.template_day import DatedTokenizer
+
 logger = logging.getLogger(__name__)
 
+Batch = Mapping[str, list[Any]]  # column -> values, one per row
+Queries = Dataset | Mapping[str, Dataset]  # rows of the target tasks, or task -> rows
 Fit = TypeVar("Fit", bound=Callable[..., Any])
 
 
 @dataclass
 class Scorer(ABC):
-    """Reads conversations, adds `score_<name>`, `<name>_reason` and, where a method has them, the parts of its score.
+    """Adds `score_<name>`, `<name>_reason` and, for some methods, the parts of the score to each row.
 
-    A subclass is a dataclass that names itself, declares its columns and implements `measure`.
+    A subclass is a dataclass of settings, described under Args in its docstring (the command line takes its flags and
+    their help from there). It sets `name` and implements `measure`; everything else has a default.
+
+    Attributes:
+        name: of the method; part of its columns' names.
+        higher_is_better: whether the rows to select are those with the highest scores.
+        paper: that the method comes from; cards cite it.
+        scoring_version: raised when the scores of the same settings change, so that old and new are never mixed.
+        needs_fit: `fit` must be called with example queries first.
+        needs_pool: `fit` also needs the rows that will be scored.
+        takes_subtasks: `fit` takes a `subtask_column`.
+        featurizer: encodes rows as the vectors that the score compares. None: the score compares no vectors, and a
+            `PoolIndex` cannot be used.
     """
 
     name: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
-    scoring_version: ClassVar[int] = 1  # raised when the method's numbers change; scores of two are never mixed
     paper: ClassVar[Paper | None] = None
+    scoring_version: ClassVar[int] = 1
+    needs_fit: ClassVar[bool] = False
+    needs_pool: ClassVar[bool] = False
+    takes_subtasks: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        self.featurizer: Featurizer | None = None
+        self._warned: set[str] = set()
+        self._fit_cost: dict[str, float] | None = None
 
     @property
     def columns_out(self) -> dict[str, Any]:
-        """Columns added, with their `datasets` types."""
+        """Columns that scoring adds, with their `datasets` types."""
         score = columns.score_column(self.name)
         return {score: Value("float64"), columns.reason_column(score): Value("string")}
 
     @abstractmethod
     def measure(self, rows: list[Conversation]) -> list[dict[str, Any] | BadRow]:
-        """For each conversation its columns by name (the reason only where there is one to give), or why it has
-        none."""
+        """The columns of each conversation by name, or a BadRow with the reason why it has no score.
+
+        A row that has a score may carry a note in the reason column; without one the column can be left out.
+        """
+
+    def fit(
+        self,
+        queries: Queries,
+        task_column: str | None = None,
+        subtask_column: str | None = None,
+        pool: Dataset | None = None,
+    ) -> "Scorer":
+        """Learn the targets from example queries, for a scorer with `needs_fit`.
+
+        Args:
+            queries: a dataset of rows in any known layout, or a mapping from task to such a dataset. Each named task
+                gets a column score_<name>_<task>.
+            task_column: column of a single dataset that names each query's task.
+            subtask_column: column that names each query's part of its task, for a scorer with `takes_subtasks`.
+            pool: the rows that will be scored, or a sample of them; read by a scorer with `needs_pool` only.
+        """
+        raise TypeError(f"scorer {self.name} has no targets; leave out fit.")
+
+    def refit(self) -> None:  # noqa: B027
+        """Encode the queries again, after the weights of the model have changed."""
+
+    def score_vectors(self, batch: Batch, vectors: Sequence[Feature | BadRow]) -> dict[str, list[Any]]:
+        """Columns of a batch from stored vectors, one per row, for a scorer with a `featurizer`."""
+        raise TypeError(f"scorer {self.name} compares no vectors; leave out the index.")
 
     def usage(self) -> dict[str, float]:
-        """What scoring has cost so far: tokens, counted FLOPs, seconds; empty for a method that runs no model."""
+        """Tokens, counted FLOPs and seconds so far; empty for a method that runs no model."""
         return {}
 
-    def preparation(self) -> dict[str, dict[str, float]]:
-        """What was spent before the first row, by what it was spent on: seconds and, with a model, the rest of
-        `usage`. Empty for a method that prepares nothing."""
-        return {} if self._prepared is None else {"queries": self._prepared}
+    def preparation_cost(self) -> dict[str, dict[str, float]]:
+        """Cost before the first row is scored, by step: seconds and, with a model, the rest of `usage`."""
+        return {} if self._fit_cost is None else {"queries": self._fit_cost}
 
-    def __call__(self, batch: dict[str, list[Any]], rank: int | None = None) -> dict[str, list[Any]]:
-        """Columns of a batch. `rank` is that of a `map` worker (with_rank=True) and picks its accelerator."""
+    def __call__(self, batch: Batch, rank: int | None = None) -> dict[str, list[Any]]:
+        """The columns of a batch. `rank` is that of a `map` worker (with_rank=True) and picks its accelerator."""
         _check_batched(batch, type(self).__name__)
         self.load(rank)
         return self._columns(on_readable(conversations(batch), self.measure))
 
     def _columns(self, answers: list[dict[str, Any] | BadRow]) -> dict[str, list[Any]]:
-        """Columns of all rows; one warning counts the reasons why rows have no score."""
+        """The columns of all rows. One warning counts the rows without a score, by reason."""
         reason = columns.reason_column(columns.score_column(self.name))
         filled = [{reason: str(a)} if isinstance(a, BadRow) else {reason: "", **a} for a in answers]
         self._warn("have no score", Counter(str(a) for a in answers if isinstance(a, BadRow)), len(answers))
@@ -79,20 +131,20 @@ class Scorer(ABC):
         self._warn("carry a note", Counter(note for note in notes if note), len(answers))
         return {column: [row.get(column) for row in filled] for column in self.columns_out}
 
-    def load(self, rank: int | None = None) -> None:  # noqa: B027  # nothing to load for a method without a model
-        """Load what scoring needs, once; the first call does it where nobody has."""
+    def load(self, rank: int | None = None) -> None:  # noqa: B027
+        """Load the models, once. The first call of the scorer does it if it has not been done."""
 
-    def features(self, dataset: Any) -> Features:
-        """Features of dataset.map(self): pass them as `features=` when the first thousand rows may all be unscorable,
-        since `datasets` fixes a column's type by the first batch it writes."""
+    def features(self, dataset: Dataset) -> Features:
+        """Features of dataset.map(self). Pass them as `features=` if the first thousand rows may have no score:
+        `datasets` takes the type of a column from the first batch that it writes."""
         return Features({**dataset.features, **self.columns_out})
 
-    def readers(self) -> list[Any]:
-        """What renders rows by a chat template, which may write the day: has `day` and `begin_on`."""
+    def readers(self) -> "Sequence[CausalLM | DatedTokenizer]":
+        """What renders rows with a chat template, which may write the date."""
         return []
 
     def begin_on(self, day: str | None) -> None:
-        """Go on with the day on which a job began."""
+        """Render chat templates with the date on which a resumed job began."""
         for reader in self.readers():
             reader.begin_on(day)
 
@@ -101,17 +153,19 @@ class Scorer(ABC):
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def identity(self) -> dict[str, Any]:
-        """All that the scores depend on: the settings with each model as its own identity, what was learned as what it
-        was learned from, and the version of the method."""
+        """Everything that the scores depend on: the settings, with the identity of each model, the data that `fit`
+        learned from, and the version of the method."""
         return {**self._plain_settings(methodcaller("identity")), "scoring_version": self.scoring_version}
 
     def described(self) -> dict[str, Any]:
-        """The settings for people to read."""
+        """The settings, for people to read."""
         return self._plain_settings(methodcaller("described"))
 
     def _plain_settings(self, of_model: Callable[[CausalLM], Any]) -> dict[str, Any]:
         settings = {f.name for f in fields(self)}
-        return {name: _plain(name, value, of_model) for name, value in self._pickled().items() if name in settings}
+        return {
+            name: _plain_setting(name, value, of_model) for name, value in self._pickled().items() if name in settings
+        }
 
     # The version is part of the pickled state, hence of the fingerprint that `Dataset.map` looks up.
     def __getstate__(self) -> dict[str, Any]:
@@ -121,19 +175,14 @@ class Scorer(ABC):
         names = {f.name for f in fields(self)}
         vars(self).update({name: state[name] for name in names})
         self.__post_init__()
-        # What was learned by fit, after __post_init__ has made room for it.
+        # __post_init__ resets what fit has learned, so that is restored last.
         vars(self).update({name: value for name, value in state.items() if name not in names and name != "version"})
 
     def _pickled(self) -> dict[str, Any]:
         return self.settings()
 
-    def __post_init__(self) -> None:
-        check_choices(self)
-        self._warned: set[str] = set()
-        self._prepared: dict[str, float] | None = None
-
     def _warn(self, what: str, reasons: Counter[str], total: int, of: str = "rows of this batch") -> None:
-        """One line when a reason is met first; the column has every row's."""
+        """Log each reason once; the reason column has those of all rows."""
         fresh = {reason: count for reason, count in reasons.items() if reason not in self._warned}
         self._warned.update(fresh)
         if fresh:
@@ -141,8 +190,8 @@ class Scorer(ABC):
             logger.warning("%s: %d of %d %s %s (%s).", self.name, reasons.total(), total, of, what, listed)
 
 
-def _check_batched(batch: Mapping[str, Any], scorer: str) -> None:
-    """Raise ValueError if this is one row, as `map` without batched=True gives it."""
+def _check_batched(batch: Batch, scorer: str) -> None:
+    """Raise ValueError for a single row, which `map` passes without batched=True."""
     for name in getattr(batch, "column_names", batch):
         value = batch[name] if name in READ_COLUMNS else []
         chat = (
@@ -155,41 +204,38 @@ def _check_batched(batch: Mapping[str, Any], scorer: str) -> None:
             )
 
 
-def prepares(fit: Fit) -> Fit:
-    """Around a scorer's `fit`: what it takes is its `preparation`."""
+def records_fit_cost(fit: Fit) -> Fit:
+    """Decorates a scorer's `fit`, whose cost becomes part of `preparation_cost`."""
 
     @wraps(fit)
-    def counted(self: Scorer, *args: Any, **kwargs: Any) -> Any:
+    def measured(self: Scorer, *args: Any, **kwargs: Any) -> Any:
         before, begin = self.usage(), time.perf_counter()
         result = fit(self, *args, **kwargs)
         spent = {name: value - before.get(name, 0) for name, value in self.usage().items()}
-        self._prepared = {**spent, "seconds": time.perf_counter() - begin}
+        self._fit_cost = {**spent, "seconds": time.perf_counter() - begin}
         return result
 
-    return cast(Fit, counted)
+    return cast(Fit, measured)
 
 
 @dataclass
 class LMScorer(Scorer):
-    """A scorer that measures with one causal LM.
+    """A scorer that runs one causal LM.
 
     Args:
         model: Hub id, path or CausalLM.
     """
 
-    model: Any
+    model: str | CausalLM
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._lm = self.model if isinstance(self.model, CausalLM) else CausalLM(self.model)
-        text_format = getattr(self, "text_format", "chat")
-        if text_format != "chat":
-            self._lm.refuse_template(f"text_format {text_format} is a layout of its own")
 
     def load(self, rank: int | None = None) -> None:
         self._lm.load(rank)
 
-    def readers(self) -> list[Any]:
+    def readers(self) -> list[CausalLM]:
         return [self._lm]
 
     def usage(self) -> dict[str, float]:
@@ -199,10 +245,10 @@ class LMScorer(Scorer):
         return {**self.settings(), "model": self._lm}
 
 
-def _plain(name: str, value: Any, of_model: Callable[[CausalLM], Any]) -> Any:
-    """A setting with each model as `of_model` describes it, and a template as its hash."""
+def _plain_setting(name: str, value: Any, of_model: Callable[[CausalLM], Any]) -> Any:
+    """A setting with `of_model` applied to each model, and a chat template replaced by its hash."""
     if name == "chat_template":
         return template_digest(value)
     if isinstance(value, list):
-        return [_plain("", item, of_model) for item in value]
+        return [_plain_setting("", item, of_model) for item in value]
     return of_model(value) if isinstance(value, CausalLM) else value

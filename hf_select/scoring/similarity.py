@@ -3,20 +3,20 @@ n x queries."""
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import xxhash
-from datasets import List, Value
+from datasets import Dataset, List, Value
 
 from hf_select.data import columns
 from hf_select.data.bad_rows import BadRow, map_rows, on_readable, readable_rows
 from hf_select.data.conversation import Conversation, conversations
 from hf_select.features.featurizer import Feature, unit
 from hf_select.scoring.overlap import QueryOverlap
-from hf_select.scoring.scorer import Scorer, prepares
+from hf_select.scoring.scorer import Batch, Queries, Scorer, records_fit_cost
 
 
 # n rows, q queries, p parts of tasks, t tasks, d dimensions
@@ -87,11 +87,12 @@ class Similarity(Scorer):
     per_query: bool = field(default=False, kw_only=True)
     query_overlap: Literal["report", "null"] = field(default="report", kw_only=True)
 
-    each_query_alone: ClassVar[bool] = True
+    needs_fit: ClassVar[bool] = True
+    takes_subtasks: ClassVar[bool] = True
+    default_subtask_per_query: ClassVar[bool] = True  # without a subtask_column; False: the whole task is one sub-task
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.featurizer: Any = None  # rows -> vectors, set by the subclass: HiddenStates, SentenceEmbeddings
         self.queries_: Any = None  # (q, d), rows of length 1
         self.tasks_: list[str] = []
         self.named_tasks_: list[str] = []  # those that have a score column each: all, unless the queries have no name
@@ -100,19 +101,21 @@ class Similarity(Scorer):
         self.task_of_part_: np.ndarray = np.empty(0, dtype=np.int64)  # (p,)
         self.overlap_: QueryOverlap | None = None
         self.queries_hash_: str | None = None  # of their texts, tasks and parts
-        self._fitted_to: tuple[Any, str | None, str | None] | None = None
+        self._fit_arguments: tuple[Queries, str | None, str | None] | None = None
 
-    @prepares
-    def fit(self, queries: Any, task_column: str | None = None, subtask_column: str | None = None) -> "Similarity":
+    @records_fit_cost
+    def fit(
+        self,
+        queries: Queries,
+        task_column: str | None = None,
+        subtask_column: str | None = None,
+        pool: Dataset | None = None,
+    ) -> "Similarity":
         """Encode the queries.
 
-        Args:
-            queries: a dataset of rows in any known layout, or a mapping from task to such a dataset. A task that has a
-                name, be it the only one, has a column score_<name>_<task> of its own.
-            task_column: column of a single dataset that names each query's task.
-            subtask_column: column that names each query's part of its task: a row's similarity to a task is then the
-                largest over parts of the mean over their queries. Without it each query is a part of its own (LESS:
-                the whole task is one).
+        A row's similarity to a task is the largest over its sub-tasks of the mean similarity to their queries. Without
+        a `subtask_column` each query is a sub-task (LESS: the whole task is one).
+
         Raises: ValueError for an empty set, a task without queries or a query that cannot be encoded.
         """
         named = by_task(queries, task_column)
@@ -123,7 +126,7 @@ class Similarity(Scorer):
             parsed = conversations(rows[:])
             for i, feature in enumerate(self._encoded(parsed, queries=True)):
                 if isinstance(feature, BadRow):
-                    raise ValueError(f'query {i} of task "{task}" cannot be used: {feature}. Mend or remove it.')
+                    raise ValueError(f'query {i} of task "{task}" cannot be used: {feature}. Fix or remove it.')
                 vectors.append(feature.vector)
                 tasks.append(number)
                 notes[feature.note] += 1
@@ -139,22 +142,21 @@ class Similarity(Scorer):
         self.task_of_part_ = np.array([number for number, _ in places])
         self.overlap_ = QueryOverlap(texts)
         self.queries_hash_ = hash_of_rows(texts, [list(named), self.named_tasks_, parts])
-        self._fitted_to = queries, task_column, subtask_column
+        self._fit_arguments = queries, task_column, subtask_column
         return self
 
     def refit(self) -> None:
-        """Encode the same queries once more: the vectors of a model in training are soon not its own."""
-        if self._fitted_to is not None:
-            self.fit(*self._fitted_to)
+        if self._fit_arguments is not None:
+            self.fit(*self._fit_arguments)
 
     def begin_on(self, day: str | None) -> None:
-        """Go on with the day on which a job began; the queries are encoded again if it was another.
+        """Render chat templates with the date on which a resumed job began; if it differs, encode the queries again.
 
-        Raises: ValueError if they are not at hand.
+        Raises: ValueError if the scorer was unpickled and no longer has the queries' texts.
         """
         if not any([reader.begin_on(day) for reader in self.readers()]) or self.queries_ is None:
             return
-        if self._fitted_to is None:
+        if self._fit_arguments is None:
             raise ValueError(f"the queries were encoded on another day than {day}; call fit(queries) again.")
         self.refit()
 
@@ -186,7 +188,7 @@ class Similarity(Scorer):
         return {**super().identity(), "queries": self.queries_hash_}
 
     def similarities(
-        self, rows: list[Conversation | BadRow], stored: list[Feature | BadRow] | None = None
+        self, rows: list[Conversation | BadRow], stored: Sequence[Feature | BadRow] | None = None
     ) -> tuple[np.ndarray, list[Feature | BadRow]]:
         """Cosine similarity of each row to every query, (n, q) float32 with NaN for a row that has no vector
         or is left out because it repeats a query. `stored` vectors of an index spare the encoding."""
@@ -194,7 +196,7 @@ class Similarity(Scorer):
         return similarity, features
 
     def _similarities(
-        self, rows: list[Conversation | BadRow], stored: list[Feature | BadRow] | None
+        self, rows: list[Conversation | BadRow], stored: Sequence[Feature | BadRow] | None
     ) -> tuple[np.ndarray, np.ndarray, list[Feature | BadRow]]:
         """Similarities to queries (n, q) and to parts of tasks (n, p), NaN where there is no vector; the vectors."""
         if self.queries_ is None:
@@ -218,8 +220,7 @@ class Similarity(Scorer):
     def measure(self, rows: list[Conversation]) -> list[dict[str, Any] | BadRow]:
         return self._answers(list(rows))
 
-    def score_vectors(self, batch: dict[str, list[Any]], vectors: list[Feature | BadRow]) -> dict[str, list[Any]]:
-        """The columns of a batch whose vectors are at hand: one for each row, as PoolIndex.read gives them."""
+    def score_vectors(self, batch: Batch, vectors: Sequence[Feature | BadRow]) -> dict[str, list[Any]]:
         return self._columns(self._answers(conversations(batch), vectors))
 
     def best_rows(self, dataset: Any, m: int, batch_size: int = 1000, index: Any = None) -> BestRows:
@@ -239,7 +240,9 @@ class Similarity(Scorer):
             start += len(similarity)
         return best
 
-    def _answers(self, rows: list[Any], stored: list[Feature | BadRow] | None = None) -> list[dict[str, Any] | BadRow]:
+    def _answers(
+        self, rows: list[Any], stored: Sequence[Feature | BadRow] | None = None
+    ) -> list[dict[str, Any] | BadRow]:
         similarity, parts, features = self._similarities(rows, stored)
         tasks = max_by_task(parts, self.task_of_part_, len(self.tasks_))
         return map_rows(self._answer, rows, features, similarity, tasks)
@@ -280,12 +283,13 @@ class Similarity(Scorer):
     def _parts(self, rows: Any, subtask_column: str | None, before: int) -> list[Any]:
         """For each query of a task the part of the task that it belongs to."""
         if subtask_column is None:
-            return [before + i if self.each_query_alone else 0 for i in range(len(rows))]
+            return [before + i if self.default_subtask_per_query else 0 for i in range(len(rows))]
         if subtask_column not in rows.column_names:
             raise columns.missing_column(subtask_column, rows.column_names, "Name the column of the sub-tasks.")
         return [str(part) for part in rows[subtask_column]]
 
     def _features(self, rows: list[Conversation], queries: bool) -> list[Feature | BadRow]:
+        assert self.featurizer is not None, "set by the subclass"
         return self.featurizer(rows, queries)
 
     def _unless_repeating(self, row: Conversation) -> Conversation:

@@ -85,8 +85,7 @@ class CandidateScores:
         wanted = [name for name in scorer.columns_out if name.startswith("score_")]
         found: dict[str, list[float]] = {name: [] for name in wanted}
         with _layers_as_trained(self.trainer):
-            if hasattr(scorer, "refit"):
-                scorer.refit()
+            scorer.refit()
             for start in range(0, len(rows), _SCORER_ROWS):
                 batch = scorer(dataset.select(rows[start : start + _SCORER_ROWS].tolist())[:])
                 for name in wanted:

@@ -107,7 +107,7 @@ def test_an_index_of_another_pool_model_or_setting_is_refused_and_nothing_is_wri
         fitted.best_rows(pool.select(range(9)), 2, index=index)
     from hf_select import Length
 
-    refused(pool, Length(), "reads no vectors")
+    refused(pool, Length(), "compares no vectors")
 
 
 def test_the_same_model_in_another_place_opens_the_index(pool, model_path, tmp_path):

@@ -19,7 +19,7 @@ from hf_select.data.conversation import conversations
 from hf_select.features import adapter_gradients as gradients_module
 from hf_select.features.adam import mean_learning_rate
 from hf_select.features.adapter_gradients import AdapterGradients
-from hf_select.features.featurizer import Feature
+from hf_select.features.featurizer import Feature, Featurizer
 from hf_select.features.gradients import adapter_layers
 from hf_select.scoring.score import whole_cost
 from hf_select.training.warmup import WarmUp
@@ -198,10 +198,12 @@ def test_scores_cost_the_warm_up_and_the_queries_too(model_path, warm_up, checkp
     assert spent["queries"]["flops"] > 0 < spent["warm-up"]["seconds"]
     whole = whole_cost(tmp_path / "o")["flops"]
     assert whole == summary["cost"]["flops"] + spent["queries"]["flops"] + last["total_flos"]
-    assert LESS(model_path, both[:1]).preparation()["warm-up"]["flops"] == pytest.approx(last["total_flos"] / 2, 0.2)
+    assert LESS(model_path, both[:1]).preparation_cost()["warm-up"]["flops"] == pytest.approx(
+        last["total_flos"] / 2, 0.2
+    )
     # Whoever trained the adapter: Trainer counts FLOPs, only our warm-up keeps the seconds.
-    assert set(LESS(model_path, checkpoints).preparation()["warm-up"]) == {"flops"}
-    assert Length().preparation() == {}
+    assert set(LESS(model_path, checkpoints).preparation_cost()["warm-up"]) == {"flops"}
+    assert Length().preparation_cost() == {}
 
 
 def test_a_warm_up_that_was_killed_goes_on(model_path, warm_up, rows, tmp_path):
@@ -314,7 +316,7 @@ def test_an_index_of_projected_gradients_gives_their_scores(model_path, checkpoi
 
 
 def test_a_zero_vector_has_no_signs_to_store(rows, tmp_path):
-    class Zeros:
+    class Zeros(Featurizer):
         def __call__(self, rows, queries=False):
             return [Feature(np.zeros(5, dtype=np.float32) + (n > 0)) for n in range(len(rows))]
 
@@ -324,14 +326,8 @@ def test_a_zero_vector_has_no_signs_to_store(rows, tmp_path):
         def described(self):
             return {}
 
-        def readers(self):
-            return []
-
         def details(self):
             return {"dimensions": 5, "model": "zeros", "dtype": "float32"}
-
-        def load(self):
-            pass
 
     index = PoolIndex.build(Dataset.from_list(rows[:3]), Zeros(), tmp_path / "i", stored_dtype="1bit")
     first, second = index.read(range(2))
