@@ -154,6 +154,19 @@ def test_readme_and_recipes_import_public_names_alone():
                 assert {alias.name for alias in node.names} <= set(hf_select.__all__), where
 
 
+def test_the_layout_in_the_readme_is_that_of_the_package():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    tree = re.search(r"^hf_select/\n(.*?)^recipes/", readme, re.S | re.M)[1]
+    entries = re.split(r"^  (?=\S)", tree, flags=re.M)[1:]
+    listed = {entry.split()[0].rstrip("/"): entry for entry in entries}
+    present = {path.name for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert set(listed) == present - {"__init__.py", "_version.py"}
+    for name, entry in listed.items():
+        folder = PACKAGE / name if (PACKAGE / name).is_dir() else PACKAGE
+        missing = [file for file in re.findall(r"\w+\.py", entry) if not (folder / file).exists()]
+        assert not missing, f"README's layout names {missing} in {name}/"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_type_checkers_know_the_public_names(tmp_path):
