@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -119,8 +119,8 @@ class Mix(Command):
             return given
         check_names(settings, [Source], f'source "{name}"')
         try:
-            source = build(Source, settings, f'source "{name}"')
-            return replace(source, scorer=_scorer(source.scorer), selector=_selector(source.selector))
+            settings |= {"scorer": _scorer(settings.get("scorer")), "selector": _selector(settings.get("selector"))}
+            return build(Source, settings, f'source "{name}"')
         except ValueError as error:
             raise ValueError(f'source "{name}": {error}') from error
 

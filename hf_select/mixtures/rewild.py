@@ -7,12 +7,11 @@ mmlu       |  99,800 | auxiliary training questions of MMLU
 algebra    |  20,000 | intermediate algebra problems of Tulu 3's personas
            | 366,550 |
 
-The Hub ids are those of the authors' training configuration; whether they are still there was not looked at. Their
-MMLU rows were made into a quiz show's clues with answers that begin with "what is" (axolotl's `jeopardy` format); here
-they are questions with choices and their answers, unless `quiz` is set.
+The Hub ids are those of the authors' training configuration; whether they still exist was not checked. Their MMLU rows
+were written as a quiz show's clues with answers that begin with "what is" (axolotl's `jeopardy` format); here they are
+questions with choices and their answers, unless `quiz` is set.
 
-Left out: their packing and training settings, and what the sources repeat of each other: the published counts say
-nothing of copies, so none are taken away.
+Left out: their packing and training settings. The published counts do not mention copies, so none are removed.
 """
 
 from collections.abc import Mapping
@@ -43,18 +42,19 @@ def rewild(
 
     Args:
         sources: data in place of the published ids: a Hub id or file that is read as the published one with plain
-            columns (`messages`, or question, choices and answer), or a Source whose weight does not count.
-        rows: of the mixture.
-        quiz: MMLU in the published format, a quiz show's.
+            columns (`messages`, or question, choices and answer), or a Source, whose weight is replaced by the
+            published one.
+        rows: rows of the mixture.
+        quiz: MMLU in the published format of a quiz show.
         settings: of Mixture; by default copies stay, as published.
     Raises: ValueError for a source that is not one of the three.
     """
-    made = dict(REWILD)
+    mixed = dict(REWILD)
     for name, source in (sources or {}).items():
-        if name not in made:
-            raise ValueError(f'RE-WILD has no source "{name}"; its sources are {", ".join(made)}.')
-        published = replace(made[name], data=source, split="train", rename=None)
-        made[name] = replace(source, weight=published.weight) if isinstance(source, Source) else published
+        if name not in mixed:
+            raise ValueError(f'RE-WILD has no source "{name}"; its sources are {", ".join(mixed)}.')
+        published = replace(mixed[name], data=source, split="train", rename=None)
+        mixed[name] = replace(source, weight=published.weight) if isinstance(source, Source) else published
     if quiz:
-        made["mmlu"] = replace(made["mmlu"], reads="quiz")
-    return Mixture(made, rows=rows, **{"dedup": "none", **settings})
+        mixed["mmlu"] = replace(mixed["mmlu"], reads="quiz")
+    return Mixture(mixed, rows=rows, **{"dedup": "none", **settings})

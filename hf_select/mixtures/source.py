@@ -2,9 +2,9 @@
 
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from datasets import Dataset, IterableDataset
@@ -13,21 +13,32 @@ from hf_select.data import columns
 from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import READ_COLUMNS, Conversation, conversations, layout
 from hf_select.data.loading import read_dataset
+from hf_select.mixtures.draws import permutation
+from hf_select.scoring.scorer import Scorer
 from hf_select.selection.selection import Selection
+from hf_select.selection.selector import Selector
 from hf_select.validation import check_choices
 
 
-# Rows that are read and looked at together.
-BATCH = 1000
-# What a question is read from; the first three need not be there.
-QUESTION_COLUMNS = ("choices", "category", "subject", "question", "answer")
+BATCH = 1000  # rows that are read together
+_QUESTION_COLUMNS = ("choices", "category", "subject", "question", "answer")  # the first three are optional
+
+
+class SourceRow(NamedTuple):
+    """A row of a source: its number there, its conversation, the columns it was read from (none of a question), and
+    its tokens where they are known."""
+
+    number: int
+    conversation: Conversation | BadRow
+    columns: Mapping[str, Any]
+    num_tokens: int | None = None
 
 
 @dataclass
 class Source:
-    """Rows of a mixture that come from one place.
+    """One source of a mixture.
 
-    Exactly one of rows, tokens and weight says how many; without any of them all rows are taken.
+    One of rows, tokens and weight says how many rows are taken; without any of them all are.
 
     Args:
         data: a Hub id, a JSON, JSONL, CSV, TSV or Parquet file, a saved dataset, a folder of hf-select score, or a
@@ -40,15 +51,14 @@ class Source:
         revision: branch, tag or commit on the Hub.
         rename: columns to rename first, e.g. question=prompt answer=completion.
         where: rows that may be taken: column -> its value, or a list of values; or a function of a row.
-        reads: conversation (any layout that is known); question: columns question, answer and, if there are some,
-            choices, as a question and its answer; quiz: question, answer, category, as a clue and "What is ...".
+        reads: conversation (any known layout); question: columns question, answer and optionally choices, as a
+            question and its answer; quiz: question, answer, category, as a clue and "What is ...".
         take: random, or first: in the order of the file.
-        shortfall: what to do if there are fewer rows than asked for: error; or repeat: all of them are taken again and
+        shortfall: what to do if there are fewer rows than requested: error; or repeat: all of them are taken again and
             again, so that each comes equally often or once more than another.
         scorer: a scorer that is run over the rows before they are selected.
-        selector: a selector, which is told the rows or tokens as its budget; or a Selection, whose first rows are
-            taken.
-    Raises: ValueError if the settings make no sense, or do not fit the data.
+        selector: a selector, whose budget is the rows or tokens; or a Selection, whose first rows are taken.
+    Raises: ValueError if the settings contradict each other, or do not fit the data.
     """
 
     data: Any
@@ -59,12 +69,12 @@ class Source:
     config: str | None = None
     revision: str | None = None
     rename: dict[str, str] | None = None
-    where: Any = None
+    where: Mapping[str, Any] | Callable[[dict[str, Any]], Any] | None = None
     reads: Literal["conversation", "question", "quiz"] = "conversation"
     take: Literal["random", "first"] = "random"
     shortfall: Literal["error", "repeat"] = "error"
-    scorer: Any = None
-    selector: Any = None
+    scorer: Scorer | None = None
+    selector: Selector | Selection | None = None
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -84,9 +94,9 @@ class Source:
             raise ValueError("the scores of a source are for its selector, and there is none; name one.")
 
     def open(self, stream: bool) -> Dataset | IterableDataset:
-        """Its rows, renamed.
+        """The rows, with their columns renamed.
 
-        Raises: ValueError if it is missing or empty, or if columns that are named do not exist.
+        Raises: ValueError if the data is missing or empty, or has not the named columns.
         """
         dataset = self.data
         if isinstance(dataset, str):
@@ -120,7 +130,7 @@ class Source:
         return dataset
 
     def may_be_taken(self, rows: Mapping[str, list[Any]]) -> list[bool]:
-        """Which rows of a batch `where` lets in."""
+        """Which rows of a batch satisfy `where`."""
         size = len(next(iter(rows.values())))
         if self.where is None:
             return [True] * size
@@ -134,39 +144,44 @@ class Source:
         if self.reads == "conversation":
             return conversations({name: values for name, values in rows.items() if name in READ_COLUMNS})
         size = len(rows["question"])
-        return [self._pair({name: values[i] for name, values in rows.items()}) for i in range(size)]
+        return [self._question({name: values[i] for name, values in rows.items()}) for i in range(size)]
 
-    def reading(self, names: list[str], where: bool) -> list[str]:
-        """The columns that are looked at."""
-        wanted = READ_COLUMNS if self.reads == "conversation" else QUESTION_COLUMNS
-        if where and callable(self.where):
-            return names
-        also = {*(self.where or ())} if where else set()
-        return [name for name in names if name in wanted or name in also or name == columns.NUM_TOKENS]
+    def rows_of(self, numbers: np.ndarray, batch: Mapping[str, list[Any]]) -> Iterator[SourceRow]:
+        """The rows of a batch, whose numbers in the source are given."""
+        tokens = batch.get(columns.NUM_TOKENS) or [None] * len(numbers)
+        kept = [name for name in batch if name in READ_COLUMNS] if self.reads == "conversation" else []
+        for i, (number, row) in enumerate(zip(numbers.tolist(), self.read(batch), strict=True)):
+            yield SourceRow(number, row, {name: batch[name][i] for name in kept}, tokens[i])
 
-    def candidates(self, dataset: Dataset, dice: random.Random, target: dict[str, int]) -> np.ndarray:
+    def columns_read(self, names: list[str], where: bool) -> list[str]:
+        """Those of the columns that are read, for `where` too or for the rows alone."""
+        wanted = {*(READ_COLUMNS if self.reads == "conversation" else _QUESTION_COLUMNS), columns.NUM_TOKENS}
+        if where and self.where is not None:
+            if callable(self.where):
+                return names
+            wanted |= {*self.where}
+        return [name for name in names if name in wanted]
+
+    def candidates(self, dataset: Dataset, rng: random.Random, target: dict[str, int]) -> np.ndarray:
         """Row numbers in the order in which they are taken.
 
         Args:
-            target: the budget of a selector: {"rows": n}, {"tokens": n} or nothing.
+            target: the budget of a selector: {"rows": n}, {"tokens": n} or {}.
         """
         allowed = np.arange(len(dataset)) if self.where is None else self._allowed(dataset)
         if isinstance(self.selector, Selection):
             self.selector.check(self._as_selected(dataset, self.selector))
             return self.selector.indices[np.isin(self.selector.indices, allowed)]
         if self.selector is not None:
-            budget = {"rows": "k", "tokens": "tokens"}
-            named = {budget[unit]: count for unit, count in target.items()}
-            if not self.selector.needs_budget:
-                named = {}
-            elif not named:
-                raise ValueError("a selector needs to know how many: give the source rows, tokens or a weight.")
-            found = self.selector(dataset if self.where is None else dataset.select(allowed), **named)
-            return allowed[found.indices]
-        return allowed if self.take == "first" else allowed[permutation(len(allowed), dice)]
+            budget = target if self.selector.needs_budget else {}
+            if self.selector.needs_budget and not budget:
+                raise ValueError("a selector needs a budget: give the source rows, tokens or a weight.")
+            rows = dataset if self.where is None else dataset.select(allowed)
+            return allowed[self.selector(rows, k=budget.get("rows"), tokens=budget.get("tokens")).indices]
+        return allowed if self.take == "first" else allowed[permutation(len(allowed), rng)]
 
     def _as_selected(self, dataset: Dataset, selection: Selection) -> Dataset:
-        """The rows under the column names that the selection knows them by: those before `rename`, if need be."""
+        """The rows under the column names that the selection knows, which may be those before `rename`."""
         if selection.hashes.keys() & set(dataset.column_names):
             return dataset
         before = {new: old for old, new in (self.rename or {}).items() if new in dataset.column_names}
@@ -174,15 +189,15 @@ class Source:
 
     def _allowed(self, dataset: Dataset) -> np.ndarray:
         named = list(self.where) if isinstance(self.where, Mapping) else dataset.column_names
-        rows, found = dataset.select_columns(named), []
+        rows, allowed = dataset.select_columns(named), []
         for start in range(0, len(dataset), BATCH):
-            found += self.may_be_taken(rows[start : start + BATCH])
-        return np.flatnonzero(found)
+            allowed += self.may_be_taken(rows[start : start + BATCH])
+        return np.flatnonzero(allowed)
 
-    def _pair(self, row: dict[str, Any]) -> Conversation | BadRow:
+    def _question(self, row: dict[str, Any]) -> Conversation | BadRow:
         question, answer, choices = row["question"], row["answer"], row.get("choices")
         if not isinstance(question, str) or not question.strip():
-            return BadRow("question is empty or no text")
+            return BadRow("question is empty or not a text")
         text = _answer(answer, choices)
         if isinstance(text, BadRow):
             return text
@@ -190,18 +205,18 @@ class Source:
             category = row.get("category") or row.get("subject")
             heading = f"Category: {category}\n" if category else ""
             prompt = f"Quiz show. Answer the clue in as few words as you can.\n{heading}Clue: {question}"
-            return _turns(prompt, f"What is {text}")
+            return _exchange(prompt, f"What is {text}")
         if not choices:
-            return _turns(question, text)
+            return _exchange(question, text)
         listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip(_LETTERS, choices, strict=False))
-        return _turns(f"{question}\n{listed}", f"{_LETTERS[choices.index(text)]}. {text}")
+        return _exchange(f"{question}\n{listed}", f"{_LETTERS[choices.index(text)]}. {text}")
 
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def _answer(answer: Any, choices: list[str] | None) -> str | BadRow:
-    """The text of an answer that is given as such, or as the number or letter of a choice."""
+    """The text of an answer that is given as text, or as the number or letter of a choice."""
     if not choices:
         return str(answer) if answer not in (None, "") else BadRow("answer is empty")
     if answer in choices:
@@ -212,12 +227,12 @@ def _answer(answer: Any, choices: list[str] | None) -> str | BadRow:
     return choices[number]
 
 
-def _turns(prompt: str, response: str) -> Conversation:
+def _exchange(prompt: str, response: str) -> Conversation:
     return Conversation([{"role": "user", "content": prompt}, {"role": "assistant", "content": response}])
 
 
 def column_names(dataset: Dataset | IterableDataset) -> list[str]:
-    """Its columns; a stream that does not know them is asked for its first row.
+    """The columns of a dataset; of a stream that does not declare them those of its first row.
 
     Raises: ValueError if there is no row.
     """
@@ -227,22 +242,3 @@ def column_names(dataset: Dataset | IterableDataset) -> list[str]:
     if first is None:
         raise ValueError("the source is empty.")
     return list(first)
-
-
-def permutation(n: int, dice: random.Random) -> np.ndarray:
-    """Numbers 0 to n - 1 in random order: of `random` only random() is used, which is promised never to change."""
-    return np.argsort(np.fromiter((dice.random() for _ in range(n)), np.float64, n), kind="stable")
-
-
-def shuffled(rows: Iterator[Any], size: int, dice: random.Random) -> Iterator[Any]:
-    """A stream in random order as far as a buffer of so many rows allows."""
-    buffer: list[Any] = []
-    for row in rows:
-        if len(buffer) < size:
-            buffer.append(row)
-            continue
-        place = int(dice.random() * size)
-        yield buffer[place]
-        buffer[place] = row
-    for place in permutation(len(buffer), dice).tolist():
-        yield buffer[place]

@@ -13,9 +13,8 @@ from datasets import Dataset, load_dataset
 
 from hf_select import Length, Mixture, Source, TopK
 from hf_select.cli.main import main
-from hf_select.mixtures.mixture import apportion, schedule
+from hf_select.mixtures.draws import apportion, permutation, schedule, shuffled
 from hf_select.mixtures.rewild import ROWS, rewild
-from hf_select.mixtures.source import permutation, shuffled
 
 
 def pairs(n, word="chat", first=0):
