@@ -6,6 +6,7 @@ selections.
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -225,6 +226,6 @@ def _count_unscored(view: PoolView) -> dict[str, dict[str, int]]:
 
 
 def _total_cost(steps: Sequence[Step]) -> Cost:
-    lines = [Step(step.step, rows=step.rows, device=step.device, cost=step.cost) for step in steps]
+    lines = [replace(step, settings={}, hash=None, versions={}, pool=None, paper=None) for step in steps]
     sums = {name: sum(step.cost.get(name, 0) for step in steps) for name in COSTS if name != "peak_memory_mib"}
     return Cost(lines, {name: value for name, value in sums.items() if value})

@@ -53,7 +53,7 @@ def report_sections(numbers: ReportNumbers, pictures: Sequence[str]) -> dict[str
     measured = numbers.measured
     sections = {"selection": _selection_section(numbers)}
     if measured.scores:
-        text = "The outermost bins include all values beyond them."
+        text = "The outermost bins include all values beyond them." + _lower_is_better(numbers)
         sections["scores"] = Section("Scores", text, [_quantile_table(measured.scores)], drawn("score_"))
     if measured.lengths:
         text = "A score that seems to measure quality often measures length."
@@ -115,6 +115,13 @@ def _selection_section(numbers: ReportNumbers) -> Section:
     tables.append((["", "rows"], lines))
     tables += [step_table(chain, f"steps of {name}") for name, chain in numbers.steps.items()]
     return Section("What was selected", "", tables)
+
+
+def _lower_is_better(numbers: ReportNumbers) -> str:
+    """A sentence on the scores of which a lower value is better, if there are any."""
+    steps = numbers.cost.steps if isinstance(numbers, SelectionNumbers) else []
+    names = dict.fromkeys(f"score_{step.scorer}" for step in steps if step.higher_is_better is False)
+    return f" Lower is better for {', '.join(names)}." if names else ""
 
 
 def _quantile_table(values: Mapping[str, Distribution], digits: int | None = None) -> Table:

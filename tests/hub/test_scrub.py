@@ -227,6 +227,36 @@ def test_settings_are_removed_by_their_names_in_any_spelling():
     }
 
 
+@pytest.mark.parametrize(
+    "settings, clean",
+    [
+        ({"model": "zqteam/runs/tiny"}, {"model": "tiny"}),
+        ({"lm": {"model": "zqteam/my runs/tiny/"}}, {"lm": {"model": "tiny"}}),
+        ({"output_dir": "a/b/scores", "scores": ["a/b/scores", "c/d/e/more"]},
+         {"output_dir": "scores", "scores": ["scores", "more"]}),
+    ],
+)  # fmt: skip
+def test_a_relative_path_without_an_ending_is_known_by_its_setting_and_its_depth(settings, clean):
+    assert scrubbed(settings) == clean
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"model": "Qwen/Qwen2.5-0.5B"},
+        {"dataset": "them/source#main/test"},
+        {"scores": "${output_dir}/scores"},
+        {"source": "web/forums/de"},  # a value of the rows
+        {"scores": ["score_a/b/c"]},  # a column
+        {"description": "runs/demo/model"},
+        {"model": "one of 1/2 and/or 3/4"},
+        {"model": "accounts/fireworks/models/llama-v3", "base_url": "https://api.fireworks.ai/inference/v1"},
+    ],
+)
+def test_what_is_no_path_of_this_machine_stays(value):
+    assert scrubbed(value) == value
+
+
 def test_the_formats_of_detect_secrets_are_all_there():
     """The package is a dependency, not an extra: without it nothing is published, rather than less removed."""
     names = {pattern.pattern for pattern in scrub._formats()}
