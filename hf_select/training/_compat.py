@@ -1,59 +1,62 @@
-"""The private names of transformers that this package touches, in one place, with the version they were seen in; tests
-hold their signatures."""
+"""Private APIs of transformers, TRL, accelerate and datasets that training uses, with the versions they were checked
+with; tests check their signatures."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from datasets import Dataset
-from torch.utils.data import Sampler
+from torch import nn
+from torch.utils.data import DataLoader, Sampler
 
 
-def use_sampler(trainer: Any, sampler: Sampler) -> None:
-    """Let the training dataloader draw from this sampler. Trainer asks its own method for one (transformers 5.23:
-    `_get_train_sampler(self, train_dataset=None)`), and a subclass is the only documented way to answer."""
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, Trainer
+
+
+def use_sampler(trainer: "Trainer", sampler: Sampler) -> None:
+    """Let the training dataloader use this sampler. Trainer calls its own method for one (transformers 5.23:
+    `_get_train_sampler(self, train_dataset=None)`), which only a subclass may officially override."""
     trainer._get_train_sampler = lambda train_dataset=None: sampler
 
 
-def own_sampler(trainer: Any) -> bool:
-    """Whether the trainer draws rows in a way of its own (GRPO and RLOO repeat each prompt). KTOTrainer overrides the
-    method for transformers below 5.2 only (trl 1.16) and otherwise calls Trainer's."""
+def own_sampler(trainer: "Trainer") -> bool:
+    """Whether the trainer has its own sampler (GRPO and RLOO repeat each prompt). KTOTrainer overrides the method only
+    for transformers below 5.2 (trl 1.16) and otherwise calls Trainer's."""
     from transformers import Trainer
     from trl import KTOTrainer  # pyright: ignore[reportPrivateImportUsage]
 
     return type(trainer)._get_train_sampler not in (Trainer._get_train_sampler, KTOTrainer._get_train_sampler)
 
 
-def sampler_of(loader: Any) -> Any:
-    """The sampler that a prepared dataloader draws rows from, or None. For several processes accelerate 1.15 wraps the
-    batch sampler (`BatchSamplerShard.batch_sampler`)."""
+def sampler_of(loader: DataLoader) -> Any:
+    """The sampler of a prepared dataloader, or None. For several processes accelerate 1.15 wraps the batch sampler
+    (`BatchSamplerShard.batch_sampler`)."""
     batches: Any = getattr(loader, "batch_sampler", None)
     while hasattr(batches, "batch_sampler"):
         batches = batches.batch_sampler
     return getattr(batches, "sampler", None)
 
 
-def given_rows(trainer: Any) -> tuple[np.ndarray | None, int]:
-    """(for each row of trainer.train_dataset its number in the dataset that the user gave, or None if that is lost;
-    number of rows given).
+def given_rows(trainer: "Trainer") -> tuple[np.ndarray | None, int]:
+    """(number in the user's dataset of each row of trainer.train_dataset, or None if unknown; size of the user's
+    dataset)
 
-    TRL 1.16 prepares a dataset by `map`, `filter` and `shuffle`. The last two keep the table and the places of the
-    rows in it (datasets 5.2: `_data`, `_indices`); what comes after them in DPOTrainer and KTOTrainer does not.
-    RewardTrainer filters pairs given as tokens, too, without a `map` before it: the table is then the user's own, of
-    which the dataset given may have been a view."""
+    TRL 1.16 prepares a dataset by `map`, `filter` and `shuffle`. The last two keep the table and the indices of its
+    rows (datasets 5.2: `_data`, `_indices`); later steps in DPOTrainer and KTOTrainer do not. RewardTrainer also
+    filters pairs given as tokens, without a `map` before it: the table is then the user's, and the dataset may have
+    been a view of it."""
     from trl import DPOTrainer, KTOTrainer, RewardTrainer, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
 
-    dataset, args = trainer.train_dataset, trainer.args
+    dataset, args = cast(Any, trainer.train_dataset), cast(Any, trainer.args)
     unchanged = np.arange(len(dataset)), len(dataset)
     if isinstance(trainer, SFTTrainer):
         prepared = not (args.dataset_kwargs or {}).get("skip_prepare_dataset", False)
-        prepared = prepared and (
-            args.max_length is not None or args.shuffle_dataset
-        )  # what leaves rows out or moves them
+        prepared = prepared and (args.max_length is not None or args.shuffle_dataset)  # which drop or move rows
     elif isinstance(trainer, DPOTrainer | KTOTrainer):
         prepared = args.max_length is not None and getattr(args, "truncation_mode", "keep_start") == "keep_start"
-        prepared = prepared and "prompt" in dataset.column_names  # given as tokens it is left as it is
+        prepared = prepared and "prompt" in dataset.column_names  # pairs given as tokens are not prepared
         if prepared and (args.precompute_ref_log_probs or getattr(trainer, "calculate_KL", False)):
             return None, len(dataset)
     elif isinstance(trainer, RewardTrainer):
@@ -67,22 +70,22 @@ def given_rows(trainer: Any) -> tuple[np.ndarray | None, int]:
     return dataset._indices.column(0).to_numpy(), dataset._data.num_rows
 
 
-def watch_checkpoint(trainer: Any, seen: Callable[[str | None], None]) -> None:
-    """Call `seen` with the checkpoint that a training resumes from, or None, before callbacks are told of the training
-    (transformers 5.23: Trainer._init_training_state(self, max_steps, num_update_steps_per_epoch, num_train_epochs,
-    resume_from_checkpoint, trial)). No callback is told otherwise."""
+def watch_checkpoint(trainer: "Trainer", seen: Callable[[str | None], None]) -> None:
+    """Call `seen` with the checkpoint that training resumes from, or None, before on_train_begin (transformers 5.23:
+    Trainer._init_training_state(self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint,
+    trial)). Callbacks do not get it otherwise."""
     init = trainer._init_training_state
 
-    def watched(max_steps: Any, updates: Any, epochs: Any, resume_from_checkpoint: Any, trial: Any) -> Any:
+    def watched(max_steps: int, updates: int, epochs: int, resume_from_checkpoint: str | None, trial: Any) -> Any:
         seen(resume_from_checkpoint)
         return init(max_steps, updates, epochs, resume_from_checkpoint, trial)
 
-    trainer._init_training_state = watched
+    cast(Any, trainer)._init_training_state = watched
 
 
-def has_fused_head(model: Any) -> bool:
-    """Whether `model(..., labels=labels, fused_lm_head=True)` gives log-probabilities in place of logits: TRL 1.16
-    replaces `model.forward` (`trl.trainer.add_fused_lm_head`), and accelerate wraps that once more for autocast."""
+def has_fused_head(model: nn.Module) -> bool:
+    """Whether `model(..., labels=labels, fused_lm_head=True)` returns log-probabilities instead of logits: TRL 1.16
+    replaces `model.forward` (`trl.trainer.add_fused_lm_head`), and accelerate wraps it again for autocast."""
     forward = model.forward
     while forward is not None:
         code = getattr(getattr(forward, "__func__", forward), "__code__", None)
@@ -93,7 +96,7 @@ def has_fused_head(model: Any) -> bool:
 
 
 @contextmanager
-def fused_head(model: Any) -> Iterator[None]:
+def fused_head(model: "PreTrainedModel") -> Iterator[None]:
     """Within the block a causal LM has TRL's fused head (trl 1.16: `trl.trainer.add_fused_lm_head`, not exported by
     `trl` itself)."""
     from trl.trainer import add_fused_lm_head  # pyright: ignore[reportPrivateImportUsage]
@@ -109,28 +112,27 @@ def fused_head(model: Any) -> Iterator[None]:
             model.forward = before
 
 
-def model_inputs(trainer: Any, dataset: Dataset) -> Dataset:
-    """The columns that the collator of training is given (transformers 5.23: `_remove_unused_columns(dataset,
-    description)`)."""
+def model_inputs(trainer: "Trainer", dataset: Dataset) -> Dataset:
+    """The columns that the collator gets (transformers 5.23: `_remove_unused_columns(dataset, description)`)."""
     return trainer._remove_unused_columns(dataset, description="data selection")
 
 
-# IRFT changes the rows of a run while it runs. Trainer has no public place for that: an epoch's loader is a local
-# variable of its loop, and the place that a checkpoint is resumed at is computed from one length of all epochs.
+# IRFT changes the rows during a run, for which Trainer has no public API: an epoch's dataloader is a local variable of
+# its loop, and the position of a resumed run is computed from one length for all epochs.
 #   transformers 5.23: Trainer._run_epoch(self, model, epoch, train_dataloader, steps_in_epoch,
 #       num_update_steps_per_epoch, trial, ignore_keys_for_eval, start_time, resume_from_checkpoint, epochs_trained,
 #       steps_trained_in_current_epoch), called with keywords
 #   transformers 5.23: Trainer._init_training_state(self, max_steps, num_update_steps_per_epoch, num_train_epochs,
 #       resume_from_checkpoint, trial) -> (epochs trained, batches trained in this epoch)
-# And two steps of DPOTrainer's constructor stand in the way, which prepare rows of preferences:
+# Two steps of DPOTrainer's constructor prepare preference pairs, which IRFT does not have yet:
 #   trl 1.16: DPOTrainer._prepare_dataset(self, dataset, processing_class, args, dataset_name)
 #   trl 1.16: DPOTrainer._precompute_ref_logps(self, dataset, name, batch_size)
-# IRFTTrainer overrides these four; tests hold their signatures.
+# IRFTTrainer overrides these four; tests check their signatures.
 
 
-def forget_dataloader(trainer: Any, loader: Any) -> None:
-    """Let go of a dataloader that is not used any more (accelerate 1.15 keeps each it has prepared in `_dataloaders`,
-    and with it the rows)."""
+def forget_dataloader(trainer: "Trainer", loader: DataLoader | None) -> None:
+    """Release a dataloader that is no longer used (accelerate 1.15 keeps all that it prepared in `_dataloaders`, with
+    their rows)."""
     if loader in trainer.accelerator._dataloaders:
         trainer.accelerator._dataloaders.remove(loader)
 
@@ -138,7 +140,7 @@ def forget_dataloader(trainer: Any, loader: Any) -> None:
 @contextmanager
 def unhashed_weights() -> Iterator[None]:
     """Within the block DPOTrainer's constructor does not hash all weights (trl 1.16: `dpo_trainer.hash_module`, for a
-    cache of references that IRFT does not use): it takes minutes at 70B and fails on weights that FSDP2 has cut."""
+    cache of references that IRFT does not use): that takes minutes at 70B and fails on weights sharded by FSDP2."""
     from trl.trainer import dpo_trainer as home
 
     dpo_trainer: Any = home
@@ -151,8 +153,8 @@ def unhashed_weights() -> Iterator[None]:
 
 
 def renew_zero3_hooks(engine: Any) -> None:
-    """Let DeepSpeed ZeRO-3 forget in which order the modules of `generate` fetched their weights. Otherwise the next
-    backward pass finds weights of size 0 (deepspeed 0.19.8). trl 1.16 does the same where it gathers all weights, with
+    """Reset the order in which DeepSpeed ZeRO-3 fetched weights during `generate`. Otherwise the next backward pass
+    finds weights of size 0 (deepspeed 0.19.8). trl 1.16 does the same where it gathers all weights, with
     `trl.models.utils.remove_hooks(model)` and `add_hooks(model)`."""
     from trl.models.utils import add_hooks, remove_hooks
 
@@ -162,8 +164,8 @@ def renew_zero3_hooks(engine: Any) -> None:
 
 @contextmanager
 def whole_weights() -> Iterator[None]:
-    """Within the block `from_pretrained` gives each process the whole model, also where ZeRO-3 is configured, under
-    which it gives pieces (transformers 5.23: the weak reference `_hf_deepspeed_config_weak_ref` decides)."""
+    """Within the block `from_pretrained` loads the whole model in each process even if ZeRO-3 is configured
+    (transformers 5.23: the weak reference `_hf_deepspeed_config_weak_ref` decides)."""
     from transformers.integrations import deepspeed as home
 
     integration: Any = home

@@ -1,16 +1,16 @@
-"""Selection inside the stock Trainer: the model that is being trained says which rows it is trained on next.
+"""Selection inside Trainer: the model in training selects the rows that it is trained on next.
 
     trainer = SFTTrainer(model, args, train_dataset=dataset, eval_dataset=queries)  # a few clean rows of the task
     score = online_scores.GradientSimilarity(trainer.eval_dataset)
     trainer.add_callback(DataSelectionCallback(trainer, score, fraction=0.25))
     trainer.train()
 
-A sampler of constant length carries it: what Trainer has planned from the length (steps, schedule, epochs) stays
-right. One pass over the sampler is a round, and to Trainer an epoch: before each the callback scores, selects and
-writes down what it chose. (Replacing `train_dataset` or the dataloader from a callback has no effect: transformers
-issue 25925.)
+A sampler of constant length draws the selected rows, so that what Trainer plans from the length (steps, schedule,
+epochs) stays correct. One pass over the sampler is a round, and an epoch to Trainer: before each the callback scores,
+selects and writes a table of the round. (Replacing `train_dataset` or the dataloader from a callback has no effect:
+transformers issue 25925.)
 
-Left out: iterable datasets, packing, trainers with samplers of their own (GRPO, RLOO).
+Not supported: iterable datasets, packing, trainers with their own samplers (GRPO, RLOO).
 """
 
 import logging
@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -36,11 +36,15 @@ from hf_select.scoring.scorer import Scorer
 from hf_select.selection.selector import Selector
 from hf_select.selection.top_k import TopK
 from hf_select.training import _compat
-from hf_select.training.candidate_scores import CandidateScores, untouched
+from hf_select.training.candidate_scores import CandidateScores, preserve_mode_and_rng
 from hf_select.training.online_score import FunctionScore, OnlineScore
-from hf_select.training.requirements import check_dataloader, check_settings, check_trainer, round_rows
+from hf_select.training.requirements import check_dataloader, check_trainer, round_rows
 from hf_select.training.round_files import STATE_FILE, GivenRows, load_state, save_state, state_digest, write_round
 from hf_select.validation import check_choice
+
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
 
 logger = logging.getLogger(__name__)
@@ -49,8 +53,8 @@ Order = Literal["random", "easy_to_hard", "hard_to_easy"]
 
 
 class SelectionSampler(Sampler[int]):
-    """The selected rows, always the same number of them. In random order it draws as the stock sampler does: with all
-    rows selected the order is the stock one."""
+    """Samples the selected rows, whose number is constant. In random order it draws as Trainer's sampler does: with
+    all rows selected the order is the same."""
 
     def __init__(self, selected: np.ndarray, seed: int, shuffled: bool):
         self.selected, self.seed, self.epoch, self.shuffled = selected, seed, 0, shuffled
@@ -62,12 +66,12 @@ class SelectionSampler(Sampler[int]):
         order = range(len(self))
         if self.shuffled:
             order = torch.randperm(len(self), generator=torch.Generator().manual_seed(self.seed + self.epoch)).tolist()
-        for place in order:
-            yield int(self.selected[place])
+        for index in order:
+            yield int(self.selected[index])
 
 
 class DataSelectionCallback(TrainerCallback, ExportableState):
-    """Scores rows with the current model before each round and trains the round on the selected ones.
+    """Scores rows with the current model before each round and trains on the selected ones.
 
     Args:
         trainer: Trainer, SFTTrainer, DPOTrainer or a subclass, before `train()`.
@@ -75,35 +79,35 @@ class DataSelectionCallback(TrainerCallback, ExportableState):
             such as IFD(CausalLM(trainer.model, tokenizer=tokenizer)), of this model or another, which reads the
             conversation columns of the dataset (queries are encoded again in each round); or the name of a score
             column.
-        selector: takes a dataset with the column `score` (or the scorer's own columns) and k; by default the highest.
-        every: "epoch": a round is `rows` or `fraction` of the dataset. N: a round is N optimizer steps. To Trainer a
-            round is an epoch either way, so num_train_epochs counts rounds.
+        selector: a selector of k rows by the column `score` (or the scorer's own columns); by default the highest.
+        every: "epoch": a round is `rows` or `fraction` of the dataset. N: a round is N optimizer steps. Either way a
+            round is an epoch to Trainer, so num_train_epochs counts rounds.
         rows: of a round; a multiple of the rows of one optimizer step, or all.
         fraction: of the dataset in a round, rounded down to whole optimizer steps.
-        keep: share of the candidates that is kept, each round's own or (first, last) for a linear ramp over the run:
-            rows / keep random candidates are scored. By default all are.
-        max_candidates: at most so many random candidates are scored in a round.
+        keep: share of the candidates to select, one for all rounds or (first, last) for a linear ramp over the run:
+            rows / keep random candidates are scored. By default all rows are.
+        max_candidates: largest number of random candidates that a round scores.
         warmup: rounds of random rows before the first selection.
-        consume_once: a row that was trained on is no candidate again until too few are left.
-        random_share: share of a round that is drawn at random in place of selected (epsilon).
-        order: of the rows of a round: random (as they stand in the dataset with train_sampling_strategy="sequential");
-            easy_to_hard by rising score; hard_to_easy.
+        consume_once: a row that was trained on is a candidate again only when too few others are left.
+        random_share: share of a round that is sampled at random instead of selected (epsilon).
+        order: of the rows of a round: random (that of the dataset with train_sampling_strategy="sequential");
+            easy_to_hard by increasing score; hard_to_easy.
         source_column: column whose values are counted among the selected rows in the log.
-        tokens_per_batch: tokens, padding included, of one forward pass of a score function; halved when memory runs
-            out. By default as many as a training batch of the longest candidates has.
+        tokens_per_batch: tokens, padding included, of one forward pass of an online score; halved when memory runs
+            out. By default those of a training batch of the longest candidates.
         seed: of candidates and random rows; by default the data seed of the trainer.
     Logs: selection/round, candidates, unscored, score quantiles, overlap with the last round, seconds, counted FLOPs,
         rows per source, rows that the trainer dropped before and that it cuts at max_length.
-        output_dir/_data_selection/round-*.parquet has each round's candidates and what was chosen; `row` is a row's
-        number in the dataset that the trainer was given, `row_id` its id if that has one.
-    Raises: ValueError for what cannot work, with the cure: packing, iterable data, a budget that is no whole number of
-        steps, a dataloader that does not draw the selected rows, a checkpoint of other rows or without the callback.
-    Warns: when the run ends within the first round, or within the warm-up.
+        output_dir/_data_selection/round-*.parquet has each round's candidates and selected rows; `row` is a row's
+        number in the dataset given to the trainer, `row_id` its id if it has one.
+    Raises: ValueError for packing, iterable data, a round that is not a whole number of steps, a dataloader that does
+        not draw the selected rows, a checkpoint of other rows or without the callback.
+    Warns: if the run ends within the first round, or within the warm-up.
     """
 
     def __init__(
         self,
-        trainer: Any,
+        trainer: "Trainer",
         score: OnlineScore | Callable[[Any, Mapping[str, torch.Tensor]], torch.Tensor] | Scorer | str,
         selector: Selector | None = None,
         *,
@@ -133,13 +137,13 @@ class DataSelectionCallback(TrainerCallback, ExportableState):
         self.seed = data_seed if seed is None else seed
         self.tokens_per_batch = tokens_per_batch
         if any(isinstance(other, DataSelectionCallback) for other in trainer.callback_handler.callbacks):
-            raise ValueError("the trainer has a DataSelectionCallback already; one run has one selection.")
+            raise ValueError("the trainer already has a DataSelectionCallback; a run can have only one.")
         check_trainer(trainer, self.score)
-        self.dataset: Dataset = trainer.train_dataset
+        self.dataset: Dataset = cast(Any, trainer.train_dataset)
         self.step_rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         self.budget = round_rows(len(self.dataset), self.step_rows, every, rows, fraction)
-        check_settings(self)
-        self._candidate_scores = CandidateScores(trainer, self.score, tokens_per_batch)
+        self._validate()
+        self._candidate_scores = CandidateScores(trainer, tokens_per_batch)
         self.round = -1
         self.consumed = np.zeros(len(self.dataset), dtype=bool)
         shuffled = order == "random" and getattr(args, "train_sampling_strategy", "random") == "random"
@@ -150,44 +154,74 @@ class DataSelectionCallback(TrainerCallback, ExportableState):
         _compat.use_sampler(trainer, self.sampler)
         _compat.watch_checkpoint(trainer, self._begin)
 
-    # What Trainer calls.
+    def _validate(self) -> None:
+        """Raise ValueError for settings that cannot work."""
+        if self.max_candidates is not None and self.max_candidates < self.budget:
+            raise ValueError(f"max_candidates is {self.max_candidates}, and a round has {self.budget} rows.")
+        shares = self.keep if isinstance(self.keep, tuple) else (self.keep,)
+        if any(share is not None and not 0 < share <= 1 for share in shares):
+            raise ValueError(f"keep is {self.keep}; shares are above 0 and at most 1.")
+        if not 0 <= self.random_share < 1:
+            raise ValueError(f"random_share is {self.random_share}; it must be at least 0 and below 1.")
+        if self.tokens_per_batch is not None and self.tokens_per_batch < 1:
+            raise ValueError(f"tokens_per_batch is {self.tokens_per_batch}; it must be at least 1.")
+        compares_rounds = isinstance(self.score, OnlineScore) and self.score.compares_rounds
+        if compares_rounds and (self.warmup < 1 or self.keep is not None or self.max_candidates is not None):
+            raise ValueError(
+                f"{type(self.score).__name__} compares a row with the previous round: give warmup of at least 1, and "
+                "neither keep nor max_candidates."
+            )
+        for name in (self.source_column, self.score if isinstance(self.score, str) else None):
+            if name is not None and name not in self.dataset.column_names:
+                raise columns.missing_column(name, self.dataset.column_names, "Name a column of the training data.")
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    # Events of Trainer.
+
+    def on_train_begin(
+        self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
+    ) -> None:
+        """Check the dataloader, restore the selection of a checkpoint, and warn of a run without selection."""
         check_dataloader(self.trainer, kwargs["train_dataloader"], self.dataset, self.sampler)
         name = type(self).__name__
         if state.global_step > 0:
-            saved = state.stateful_callbacks.get(name)
+            saved = cast(Any, state.stateful_callbacks).get(name)
             if saved is None:
                 raise ValueError(
-                    "the checkpoint was written without DataSelectionCallback and does not say which rows were "
-                    "selected; resume without the callback, or start anew with it."
+                    "the checkpoint was written without DataSelectionCallback and does not have the selected rows; "
+                    "resume without the callback, or start again with it."
                 )
             self._restore(saved["attributes"])
         self._training = True
-        state.stateful_callbacks[name] = self.state()
+        cast(Any, state.stateful_callbacks)[name] = self.state()
         rounds = state.max_steps * self.step_rows / self.budget
         if rounds < 1:
             logger.warning(
-                "a round is %d steps and the run has %d: rows are selected once, and not all of them are trained on.",
+                "a round is %d steps and the run has %d: rows are selected once, and some are not trained on.",
                 self.budget // self.step_rows,
                 state.max_steps,
             )
         if rounds <= self.warmup:
             logger.warning(
-                "warmup is %d rounds and the run has %.4g: every row is drawn at random and none is selected.",
+                "warmup is %d rounds and the run has %.4g: all rows are sampled at random and none is selected.",
                 self.warmup,
                 rounds,
             )
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
+    ) -> None:
+        """Stop writing the state into checkpoints."""
         self._training = False
 
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_epoch_begin(
+        self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
+    ) -> None:
+        """Select the rows of the round that begins."""
         done = state.epoch or 0.0
         epoch = math.floor(done + 1e-6)
         self.sampler.epoch = epoch
         restored, self._restored = self._restored, False
-        if restored and done - epoch > 1e-6:  # in the middle of a round, which goes on with its own rows
+        if restored and done - epoch > 1e-6:  # inside a round, which continues with its rows
             return
         rounds = max(1, math.ceil(state.max_steps * self.step_rows / self.budget))
         log = self._select(epoch, rounds)
@@ -195,10 +229,10 @@ class DataSelectionCallback(TrainerCallback, ExportableState):
         self.trainer.callback_handler.on_log(args, state, control, log)
 
     def state(self) -> dict[str, Any]:
-        """What `trainer_state.json` says of the selection. Trainer asks for it while it writes a checkpoint, just
-        before that file: what grows with the dataset is written next to it."""
+        """The selection's part of `trainer_state.json`. Trainer calls this while it writes a checkpoint, just before
+        that file: arrays of the size of the dataset are written to a file next to it."""
         arrays, score = self._arrays(), self._score_state()
-        folder = Path(self.trainer.args.output_dir) / f"checkpoint-{self.trainer.state.global_step}"
+        folder = Path(str(self.trainer.args.output_dir)) / f"checkpoint-{self.trainer.state.global_step}"
         if self._training and self.trainer.args.should_save and folder.is_dir():
             save_state(folder / STATE_FILE, arrays, score)
         attributes = {
@@ -218,7 +252,7 @@ class DataSelectionCallback(TrainerCallback, ExportableState):
 
     @cached_property
     def _fingerprint(self) -> str:
-        """Hash of the rows, as far as training and the score read them."""
+        """Hash of the columns that training and the score read."""
         if isinstance(self.score, Scorer):
             return pool_fingerprint(self.dataset)
         names = {*_compat.model_inputs(self.trainer, self.dataset).column_names}
@@ -236,15 +270,15 @@ class DataSelectionCallback(TrainerCallback, ExportableState):
             )
         if saved["dataset"] != self._fingerprint:
             raise ValueError(
-                f"the checkpoint selected from {saved['rows']} other rows than those of this run; resume with the "
+                f"the checkpoint selected from {saved['rows']} rows that are not those of this run; resume with the "
                 "same dataset in the same order, or start again in another output_dir."
             )
         path = Path(str(self._checkpoint)) / STATE_FILE
         arrays, score = load_state(path) if path.exists() else ({}, {})
         if not arrays or state_digest(arrays, score) != saved["digest"]:
             raise ValueError(
-                f'"{path}" is {"not that of its checkpoint" if arrays else "missing"}, and with it the rows that were '
-                "selected; copy the checkpoint again, or resume from another one."
+                f'"{path}" (the selected rows) is {"not that of its checkpoint" if arrays else "missing"}; copy the '
+                "checkpoint again, or resume from another one."
             )
         self.round = saved["round"]
         self.sampler.selected = arrays["selected"]
@@ -259,30 +293,30 @@ class DataSelectionCallback(TrainerCallback, ExportableState):
     def _select(self, number: int, rounds: int) -> dict[str, float]:
         begin = time.perf_counter()
         rng = np.random.default_rng([self.seed, number])
-        open_rows = np.flatnonzero(~self.consumed)
-        if len(open_rows) < self.budget:  # every row has had its turn
+        candidates = np.flatnonzero(~self.consumed)
+        if len(candidates) < self.budget:  # too few rows were not trained on yet
             self.consumed[:] = False
-            open_rows = np.arange(len(self.dataset))
-        measuring = number >= self.warmup or (isinstance(self.score, OnlineScore) and self.score.compares_rounds)
-        pool = self._candidates(open_rows, number, rounds, rng)
-        scores, flops = self._scores(pool) if measuring else ({}, 0.0)
+            candidates = np.arange(len(self.dataset))
+        scored = number >= self.warmup or (isinstance(self.score, OnlineScore) and self.score.compares_rounds)
+        pool = self._candidates(candidates, number, rounds, rng)
+        scores, flops = self._scores(pool) if scored else ({}, 0.0)
         if number < self.warmup:
-            chosen, drawn = np.sort(rng.choice(open_rows, self.budget, replace=False)), self.budget
+            chosen, random_rows = np.sort(rng.choice(candidates, self.budget, replace=False)), self.budget
         else:
-            chosen, drawn = self._chosen(pool, scores, rng)
-        before = self.sampler.selected if self.round >= 0 else np.empty(0, dtype=np.int64)
+            chosen, random_rows = self._choose(pool, scores, rng)
+        previous = self.sampler.selected if self.round >= 0 else np.empty(0, dtype=np.int64)
         self.round, self.sampler.selected = number, chosen
         if self.consume_once:
             self.consumed[chosen] = True
         self._write(pool, scores, chosen)
         log = {
             "selection/round": number,
-            "selection/candidates": len(pool) if measuring else 0,
+            "selection/candidates": len(pool) if scored else 0,
             "selection/rows": len(chosen),
             **({} if self.given.dropped is None else {"selection/dropped": self.given.dropped}),
             "selection/cut": self.given.cut,
-            "selection/random_rows": drawn,
-            "selection/overlap": float(np.isin(chosen, before).mean()) if len(before) else 0.0,
+            "selection/random_rows": random_rows,
+            "selection/overlap": float(np.isin(chosen, previous).mean()) if len(previous) else 0.0,
             "selection/seconds": time.perf_counter() - begin,
             "selection/flops": flops,
         }
@@ -305,55 +339,54 @@ class DataSelectionCallback(TrainerCallback, ExportableState):
             count = min(count, math.ceil(self.budget / share))
         return rows if count == len(rows) else np.sort(rng.choice(rows, count, replace=False))
 
-    def _chosen(
+    def _choose(
         self, pool: np.ndarray, scores: dict[str, np.ndarray], rng: np.random.Generator
     ) -> tuple[np.ndarray, int]:
-        """(rows of the round, how many of them were drawn at random)."""
-        drawn = round(self.budget * self.random_share)
-        wanted = self.budget - drawn
+        """(rows of the round, number of random rows among them)"""
+        num_random = round(self.budget * self.random_share)
+        num_selected = self.budget - num_random
         nullable = {name: [float(v) if np.isfinite(v) else None for v in values] for name, values in scores.items()}
         table = Dataset.from_dict({columns.ROW_ID: pool.tolist(), **nullable})
         known = int(np.isfinite(next(iter(scores.values()))).sum())
-        if known < wanted:
+        if known < num_selected:
             raise ValueError(
-                f"round {self.round + 1}: {wanted} rows are to be selected and only {known} of {len(pool)} candidates "
-                "have a finite score; lower rows, or mend the score."
+                f"round {self.round + 1}: {num_selected} rows are to be selected and only {known} of {len(pool)} "
+                "candidates have a finite score; lower rows, or fix the score."
             )
-        picked = (
-            np.asarray(self.selector(table, k=wanted).indices, dtype=np.int64) if wanted else np.empty(0, np.int64)
-        )
-        if len(picked) != wanted or len(np.unique(picked)) != wanted:
+        indices = self.selector(table, k=num_selected).indices if num_selected else []
+        selected = np.asarray(indices, dtype=np.int64)
+        if len(selected) != num_selected or len(np.unique(selected)) != num_selected:
             raise ValueError(
-                f"the selector gave {len(np.unique(picked))} rows, and a round needs {wanted}: its size is fixed when "
-                "training begins. Give a selector that fills k."
+                f"the selector selected {len(np.unique(selected))} rows, and a round needs {num_selected}: its size "
+                "is fixed when training begins. Give a selector that selects exactly k rows."
             )
-        rest = np.setdiff1d(np.arange(len(pool)), picked)
-        places = np.concatenate([picked, rng.choice(rest, drawn, replace=False)])
+        rest = np.setdiff1d(np.arange(len(pool)), selected)
+        places = np.concatenate([selected, rng.choice(rest, num_random, replace=False)])
         if self.order == "random":
-            return np.sort(pool[places]), drawn
+            return np.sort(pool[places]), num_random
         values = next(iter(scores.values()))[places]
         ranked = np.argsort(-values if self.order == "hard_to_easy" else values, kind="stable")
-        return pool[places[ranked]], drawn
+        return pool[places[ranked]], num_random
 
-    # Scores, the same in every process.
+    # Scores, equal in all processes.
 
     def _scores(self, pool: np.ndarray) -> tuple[dict[str, np.ndarray], float]:
-        """(score columns of the candidates, counted FLOPs of all processes)."""
+        """(score columns of the candidates, counted FLOPs of all processes)"""
         if isinstance(self.score, str):
             return {"score": np.array(self.dataset[self.score], dtype=np.float64)[pool]}, 0.0
         args = self.trainer.args
         share = -(-len(pool) // args.world_size)
-        # Every process does as many forward passes as the others: under ZeRO-3 and FSDP one alone would wait for ever.
+        # All processes make the same number of forward passes: under ZeRO-3 and FSDP one more would deadlock.
         mine = np.resize(pool[args.process_index :: args.world_size], share) if len(pool) >= args.world_size else pool
-        with untouched(self.trainer.model):
-            found, flops = self._by_scorer(mine) if isinstance(self.score, Scorer) else self._by_online_score(mine)
+        with preserve_mode_and_rng(cast(torch.nn.Module, self.trainer.model)):
+            local, flops = self._by_scorer(mine) if isinstance(self.score, Scorer) else self._by_online_score(mine)
         if args.world_size == 1:
-            gathered = [(mine, found, flops)]
+            gathered = [(mine, local, flops)]
         else:
-            gathered = gather_object([(mine, found, flops)])
-        columns_of = {name: np.full(len(self.dataset), np.nan) for name in found}
+            gathered: Any = gather_object([(mine, local, flops)])
+        columns_of = {name: np.full(len(self.dataset), np.nan) for name in local}
         for rows, values, _ in gathered:
-            for name in found:
+            for name in local:
                 columns_of[name][rows] = values[name]
         scores = {name: values[pool] for name, values in columns_of.items()}
         if isinstance(self.score, OnlineScore):
@@ -361,12 +394,12 @@ class DataSelectionCallback(TrainerCallback, ExportableState):
         return scores, sum(flops for _, _, flops in gathered)
 
     def _by_online_score(self, rows: np.ndarray) -> tuple[dict[str, np.ndarray], float]:
-        return self._candidate_scores.by_online_score(self.dataset, rows)
+        return self._candidate_scores.by_online_score(cast(OnlineScore, self.score), self.dataset, rows)
 
     def _by_scorer(self, rows: np.ndarray) -> tuple[dict[str, np.ndarray], float]:
-        return self._candidate_scores.by_scorer(self.dataset, rows)
+        return self._candidate_scores.by_scorer(cast(Scorer, self.score), self.dataset, rows)
 
     def _write(self, pool: np.ndarray, scores: dict[str, np.ndarray], chosen: np.ndarray) -> None:
         if self.trainer.is_world_process_zero():
-            path = Path(self.trainer.args.output_dir) / "_data_selection" / f"round-{self.round:05d}.parquet"
+            path = Path(str(self.trainer.args.output_dir)) / "_data_selection" / f"round-{self.round:05d}.parquet"
             write_round(path, self.dataset, self.given.numbers, pool if scores else chosen, scores, chosen)

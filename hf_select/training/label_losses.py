@@ -3,18 +3,18 @@
     causal                    the output at t predicts the label at t + 1
     masked, encoder-decoder   the output at t predicts the label at t
 
-Logits of a causal model are never formed for all positions and the whole vocabulary (B, T, V) where the model has
-TRL's fused head, which TRL's trainers train with; `fused_head` lends one to other models.
+With TRL's fused head, which TRL's trainers use, logits of a causal model are never computed for all positions and the
+whole vocabulary (B, T, V); `fused_head` adds it to other models.
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from accelerate.utils import extract_model_from_parallel, is_peft_model
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_select.training import _compat
@@ -29,10 +29,10 @@ _CURE = (
 )
 
 
-def label_losses(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
+def label_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """Mean negative log-likelihood in nats of each row's labels, (B,) fp32; NaN for a row without a label.
 
-    Raises: ValueError for a model that is not a language model, and for labels that are not one a token.
+    Raises: ValueError for a model that is not a language model, and for labels other than one per token.
     """
     if "labels" not in batch:
         raise ValueError(
@@ -42,18 +42,18 @@ def label_losses(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
     base, labels = _language_model(model), batch["labels"]
     if labels.ndim != 2:
         raise ValueError(
-            f"the labels have shape {tuple(labels.shape)}, and the loss of a language model reads one a token, "
+            f"the labels have shape {tuple(labels.shape)}, and the loss of a language model needs one per token, "
             f"(rows, tokens); {_CURE}"
         )
     shift = _shift(base)
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     if shift and _compat.has_fused_head(base):
-        log_probs = model(**inputs, labels=labels, fused_lm_head=True).log_probs  # (B, T - 1), zero without a label
-        log_probs = log_probs[:, log_probs.shape[1] - labels.shape[1] + 1 :]  # prompt tuning puts tokens in front
+        log_probs = model(**inputs, labels=labels, fused_lm_head=True).log_probs  # (B, T - 1), 0 without a label
+        log_probs = log_probs[:, log_probs.shape[1] - labels.shape[1] + 1 :]  # prompt tuning prepends tokens
         counts = (labels[:, 1:] != -100).sum(1)
         return -log_probs.float().sum(1) / counts.to(log_probs.device)
     if base.config.is_encoder_decoder:
-        inputs["labels"] = labels  # the decoder's inputs are made from them
+        inputs["labels"] = labels  # the decoder's inputs are derived from them
     logits = model(**inputs).logits  # (B, T, V)
     logits = logits[:, max(0, logits.shape[1] - labels.shape[1]) :]
     if logits.shape[:2] != labels.shape:
@@ -61,18 +61,18 @@ def label_losses(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
             f"the model gives {logits.shape[1]} predictions for {labels.shape[1]} labels a row, so they cannot be "
             f"compared; {_CURE}"
         )
-    found = []
+    losses: list[Tensor] = []
     for row, target in zip(logits, labels.to(logits.device), strict=True):  # fp32 logits of one row at a time
         row, target = (row[:-1], target[1:]) if shift else (row, target)
         nll = F.cross_entropy(row.float(), target, ignore_index=-100, reduction="sum")
-        found.append(nll / (target != -100).sum())
-    return torch.stack(found)
+        losses.append(nll / (target != -100).sum())
+    return torch.stack(losses)
 
 
 @contextmanager
-def fused_head(model: Any) -> Iterator[None]:
-    """Within the block a causal model has TRL's fused head, if it gives the model's own log-probabilities on a few
-    tokens; a head with layers of its own, as BERT's, would be left out without an error."""
+def fused_head(model: nn.Module) -> Iterator[None]:
+    """Within the block a causal model has TRL's fused head, if that reproduces the model's log-probabilities on a few
+    tokens; it would silently skip a head with further layers, such as BERT's."""
     base = unwrapped(model)
     if kind(base) != "causal" or _compat.has_fused_head(base):
         yield
@@ -84,31 +84,31 @@ def fused_head(model: Any) -> Iterator[None]:
         yield
 
 
-def _fused_head_agrees(model: Any, base: Any) -> bool:
+def _fused_head_agrees(model: nn.Module, base: PreTrainedModel) -> bool:
     device = next(base.parameters()).device
     vocabulary = base.config.get_text_config().vocab_size
     ids = torch.arange(1, _PROBE_TOKENS + 1, device=device)[None] % vocabulary  # (1, T)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with torch.no_grad():
         logits = model(**inputs).logits[:, -_PROBE_TOKENS:-1].float()
-        own = logits.log_softmax(-1).gather(2, ids[:, 1:, None].to(logits.device))[..., 0]
+        expected = logits.log_softmax(-1).gather(2, ids[:, 1:, None].to(logits.device))[..., 0]
         with _compat.fused_head(base):
             try:
-                found = model(**inputs, labels=ids, fused_lm_head=True).log_probs[:, 1 - _PROBE_TOKENS :]
-            except (AttributeError, TypeError):  # its parts have other names
+                actual = model(**inputs, labels=ids, fused_lm_head=True).log_probs[:, 1 - _PROBE_TOKENS :]
+            except (AttributeError, TypeError):  # the model has other submodule names
                 return False
     exact = base.dtype == torch.float32 and not torch.is_autocast_enabled(device.type)
     rounding = 1e-3 if exact else 0.1  # bf16 rounds logits near 20 to steps of 0.125
-    return torch.allclose(found.float(), own.to(found.device), atol=rounding, rtol=rounding)
+    return torch.allclose(actual.float(), expected.to(actual.device), atol=rounding, rtol=rounding)
 
 
-def unwrapped(model: Any) -> Any:
-    """The model itself, without what distributes it and without PEFT's wrapper."""
-    model = extract_model_from_parallel(model)
-    return model.get_base_model() if is_peft_model(model) else model
+def unwrapped(model: nn.Module) -> Any:
+    """The model without the wrappers of DDP, DeepSpeed, FSDP and PEFT."""
+    inner: Any = extract_model_from_parallel(model)
+    return inner.get_base_model() if is_peft_model(inner) else inner
 
 
-def _language_model(model: Any) -> Any:
+def _language_model(model: nn.Module) -> PreTrainedModel:
     base = unwrapped(model)
     if kind(base) is None:
         raise ValueError(
@@ -118,8 +118,8 @@ def _language_model(model: Any) -> Any:
     return base
 
 
-def kind(model: Any) -> str | None:
-    """ "causal", "masked" or "encoder-decoder" of a language model, None of another one."""
+def kind(model: nn.Module) -> Literal["causal", "masked", "encoder-decoder"] | None:
+    """The kind of a language model; None for another model."""
     if not isinstance(model, PreTrainedModel):
         return None
     if "MaskedLM" in type(model).__name__:
@@ -130,5 +130,5 @@ def kind(model: Any) -> str | None:
 
 
 def _shift(model: PreTrainedModel) -> int:
-    """How many positions behind the output the label that it predicts stands."""
+    """Distance from an output to the label that it predicts, in positions."""
     return 1 if kind(model) == "causal" else 0

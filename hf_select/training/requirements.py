@@ -1,29 +1,33 @@
-"""What selection while training needs of a trainer and its settings, checked before anything runs."""
+"""Checks of the trainer and the settings of selection while training, before anything runs."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Literal, cast
 
 from datasets import Dataset
 
-from hf_select.data import columns
 from hf_select.scoring.scorer import Scorer
 from hf_select.training import _compat
-from hf_select.training.candidate_scores import in_pieces
 from hf_select.training.online_score import OnlineScore
 from hf_select.training.reward_learning.staged_training import StagedTrainingMixin
+from hf_select.training.sharding import weights_are_sharded
 
 
-def check_trainer(trainer: Any, score: Any) -> None:
-    """Raises: ValueError for a trainer that selection would break or that would ignore it, with the cure."""
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader, Sampler
+    from transformers import Trainer
+
+
+def check_trainer(trainer: "Trainer", score: OnlineScore | Scorer | str) -> None:
+    """Raises: ValueError for a trainer that selection would break or that would ignore it."""
     args = trainer.args
     if getattr(args, "packing", False):
         raise ValueError(
             "packing puts several rows into one sequence, and rows are selected one by one; set packing=False "
-            "(padding_free=True saves the padding all the same)."
+            "(padding_free=True avoids padding too)."
         )
     if not isinstance(trainer.train_dataset, Dataset):
         raise ValueError(
-            f"the training data is a {type(trainer.train_dataset).__name__}; rows can be picked from a "
-            "datasets.Dataset only. Load it without streaming, or make one with Dataset.from_list."
+            f"the training data is a {type(trainer.train_dataset).__name__}; rows can be selected only "
+            "from a datasets.Dataset. Load it without streaming, or make one with Dataset.from_list."
         )
     if isinstance(trainer, StagedTrainingMixin):
         raise ValueError(
@@ -31,12 +35,12 @@ def check_trainer(trainer: Any, score: Any) -> None:
             "select from; select the demonstrations before training."
         )
     if _compat.own_sampler(trainer):
-        raise ValueError(f"{type(trainer).__name__} draws rows in a way of its own; selection would break it.")
+        raise ValueError(f"{type(trainer).__name__} has its own sampler of rows, which selection would replace.")
     for name, wrong in (("auto_find_batch_size", True), ("restore_callback_states_from_checkpoint", True)):
         if getattr(args, name, None) == wrong:
-            raise ValueError(f"{name}={wrong} cannot work with selection; leave it out.")
+            raise ValueError(f"{name}={wrong} does not work with selection; leave it out.")
     strategy = getattr(args, "train_sampling_strategy", "random")
-    by_length = getattr(args, "group_by_length", False)  # its name before train_sampling_strategy
+    by_length = getattr(args, "group_by_length", False)  # the name before train_sampling_strategy
     if by_length or strategy not in ("random", "sequential"):
         setting = "group_by_length=True" if by_length else f'train_sampling_strategy="{strategy}"'
         raise ValueError(
@@ -46,29 +50,29 @@ def check_trainer(trainer: Any, score: Any) -> None:
         size = getattr(trainer, f"get_{kind[0]}p_size", lambda: 1)()
         if size > 1:
             raise ValueError(
-                f"{kind} parallelism lets {size} processes work on the same rows, and selection deals different rows "
-                "to all processes; train with data parallelism alone (DDP, DeepSpeed ZeRO, FSDP)."
+                f"{kind} parallelism lets {size} processes work on the same rows, and selection assigns different "
+                "rows to all processes; use data parallelism only (DDP, DeepSpeed ZeRO, FSDP)."
             )
     online = score if isinstance(score, OnlineScore) else None
-    if (isinstance(score, Scorer) or (online is not None and online.whole_model)) and in_pieces(trainer):
+    if (isinstance(score, Scorer) or (online is not None and online.whole_model)) and weights_are_sharded(trainer):
         raise ValueError(
-            f"{type(score).__name__} reads the model's layers directly, and under ZeRO-3 and FSDP they are "
-            "in pieces; give a function (model, batch) -> scores such as training.online_scores.loss, a score "
-            "column, or train with ZeRO-2."
+            f"{type(score).__name__} reads the model's layers directly, and ZeRO-3 and FSDP shard them; give a "
+            "function (model, batch) -> scores such as training.online_scores.loss, a score column, or train with "
+            "ZeRO-2."
         )
     if online is not None and online.needs_queries:
         _check_queries(trainer, online)
 
 
-def _check_queries(trainer: Any, score: OnlineScore) -> None:
-    """Raises: ValueError unless the queries of a score are rows such as the trainer is trained on."""
+def _check_queries(trainer: "Trainer", score: OnlineScore) -> None:
+    """Raises: ValueError unless the trainer has prepared the queries of the score."""
     cure = "give the trainer a few rows of the task as eval_dataset, and the score trainer.eval_dataset"
     if not isinstance(score.queries, Dataset):
         raise ValueError(
             f"the queries of {type(score).__name__} are {type(score.queries).__name__}, and a datasets.Dataset is "
             f"needed; {cure} (of several, one: trainer.eval_dataset[NAME])."
         )
-    prepared = "input_ids" in trainer.train_dataset.column_names
+    prepared = "input_ids" in cast(Dataset, trainer.train_dataset).column_names
     if prepared and "input_ids" not in score.queries.column_names:
         raise ValueError(
             f"the queries of {type(score).__name__} have the columns {', '.join(score.queries.column_names)} and no "
@@ -76,12 +80,12 @@ def _check_queries(trainer: Any, score: OnlineScore) -> None:
         )
 
 
-def check_dataloader(trainer: Any, loader: Any, dataset: Dataset, sampler: Any) -> None:
-    """Raises: ValueError unless the dataloader that training reads draws the rows of the sampler from the dataset."""
+def check_dataloader(trainer: "Trainer", loader: "DataLoader", dataset: Dataset, sampler: "Sampler") -> None:
+    """Raises: ValueError unless the dataloader of training draws the rows of the sampler from the dataset."""
     if trainer.train_dataset is not dataset:
         raise ValueError(
-            "trainer.train_dataset was replaced after DataSelectionCallback was made, so its rows are not those that "
-            "are selected from; make the callback afterwards."
+            "trainer.train_dataset was replaced after DataSelectionCallback was created with other rows; create the "
+            "callback afterwards."
         )
     if _compat.sampler_of(loader) is not sampler:
         raise ValueError(
@@ -91,8 +95,11 @@ def check_dataloader(trainer: Any, loader: Any, dataset: Dataset, sampler: Any) 
         )
 
 
-def round_rows(total: int, step: int, every: Any, rows: int | None, fraction: float | None) -> int:
-    """Rows of a round out of `total`, where an optimizer step takes `step`."""
+def round_rows(total: int, step: int, every: Literal["epoch"] | int, rows: int | None, fraction: float | None) -> int:
+    """Rows of a round out of `total`, for `step` rows per optimizer step.
+
+    Raises: ValueError for a size that is not a whole number of steps.
+    """
     if every != "epoch":
         if not isinstance(every, int) or every < 1:
             raise ValueError(f'every is {every!r}; give "epoch" or a number of steps of at least 1.')
@@ -116,29 +123,7 @@ def round_rows(total: int, step: int, every: Any, rows: int | None, fraction: fl
         below, above = (rows or 0) // step * step, ((rows or 0) // step + 1) * step
         near = " or ".join(str(n) for n in (below, above) if step <= n <= total) or f"all {total}"
         raise ValueError(
-            f"a round of {rows} rows is no whole number of optimizer steps of {step} rows (batch x accumulation x "
+            f"a round of {rows} rows is not a whole number of optimizer steps of {step} rows (batch x accumulation x "
             f"processes); give {near}."
         )
     return rows
-
-
-def check_settings(callback: Any) -> None:
-    """Raises: ValueError for settings of a DataSelectionCallback that cannot work."""
-    if callback.max_candidates is not None and callback.max_candidates < callback.budget:
-        raise ValueError(f"max_candidates is {callback.max_candidates}, and a round has {callback.budget} rows.")
-    shares = callback.keep if isinstance(callback.keep, tuple) else (callback.keep,)
-    if any(share is not None and not 0 < share <= 1 for share in shares):
-        raise ValueError(f"keep is {callback.keep}; shares are above 0 and at most 1.")
-    if not 0 <= callback.random_share < 1:
-        raise ValueError(f"random_share is {callback.random_share}; it must be at least 0 and below 1.")
-    if callback.tokens_per_batch is not None and callback.tokens_per_batch < 1:
-        raise ValueError(f"tokens_per_batch is {callback.tokens_per_batch}; it must be at least 1.")
-    compares_rounds = isinstance(callback.score, OnlineScore) and callback.score.compares_rounds
-    if compares_rounds and (callback.warmup < 1 or callback.keep is not None or callback.max_candidates is not None):
-        raise ValueError(
-            f"{type(callback.score).__name__} compares a row with itself a round before: give warmup of at least 1, "
-            "and neither keep nor max_candidates."
-        )
-    for name in (callback.source_column, callback.score if isinstance(callback.score, str) else None):
-        if name is not None and name not in callback.dataset.column_names:
-            raise columns.missing_column(name, callback.dataset.column_names, "Name a column of the training data.")

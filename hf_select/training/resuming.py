@@ -1,4 +1,4 @@
-"""A training folder belongs to one run: its rows and its settings."""
+"""Checkpoints to resume from."""
 
 from pathlib import Path
 
@@ -6,11 +6,11 @@ from hf_select.atomic import read_json
 
 
 def last_whole_checkpoint(folder: Path) -> str | None:
-    """The last checkpoint of a run that was written to its end, or None: Trainer writes `trainer_state.json` last, and
-    a kill before that leaves a folder that cannot be resumed from."""
-    found = {}
+    """The last complete checkpoint of a run, or None. Trainer writes `trainer_state.json` last; a kill before that
+    leaves a folder that no run can resume from."""
+    checkpoints: dict[int, str] = {}
     for path in folder.glob("checkpoint-*"):
         number = path.name.removeprefix("checkpoint-")
         if number.isdigit() and read_json(path / "trainer_state.json") is not None:
-            found[int(number)] = str(path)
-    return found[max(found)] if found else None
+            checkpoints[int(number)] = str(path)
+    return checkpoints[max(checkpoints)] if checkpoints else None

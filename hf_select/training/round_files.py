@@ -1,18 +1,18 @@
-"""What selection while training leaves on disk: a table for each round, and its state in each checkpoint.
+"""Files of selection while training: a table of each round, and the state in each checkpoint.
 
-OUTPUT_DIR/_data_selection/round-00000.parquet   candidates, scores, what was chosen. Trainer.push_to_hub leaves out
-                                                 what begins with an underscore.
+OUTPUT_DIR/_data_selection/round-00000.parquet   candidates, scores, selected rows. Trainer.push_to_hub does not upload
+                                                 names that begin with an underscore.
 OUTPUT_DIR/checkpoint-N/data_selection.npz       row numbers and state of the score; `trainer_state.json` has its hash
 
-Rows are named by their number in the dataset that the user gave to the trainer, and by `row_id` if it has one: TRL's
-trainers leave rows out of it and shuffle it before they train.
+Rows are identified by their number in the dataset that the user gave to the trainer, and by `row_id` if it has one:
+TRL's trainers drop and shuffle rows before they train.
 """
 
 import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,10 @@ from hf_select.data import columns
 from hf_select.training import _compat
 
 
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+
 logger = logging.getLogger(__name__)
 
 STATE_FILE = "data_selection.npz"
@@ -33,12 +37,12 @@ STATE_FILE = "data_selection.npz"
 
 @dataclass
 class GivenRows:
-    """Which rows of the dataset that the user gave are trained on.
+    """The rows of the user's dataset that are trained on.
 
     Args:
-        numbers: for each row of trainer.train_dataset its number in the dataset that was given.
-        dropped: rows that the trainer left out; None if nobody can know.
-        cut: rows as long as max_length, at which longer ones are cut.
+        numbers: number in the user's dataset of each row of trainer.train_dataset.
+        dropped: rows that the trainer dropped; None if unknown.
+        cut: rows of max_length tokens, the length at which longer rows are cut.
     """
 
     numbers: np.ndarray
@@ -46,23 +50,24 @@ class GivenRows:
     cut: int
 
     @classmethod
-    def of(cls, trainer: Any) -> "GivenRows":
-        """Warns when rows were left out or may be cut, and when nobody can know their numbers any more."""
-        dataset, max_length = trainer.train_dataset, getattr(trainer.args, "max_length", None)
+    def of(cls, trainer: "Trainer") -> "GivenRows":
+        """The rows of a trainer. Warns if rows were dropped or may be cut, or if their numbers are unknown."""
+        dataset = cast(Dataset, trainer.train_dataset)
+        max_length: int | None = getattr(trainer.args, "max_length", None)
         numbers, given = _compat.given_rows(trainer)
         cut = 0 if max_length is None else int((_tokens(dataset) >= max_length).sum())
         if numbers is None:
             if columns.ROW_ID not in dataset.column_names:
                 logger.warning(
-                    "%s may have left rows out and does not say which: rows are numbered as it kept them. Add a "
-                    "column row_id to the dataset to have them named.",
+                    "%s may have dropped rows and does not say which: rows are numbered as it kept them. Add a column "
+                    "row_id to the dataset to identify them.",
                     type(trainer).__name__,
                 )
             return cls(np.arange(len(dataset)), None, cut)
         if given > len(dataset) or cut:
             logger.warning(
                 "%s left out %d of the %d rows that it was given, and %d of those it kept reach max_length = %s, "
-                "where longer ones are cut. Files of the selection name rows by their number in the dataset given.",
+                "where longer ones are cut. The files of the selection have row numbers of the dataset given.",
                 type(trainer).__name__, given - len(dataset), given, cut, max_length,
             )  # fmt: skip
         return cls(numbers, given - len(dataset), cut)
@@ -76,15 +81,15 @@ def write_round(
     scores: dict[str, np.ndarray],
     chosen: np.ndarray,
 ) -> None:
-    """The table of a round.
+    """Write the table of a round.
 
     Args:
-        numbers: of all rows of the dataset, in the one that the user gave.
-        rows: places of the candidates in the dataset, scores theirs.
-        chosen: places of the rows to train on, in their order.
+        numbers: of all rows of the dataset, in the user's dataset.
+        rows: indices of the candidates in the dataset; `scores` are theirs.
+        chosen: indices of the rows to train on, in their order.
     """
     rank = {row: place for place, row in enumerate(chosen.tolist())}
-    missing = np.setdiff1d(chosen, rows)  # of a warm-up round that measures other rows than it trains on
+    missing = np.setdiff1d(chosen, rows)  # in a warm-up round that scores other rows than it trains on
     rows = np.concatenate([rows, missing])
     ids = {}
     if columns.ROW_ID in dataset.column_names:
@@ -96,11 +101,12 @@ def write_round(
         pq.write_table(pa.table({"row": numbers[rows], **ids, **filled, "place": places}), temporary)
 
 
-def save_state(path: Path, arrays: dict[str, np.ndarray], score: dict[str, Any] | None) -> None:
-    """Args:
-    score: state of the score function, arrays and what JSON can say.
+def save_state(path: Path, arrays: dict[str, np.ndarray], score: dict[str, Any]) -> None:
+    """Write the state of the selection.
+
+    Args:
+        score: state of the online score: arrays and JSON values.
     """
-    score = score or {}
     named = {f"score/{name}": value for name, value in score.items() if isinstance(value, np.ndarray)}
     plain = json.dumps({name: value for name, value in score.items() if not isinstance(value, np.ndarray)})
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
@@ -108,25 +114,25 @@ def save_state(path: Path, arrays: dict[str, np.ndarray], score: dict[str, Any] 
 
 
 def load_state(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """(the arrays, the state of the score function)"""
+    """(arrays, state of the online score), as `save_state` got them."""
     with np.load(path, allow_pickle=False) as file:
-        there = {name: file[name] for name in file.files}
-    score = json.loads(there.pop("score").tobytes())
-    score |= {name.removeprefix("score/"): there.pop(name) for name in [*there] if name.startswith("score/")}
-    return there, score
+        arrays = {name: file[name] for name in file.files}
+    score = json.loads(arrays.pop("score").tobytes())
+    score |= {name.removeprefix("score/"): arrays.pop(name) for name in [*arrays] if name.startswith("score/")}
+    return arrays, score
 
 
-def state_digest(arrays: dict[str, np.ndarray], score: dict[str, Any] | None) -> str:
-    """Hash of what `save_state` writes, by which a checkpoint knows its file."""
+def state_digest(arrays: dict[str, np.ndarray], score: dict[str, Any]) -> str:
+    """Hash of what `save_state` writes, which `trainer_state.json` keeps."""
     digest = xxhash.xxh3_128()
-    for name, value in sorted({**arrays, **(score or {})}.items()):
+    for name, value in sorted({**arrays, **score}.items()):
         digest.update(name.encode())
         digest.update(value.tobytes() if isinstance(value, np.ndarray) else json.dumps(value).encode())
     return digest.hexdigest()
 
 
 def _tokens(dataset: Dataset) -> np.ndarray:
-    """Tokens of each row as TRL's trainers count them against max_length; zeros where it has none yet."""
+    """Tokens of each row as TRL's trainers count them against max_length, (N,); zeros for rows without token ids."""
 
     def lengths(name: str) -> np.ndarray:
         lists = cast(pa.ChunkedArray, dataset.select_columns([name]).with_format("arrow")[:][name])

@@ -182,7 +182,7 @@ def test_an_own_function_is_asked_in_eval_mode_without_gradients(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rows": 20}, "no whole number of optimizer steps of 8 rows.*give 16 or 24"),
+        ({"rows": 20}, "not a whole number of optimizer steps of 8 rows.*give 16 or 24"),
         ({"rows": 4}, "give 8"),
         ({"rows": 60}, "give all 48|give 48"),
         ({"rows": None}, "either rows or fraction"),
@@ -206,20 +206,20 @@ def test_settings_that_cannot_work_are_refused_with_the_cure(tmp_path, settings,
 
 
 def test_runs_that_cannot_work_are_refused_with_the_cure(tmp_path):
-    with pytest.raises(ValueError, match="IterableDataset; rows can be picked from a datasets.Dataset"):
+    with pytest.raises(ValueError, match="IterableDataset; rows can be selected only from a datasets.Dataset"):
         make(tmp_path, select(), dataset=pool().to_iterable_dataset(), max_steps=3)
     with pytest.raises(ValueError, match="train_sampling_strategy"):
         make(tmp_path, select(), train_sampling_strategy="group_by_length")
-    with pytest.raises(ValueError, match="auto_find_batch_size=True cannot work"):
+    with pytest.raises(ValueError, match="auto_find_batch_size=True does not work"):
         make(tmp_path, select(), auto_find_batch_size=True)
     trainer, _ = make(tmp_path, select())
-    with pytest.raises(ValueError, match="has a DataSelectionCallback already"):
+    with pytest.raises(ValueError, match="already has a DataSelectionCallback"):
         DataSelectionCallback(trainer, online_scores.loss, rows=16)
     trainer, _ = make(tmp_path / "nan", select(lambda model, batch: batch["input_ids"][:, 0] * math.nan))
     with pytest.raises(ValueError, match="16 rows are to be selected and only 0 of 48"):
         trainer.train()
     trainer, _ = make(tmp_path / "few", select(selector=lambda data, k: TopK("score")(data, k=k - 1)))
-    with pytest.raises(ValueError, match="gave 15 rows, and a round needs 16"):
+    with pytest.raises(ValueError, match="selected 15 rows, and a round needs 16"):
         trainer.train()
     trainer, _ = make(tmp_path / "shape", select(lambda model, batch: torch.zeros(1)))
     with pytest.raises(ValueError, match=r"shape \(1,\) for 4 rows"):
@@ -453,5 +453,5 @@ def test_a_run_without_a_second_round_says_so(tmp_path, caplog):
     trainer, _ = make(tmp_path / "short", select(rows=None, every=6, warmup=1), max_steps=4)
     trainer.train()
     assert "a round is 6 steps and the run has 4: rows are selected once" in caplog.text
-    assert "every row is drawn at random and none is selected" in caplog.text
+    assert "all rows are sampled at random and none is selected" in caplog.text
     assert trainer.state.global_step == 4

@@ -71,7 +71,7 @@ def test_plain_sft_of_an_adapter(data, model_path, tmp_path):
         (["--score", "rds", "--round-rows", "8"], "scorer rds needs --queries"),
         (["--score", "gradients", "--round-rows", "8"], "score gradients needs --queries"),
         (["--score", "length", "--round-rows", "8"], "scorer length runs no model; score the dataset before"),
-        (["--score", "loss", "--round-rows", "7"], "a round of 7 rows is no whole number of optimizer steps"),
+        (["--score", "loss", "--round-rows", "7"], "a round of 7 rows is not a whole number of optimizer steps"),
         (["--args", "learning_rat=1"], 'unknown setting "learning_rat" of SFTConfig. Did you mean learning_rate'),
         (["--args", "max_steps=many"], "SFTConfig: argument --max_steps/--max-steps: invalid int value: 'many'"),
         (["--lora", "rank=4"], 'unknown setting "rank" of LoraConfig'),

@@ -136,7 +136,7 @@ def test_resuming_with_other_rows_of_the_same_number_is_refused(tmp_path, other)
     first, _ = make(tmp_path, select(), save_steps=2)
     first.train()
     second, _ = make(tmp_path, select(), dataset=other(pool()))
-    with pytest.raises(ValueError, match="selected from 48 other rows than those of this run"):
+    with pytest.raises(ValueError, match="selected from 48 rows that are not those of this run"):
         second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     same, _ = make(tmp_path, select(), dataset=Dataset.from_list(pool().to_list()))
     same.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))

@@ -42,9 +42,9 @@ from hf_select.training.reward_learning.demonstrations import (
 )
 from hf_select.training.reward_learning.irft_config import IRFTConfig
 from hf_select.training.reward_learning.losses import implicit_reward, pair_loss
-from hf_select.training.reward_learning.policy_answers import gathered_parameter
 from hf_select.training.reward_learning.stage_report import stage_report
 from hf_select.training.reward_learning.staged_training import StagedTrainingMixin, check_not_streaming, with_answers
+from hf_select.training.sharding import gathered_parameter, has_zero3_parameters, uses_fsdp
 
 
 if TYPE_CHECKING:
@@ -371,7 +371,7 @@ class IRFTTrainer(StagedTrainingMixin, DPOTrainer):
         if is_peft_model(self.model):
             raise ValueError("the policy is an adapter, whose reference is its initial state; leave ref_model out.")
         mine = dict(self.model.named_parameters())
-        if any(hasattr(p, "ds_id") or isinstance(p, DTensor) for p in mine.values()) or self.is_fsdp_enabled:
+        if has_zero3_parameters(self.model) or uses_fsdp(self):
             raise ValueError("ref_model needs unsharded weights in each process (DDP, ZeRO-1 or 2); leave it out.")
         if isinstance(ref_model, str):
             from transformers import AutoModelForCausalLM

@@ -9,14 +9,12 @@ the end. Where all processes take part in each forward pass (FSDP, ZeRO-3 not ga
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 import xxhash
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
-from torch import Tensor
-from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 from trl.models import unwrap_model_for_generation  # pyright: ignore[reportPrivateImportUsage]
 
@@ -26,6 +24,7 @@ from hf_select.training import _compat
 from hf_select.training.reward_learning.demonstrations import PROMPT
 from hf_select.training.reward_learning.sampling import answers, answers_continuously
 from hf_select.training.reward_learning.stage_folder import StageFolder
+from hf_select.training.sharding import gathered_parameter, has_zero3_parameters, uses_fsdp
 
 
 Result = TypeVar("Result")
@@ -56,7 +55,8 @@ def answer_all(
     shards = on_main(accelerator, folder.missing)
     generated = {"answers": 0, "tokens": 0}
     begin = time.perf_counter()
-    lockstep = engine is None and _weights_are_sharded(trainer, args.ds3_gather_for_generation)
+    sharded = uses_fsdp(trainer) or (not args.ds3_gather_for_generation and has_zero3_parameters(trainer.model))
+    lockstep = engine is None and sharded  # all processes take part in each forward pass
 
     def prompts_of(shard: int) -> tuple[list[list[int]], list[int], list[int]]:
         rows = folder.rows_of(shard)
@@ -144,34 +144,8 @@ def _policy(trainer: Any, needed: bool) -> Iterator[Any]:
             yield model
         finally:
             model.train(training)
-    if not trainer.args.ds3_gather_for_generation and any(hasattr(p, "ds_id") for p in trainer.model.parameters()):
+    if not trainer.args.ds3_gather_for_generation and has_zero3_parameters(trainer.model):
         _compat.renew_zero3_hooks(trainer.model_wrapped)
-
-
-def _weights_are_sharded(trainer: Any, gathered: bool) -> bool:
-    """Whether all processes take part in each forward pass."""
-    parameters = list(trainer.model.parameters())
-    if trainer.is_fsdp_enabled or any(isinstance(p, DTensor) for p in parameters):
-        return True
-    return not gathered and any(hasattr(p, "ds_id") for p in parameters)
-
-
-@contextmanager
-def gathered_parameter(parameter: Tensor, changed: bool = False) -> Iterator[Tensor]:
-    """A parameter as one tensor, also where ZeRO-3 or FSDP2 shards it; must be called on every rank.
-
-    Args:
-        changed: broadcast what the main process writes into it (ZeRO-3).
-    """
-    if hasattr(parameter, "ds_id"):
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0 if changed else None):
-            yield parameter.data
-    elif isinstance(parameter, DTensor):
-        yield cast(DTensor, parameter.detach()).full_tensor()
-    else:
-        yield parameter.data
 
 
 def weights_digest(trainer: Any) -> str:
