@@ -17,8 +17,10 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
-from hf_select.evaluation.generator_comparison import Answers, as_markdown, described, ranking_agreement, scored
+from hf_select.evaluation.generator_comparison import describe, ranking_agreement, score_answers
+from hf_select.evaluation.model_answers import Answers
 from hf_select.features.hidden_states import HiddenStates
+from hf_select.reports.generators import generators_markdown
 
 
 def main() -> None:
@@ -42,27 +44,34 @@ def main() -> None:
             ]
     answers = Answers(Dataset.from_list(rows))
     featurizer = HiddenStates(args.lm, pooling="mean", text_format="tulu", max_length=256) if args.lm else None
-    result = described(answers, featurizer)
-    preferred = {model: line["mean"] for model, line in scored(answers, "preference").items()}
-    measures = {f"consensus, {name}": table["consensus"] for name, table in result["agreement"].items()}
+    result = describe(answers, featurizer)
+    preferred = {model: score.mean for model, score in score_answers(answers, "preference").items()}
+    measures = {f"consensus, {name}": agreement.consensus for name, agreement in result.agreement.items()}
+    of_models = {
+        model: {
+            **{"words": of.words, "refusals": of.refusals},
+            **{kind: of.markup[kind] for kind in ("headings", "lists", "bold", "code")},
+            **{f"distinct_{n}": share for n, share in enumerate(of.distinct, 1)},
+        }
+        for model, of in result.statistics.items()
+    }
     for name in ("words", "headings", "lists", "bold", "code", "refusals", "distinct_1", "distinct_2", "distinct_3"):
-        measures[name] = {model: line[name] for model, line in result["statistics"].items()}
-    found = {
+        measures[name] = {model: values[name] for model, values in of_models.items()}
+    correlations = {
         name: ranking_agreement(values, preferred) for name, values in measures.items() if len({*values.values()}) > 1
     }
-    print(as_markdown(result))
+    print(generators_markdown(result))
     print(
         "\n## What ranks the models as the judge does\n\n"
         "| measure | Spearman | p | Kendall | p |\n|---|---|---|---|---|"
     )
-    for name, line in found.items():
+    for name, line in correlations.items():
         cells = " | ".join(f"{line[key]:+.3f}" for key in ("spearman", "spearman_p", "kendall", "kendall_p"))
         print(f"| {name} | {cells} |")
     print("\n| model | mean preference | words | ROUGE-L to the others |\n|---|---|---|---|")
     for model in sorted(preferred, key=lambda model: -preferred[model]):
-        line = result["statistics"][model]
         alike = measures["consensus, rouge_l"][model]
-        print(f"| {model} | {np.round(preferred[model], 4)} | {line['words']:.0f} | {alike:.3f} |")
+        print(f"| {model} | {np.round(preferred[model], 4)} | {result.statistics[model].words:.0f} | {alike:.3f} |")
 
 
 if __name__ == "__main__":

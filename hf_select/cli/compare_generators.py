@@ -1,11 +1,15 @@
 """hf-select compare-generators"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hf_select.cli.score import Rows, build_parts
+
+
+if TYPE_CHECKING:
+    from hf_select.reports.generator_result import GeneratorComparison
 
 
 @dataclass(kw_only=True)
@@ -52,27 +56,35 @@ class CompareGenerators(Rows):
 
     def run(self) -> None:
         from hf_select.atomic import atomic_path, write_json
-        from hf_select.evaluation import generator_comparison as quality
+        from hf_select.evaluation.generator_comparison import (
+            describe,
+            judge_answers,
+            score_answers,
+            train_on_answers,
+        )
+        from hf_select.evaluation.model_answers import Answers
+        from hf_select.reports.generators import generators_markdown
 
         if ("model" in self.settings) != bool(self.held_out):
             raise ValueError("to train on the answers give both --model, the base model, and --held-out NAME=FILE.")
         rows, held_out = self.read(self.held_out)
-        answers = quality.Answers(rows, self.model_column)
+        answers = Answers(rows, self.model_column)
         folder = Path(self.output_dir).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
-        result = quality.described(answers, self._featurizer())
+        result = describe(answers, self._featurizer())
         if self.score_column is not None:
-            result |= {"score": self.score_column, "scored": quality.scored(answers, self.score_column)}
+            result = replace(result, score=self.score_column, scores=score_answers(answers, self.score_column))
         if self.judge is not None:
-            result["judged"] = quality.judged(answers, self._judge(), folder, self.judge_prompts)
+            result = replace(result, judgement=judge_answers(answers, self._judge(), folder, self.judge_prompts))
         if held_out:
             recipe = build_parts(self.parts({}), self.settings, "compare-generators")
-            result["trained"] = quality.trained(
+            training = train_on_answers(
                 answers, held_out, recipe, folder / "trained", self.train_prompts, self.seeds, self.passes
             )
-        write_json(folder / "generators.json", result)
+            result = replace(result, training=training)
+        write_json(folder / "generators.json", result.to_dict())
         with atomic_path(folder / "generators.md") as temporary:
-            temporary.write_text(quality.as_markdown(result), encoding="utf-8")
+            temporary.write_text(generators_markdown(result), encoding="utf-8")
         self._print(result)
 
     def _featurizer(self) -> Any:
@@ -87,27 +99,28 @@ class CompareGenerators(Rows):
 
         return ServerGenerator(str(self.judge), base_url=self.judge_base_url, api_key_env=self.judge_api_key_env)
 
-    def _print(self, result: dict[str, Any]) -> None:
+    def _print(self, result: "GeneratorComparison") -> None:
         from hf_select.cli.table import print_table
 
         rows = []
-        for model, line in result["statistics"].items():
-            alike = result["agreement"]["rouge_l"]["consensus"][model]
-            rate = result.get("judged", {}).get("models", {}).get(model, {}).get("win_rate")
+        for model, statistics in result.statistics.items():
+            rate = None if result.judgement is None else result.judgement.models[model].win_rate
             rows.append(
                 [
                     model,
-                    f"{line['words']:,.0f}",
-                    f"{line['refusals']:.1%}",
-                    f"{line['distinct_2']:.3f}",
-                    f"{alike:.3f}",
+                    f"{statistics.words:,.0f}",
+                    f"{statistics.refusals:.1%}",
+                    f"{statistics.distinct[1]:.3f}",
+                    f"{result.agreement['rouge_l'].consensus[model]:.3f}",
                     "-" if rate is None else f"{rate:.3f}",
                 ]
             )
         header = ["model", "words", "refusals", "distinct 2-grams", "ROUGE-L to others", "win rate"]
-        print_table(header, rows, f"{result['prompts']:,} prompts that all models have answered")
-        for domain, pairs in result.get("trained", {}).get("between", {}).items():
+        print_table(header, rows, f"{result.prompts:,} prompts that all models have answered")
+        between = {} if result.training is None else result.training.between
+        for domain, pairs in between.items():
             print(f"\nThe same base model trained on each, loss on {domain}:")
-            for name, line in pairs.items():
-                print(f"  {name}: {line['mean']:+.4f} [{line['low']:+.4f}, {line['high']:+.4f}], {line['verdict']}")
+            for name, pair in pairs.items():
+                d = pair.difference
+                print(f"  {name}: {d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}], {pair.verdict}")
         print(f"\nAll tables: {self.output_dir}/generators.md, generators.json")

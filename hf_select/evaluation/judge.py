@@ -1,10 +1,10 @@
 """A model as the judge of two answers, asked in both orders (Zheng et al. 2023, arXiv:2306.05685, section 3).
 
-Judges like what they read first, so each pair is shown twice, once with either answer first. An answer wins only if it
-is called the better one both times; whatever else is said is a tie, and how often the two orders contradict each other
-is reported beside the result.
+Judges prefer the answer that they read first, so each pair is judged twice, once with either answer first. An answer
+wins only if both verdicts name it; everything else is a tie. How often the two verdicts contradict each other is
+reported with the result.
 
-folder/judge/PAIR.jsonl   what was asked and what came of it: a killed comparison goes on, and nothing is asked twice
+folder/judge/PAIR.jsonl   requests and verdicts: a killed comparison resumes without repeating a request
 """
 
 import hashlib
@@ -22,9 +22,10 @@ from hf_select.generation.glan import parse
 from hf_select.generation.requests import Item, RequestStage
 from hf_select.jobs import journal
 from hf_select.models.sampling import Sampling
+from hf_select.reports.generator_result import PairVerdicts
 
 
-SCHEMA = {
+VERDICT_SCHEMA = {
     "type": "object",
     "properties": {"better": {"type": "string", "enum": ["A", "B", "tie"]}},
     "required": ["better"],
@@ -49,12 +50,17 @@ Reply with JSON alone: {{"better": "A"}}, {{"better": "B"}}, or {{"better": "tie
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of one prompt: 1 the first model's answer is better, 0 the second's, 0.5 a tie; and what was said in the two
-    orders, in terms of the first model ("first", "second" or "tie")."""
+    """The verdict on a prompt.
+
+    Args:
+        prompt: name of the prompt.
+        result: 1 if the first model's answer is better, 0 if the second's, 0.5 for a tie.
+        winners: "first", "second" or "tie" when the first model's and when the second model's answer was shown first.
+    """
 
     prompt: str
     result: float
-    said: tuple[str, str]
+    winners: tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ class Pair:
 
     Args:
         first, second: names of the models.
-        rows: (name of the prompt, what was asked, first's answer, second's answer).
+        rows: (name of the prompt, its text, first's answer, second's answer).
     """
 
     first: str
@@ -74,52 +80,49 @@ class Pair:
 def judge(
     pairs: Sequence[Pair], generator: Generator, folder: Path, sampling: Sampling | None = None, seed: int = 0
 ) -> dict[tuple[str, str], list[Verdict]]:
-    """The verdicts of each pair of models. A prompt that one of the orders has no readable verdict on has none.
+    """Return the verdicts on each pair of models; a prompt without a readable verdict in both orders has none.
 
-    Raises: ValueError if a server is not there, refuses the key or does not know the model.
+    Raises: ValueError if a server cannot be reached, refuses the key or does not know the model.
     """
     sampling = sampling or Sampling(temperature=0.0, max_new_tokens=64)
     stage = RequestStage(folder, seed, retry_failed=False, more_refusals=[])
     items = (item for pair in pairs for item in _items(pair, folder, generator.name))
     total = 2 * sum(len(pair.rows) for pair in pairs)
-    stage.request_all("judge", generator, sampling, items, total, SCHEMA, _read)
-    found = {}
-    for pair in pairs:
-        said = _said(folder, pair, generator.name)
-        names = [name for name, *_ in pair.rows if (name, 0) in said and (name, 1) in said]
-        orders = {name: (said[name, 0], said[name, 1]) for name in names}
-        found[pair.first, pair.second] = [Verdict(name, _result(*orders[name]), orders[name]) for name in names]
-    return found
+    stage.request_all("judge", generator, sampling, items, total, VERDICT_SCHEMA, _read_verdict)
+    return {(pair.first, pair.second): _verdicts_of(folder, pair, generator.name) for pair in pairs}
 
 
-def summary(pair: Pair, verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    """Counts of a pair: wins of either, ties, prompts without a verdict, and how much the order mattered."""
+def pair_verdicts(pair: Pair, verdicts: Sequence[Verdict]) -> PairVerdicts:
+    """Count the verdicts on a pair, and how much the order mattered."""
     results = Counter(verdict.result for verdict in verdicts)
-    orders = [order for verdict in verdicts for order in zip(verdict.said, ("first", "second"), strict=True)]
-    decided = [said == shown_first for said, shown_first in orders if said != "tie"]
-    return {
-        "prompts": len(pair.rows),
-        "judged": len(verdicts),
-        "wins": results[1.0],
-        "ties": results[0.5],
-        "losses": results[0.0],
-        "contradictions": sum({"first", "second"} == {*verdict.said} for verdict in verdicts),
-        "share_for_what_stands_first": sum(decided) / len(decided) if decided else None,
-    }
+    shown = [order for verdict in verdicts for order in zip(verdict.winners, ("first", "second"), strict=True)]
+    decided = [winner == shown_first for winner, shown_first in shown if winner != "tie"]
+    return PairVerdicts(
+        first=pair.first,
+        second=pair.second,
+        prompts=len(pair.rows),
+        judged=len(verdicts),
+        wins=results[1.0],
+        ties=results[0.5],
+        losses=results[0.0],
+        contradictions=sum({"first", "second"} == {*verdict.winners} for verdict in verdicts),
+        share_for_first_shown=sum(decided) / len(decided) if decided else None,
+    )
 
 
-def prompt(asked: str, first: str, second: str) -> Messages:
-    return [{"role": "user", "content": _PROMPT.format(asked=asked, first=first, second=second)}]
+def judge_prompt(request: str, first: str, second: str) -> Messages:
+    """Return the messages that ask for a verdict on two answers to a request."""
+    return [{"role": "user", "content": _PROMPT.format(asked=request, first=first, second=second)}]
 
 
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _result(forward: str, backward: str) -> float:
-    return {("first", "first"): 1.0, ("second", "second"): 0.0}.get((forward, backward), 0.5)
+def _result_of(winners: tuple[str, str]) -> float:
+    return {("first", "first"): 1.0, ("second", "second"): 0.0}.get(winners, 0.5)
 
 
-def _path(folder: Path, pair: Pair, judge_name: str) -> Path:
+def _journal_path(folder: Path, pair: Pair, judge_name: str) -> Path:
     names = json.dumps([judge_name, pair.first, pair.second])
     readable = slug(f"{pair.first}-{pair.second}", 80)
     return folder / "judge" / f"{readable}-{hashlib.sha256(names.encode()).hexdigest()[:8]}.jsonl"
@@ -130,33 +133,33 @@ def _key(name: str, order: int, texts: Sequence[str]) -> str:
 
 
 def _items(pair: Pair, folder: Path, judge_name: str) -> Iterator[Item]:
-    path = _path(folder, pair, judge_name)
-    for name, asked, first, second in pair.rows:
+    path = _journal_path(folder, pair, judge_name)
+    for name, request, first, second in pair.rows:
         for order, (a, b) in enumerate(((first, second), (second, first))):
-            yield Item(path, _key(name, order, (asked, first, second)), partial(prompt, asked, a, b))
+            yield Item(path, _key(name, order, (request, first, second)), partial(judge_prompt, request, a, b))
 
 
-def _read(item: Item, text: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    said = text.strip().strip(".*\"'").lower()
-    if said not in ("a", "b", "tie"):
+def _read_verdict(item: Item, text: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    better = text.strip().strip(".*\"'").lower()
+    if better not in ("a", "b", "tie"):
         value = parse.find_json(text)
-        said = str(value.get("better", "")).lower() if isinstance(value, dict) else ""
-    if said not in ("a", "b", "tie"):
+        better = str(value.get("better", "")).lower() if isinstance(value, dict) else ""
+    if better not in ("a", "b", "tie"):
         raise parse.Unparsed('"better" must be "A", "B" or "tie"')
-    return {"better": said}, []
+    return {"better": better}, []
 
 
-def _said(folder: Path, pair: Pair, judge_name: str) -> dict[tuple[str, int], str]:
-    """(prompt, order) -> which model's answer was called better."""
-    records = journal.records(journal.read_lines(_path(folder, pair, judge_name)))
-    shown: Mapping[int, dict[str, str]] = {
+def _verdicts_of(folder: Path, pair: Pair, judge_name: str) -> list[Verdict]:
+    """Read the verdicts on the prompts that have one in both orders."""
+    records = journal.records(journal.read_lines(_journal_path(folder, pair, judge_name)))
+    winner_of: Mapping[int, dict[str, str]] = {
         0: {"a": "first", "b": "second", "tie": "tie"},
         1: {"a": "second", "b": "first", "tie": "tie"},
     }
-    found = {}
+    verdicts = []
     for name, *texts in pair.rows:
-        for order in (0, 1):
-            record = records.get(_key(name, order, texts), [{}])[-1]
-            if "better" in record:
-                found[name, order] = shown[order][record["better"]]
-    return found
+        last = [records.get(_key(name, order, texts), [{}])[-1] for order in (0, 1)]
+        if all("better" in record for record in last):
+            winners = (winner_of[0][last[0]["better"]], winner_of[1][last[1]["better"]])
+            verdicts.append(Verdict(name, _result_of(winners), winners))
+    return verdicts

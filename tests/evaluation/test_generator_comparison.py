@@ -11,8 +11,23 @@ from scripted_server import Reply, ScriptedServer
 
 from hf_select import demo
 from hf_select.cli.main import main
-from hf_select.evaluation import generator_comparison as quality
-from hf_select.evaluation.judge import Pair, judge, summary
+from hf_select.evaluation.answer_statistics import (
+    answer_agreement,
+    answer_statistics,
+    consensus,
+    distinct,
+    languages,
+    rouge_l,
+)
+from hf_select.evaluation.generator_comparison import (
+    judge_answers,
+    ranking_agreement,
+    score_answers,
+    train_on_answers,
+)
+from hf_select.evaluation.judge import Pair, judge, pair_verdicts
+from hf_select.evaluation.model_answers import Answers
+from hf_select.evaluation.statistics import mean_interval
 from hf_select.generation.generator import Answer
 from hf_select.training.equal_tokens import Recipe
 
@@ -29,7 +44,7 @@ def dataset(**answers):
 
 
 def answers(**texts):
-    return quality.Answers(dataset(**texts))
+    return Answers(dataset(**texts))
 
 
 def test_only_prompts_that_all_have_answered_count_and_copies_of_a_prompt_are_matched_in_order():
@@ -38,46 +53,43 @@ def test_only_prompts_that_all_have_answered_count_and_copies_of_a_prompt_are_ma
     twice = Dataset.from_list(
         [{"prompt": "Same?", "completion": f"{model}{i}", "model": model} for i in range(2) for model in "ab"]
     )
-    found = quality.Answers(twice)
+    found = Answers(twice)
     assert found.of("a") == ["a0", "a1"] and found.of("b") == ["b0", "b1"]
     named = dataset(a=["x", "y"], b=["u", "v"]).add_column("conversation", ["1", "2", "2", "1"])
-    assert quality.Answers(named).of("b") == ["v", "u"]
+    assert Answers(named).of("b") == ["v", "u"]
     for bad, reason in (
         (dataset(a=["x"]), "names 1 models"),
         (dataset(a=["x", None], b=[None, "y"]), "no prompt was answered by all models"),
         (dataset(a=["x"], b=["y"]).remove_columns("model"), 'column "model" is missing'),
     ):
         with pytest.raises(ValueError, match=reason):
-            quality.Answers(bad)
+            Answers(bad)
 
 
 def test_statistics_by_hand():
     marked = "# Title\n\n- one\n- **two**\n\n```\ncode\n```\n| a | b |"
-    found = quality.statistics(
+    found = answer_statistics(
         answers(a=[marked, "one two one two"], b=["I'm sorry, but I can't help with that.", "plain"])
     )
     a, b = found["a"], found["b"]
-    assert (a["headings"], a["lists"], a["bold"], a["code"], a["tables"], a["refusals"]) == (0.5,) * 5 + (0.0,)
-    assert (b["headings"], b["lists"], b["bold"], b["code"], b["tables"], b["refusals"]) == (0.0,) * 5 + (0.5,)
-    assert (a["words"], a["answers"], b["characters"]) == (
+    assert (*a.markup.values(), a.refusals) == (0.5,) * 5 + (0.0,)
+    assert (*b.markup.values(), b.refusals) == (0.0,) * 5 + (0.5,)
+    assert (a.words, a.answers, b.characters) == (
         5.0,
         2,
         (38 + 5) / 2,
     )  # title one two code a b; one two one two
-    assert (
-        quality.distinct([["a", "b", "a", "b"]], 1, 4) == 0.5
-        and quality.distinct([["a", "b", "a", "b"]], 2, 4) == 2 / 3
-    )
-    assert quality.distinct([["a", "b"], ["c", "d"]], 2, 4) == 1.0, "an n-gram was taken across answers"
-    assert quality.distinct([["a", "b", "a", "b"]], 1, 2) == 1.0, "more words than all have were counted"
-    low, high = quality.interval([1.0, 2.0, 3.0])
+    assert distinct([["a", "b", "a", "b"]], 1, 4) == 0.5 and distinct([["a", "b", "a", "b"]], 2, 4) == 2 / 3
+    assert distinct([["a", "b"], ["c", "d"]], 2, 4) == 1.0, "an n-gram was taken across answers"
+    assert distinct([["a", "b", "a", "b"]], 1, 2) == 1.0, "more words than all have were counted"
+    low, high = mean_interval([1.0, 2.0, 3.0])
     assert low == pytest.approx(2 - 4.303 * 3**-0.5, abs=0.15) and low + high == pytest.approx(4)
 
 
 def test_languages_are_told():
     pytest.importorskip("py3langid")
     texts = ["This is a sentence about the weather.", "Das ist ein Satz über das Wetter von heute.", "ok"]
-    assert quality.languages(texts) == {"en": 0.5, "de": 0.5}
+    assert languages(texts) == {"en": 0.5, "de": 0.5}
 
 
 def lcs(a, b):
@@ -89,21 +101,21 @@ def lcs(a, b):
 
 
 def test_rouge_l_is_that_of_the_table_of_subsequences():
-    assert quality.rouge_l("police killed the gunman".split(), "police kill the gunman".split()) == 0.75  # Lin 2004
-    assert quality.rouge_l("police killed the gunman".split(), "the gunman kill police".split()) == 0.5
-    assert quality.rouge_l([], ["a"]) == 0.0
-    dice = random.Random(0)
+    assert rouge_l("police killed the gunman".split(), "police kill the gunman".split()) == 0.75  # Lin 2004
+    assert rouge_l("police killed the gunman".split(), "the gunman kill police".split()) == 0.5
+    assert rouge_l([], ["a"]) == 0.0
+    rng = random.Random(0)
     for _ in range(300):
-        a, b = ([dice.choice("abcde") for _ in range(dice.randrange(1, 90))] for _ in range(2))
-        assert quality.rouge_l(a, b) == pytest.approx(2 * lcs(a, b) / (len(a) + len(b)))
-        assert quality.rouge_l(a, b) == quality.rouge_l(b, a) and quality.rouge_l(a, a) == 1
+        a, b = ([rng.choice("abcde") for _ in range(rng.randrange(1, 90))] for _ in range(2))
+        assert rouge_l(a, b) == pytest.approx(2 * lcs(a, b) / (len(a) + len(b)))
+        assert rouge_l(a, b) == rouge_l(b, a) and rouge_l(a, a) == 1
 
 
 def test_agreement_and_consensus():
     found = answers(a=["one two three", "x y"], b=["one two three", "x z"], c=["other words here", "p q"])
-    pairs = quality.agreement(found)["rouge_l"]
+    pairs = answer_agreement(found)["rouge_l"]
     assert pairs["a", "b"].tolist() == [1.0, 0.5] and pairs["a", "c"].tolist() == [0.0, 0.0]
-    assert quality.consensus(pairs, "abc") == {"a": 0.375, "b": 0.375, "c": 0.0}
+    assert consensus(pairs, "abc") == {"a": 0.375, "b": 0.375, "c": 0.0}
 
     def vectors(rows):
         from hf_select.data.bad_rows import BadRow
@@ -111,7 +123,7 @@ def test_agreement_and_consensus():
 
         return [BadRow("no") if row.text == "p q" else Feature(np.array([len(row.text), 1.0])) for row in rows]
 
-    alike = quality.agreement(found, vectors)["embedding"]
+    alike = answer_agreement(found, vectors)["embedding"]
     assert alike["a", "b"] == pytest.approx([1.0, 1.0]) and np.isnan(alike["a", "c"][1])
 
 
@@ -139,13 +151,13 @@ def test_an_answer_wins_only_if_it_is_better_in_both_orders(tmp_path):
 
     model = Scripted(script)
     found = judge([PAIR], model, tmp_path)["x", "y"]
-    assert [(v.prompt, v.result, v.said) for v in found] == [
+    assert [(v.prompt, v.result, v.winners) for v in found] == [
         ("0", 1.0, ("first", "first")), ("1", 0.5, ("first", "second")),
         ("2", 0.5, ("tie", "first")), ("3", 0.0, ("second", "second")),
     ]  # fmt: skip
-    line = summary(PAIR, found)
-    assert (line["wins"], line["ties"], line["losses"], line["contradictions"], line["judged"]) == (1, 2, 1, 1, 4)
-    assert line["share_for_what_stands_first"] == pytest.approx(4 / 7)
+    line = pair_verdicts(PAIR, found)
+    assert (line.wins, line.ties, line.losses, line.contradictions, line.judged) == (1, 2, 1, 1, 4)
+    assert line.share_for_first_shown == pytest.approx(4 / 7)
     assert len(model.seen) == 8
     again = Scripted(script)
     assert judge([PAIR], again, tmp_path)["x", "y"] == found and not again.seen, "what was judged was judged again"
@@ -154,7 +166,7 @@ def test_an_answer_wins_only_if_it_is_better_in_both_orders(tmp_path):
 def test_a_verdict_that_cannot_be_read_is_asked_once_more_and_then_counts_for_nobody(tmp_path):
     model = Scripted(lambda body: "Both are fine." if "asked 1" in body["messages"][0]["content"] else "A")
     found = judge([PAIR], model, tmp_path)["x", "y"]
-    assert [v.prompt for v in found] == ["0", "2", "3"] and summary(PAIR, found)["judged"] == 3
+    assert [v.prompt for v in found] == ["0", "2", "3"] and pair_verdicts(PAIR, found).judged == 3
     assert len(model.seen) == 8 + 2
     lost = Scripted(lambda body: Answer(error="gone", retryable=True))
     assert judge([Pair("x", "z", PAIR.rows)], lost, tmp_path)["x", "z"] == []
@@ -169,47 +181,37 @@ def test_win_rates_over_all_others_with_their_intervals(tmp_path):
         a, b = (text.partition(f"[answer {x}]\n")[2].partition("\n")[0] for x in "AB")
         return json.dumps({"better": "A" if order.index(a) < order.index(b) else "B"})
 
-    found = quality.judged(answers(**texts), Scripted(script), tmp_path, prompts=5)
-    assert {model: line["win_rate"] for model, line in found["models"].items()} == {
+    found = judge_answers(answers(**texts), Scripted(script), tmp_path, prompts=5)
+    assert {model: rate.win_rate for model, rate in found.models.items()} == {
         "good": 1.0,
         "fair": 0.5,
         "poor": 0.0,
     }
-    assert all(pair["judged"] == 5 and pair["wins"] == 5 for pair in found["pairs"])
+    assert all(pair.judged == 5 and pair.wins == 5 for pair in found.pairs)
 
 
 def test_scores_have_intervals_and_nulls_count_for_nobody():
     data = dataset(a=["x"] * 4, b=["y"] * 4).add_column("score_reward", [1.0, 2.0, 3.0, None, 0.0, 1.0, 2.0, 9.0])
-    found = quality.scored(quality.Answers(data), "score_reward")
-    assert (found["a"]["mean"], found["b"]["mean"], found["a"]["prompts"]) == (2.0, 1.0, 3)
-    assert found["a"]["to_all"]["mean"] == pytest.approx(0.5) and found["a"]["to_all"]["wins"] == 3
-    lengths = quality.scored(quality.Answers(data), lambda rows: [len(row.messages[-1]["content"]) for row in rows])
-    assert lengths["a"]["mean"] == lengths["b"]["mean"] == 1.0
+    found = score_answers(Answers(data), "score_reward")
+    assert (found["a"].mean, found["b"].mean, found["a"].prompts) == (2.0, 1.0, 3)
+    assert found["a"].to_all.mean == pytest.approx(0.5) and found["a"].to_all.wins == 3
+    lengths = score_answers(Answers(data), lambda rows: [len(row.messages[-1]["content"]) for row in rows])
+    assert lengths["a"].mean == lengths["b"].mean == 1.0
     with pytest.raises(ValueError, match='column "score_x" is missing'):
-        quality.scored(quality.Answers(data), "score_x")
+        score_answers(Answers(data), "score_x")
 
 
-# Averages and rankings.
-
-
-def test_judges_and_exact_answers_are_never_averaged_together():
-    results = {"mt": {"a": 0.6, "b": 0.4}, "gsm": {"a": 0.1, "b": 0.5}, "mmlu": {"a": 0.3, "b": 0.5}}
-    kinds = {"mt": "judge", "gsm": "exact", "mmlu": "exact"}
-    assert quality.averages(results, kinds) == {"exact": {"a": 0.2, "b": 0.5}, "judge": {"a": 0.6, "b": 0.4}}
-    with pytest.raises(ValueError, match='"gsm" is neither judge nor exact'):
-        quality.averages(results, {"mt": "judge"})
-    with pytest.raises(ValueError, match='"mmlu" has no result of b'):
-        quality.averages({**results, "mmlu": {"a": 0.3}}, kinds)
+# Rankings.
 
 
 def test_rank_correlation_by_hand():
     ours = {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0}
-    found = quality.ranking_agreement(ours, {"a": 10, "b": 20, "d": 30, "c": 40, "e": 0})
+    found = ranking_agreement(ours, {"a": 10, "b": 20, "d": 30, "c": 40, "e": 0})
     assert (
         found["models"] == 4 and found["spearman"] == pytest.approx(0.8) and found["kendall"] == pytest.approx(2 / 3)
     )
     with pytest.raises(ValueError, match="have 1 models in common"):
-        quality.ranking_agreement({"a": 1.0}, {"a": 1})
+        ranking_agreement({"a": 1.0}, {"a": 1})
 
 
 # What is learned.
@@ -218,19 +220,19 @@ def test_rank_correlation_by_hand():
 @pytest.mark.slow
 def test_the_same_base_model_is_trained_on_each_models_answers_to_the_same_prompts(tmp_path, model_path):
     data = Dataset.from_list(demo.make_answers(24, {"good": 0.0, "poor": 1.0}, seed=1))
-    found = quality.Answers(data)
+    found = Answers(data)
     held_out = {"sum": Dataset.from_list(demo.make_queries("sum", 4, 9))}
     recipe = Recipe(model_path, learning_rate=3e-3, rows_per_step=8, max_length=64)
-    result = quality.trained(found, held_out, recipe, tmp_path / "t", prompts=16, seeds=2, passes=1)
-    lines = result["budgets"]["16 rows"]["sum"]
-    assert {"good", "poor", "random"} <= set(lines) and lines["good"]["runs"]["rows"] == lines["poor"]["runs"][
-        "rows"
-    ] == 16
-    tokens = {name: line["runs"]["tokens"] for name, line in lines.items() if line["runs"] is not None}
+    result = train_on_answers(found, held_out, recipe, tmp_path / "t", prompts=16, seeds=2, passes=1)
+    lines = result.comparison.budgets["16 rows"]["sum"]
+    assert {"good", "poor", "random"} <= set(lines)
+    assert lines["good"].runs.rows == lines["poor"].runs.rows == 16
+    tokens = {name: line.runs.tokens for name, line in lines.items() if line.runs is not None}
     assert max(tokens.values()) - min(tokens.values()) <= 8 * 64, "runs were not trained on equally many tokens"
-    (between,) = result["between"]["sum"].values()
-    assert between["seeds"] == 2 and between["items"] == 4
-    assert between["mean"] == pytest.approx(lines["good"]["mean"] - lines["poor"]["mean"], abs=1e-6)
+    (pair,) = result.between["sum"].values()
+    between = pair.difference
+    assert between.seeds == 2 and between.items == 4
+    assert between.mean == pytest.approx(lines["good"].mean - lines["poor"].mean, abs=1e-6)
 
 
 def test_from_the_command_line(tmp_path, capsys, monkeypatch):
@@ -252,6 +254,6 @@ def test_from_the_command_line(tmp_path, capsys, monkeypatch):
         "score_r: what a model says",
     ):
         assert heading in page
-    assert json.loads((tmp_path / "o" / "generators.json").read_text())["judged"]["pairs"][0]["ties"] == 3
+    assert json.loads((tmp_path / "o" / "generators.json").read_text())["judgement"]["pairs"][0]["ties"] == 3
     assert main([*words, "--model", "m"]) == 2 and "give both --model" in capsys.readouterr().err
     assert main([*words, "--model-column", "generator"]) == 2 and '"generator" is missing' in capsys.readouterr().err
