@@ -15,6 +15,8 @@ from hf_select.selection import SELECTORS
 
 if TYPE_CHECKING:
     from hf_select.cli.score import build_scorer as build_scorer
+    from hf_select.data.bad_rows import BadRow as BadRow
+    from hf_select.data.conversation import Conversation as Conversation
     from hf_select.data.loading import read_dataset as read_dataset
     from hf_select.data.scores import load_scores as load_scores
     from hf_select.data.scores import read_scored as read_scored
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from hf_select.evaluation.measure import Measure as Measure
     from hf_select.evaluation.mixture_search import search_mixture as search_mixture
     from hf_select.export.jsonl import export_subset as export_subset
+    from hf_select.features.featurizer import Feature as Feature
     from hf_select.features.featurizer import Featurizer as Featurizer
     from hf_select.features.store import PoolIndex as PoolIndex
     from hf_select.generation.generator import Generator as Generator

@@ -30,6 +30,7 @@ COMMANDS = {
     "publish": ("hf_select.cli.publish:Publish", "push a selection or an index to the Hub, with a card"),
     "export": ("hf_select.cli.exchange:Export", "write a subset for LLaMA-Factory, axolotl and open-instruct"),
     "import-scores": ("hf_select.cli.exchange:ImportScores", "add the scores of another program to a dataset"),
+    "list": ("hf_select.cli.list_methods:ListMethods", "list the scorers and the selectors, with their papers"),
     "status": ("hf_select.cli.status:Status", "show what a scoring or index job has done, and its time left"),
 }
 

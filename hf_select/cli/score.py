@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from hf_select.atomic import read_json
 from hf_select.cli.command import Command
-from hf_select.cli.settings import build, check_names, import_name, settable, suggest
+from hf_select.cli.settings import build, check_names, import_class, settable
 from hf_select.data.columns import SCORE_PREFIX
 from hf_select.scoring import SCORERS
 
@@ -172,7 +172,7 @@ def next_step(scorer: Any, output_dir: str, dataset: str) -> str:
     several = [column for column in scorer.columns_out if column.startswith(f"{SCORE_PREFIX}{name}_")]
     if f"{name}_similarities" in scorer.columns_out:
         several = [f"{name}_similarities"]
-    part, of_methods = _PART.get(name, ("", ""))
+    part, of_methods = _PART.get(name, ("", "") if scorer.higher_is_better else (" --which worst", ":worst"))
     taken = f"--selector top_k --column {SCORE_PREFIX}{name}{part}"
     if name == "dsir":
         taken = f"--selector sample --column {SCORE_PREFIX}{name}"
@@ -189,20 +189,12 @@ def next_step(scorer: Any, output_dir: str, dataset: str) -> str:
 
 
 def scorer_class(name: str) -> "type[Scorer]":
-    """The class of a scorer: one of the package by its name, another one by MODULE:CLASS.
-
-    Raises: ValueError if there is no such scorer, or if the class does not implement the contract.
-    """
+    """The class of a scorer by its name, or by MODULE:CLASS."""
     from hf_select.scoring.scorer import Scorer
 
-    if name not in SCORERS and ":" not in name:
-        raise suggest("scorer", name, SCORERS)
-    cls = import_name(SCORERS.get(name, name))
-    if not (isinstance(cls, type) and issubclass(cls, Scorer)):
-        raise ValueError(f"{name} is not a scorer; write it as a dataclass that extends hf_select.Scorer.")
-    missing = [*(["name"] if "name" not in dir(cls) else []), *sorted(cls.__abstractmethods__)]
-    if missing:
-        raise ValueError(f"scorer {name} lacks {' and '.join(missing)}; define them in the class.")
+    cls: type[Scorer] = import_class("scorer", name, SCORERS, Scorer)
+    if not cls.name:
+        raise ValueError(f'scorer "{name}" has no name; set the class variable `name`, as in name = "my_score".')
     return cls
 
 

@@ -53,6 +53,8 @@ def import_class(kind: str, name: str, known: Mapping[str, str], base: type) -> 
         raise ValueError(f'{kind} "{name}" does not inherit {base.__module__}.{base.__name__}.')
     if not is_dataclass(cls):
         raise ValueError(f'{kind} "{name}" is not a dataclass; its fields are its settings. Decorate it.')
+    if missing := sorted(getattr(cls, "__abstractmethods__", ())):
+        raise ValueError(f'{kind} "{name}" does not implement {", ".join(missing)}.')
     return cls
 
 

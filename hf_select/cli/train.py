@@ -114,12 +114,14 @@ class OnlineSelection:
         queries = trainer.eval_dataset["queries"] if self.queries is not None else None
         if self.score in trainer.train_dataset.column_names:
             return self.score
-        if self.score in ONLINE_SCORES or ":" in str(self.score):
-            return _online_score(str(self.score), queries)
-        if self.score not in SCORERS:
+        name = str(self.score)
+        own_scorer = ":" in name and _is_scorer(name)
+        if name in ONLINE_SCORES or (":" in name and not own_scorer):
+            return _online_score(name, queries)
+        if name not in SCORERS and not own_scorer:
             known = (*ONLINE_SCORES, *SCORERS, *trainer.train_dataset.column_names)
-            raise suggest("score", str(self.score), known)
-        scorer = scorer_class(self.score)
+            raise suggest("score", name, known)
+        scorer = scorer_class(name)
         if "model" not in {f.name for f in settable(scorer)}:
             raise ValueError(f"scorer {self.score} runs no model; score the dataset before and name the column.")
         made = scorer(CausalLM(trainer.model, tokenizer=trainer.processing_class))  # type: ignore[call-arg]
@@ -128,6 +130,14 @@ class OnlineSelection:
                 raise ValueError(f"scorer {self.score} needs --queries: rows of the target task.")
             made.fit(queries)
         return made
+
+
+def _is_scorer(name: str) -> bool:
+    """Whether MODULE:NAME names a scorer, not an online score."""
+    from hf_select.scoring.scorer import Scorer
+
+    value = import_name(name)
+    return isinstance(value, type) and issubclass(value, Scorer)
 
 
 def _online_score(name: str, queries: "Dataset | None") -> Any:

@@ -99,8 +99,11 @@ def _method_section(numbers: SelectionNumbers, steps: Sequence[Step]) -> str:
     parts = ["## How it was selected", table_text(*step_table(numbers.steps))]
     scorers = [step for step in steps if step.scorer is not None]
     if scorers:
-        lines = [[step.scorer or "", _settings_text(step.settings)] for step in scorers]
-        parts += ["Scorers, with their settings:", table_text(["scorer", "settings"], lines)]
+        direction = {True: "higher", False: "lower", None: ""}
+        lines = [
+            [step.scorer or "", direction[step.higher_is_better], _settings_text(step.settings)] for step in scorers
+        ]
+        parts += ["Scorers, with their settings:", table_text(["scorer", "better", "settings"], lines)]
         versions = ", ".join(f"{name} {version}" for name, version in scorers[-1].versions.items())
         parts.append(f"Versions: {inline(versions)}.")
     return "\n\n".join(parts)

@@ -56,7 +56,7 @@ class Scorer(ABC):
             `PoolIndex` cannot be used.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str] = ""
     higher_is_better: ClassVar[bool] = True
     paper: ClassVar[Paper | None] = None
     scoring_version: ClassVar[int] = 1
