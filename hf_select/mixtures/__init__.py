@@ -1,1 +1,1 @@
-"""Sources and counts -> one dataset."""
+"""Mixtures of several sources in one dataset."""

@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 
-Item = TypeVar("Item")
+Element = TypeVar("Element")
 
 
 def apportion(total: int, weights: Sequence[float]) -> list[int]:
@@ -55,9 +55,9 @@ def permutation(n: int, rng: random.Random) -> np.ndarray:
     return np.argsort(np.fromiter((rng.random() for _ in range(n)), np.float64, n), kind="stable")
 
 
-def shuffled(items: Iterator[Item], size: int, rng: random.Random) -> Iterator[Item]:
+def shuffled(items: Iterator[Element], size: int, rng: random.Random) -> Iterator[Element]:
     """A stream shuffled through a buffer of `size` items."""
-    buffer: list[Item] = []
+    buffer: list[Element] = []
     for item in items:
         if len(buffer) < size:
             buffer.append(item)
@@ -69,7 +69,7 @@ def shuffled(items: Iterator[Item], size: int, rng: random.Random) -> Iterator[I
         yield buffer[place]
 
 
-def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+def batches(items: Iterable[Element], size: int) -> Iterator[list[Element]]:
     """Lists of `size` items, the last one shorter."""
     items = iter(items)
     while batch := list(islice(items, size)):

@@ -1,4 +1,4 @@
-"""A mixture: several sources, how much of each, and a seed -> one dataset that says where each row came from.
+"""Mixtures: given amounts of several sources as one dataset that names the source of each row.
 
     mixture = Mixture({"chat": Source("chat.jsonl", weight=3), "math": Source("math.jsonl", weight=1)}, rows=10_000)
     mixture.write("mix")            # mix/mixture.parquet and mix/mixture.json: counts, reasons, settings
@@ -52,7 +52,7 @@ class Mixture:
     """Sources in given amounts as one dataset.
 
     Args:
-        sources: by name; of rows that repeat each other the one of the first source stays.
+        sources: by name; of rows that repeat each other the one of the first source is kept.
         rows: rows of the mixture, where the sources have weights.
         tokens: tokens of the mixture, where the sources have weights.
         seed: of all draws and orders.
@@ -87,7 +87,7 @@ class Mixture:
     def __post_init__(self) -> None:
         check_choices(self)
         if not self.sources:
-            raise ValueError("a mixture needs sources; there is none.")
+            raise ValueError("sources is empty; a mixture needs at least one.")
         for name in ("epochs", "buffer_rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
@@ -164,7 +164,7 @@ class Mixture:
         if len(units) != 1 or any(not target for target in self.targets().values()):
             raise ValueError("streams are mixed by rows or by tokens: give every source rows, or every source tokens.")
         if self.dedup == "near":
-            raise ValueError("near copies are found among rows that are at hand; with stream=True use dedup exact.")
+            raise ValueError("near copies are searched for in loaded rows; with stream=True use dedup exact.")
         for name, source in self.sources.items():
             if source.selector is not None or isinstance(source.data, Dataset):
                 raise ValueError(f'source "{name}" is to be at hand; leave out stream=True.')

@@ -1,4 +1,4 @@
-"""One source of a mixture: which rows of it may come in, how they are read, and in which order they are drawn."""
+"""One source of a mixture: the rows that may be taken, how they are read, and the order in which they are drawn."""
 
 import math
 import random
@@ -91,7 +91,7 @@ class Source:
         if self.selector is not None and self.shortfall == "repeat":
             raise ValueError("a selection is not repeated; leave out shortfall, or select before mixing.")
         if self.scorer is not None and self.selector is None:
-            raise ValueError("the scores of a source are for its selector, and there is none; name one.")
+            raise ValueError("the scores of a source are for its selector; name one.")
 
     def open(self, stream: bool) -> Dataset | IterableDataset:
         """The rows, with their columns renamed.

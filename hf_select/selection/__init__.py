@@ -1,4 +1,4 @@
-"""Scores -> rows. `SELECTORS` is the table that the command line reads: name -> where the class lives."""
+"""From scores or vectors to rows. `SELECTORS` maps the names on the command line to MODULE:CLASS."""
 
 SELECTORS = {
     "decontaminate": "hf_select.selection.decontaminate:Decontaminate",

@@ -44,7 +44,7 @@ class Random(Selector):
             group = "" if groups is None else f", in turn for {self.balanced_by} = {groups[row]}"
             return f"random draw {place + 1}, seed {self.seed}{group}"
 
-        return Choice(budget.take(random_order(len(dataset), self.seed, groups), "are there"), reason)
+        return Choice(budget.take(random_order(len(dataset), self.seed, groups), "are in the dataset"), reason)
 
 
 def random_order(num_rows: int, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
@@ -56,7 +56,7 @@ def random_order(num_rows: int, seed: int, groups: np.ndarray | None = None) -> 
     if groups is None:
         return order
     _, first, member = np.unique(groups[order], return_index=True, return_inverse=True)
-    turn_of = np.argsort(np.argsort(first))  # the group met first in the shuffled order goes first
+    turn_of = np.argsort(np.argsort(first))  # the group of the first row in the shuffled order is the first
     return order[in_turn(member, turn_of)]
 
 

@@ -53,10 +53,10 @@ class Budget:
                 raise ValueError(f"fraction {fraction} of {len(dataset)} rows is less than one row.")
         if k is not None:
             if k < 1:
-                raise ValueError(f"k is {k}; at least one row must be asked for.")
+                raise ValueError(f"k is {k}; at least one row must be requested.")
             return cls(rows=k)
         if tokens is not None and tokens < 1:
-            raise ValueError(f"tokens is {tokens}; at least one token must be asked for.")
+            raise ValueError(f"tokens is {tokens}; at least one token must be requested.")
         cure = 'Count tokens first: dataset.map(Length("your-model"), batched=True).'
         counts = columns.numeric_column(dataset, tokens_column, cure)
         counts = np.where(np.isfinite(counts), counts, np.nan)
@@ -101,22 +101,22 @@ class Budget:
             raise ValueError(f"nothing can be selected: no rows {what}.")
         if self.rows is not None:
             if self.rows > len(order):
-                raise ValueError(f"{self.rows} rows were asked for, but only {len(order)} {what}. Lower the budget.")
+                raise ValueError(f"{self.rows} rows were requested, but only {len(order)} {what}. Lower the budget.")
             return order[: self.rows]
         assert self.num_tokens is not None and self.tokens is not None
         order = order[np.isfinite(self.num_tokens[order])]
         if len(order) == 0:
-            raise ValueError(f"nothing can be selected: of the rows that {what} none has its tokens counted.")
+            raise ValueError(f"nothing can be selected: of the rows that {what} none has a number of tokens.")
         spent = np.cumsum(self.num_tokens[order])
         taken = order[: int(np.searchsorted(spent, self.tokens, side="right"))]
         if len(taken) == 0:
             raise ValueError(
-                f"{self.tokens} tokens were asked for, and the first row alone (row {order[0]}) has "
+                f"{self.tokens} tokens were requested, and the first row alone (row {order[0]}) has "
                 f"{int(spent[0])}. Raise the budget."
             )
         if len(taken) == len(order) and spent[-1] < self.tokens:
             raise ValueError(
-                f"{self.tokens} tokens were asked for, but all rows that {what} hold only {int(spent[-1])}. "
+                f"{self.tokens} tokens were requested, but all rows that {what} hold only {int(spent[-1])}. "
                 "Lower the budget."
             )
         return taken

@@ -1,12 +1,13 @@
-"""Rows that hold text of an evaluation set are taken out, so that a score measures learning and not recall.
+"""Remove rows that contain text of an evaluation set, so that its score measures learning and not recall.
 
-A row goes if it shares a run of n words with an item, as GPT-3's authors searched their training data (Brown et al.
-2020, arXiv:2005.14165, appendix C). They used 13 words, and never fewer than 8, below which collisions are chance.
-Left out: they cut a window out of long documents and kept the rest, and passed over runs that more than ten documents
-have; rows of instruction data are short, so the whole row goes, and `removed_` shows the shared words, by which a
-common phrase can be told from a leak. Added: an item of too few words for a run is compared whole, since a short
-question leaks as well as a long one. In scripts without spaces a Chinese character counts as a word, and so do two
-letters of Thai, Lao, Khmer or Burmese: 13 of either are about eight English words.
+A row is removed if it shares a run of n words with an item, as GPT-3's authors searched their training data (Brown et
+al. 2020, arXiv:2005.14165, appendix C). They used 13 words, and never fewer than 8, below which matches are chance.
+
+Left out: the authors cut a window out of long documents and kept the rest, and ignored runs that more than ten
+documents have. Rows of instruction data are short, so the whole row is removed; `removed_` shows the shared words, by
+which a reader can tell a common phrase from a leak. Added: an item too short for a run is compared whole, since a
+short question leaks as well as a long one. In scripts without spaces a Chinese character counts as a word, and so do
+two letters of Thai, Lao, Khmer or Burmese: 13 of either are about eight English words.
 """
 
 from bisect import bisect_left
@@ -17,7 +18,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from hf_select.data.text import half_words, words, words_and_symbols
-from hf_select.selection.filter import Filter, Removal, read_texts, texts_of
+from hf_select.selection.filter import Filter, Removal, compared_texts, require_texts
 
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ _WORDS_SHOWN = 8  # in a reason, of the shared ones
 
 
 def runs(text: str, half: int) -> Iterator[str]:
-    """Each run of `half` half words (see words.half_words), in the order of the text; none if it is shorter."""
+    """Each run of `half` half words (`data.text.half_words`), in the order of the text; none if that is shorter."""
     tokens = words(text)
     before = [0, *accumulate(map(half_words, tokens))]
     for i in range(len(tokens)):
@@ -42,15 +43,15 @@ def runs(text: str, half: int) -> Iterator[str]:
 class Decontaminate(Filter):
     """Leaves out the rows that share a run of words with an evaluation set; a filter, so it needs no budget.
 
-    `fit({"gsm8k": dataset, ...})` learns the evaluation sets. `removed_` says of each row that is left out which item
-    it shares words with, the first one that is met in the row, or why the row cannot be read.
+    `fit({"gsm8k": dataset, ...})` learns the evaluation sets. `removed_` has, for each row that is left out, the first
+    item that it shares words with, or why the row cannot be read.
 
     Args:
-        n: words that a run has.
-        of: which part is compared, of the rows and of the evaluation items alike: all, prompt or response.
-        min_words: an item of fewer than n words, but at least this many, counts as one run. A few words are found
-            anywhere, so a shorter item is compared whole: a row goes if it says the same up to letter case and
-            sentence punctuation, or (with of = all) has the same prompt.
+        n: words of a run.
+        of: part of rows and evaluation items that is compared: all, prompt or response.
+        min_words: an item of fewer than n words, but at least this many, counts as one run. A shorter one would match
+            by chance, so it is compared whole: a row is removed if it has the same text up to letter case and
+            sentence punctuation, or (with of = all) the same prompt.
     Raises: ValueError before `fit`, if an evaluation set has no item with text, or if no row can be read.
     Reference: Brown et al. 2020, arXiv:2005.14165, appendix C.
     """
@@ -71,7 +72,7 @@ class Decontaminate(Filter):
         self.sets_: dict[str, dict[str, int]] = {}  # set -> items, those compared whole, those without text
 
     def fit(self, sets: "Mapping[str, Dataset]") -> "Decontaminate":
-        """Learn the evaluation sets, each a dataset under its name; what was learned before is forgotten."""
+        """Learn the evaluation sets by name; sets that were learned before are forgotten."""
         if not sets:
             raise ValueError('no evaluation set was given; give at least one: fit({"gsm8k": dataset}).')
         self.index_, self.whole_, self.sets_, self.removed_ = {}, {}, {}, {}
@@ -79,7 +80,7 @@ class Decontaminate(Filter):
         for name, dataset in sets.items():
             if len(dataset) == 0:
                 raise ValueError(f'evaluation set "{name}" is empty; leave it out, or give one with rows.')
-            texts, unreadable = read_texts(dataset, self.of)
+            texts, unreadable = require_texts(dataset, self.of)
             short, prompts = 0, self._prompts(dataset)
             for item, text in enumerate(texts):
                 if item in unreadable or not text.strip():
@@ -107,7 +108,7 @@ class Decontaminate(Filter):
         """The rows that share a run with an evaluation item."""
         if not self.sets_:
             raise ValueError('Decontaminate knows no evaluation set yet; call fit({"gsm8k": dataset}) first.')
-        texts, unreadable = read_texts(dataset, self.of)
+        texts, unreadable = require_texts(dataset, self.of)
         reasons, per_set = dict(unreadable), Counter(dict.fromkeys(self.sets_, 0))
         prompts = self._prompts(dataset) if self.whole_ else [""] * len(texts)
         for row, text in enumerate(texts):
@@ -122,8 +123,8 @@ class Decontaminate(Filter):
         )
 
     def _prompts(self, dataset: "Dataset") -> list[str]:
-        """The prompts of rows that are compared as a whole; empty where there is none."""
-        return texts_of(dataset, "prompt")[0] if self.of == "all" else [""] * len(dataset)
+        """The prompts of rows that are compared whole, as empty texts where they are not compared."""
+        return compared_texts(dataset, "prompt")[0] if self.of == "all" else [""] * len(dataset)
 
     def _match(self, text: str, prompt: str) -> tuple[str, str] | None:
         """What the row shares with an item, and the item's set."""

@@ -1,11 +1,11 @@
-"""Rows that repeat another row, exactly or nearly: one of each is kept.
+"""Deduplication: of rows that repeat each other, exactly or nearly, one is kept.
 
 Exact copies have the same text after Unicode normalisation and up to white space: letter case and symbols count, since
 "C++" is not "C" and "Polish" is not "polish". Near copies are compared in lower case without sentence punctuation, but
-with the symbols that carry meaning (data/text.py): the sets of their runs of five words and symbols have a Jaccard
-similarity of at least a threshold. Lee et al. 2022 (arXiv:2107.06499) found such near copies in web text. Texts of a
-single run are compared whole. MinHash (Broder 1997) only proposes pairs; each is then compared exactly. Exact copies
-are found first, so a text that occurs a million times is sketched once.
+with the symbols that carry meaning (data/text.py): the Jaccard similarity of their sets of 5-grams of words and
+symbols reaches a threshold, as Lee et al. 2022 (arXiv:2107.06499) deduplicate web text. Texts of a single 5-gram or
+less are compared whole. MinHash (Broder 1997) only proposes pairs; each is then compared exactly. Exact copies are
+removed first, so a text that occurs a million times is sketched once.
 """
 
 import zlib
@@ -19,7 +19,7 @@ import numpy as np
 from hf_select.data import columns
 from hf_select.data.text import exact, shingles
 from hf_select.paper import Paper
-from hf_select.selection.filter import Filter, Removal, read_texts
+from hf_select.selection.filter import Filter, Removal, require_texts
 
 
 if TYPE_CHECKING:
@@ -41,15 +41,15 @@ def near_copies(
 ) -> dict[int, tuple[int, float]]:
     """For each row of `order` that nearly repeats a kept one: that row, and their Jaccard similarity.
 
-    Rows are walked in `order`, and each is kept unless it nearly repeats one kept before; of several that it repeats
-    the first is named. So a row never goes because of one that goes itself. A text of a single run is a near copy of
-    those of the same run only.
+    Rows are visited in `order`, and each is kept unless it nearly repeats a row that was kept before; the result names
+    the first of these. So no row is removed because of a row that is removed itself. A text of a single run is a near
+    copy only of texts of the same run.
     """
     rows, buckets = _buckets(texts, order, threshold, num_perm, seed)
     kept: dict[tuple[int, int], list[int]] = defaultdict(list)
     numbers: dict[tuple[str, ...], int] = {}  # of the runs, since sets of integers are compared ten times as fast
     runs: dict[int, set[int]] = {}  # only of rows that something was proposed for
-    found = {}
+    copies = {}
     for place, row in enumerate(rows):
         proposed = sorted({other for bucket in buckets[place] for other in kept[bucket]})
         for candidate in proposed:
@@ -57,26 +57,26 @@ def near_copies(
                 if i not in runs:
                     runs[i] = {numbers.setdefault(run, len(numbers)) for run in shingles(texts[rows[i]])}
             sizes, common = (len(runs[place]), len(runs[candidate])), len(runs[place] & runs[candidate])
-            # A text of a single run is compared whole: it is no near copy of a longer one that holds it.
+            # A text of a single run is compared whole: it is not a near copy of a longer one that contains it.
             similarity = common / (sum(sizes) - common) if min(sizes) > 1 or sizes == (1, 1) else 0.0
             if similarity >= threshold:
-                found[row] = (rows[candidate], similarity)
+                copies[row] = (rows[candidate], similarity)
                 del runs[place]
                 break
         else:
             for bucket in buckets[place]:
                 kept[bucket].append(place)
-    return found
+    return copies
 
 
 def _buckets(
     texts: list[str], order: np.ndarray, threshold: float, num_perm: int, seed: int
 ) -> tuple[list[int], dict[int, list[tuple[int, int]]]]:
-    """The rows of `order` that have a sketch, and by their place in it the buckets that they share with another.
+    """The rows of `order` that have a sketch, and for each place in that list the LSH buckets it shares with others.
 
     Texts of Jaccard similarity s agree in a band of r hashes with probability s ** r, so r is the longest at which
-    pairs at the threshold are hardly ever missed. datasketch makes the sketches; its MinHashLSH would take 9 kB a row
-    for the tables, and most buckets hold a single row that nothing is ever compared with.
+    pairs at the threshold are hardly ever missed. datasketch computes the sketches; its MinHashLSH would take 9 kB a
+    row for the tables, although most buckets have a single row.
     """
     try:
         from datasketch import MinHash
@@ -91,9 +91,9 @@ def _buckets(
                 rows.append(row)
                 yield np.fromiter((zlib.crc32(" ".join(run).encode()) for run in runs), np.uint32, len(runs))
 
-    # Given as numbers already; hash() of Python would differ from process to process.
-    made = MinHash.generator(hashes(), num_perm=num_perm, seed=seed, hashfunc=int)
-    sketches = [sketch.hashvalues for sketch in made]
+    # hashfunc=int: the tokens are hashes already. Python's hash() would differ between processes.
+    generated = MinHash.generator(hashes(), num_perm=num_perm, seed=seed, hashfunc=int)
+    sketches = [sketch.hashvalues for sketch in generated]
     buckets: dict[int, list[tuple[int, int]]] = defaultdict(list)
     if not rows:
         return rows, buckets
@@ -118,17 +118,17 @@ def _missed(similarity: float, length: int, num_perm: int) -> float:
 class Dedup(Filter):
     """Keeps one of the rows that repeat each other; a filter, so it needs no budget.
 
-    Rows are walked in file order, or best first, and a row is kept unless it repeats one kept before, exactly or
-    nearly. The selection is in file order. `removed_` says of each row that is left out what it repeats, or why it
-    cannot be read. What is compared is all that is said: names, reasoning, content and tool calls, not the list of
-    tools that may be called.
+    Rows are visited in file order, or best first, and a row is kept unless it repeats one kept before, exactly or
+    nearly. The selection is in file order. `removed_` has, for each row that is left out, the row that it repeats, or
+    why it cannot be read. Names, reasoning, content and tool calls are compared, the list of available tools is not.
 
     Args:
-        threshold: Jaccard similarity of the runs of five words and symbols from which on two rows are near copies, in
-            (0, 1]; 1 or none: only exact copies.
-        of: which part of a row is compared: all, prompt or response.
-        keep_best_by: score column; of rows that repeat each other the one highest there is kept, not the first.
-        num_perm: hashes of a sketch; more cost time and propose fewer pairs in vain.
+        threshold: least Jaccard similarity of near copies, over 5-grams of words and symbols, in (0, 1]; 1 or none:
+            only exact copies.
+        of: part of a row that is compared: all, prompt or response.
+        keep_best_by: score column; of rows that repeat each other the one with the highest score is kept, in place of
+            the first.
+        num_perm: hashes of a sketch; more cost time and propose fewer pairs that are not copies.
         seed: of the hashes.
     Raises: ValueError if the column is missing or no row can be read; ImportError without datasketch.
     Reference: Lee et al. 2022, arXiv:2107.06499.
@@ -159,7 +159,7 @@ class Dedup(Filter):
         if self.keep_best_by is not None:
             cure = "Name a score column in keep_best_by, or none to keep the first row."
             scores = np.nan_to_num(columns.numeric_column(dataset, self.keep_best_by, cure), nan=-np.inf)
-        texts, unreadable = read_texts(dataset, self.of)
+        texts, unreadable = require_texts(dataset, self.of)
         order = np.argsort(-scores, kind="stable")
         order = order[[row not in unreadable for row in order.tolist()]]
         first = first_of_each(texts, order)

@@ -27,7 +27,7 @@ _NO_GAIN = 1e-7  # for each row, and EQUAL_SIMILARITY more
 
 @dataclass
 class FacilityLocation(VectorSelector):
-    """Selects rows that represent the pool: each row is to have a chosen row like it.
+    """Selects rows that represent the pool: every row should have a similar chosen row.
 
     The first pass compares every row with every other: n * n * d multiplications.
 
@@ -66,10 +66,10 @@ def facility_location(vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarr
 
 
 def _facility_picks(vectors: np.ndarray) -> Iterator[tuple[int, float, int]]:
-    """(row, gain, rows brought nearer), lazily (Minoux 1978).
+    """(row, gain, rows that it was nearer to) by lazy greedy choice (Minoux 1978).
 
-    A gain only shrinks as rows are chosen, so the last one measured bounds it, and only rows whose bound reaches the
-    best fresh gain are measured again: many at a time, since a row costs less in a larger matrix product.
+    A gain only shrinks as rows are chosen, so its last value is an upper bound. Only rows whose bound reaches the best
+    current gain are computed again: many at a time, since a row costs less in a larger matrix product.
     """
     rows, units = with_vectors(vectors)
     bounds = _first_gains(units)  # float64 (n,)
@@ -100,20 +100,21 @@ def _facility_picks(vectors: np.ndarray) -> Iterator[tuple[int, float, int]]:
 
 
 class _Coverage:
-    """How near the chosen rows are to each row, and what a candidate would add.
+    """Similarity of each row to the nearest chosen row, and the gain of candidates.
 
-    A candidate gains only from rows that it is nearer to than any chosen row. With every pick these get fewer, and as
-    soon as they are few their similarities are kept: from then on that candidate takes no product.
+    A candidate gains only from rows that it is nearer to than any chosen row. Their number falls with every pick, and
+    once they are few their similarities are kept: then this candidate needs no more matrix products.
     """
 
     def __init__(self, units: np.ndarray):
         self.units = units
         self.nearest = np.zeros(len(units), dtype=np.float32)  # similarity of each row to the nearest chosen one
         self.kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # candidate -> rows, their similarities to it
-        self.room = KEPT_BYTES // 8  # similarities that may still be kept
-        self.few = 4 * self.room // len(units)  # most candidates keep far fewer, so that the room suffices
+        self.room = KEPT_BYTES // 8  # number of similarities that may still be kept
+        self.few = 4 * self.room // len(units)  # most candidates keep far fewer, so the memory suffices
 
     def gains(self, candidates: np.ndarray) -> np.ndarray:
+        """What each candidate would add to the sum, (candidates,)."""
         known = [candidate for candidate in candidates.tolist() if candidate in self.kept]
         others = [candidate for candidate in candidates.tolist() if candidate not in self.kept]
         sums = {candidate: self._gain(*self._narrowed(candidate)) for candidate in known}
@@ -126,7 +127,7 @@ class _Coverage:
         return np.array([sums[candidate] for candidate in candidates.tolist()])
 
     def choose(self, candidate: int) -> int:
-        """Number of rows that are nearer to the candidate than to any row chosen before."""
+        """Choose a candidate. Returns: number of rows that are nearer to it than to any row chosen before."""
         if candidate in self.kept:
             rows, similarity = self._narrowed(candidate)
             self.room += len(rows)
@@ -152,7 +153,7 @@ class _Coverage:
 
 
 def _first_gains(units: np.ndarray) -> np.ndarray:
-    """sum over i of max(0, cos(i, j)) for each j; each pair is multiplied once, for both sides of it."""
+    """sum over i of max(0, cos(i, j)) for each j; each pair is multiplied once and counts for both."""
     gains = np.zeros(len(units))
     for start in range(0, len(units), BLOCK):
         stop = start + BLOCK

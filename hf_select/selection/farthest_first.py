@@ -83,11 +83,11 @@ def farthest_first(vectors: np.ndarray, first: int | None = None) -> Iterator[tu
             raise ValueError(f"row {first} has no vector to start from; choose another, or none.")
     zero = np.asarray(~units.any(axis=1))
     nearest = np.full(len(rows), -2, dtype=np.float32)  # similarity of each row to the chosen one nearest to it
-    distance = float("nan")  # of the first row there is none
+    distance = float("nan")  # the first row has none
     for _ in range(len(rows)):
         yield int(rows[place]), distance
         np.maximum(nearest, units @ units[place], out=nearest)
-        if zero[place]:  # a zero vector is like no other, but one of them is enough
+        if zero[place]:  # a zero vector is similar to none, but one of them is enough
             nearest[zero] = np.maximum(nearest[zero], 1)
         nearest[place] = np.inf
         least = nearest.min()

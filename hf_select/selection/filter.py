@@ -3,12 +3,13 @@
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from hf_select.data import columns
-from hf_select.data.bad_rows import BadRow
+from hf_select.data.bad_rows import BadRow, map_rows
 from hf_select.data.conversation import READ_COLUMNS, Conversation, conversations, layout
 from hf_select.data.text import Part, text_of
 from hf_select.selection.budget import Budget
@@ -60,31 +61,27 @@ class Filter(Selector):
         return Choice(taken, lambda place, row: removal.reason_kept(row), counts=removal.counts)
 
 
-def read_texts(dataset: "Dataset", of: Part) -> tuple[list[str], dict[int, str]]:
-    """As `texts_of`. Raises: ValueError if there is no row, or none that can be read."""
+def require_texts(dataset: "Dataset", of: Part) -> tuple[list[str], dict[int, str]]:
+    """As `compared_texts`. Raises: ValueError if there is no row, or none that can be read."""
     columns.check_rows(dataset)
     if len(dataset) == 0:
         raise ValueError("the dataset is empty; there is nothing to select from.")
-    texts, unreadable = texts_of(dataset, of)
+    texts, unreadable = compared_texts(dataset, of)
     if len(unreadable) == len(dataset):
         raise ValueError(f'no row can be read; row 0: "{unreadable[0]}". Fix the rows, or choose another part in of.')
     return texts, unreadable
 
 
-def texts_of(dataset: "Dataset", of: Part) -> tuple[list[str], dict[int, str]]:
+def compared_texts(dataset: "Dataset", of: Part) -> tuple[list[str], dict[int, str]]:
     """The compared part of each row, and for each row that has none the reason (its text is then empty)."""
     layout(dataset.column_names)  # its error names all columns
     batches = dataset.with_format(None).select_columns([c for c in dataset.column_names if c in READ_COLUMNS])
     texts, unreadable = [], {}
     for start in range(0, len(dataset), 1000):
-        for row in conversations(batches[start : start + 1000]):
-            try:
-                if isinstance(row, BadRow):
-                    raise row
-                texts.append(_compared_text(row, of))
-            except BadRow as reason:
-                unreadable[len(texts)] = str(reason)
-                texts.append("")
+        for text in map_rows(partial(_compared_text, of=of), conversations(batches[start : start + 1000])):
+            if isinstance(text, BadRow):
+                unreadable[len(texts)] = str(text)
+            texts.append("" if isinstance(text, BadRow) else text)
     return texts, unreadable
 
 

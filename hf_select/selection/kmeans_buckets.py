@@ -9,7 +9,7 @@ from hf_select.data import columns
 from hf_select.selection.budget import Budget
 from hf_select.selection.ranking import Ranking, in_turn, rank
 from hf_select.selection.selector import Choice
-from hf_select.selection.vectors import VectorSelector, has_vector, unit
+from hf_select.selection.vectors import VectorSelector, has_vector, unit_vectors
 
 
 if TYPE_CHECKING:
@@ -83,4 +83,4 @@ def _clusters(units: np.ndarray, num_clusters: int, seed: int) -> tuple[np.ndarr
     except ImportError as error:
         raise ImportError('k-means needs an extra: pip install "hf-select[text]"') from error
     k_means = MiniBatchKMeans(num_clusters, random_state=seed, n_init=3).fit(units)  # type: ignore[arg-type]
-    return np.asarray(k_means.labels_, dtype=np.int64), unit(np.asarray(k_means.cluster_centers_))
+    return np.asarray(k_means.labels_, dtype=np.int64), unit_vectors(np.asarray(k_means.cluster_centers_))

@@ -48,7 +48,7 @@ def round_robin(
         weights: turns of each target relative to the others; equal by default. Targets take turns in the order of
             (turns so far + 1) / weight.
         group: value of each row, int (n,), of which none gives more than `cap` rows. A row of a full group is passed
-            over without costing the turn, since no other target has it.
+            over without costing the turn, since no other target took it.
         cap: rows that each value of `group` may give.
     Returns fewer than k rows if the rankings end first.
     """

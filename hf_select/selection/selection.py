@@ -89,8 +89,8 @@ class Selection:
         )
 
     def explain(self, row: int) -> str:
-        """Why row number `row` of the dataset is in the selection; or why not: its score and rank, and the scores
-        that were taken."""
+        """Why row number `row` of the dataset is in the selection, or why not: its score and rank, and the scores that
+        were taken."""
         if not 0 <= row < self.num_rows:
             raise ValueError(f"row is {row}; the dataset has rows 0 to {self.num_rows - 1}.")
         ranks = np.flatnonzero(self.indices == row)
@@ -161,8 +161,8 @@ class Selection:
                 f"the selection knows its rows by {list(self.hashes)}, and this dataset has {dataset.column_names}. "
                 f"Apply it to a dataset with one of these columns, {by_number}"
             )
-        for name, found in row_hashes(dataset, rows, common).items():
-            differing = np.flatnonzero(found != self.hashes[name])
+        for name, hashes in row_hashes(dataset, rows, common).items():
+            differing = np.flatnonzero(hashes != self.hashes[name])
             if len(differing):
                 raise ValueError(
                     f'column "{name}" differs in {len(differing)} of {len(self)} chosen rows, first in row '
@@ -194,7 +194,7 @@ class Selection:
         return self.compose(selector.among(self.indices, dataset)(self.apply(dataset), **budget))
 
     def compose(self, later: "Selection") -> "Selection":
-        """A selection that was made from this one's rows, as one from the dataset this one was made from."""
+        """A later selection from this one's rows, as a selection from the original dataset."""
         if later.num_rows != len(self):
             raise ValueError(f"the later selection was made from {later.num_rows} rows, this one left {len(self)}.")
         for name in self.hashes.keys() & later.hashes.keys():
@@ -221,8 +221,8 @@ class Selection:
         return {"both": sorted(mine & theirs), "only_self": sorted(mine - theirs), "only_other": sorted(theirs - mine)}
 
     def save(self, path: str | os.PathLike) -> None:
-        """One Parquet file: index, reason, score, row_id and hashes by rank, the chain in its metadata. The scores of
-        the whole dataset are one list in the first row. Written whole or not at all."""
+        """Write one Parquet file atomically: index, reason, score, row_id and hashes by rank, the chain in its
+        metadata. The scores of the whole dataset are one list in the first row."""
         table: dict[str, Any] = {"index": self.indices, "reason": pa.array(self.reasons, pa.string())}
         if self.scores is not None:
             table["score"] = np.asarray(self.scores, dtype=np.float64)
@@ -264,8 +264,8 @@ class Selection:
 
 
 def identifying_columns(names: list[str]) -> list[str]:
-    """The columns that tell one row from another: `row_id` and those that rows are read from; without any of these
-    all that are not scores, and for scores alone the scores."""
+    """The columns that identify a row: `row_id` and those that rows are read from; without any of these all that are
+    not scores, and if there are only scores these."""
     known = [name for name in names if name == columns.ROW_ID] + readable_columns(names)
     added = (columns.NUM_TOKENS, columns.SELECTION_RANK)
     own = [n for n in names if not (n.startswith(columns.SCORE_PREFIX) or n.endswith("_reason") or n in added)]
@@ -273,9 +273,9 @@ def identifying_columns(names: list[str]) -> list[str]:
 
 
 def row_hashes(dataset: "Dataset", rows: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
-    """For each of the columns a hash of its value in each of the rows, uint64: the same for the same content, in
-    whatever format, file or type of string it stands."""
-    order = np.argsort(rows, kind="stable")  # reading goes forward through the file
+    """For each column a hash of its value in each of the rows, uint64. It depends on the content alone, not on the
+    dataset's format, its file or the type of string."""
+    order = np.argsort(rows, kind="stable")  # reads the file from front to back
     read = dataset.with_format("arrow").select_columns(names).select(rows[order])
     hashes = {name: np.empty(len(rows), dtype=np.uint64) for name in names}
     for start in range(0, len(rows), 1000):

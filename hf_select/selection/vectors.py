@@ -69,7 +69,7 @@ class VectorSelector(Selector):
 
     def choose(self, dataset: "Dataset", budget: Budget) -> Choice:
         """Rows by their vectors."""
-        units = self._unit_vectors(dataset, budget)
+        units = self._units(dataset, budget)
         choice = self.choose_among(units, dataset, budget)
         counts = {**choice.counts, "without_vector": len(units) - int(has_vector(units).sum())}
         if not isinstance(self.vectors, str):  # their shape is recorded in place of the numbers
@@ -87,7 +87,7 @@ class VectorSelector(Selector):
             return self
         return replace(self, vectors=_as_array(self.vectors, dataset)[rows])
 
-    def _unit_vectors(self, dataset: "Dataset", budget: Budget) -> np.ndarray:
+    def _units(self, dataset: "Dataset", budget: Budget) -> np.ndarray:
         if isinstance(self.vectors, str):
             vectors = columns.list_column(dataset, self.vectors, _HOW_TO_GIVE_VECTORS)
         else:
@@ -98,7 +98,7 @@ class VectorSelector(Selector):
             raise ValueError(
                 f"{len(vectors)} vectors for {len(dataset)} rows; give the vectors of this dataset, in its order."
             )
-        units = unit(vectors)
+        units = unit_vectors(vectors)
         units[budget.uncounted] = np.nan
         return units
 
@@ -109,7 +109,7 @@ def _as_array(vectors: np.ndarray | StoredVectors, dataset: "Dataset") -> np.nda
     return np.asarray(vectors.to_numpy() if isinstance(vectors, StoredVectors) else vectors)
 
 
-def unit(vectors: np.ndarray) -> np.ndarray:
+def unit_vectors(vectors: np.ndarray) -> np.ndarray:
     """Vectors of length 1 as float32, NaN throughout where one is not finite; a zero vector stays zero."""
     units = np.array(vectors, dtype=np.float32)  # a copy: the caller's vectors stay as they are
     units[~np.isfinite(units).all(axis=1)] = np.nan

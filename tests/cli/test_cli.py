@@ -215,7 +215,7 @@ def test_the_errors_of_select(capsys, pool):
         return fails(capsys, "select", *(word for key, value in flags.items() for word in (f"--{key}", value)))
 
     assert "must lie in (0, 1]" in error(fraction="0") and "must lie in (0, 1]" in error(fraction="1.5")
-    assert "41 rows were asked for, but only 40" in error(k="41")
+    assert "41 rows were requested, but only 40" in error(k="41")
     assert "exactly one of" in error() and "exactly one of" in error(k="1", fraction="0.1")
     assert 'Did you mean "score_length"' in error(column="score_lenght", k="1")
     assert "Did you mean top_k" in error(selector="topk", k="1")
@@ -348,7 +348,7 @@ def test_a_failing_step_says_why_and_the_finished_ones_are_kept(pool, capsys):
         "  select: {scores: '${output_dir}/scores', selector: longest, k: 500, output: '${output_dir}/s.jsonl'}\n"
     )
     assert run("run", "r.yaml", "--output-dir", "a") == 2
-    assert "500 rows were asked for, but only 40" in capsys.readouterr().err
+    assert "500 rows were requested, but only 40" in capsys.readouterr().err
     assert run("run", "r.yaml", "--output-dir", "a", "select.k=3") == 0
     assert "score: finished earlier, skipped" in capsys.readouterr().out
 

@@ -410,7 +410,7 @@ def test_a_question_without_its_answer_is_a_bad_row(mix, row, reason):
         ({"rows": 5, "weight": 1.0}, "takes rows, tokens or a weight; given: rows, weight"),
         ({"take": "last"}, 'take is "last"; it can be random, first'),
         ({"where": "en"}, "where is 'en'; it is a mapping"),
-        ({"scorer": Length()}, "are for its selector, and there is none"),
+        ({"scorer": Length()}, "are for its selector; name one"),
         ({"selector": TopK("score_x"), "shortfall": "repeat"}, "a selection is not repeated"),
     ],
 )

@@ -66,7 +66,7 @@ def test_an_infinite_score_is_not_ranked_and_changes_nothing_for_the_others(name
     assert found.indices.tolist() == expected.indices.tolist() and 5 not in found.indices
     assert np.isfinite(found.scores).all()
     assert '1 of 12 rows have an infinite "score_x" (first: row 5) and are not ranked' in caplog.text
-    with pytest.raises(ValueError, match=r"12 rows were asked for, but only \d+"):
+    with pytest.raises(ValueError, match=r"12 rows were requested, but only \d+"):
         SELECTORS[name](pool(with_infinite), k=12)
 
 

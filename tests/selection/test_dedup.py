@@ -247,7 +247,7 @@ def test_a_budget_cuts_what_is_kept():
     assert Dedup()(dataset, k=2).indices.tolist() == [0, 2]
     assert Dedup()(dataset, fraction=0.5).indices.tolist() == [0, 2, 3]
     assert Dedup()(dataset, tokens=11).indices.tolist() == [0, 2]
-    with pytest.raises(ValueError, match="5 rows were asked for, but only 4 are kept by Dedup"):
+    with pytest.raises(ValueError, match="5 rows were requested, but only 4 are kept by Dedup"):
         Dedup()(dataset, k=5)
     with pytest.raises(ValueError, match="exactly one"):
         Dedup()(dataset, k=2, tokens=5)

@@ -202,7 +202,7 @@ def test_score_then_threshold_by_hand():
     assert selection.chain[0]["passed_over"] == 1 and selection.chain[0]["scored"] == 4
     assert selector(dataset, tokens=2).indices.tolist() == [3, 1]
     with pytest.raises(
-        ValueError, match="4 rows were asked for, but only 3 of 4 rows with a score and a vector are left"
+        ValueError, match="4 rows were requested, but only 3 of 4 rows with a score and a vector are left"
     ):
         selector(dataset, k=4)
     for threshold in (0, 1, 1.5):

@@ -70,7 +70,7 @@ def test_a_cap_passes_over_rows_of_a_full_source():
     dataset = Dataset.from_dict({"score_a": [9.0, 8, 7, 6, 5, 4], "source": list("xxxyyz")})
     capped = RoundRobin(["score_a"], max_per="source", cap=1)
     assert capped(dataset, k=3).indices.tolist() == [0, 3, 5]
-    with pytest.raises(ValueError, match="4 rows were asked for, but only 3"):
+    with pytest.raises(ValueError, match="4 rows were requested, but only 3"):
         capped(dataset, k=4)
 
 

@@ -64,7 +64,7 @@ def test_longest_reads_the_length_column():
 
 def test_a_stored_nan_is_no_score():
     dataset = Dataset.from_dict({"score_x": [1.0, float("nan"), 3.0]})
-    with pytest.raises(ValueError, match="3 rows were asked for, but only 2 can be ranked"):
+    with pytest.raises(ValueError, match="3 rows were requested, but only 2 can be ranked"):
         TopK("score_x")(dataset, k=3)
 
 
