@@ -74,15 +74,15 @@ class SearchMixture(Command):
             self.seeds,
             self.seed,
         )
-        print_table(["source", "weight"], [[name, f"{w:.3f}"] for name, w in result["weights"].items()])
-        rows = [[name, f"{value:.4f}"] for name, value in result["confirmed"].items()]
+        print_table(["source", "weight"], [[name, f"{weight:.3f}"] for name, weight in result.weights.items()])
+        rows = [[name, f"{value:.4f}"] for name, value in result.confirmed.items()]
         print_table(["weights", "result, new seeds"], rows)
-        for name, d in result["differences"].items():
-            print(f"found less {name}: {d['mean']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]")
-        cost = result["cost"]
-        print(f"{result['verdict']}.\n{cost['tokens']:,} tokens, {cost['seconds']:,.0f} s, {cost['flops']:.2e} FLOPs.")
-        shares = " ".join(f"{name}={weight:.3f}" for name, weight in result["weights"].items())
-        return f"hf-select mix --sources ... --weights {shares} --rows N --output-dir mix"
+        for name, d in result.differences.items():
+            print(f"best minus {name}: {d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]")
+        cost = result.cost
+        print(f"{result.verdict}.\n{cost.tokens:,} tokens, {cost.seconds:,.0f} s, {cost.flops:.2e} FLOPs.")
+        weights = " ".join(f"{name}={weight:.3f}" for name, weight in result.weights.items())
+        return f"hf-select mix --sources ... --weights {weights} --rows N --output-dir mix"
 
     def _source(self, name: str, where: str) -> Any:
         from hf_select.data.loading import read_dataset

@@ -1,30 +1,26 @@
-"""Weights of a mixture by small runs: train a proxy on many mixtures, regress its result on their weights, take the
-weights that the regression likes best, and see whether they hold.
+"""Search the weights of a mixture: train a proxy on many mixtures, regress its result on their weights, and confirm
+the best weights by further runs.
 
 Liu et al. 2024, "RegMix: Data Mixture as Regression for Language Model Pre-training" (arXiv:2407.01492): weights drawn
-from Dirichlet distributions around the sources' own sizes, a proxy run each, a regression, the mean of the best
-simulated weights. Their regressions are linear or of gradient-boosted trees on hundreds of runs; for the tens of runs
-that are meant here it is one of Scheffe's two polynomials for mixtures (1958), whichever foretells left-out runs
-better:
+from Dirichlet distributions around the sources' own sizes, one proxy run each, a regression, the mean of the best
+simulated weights. Their regressions are linear or of gradient-boosted trees on hundreds of runs. This search is meant
+for tens of runs and uses a linear or quadratic polynomial (mixture_regression.py), whichever predicts left-out runs
+better.
 
-    linear      y(w) = sum_i b_i w_i
-    quadratic   y(w) = sum_i b_i w_i + sum_(i<j) b_ij w_i w_j
-
-What it says is told with its error: how well runs that were left out are foretold, and, by further runs with several
-seeds, whether the weights found beat the sources' own proportions and equal shares at equal tokens. A proxy's best
-weights need not be those of a larger model; the paper's claim that they are is for pre-training.
+Predictions are reported with their leave-one-out error. Further runs with several seeds show whether the best weights
+beat the sources' own proportions and equal shares at equal tokens. A proxy's best weights need not be those of a
+larger model; the paper's claim that they are is for pre-training.
 
 output_dir/
   search.json            sources, measures, recipe, draws; a folder with others is refused
   runs/NAME.json         one run: weights, cost, results
-  result.json            the regression, the weights, the confirmation, what all of it cost
+  result.json            the regression, the weights, their confirmation, the total cost
 """
 
 import itertools
 import logging
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -36,6 +32,7 @@ from hf_select.atomic import read_json, write_json
 from hf_select.data.file_names import slug
 from hf_select.evaluation.held_out_loss import as_measures
 from hf_select.evaluation.measure import Measure
+from hf_select.evaluation.mixture_regression import Regression, draw_weights, finest_grid
 from hf_select.evaluation.statistics import corrected, differences
 from hf_select.jobs.run_folder import claim_run_folder
 from hf_select.mixtures.mixture import Mixture
@@ -43,7 +40,6 @@ from hf_select.mixtures.source import Source
 from hf_select.models.responses import tokenize_with_labels
 from hf_select.models.sources import find
 from hf_select.reports.comparison_result import Difference
-from hf_select.selection.ranking import rank_correlation
 from hf_select.training.equal_tokens import Recipe
 from hf_select.training.train_on_tokens import train_on_tokens
 from hf_select.validation import check_choice
@@ -52,86 +48,68 @@ from hf_select.validation import check_choice
 logger = logging.getLogger(__name__)
 
 Draws = Literal["dirichlet", "grid"]
-_SIMULATED, _BEST = 20_000, 100  # weights that the regression is asked about; the mean of the best is taken
-# Draws around the sources' own proportions: from nearly one source alone to nearly the proportions.
-_CONCENTRATION = (0.1, 5.0)
+BEST = "best"  # name of the best weights among those that are confirmed
+_SIMULATED, _AVERAGED = 20_000, 100  # weights whose result is predicted, and those of the best that are averaged
 
-# k sources, n runs, p terms of the regression
-
-
-def drawn_weights(proportions: Sequence[float] | np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """(count, k) weights that sum to 1: Dirichlet(c k proportions), each with a c of its own."""
-    around = np.asarray(proportions, dtype=np.float64)
-    around = len(around) * around / around.sum()
-    low, high = np.log(_CONCENTRATION)
-    return np.stack([rng.dirichlet(np.exp(rng.uniform(low, high)) * around + 1e-3) for _ in range(count)])
-
-
-def grid_weights(sources: int, steps: int) -> np.ndarray:
-    """All weights in multiples of 1/steps: (C(steps + k - 1, k - 1), k)."""
-    bars = itertools.combinations(range(steps + sources - 1), sources - 1)
-    found = [np.diff([-1, *bar, steps + sources - 1]) - 1 for bar in bars]
-    return np.array(found) / steps
+Record = Mapping[str, Any]  # of a run, as it is written to runs/
 
 
 @dataclass(frozen=True)
-class Regression:
-    """Scheffe's polynomial of a result in the weights.
-
-    left_out: (n,) each run as foretold by all others. rank_correlation: of these with the results (Spearman; None
-    where all are equal). skill: 1 - squared error of these over that of the mean of all others; 0 or less foretells
-    nothing.
-    """
+class RegressionSummary:
+    """The fitted regression (see Regression); runs: number of runs it was fitted to."""
 
     degree: int
-    coefficients: np.ndarray  # (p,)
-    left_out: np.ndarray
+    coefficients: list[float]
     rank_correlation: float | None
     skill: float
-
-    @classmethod
-    def fit(cls, weights: np.ndarray, results: np.ndarray) -> "Regression":
-        """The better of the two by the runs left out. weights (n, k), results (n,).
-
-        Raises: ValueError for fewer runs than one more than sources.
-        """
-        if len(results) <= weights.shape[1]:
-            raise ValueError(
-                f"{len(results)} runs cannot tell {weights.shape[1]} sources apart; make at least "
-                f"{weights.shape[1] + 1}, better five for each source."
-            )
-        found = [cls._of_degree(weights, results, degree) for degree in (1, 2)]
-        return max((one for one in found if one is not None), key=lambda one: one.skill)
-
-    @classmethod
-    def _of_degree(cls, weights: np.ndarray, results: np.ndarray, degree: int) -> "Regression | None":
-        terms = _terms(weights, degree)
-        if degree > 1 and (len(results) <= terms.shape[1] or np.linalg.matrix_rank(terms) < terms.shape[1]):
-            return None
-        inverse = np.linalg.pinv(terms)
-        coefficients = inverse @ results
-        leverage = np.einsum("np,pn->n", terms, inverse)
-        residuals = results - terms @ coefficients
-        # Of least squares without run i: its residual is that of all runs over 1 - leverage.
-        left_out = results - residuals / np.maximum(1 - leverage, 1e-12)
-        n = len(results)
-        of_mean = (results - results.mean()) * n / (n - 1)
-        varied = float((of_mean**2).sum())
-        skill = 1 - float(((results - left_out) ** 2).sum()) / varied if varied > 0 else 0.0
-        rank = rank_correlation(left_out, results)
-        return cls(degree, coefficients, left_out, rank, skill)
-
-    def __call__(self, weights: np.ndarray) -> np.ndarray:
-        return _terms(weights, self.degree) @ self.coefficients
+    runs: int
 
 
-def _terms(weights: np.ndarray, degree: int) -> np.ndarray:
-    pairs = itertools.combinations(range(weights.shape[1]), 2) if degree == 2 else []
-    return np.column_stack([weights, *(weights[:, i] * weights[:, j] for i, j in pairs)])
+@dataclass(frozen=True)
+class SearchRun:
+    """One of the trained mixtures and its result."""
+
+    weights: list[float]
+    result: float
+
+
+@dataclass(frozen=True)
+class SearchCost:
+    """Trained tokens, seconds and FLOPs of all runs."""
+
+    tokens: int
+    seconds: float
+    flops: float
+
+
+@dataclass(frozen=True)
+class MixtureSearchResult:
+    """The result of a search.
+
+    Args:
+        weights: source -> its best weight.
+        predicted: result of the best weights by the regression.
+        confirmed: best weights, proportions and equal shares -> mean result with new seeds.
+        differences: of the best weights minus each of the others.
+        verdict: what the search shows, as a sentence.
+    """
+
+    weights: dict[str, float]
+    predicted: float
+    regression: RegressionSummary
+    confirmed: dict[str, float]
+    differences: dict[str, Difference]
+    verdict: str
+    cost: SearchCost
+    runs: list[SearchRun]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the contents of result.json."""
+        return asdict(self)
 
 
 def search_mixture(
-    sources: Mapping[str, Any],
+    sources: Mapping[str, Source | Dataset | str],
     measures: Mapping[str, Dataset | Measure],
     recipe: Recipe,
     output_dir: str | Path,
@@ -141,22 +119,22 @@ def search_mixture(
     passes: float = 1.0,
     seeds: int = 3,
     seed: int = 0,
-) -> dict[str, Any]:
-    """Search the weights of a mixture.
+) -> MixtureSearchResult:
+    """Search the weights of a mixture. A killed search resumes.
 
     Args:
-        sources: name -> Source, dataset, file or Hub id; at least two. What a Source says of rows, tokens and weight
-            is set aside.
-        measures: name -> held-out rows or another measure; the mean over them is what is made small (measures of which
-            more is better count negatively), so give measures of one unit.
+        sources: name -> Source, dataset, file or Hub id; at least two. Rows, tokens and weight of a Source are
+            ignored.
+        measures: name -> held-out rows or another measure; their mean is minimized (measures of which more is better
+            count negatively), so give measures of one unit.
         recipe: how the proxy is trained.
-        rows: of each mixture.
-        runs: mixtures that are drawn; of a grid, the finest whose number does not exceed it.
+        rows: number of rows of each mixture.
+        runs: number of mixtures that are drawn; of a grid, the finest with at most as many.
         draws: dirichlet or grid.
-        passes: every run trains as many tokens as so many passes over `rows` rows of the sources' mean length.
-        seeds: runs of the weights found, of the sources' proportions and of equal shares, which confirm or do not.
+        passes: every run trains as many tokens as `passes` over `rows` rows of the sources' mean length.
+        seeds: runs of the best weights, of the sources' proportions and of equal shares, for the confirmation.
         seed: of the draws.
-    Returns: what result.json says.
+    Returns: the result, which is also written to result.json.
     Raises: ValueError for fewer than two sources, too few runs, a source without the rows that a weight of 1 needs.
     """
     check_choice("draws", draws, Draws)
@@ -166,88 +144,118 @@ def search_mixture(
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1.")
     if seeds < 2:
-        raise ValueError(f"seeds is {seeds}; one run says nothing of the spread between runs: at least 2.")
-    search = _Search(sources, as_measures(measures, recipe.max_length), recipe, Path(output_dir).expanduser(), rows)
-    return search.run(runs, draws, passes, seeds, seed)
+        raise ValueError(f"seeds is {seeds}; one run says nothing about the spread between runs: at least 2.")
+    opened = {name: _open_source(name, source, rows) for name, source in sources.items()}
+    measured = as_measures(measures, recipe.max_length)
+    search = _MixtureSearch(opened, measured, recipe, Path(output_dir).expanduser(), rows, passes, seed)
+    return search.run(runs, draws, seeds)
 
 
-class _Search:
-    def __init__(
-        self, sources: Mapping[str, Any], measures: dict[str, Measure], recipe: Recipe, folder: Path, rows: int
-    ):
-        self.sources: dict[str, Source] = {}
-        for name, said in sources.items():
-            source = said if isinstance(said, Source) else Source(said)
-            try:
-                there = cast(Dataset, source.open(stream=False))
-                source = replace(source, rows=None, tokens=None, weight=1.0, data=there, rename=None)
-            except ValueError as error:
-                raise ValueError(f'source "{name}": {error}') from error
-            if len(there) < rows and source.shortfall != "repeat":
-                raise ValueError(
-                    f'source "{name}" has {len(there)} rows, and a mixture of it alone needs {rows}; lower rows, or '
-                    "say shortfall: repeat."
-                )
-            self.sources[name] = source
-        self.measures, self.recipe, self.folder, self.rows = measures, recipe, folder, rows
+def compare_best(values: Mapping[str, np.ndarray]) -> dict[str, Difference]:
+    """Return the best weights minus each other, name -> (seeds, items), with p-values corrected for all of them."""
+    others = [name for name in values if name != BEST]
+    return corrected(
+        {name: differences({name: values[BEST]}, values[name], num_comparisons=len(others))[name] for name in others}
+    )
 
-    def run(self, runs: int, draws: Draws, passes: float, seeds: int, seed: int) -> dict[str, Any]:
+
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _open_source(name: str, source: Source | Dataset | str, rows: int) -> Source:
+    """Load a source, and check that a mixture of it alone has enough rows."""
+    source = source if isinstance(source, Source) else Source(source)
+    try:
+        data = cast(Dataset, source.open(stream=False))
+        source = replace(source, rows=None, tokens=None, weight=1.0, data=data, rename=None)
+    except ValueError as error:
+        raise ValueError(f'source "{name}": {error}') from error
+    if len(data) < rows and source.shortfall != "repeat":
+        raise ValueError(
+            f'source "{name}" has {len(data)} rows, and a mixture of it alone needs {rows}; lower rows, or set '
+            "shortfall: repeat."
+        )
+    return source
+
+
+@dataclass
+class _MixtureSearch:
+    sources: dict[str, Source]
+    measures: dict[str, Measure]
+    recipe: Recipe
+    folder: Path
+    rows: int
+    passes: float
+    seed: int
+
+    def run(self, runs: int, draws: Draws, seeds: int) -> MixtureSearchResult:
         names, sizes = list(self.sources), np.array([len(source.data) for source in self.sources.values()], float)
-        rng = np.random.default_rng(seed)
-        weights = drawn_weights(sizes, runs, rng) if draws == "dirichlet" else _finest_grid(len(names), runs)
+        rng = np.random.default_rng(self.seed)
+        weights = draw_weights(sizes, runs, rng) if draws == "dirichlet" else finest_grid(len(names), runs)
         if len(weights) <= len(names):
-            raise ValueError(f"{runs} runs cannot tell {len(names)} sources apart; make at least {len(names) + 1}.")
+            raise ValueError(f"{runs} runs cannot tell {len(names)} sources apart; train at least {len(names) + 1}.")
+        self._claim_folder(draws, sizes)
+        self._plan(len(weights), 3 * seeds)
+        records = [
+            self._record(f"draw-{place:03d}", weights[place], self.seed)
+            for place in tqdm(range(len(weights)), desc="mixtures", unit="run")
+        ]
+        results = np.array([self._objective(record).mean() for record in records])
+        regression = Regression.fit(weights, results)
+        simulated = np.vstack([draw_weights(sizes, _SIMULATED, rng), np.eye(len(names))])
+        best = simulated[np.argsort(regression(simulated), kind="stable")[:_AVERAGED]].mean(axis=0)
+        confirmed = self._confirm(best, sizes, seeds)
+        values = {arm: np.array([self._objective(record) for record in some]) for arm, some in confirmed.items()}
+        against = compare_best(values)
+        result = MixtureSearchResult(
+            weights=dict(zip(names, map(float, best), strict=True)),
+            predicted=float(regression(best[None])[0]),
+            regression=RegressionSummary(
+                regression.degree,
+                regression.coefficients.tolist(),
+                regression.rank_correlation,
+                regression.skill,
+                len(weights),
+            ),
+            confirmed={arm: float(results.mean()) for arm, results in values.items()},
+            differences=against,
+            verdict=_verdict(regression, against),
+            cost=_total_cost([*records, *itertools.chain.from_iterable(confirmed.values())]),
+            runs=[SearchRun(w.tolist(), float(r)) for w, r in zip(weights, results, strict=True)],
+        )
+        write_json(self.folder / "result.json", result.to_dict())
+        return result
+
+    def _claim_folder(self, draws: Draws, sizes: np.ndarray) -> None:
         settings = {
             "recipe": {**self.recipe.described(), "model": find(self.recipe.model).identity},
-            "rows": self.rows, "passes": passes, "draws": draws, "seed": seed,
+            "rows": self.rows, "passes": self.passes, "draws": draws, "seed": self.seed,
             "sources": {name: source.data._fingerprint for name, source in self.sources.items()},
             "measures": {name: measure.identity() for name, measure in self.measures.items()},
         }  # fmt: skip
-        whole = Dataset.from_dict({"source": names, "rows": sizes.tolist()})
-        claim_run_folder(self.folder / "search.json", settings, "a mixture search", whole)
+        sizes_of_sources = Dataset.from_dict({"source": list(self.sources), "rows": sizes.tolist()})
+        claim_run_folder(self.folder / "search.json", settings, "a mixture search", sizes_of_sources)
+
+    def _plan(self, runs: int, confirmations: int) -> None:
+        """Set tokens and steps of a run, and log the cost of all."""
         mean = self._mean_length()
-        self.tokens = max(1, round(passes * self.rows * mean))
+        self.tokens = max(1, round(self.passes * self.rows * mean))
         self.steps = self.recipe.steps(self.tokens, mean)
         logger.warning(
             "mixture search: %d runs of %s tokens, and %d to confirm; a training run of %s tokens costs as much.",
-            len(weights), f"{self.tokens:,}", 3 * seeds, f"{self.tokens * (len(weights) + 3 * seeds):,}",
+            runs, f"{self.tokens:,}", confirmations, f"{self.tokens * (runs + confirmations):,}",
         )  # fmt: skip
-        wanted = {f"draw-{place:03d}": (one, seed) for place, one in enumerate(weights)}
-        found = [self._made(name, *wanted[name]) for name in tqdm(wanted, desc="mixtures", unit="run")]
-        results = np.array([self._objective(record).mean() for record in found])
-        regression = Regression.fit(weights, results)
-        simulated = np.vstack([drawn_weights(sizes, _SIMULATED, rng), np.eye(len(names))])
-        best = simulated[np.argsort(regression(simulated), kind="stable")[:_BEST]].mean(axis=0)
-        arms = {"found": best, "proportions": sizes / sizes.sum(), "equal shares": np.full(len(names), 1 / len(names))}
-        confirmed = {
-            arm: [self._made(f"{arm}-{s}", one, seed + 1 + s) for s in range(seeds)]
-            for arm, one in tqdm(arms.items(), desc="confirm", unit="mixture")
+
+    def _confirm(self, best: np.ndarray, sizes: np.ndarray, seeds: int) -> dict[str, list[Record]]:
+        """Train the best weights, the sources' proportions and equal shares with new seeds."""
+        arms = {BEST: best, "proportions": sizes / sizes.sum(), "equal shares": np.full(len(sizes), 1 / len(sizes))}
+        return {
+            arm: [self._record(f"{arm}-{s}", weights, self.seed + 1 + s) for s in range(seeds)]
+            for arm, weights in tqdm(arms.items(), desc="confirm", unit="mixture")
         }
-        values = {arm: np.array([self._objective(record) for record in some]) for arm, some in confirmed.items()}
-        against = beside_the_others(values)
-        every = [*found, *itertools.chain.from_iterable(confirmed.values())]
-        result = {
-            "weights": dict(zip(names, map(float, best), strict=True)),
-            "foretold": float(regression(best[None])[0]),
-            "regression": {
-                "degree": regression.degree,
-                "coefficients": regression.coefficients.tolist(),
-                "rank_correlation": regression.rank_correlation,
-                "skill": regression.skill,
-                "runs": len(weights),
-            },
-            "confirmed": {arm: float(v.mean()) for arm, v in values.items()},
-            "differences": {arm: {**vars(d), "verdict": d.verdict()} for arm, d in against.items()},
-            "verdict": _verdict(regression, against),
-            "cost": {name: sum(record[name] for record in every) for name in ("tokens", "seconds", "flops")},
-            "runs": [{"weights": one.tolist(), "result": float(r)} for one, r in zip(weights, results, strict=True)],
-            "sources": names,
-        }
-        write_json(self.folder / "result.json", result)
-        return result
 
     def _mean_length(self) -> float:
-        """Tokens of a row, by the first rows of each source."""
+        """Return the mean number of tokens of a row, from the first rows of each source."""
         lm = self.recipe.base()
         lengths: list[int] = []
         for source in self.sources.values():
@@ -259,12 +267,12 @@ class _Search:
             raise ValueError("none of the sources' rows has a response to train on.")
         return float(np.mean(lengths))
 
-    def _made(self, name: str, weights: np.ndarray, seed: int) -> dict[str, Any]:
-        """The record of a run, made if it is not there."""
+    def _record(self, name: str, weights: np.ndarray, seed: int) -> Record:
+        """Return the record of a run; train it if it does not exist."""
         path = self.folder / "runs" / f"{slug(name)}.json"
-        there = read_json(path)
-        if there is not None and np.allclose(there["weights"], weights, atol=1e-9):
-            return there
+        existing = read_json(path)
+        if existing is not None and np.allclose(existing["weights"], weights, atol=1e-9):
+            return existing
         mixed = Mixture(
             {n: replace(s, weight=float(w)) for (n, s), w in zip(self.sources.items(), weights, strict=True)},
             rows=self.rows, seed=seed, dedup="none", bad_rows="skip",
@@ -281,8 +289,8 @@ class _Search:
         write_json(path, record)
         return record
 
-    def _objective(self, record: Mapping[str, Any]) -> np.ndarray:
-        """What is made small, item by item; every measure counts as much as the others, whatever its items."""
+    def _objective(self, record: Record) -> np.ndarray:
+        """Return what is minimized, item by item; measures have equal weight whatever their number of items."""
         parts = [np.asarray(record["values"][name], dtype=np.float64) for name in self.measures]
         signs = [1.0 if measure.better == "lower" else -1.0 for measure in self.measures.values()]
         items = sum(map(len, parts))
@@ -292,30 +300,20 @@ class _Search:
         )
 
 
-def beside_the_others(values: Mapping[str, np.ndarray]) -> dict[str, Difference]:
-    """The weights found less each other arm, arm -> (seeds, items), with p-values corrected for all of them."""
-    others = [arm for arm in values if arm != "found"]
-    return corrected(
-        {arm: differences({arm: values["found"]}, values[arm], num_comparisons=len(others))[arm] for arm in others}
-    )
+def _total_cost(records: Sequence[Record]) -> SearchCost:
+    tokens, seconds, flops = (sum(record[name] for record in records) for name in ("tokens", "seconds", "flops"))
+    return SearchCost(tokens, seconds, flops)
 
 
-def _finest_grid(sources: int, runs: int) -> np.ndarray:
-    steps = 1
-    while math.comb(steps + sources, sources - 1) <= runs:
-        steps += 1
-    return grid_weights(sources, steps)
-
-
-def _verdict(regression: Regression, against: Mapping[str, Any]) -> str:
+def _verdict(regression: Regression, against: Mapping[str, Difference]) -> str:
     if regression.skill <= 0:
-        said = "the regression foretells left-out runs no better than their mean: the weights found mean nothing"
+        fit = "the regression predicts left-out runs no better than their mean: the best weights mean nothing"
     else:
-        said = f"the regression explains {regression.skill:.0%} of the spread of left-out runs"
+        fit = f"the regression explains {regression.skill:.0%} of the spread of left-out runs"
     beaten = [arm for arm, d in against.items() if d.outcome() == "better"]
     worse = [arm for arm, d in against.items() if d.outcome() == "worse"]
     if worse:
-        return f"{said}; confirmed with new seeds, they are worse than {' and '.join(worse)}: do not use them"
+        return f"{fit}; with new seeds the best weights are worse than {' and '.join(worse)}: do not use them"
     if beaten:
-        return f"{said}; confirmed with new seeds, they beat {' and '.join(beaten)}"
-    return f"{said}; with new seeds there is no evidence that they beat the sources' proportions or equal shares"
+        return f"{fit}; with new seeds the best weights beat {' and '.join(beaten)}"
+    return f"{fit}; with new seeds there is no evidence that the best weights beat proportions or equal shares"

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,13 +11,8 @@ from test_compare import ground, rows_of  # noqa: F401
 
 from hf_select import Source
 from hf_select.cli.main import main
-from hf_select.evaluation.mixture_search import (
-    Regression,
-    beside_the_others,
-    drawn_weights,
-    grid_weights,
-    search_mixture,
-)
+from hf_select.evaluation.mixture_regression import Regression, draw_weights, grid_weights
+from hf_select.evaluation.mixture_search import compare_best, search_mixture
 from hf_select.evaluation.statistics import differences, holm
 
 
@@ -28,7 +24,7 @@ def test_a_grid_is_every_share_in_steps():
 
 
 def test_draws_are_shares_around_the_sizes():
-    draws = drawn_weights([8, 1, 1], 4000, np.random.default_rng(0))
+    draws = draw_weights([8, 1, 1], 4000, np.random.default_rng(0))
     np.testing.assert_allclose(draws.sum(axis=1), 1)
     np.testing.assert_allclose(draws.mean(axis=0), [0.8, 0.1, 0.1], atol=0.02)
     assert draws.max() > 0.99 and draws.min() >= 0
@@ -36,7 +32,7 @@ def test_draws_are_shares_around_the_sizes():
 
 def test_the_regression_is_least_squares_and_its_left_out_runs_are_left_out():
     rng = np.random.default_rng(0)
-    weights = drawn_weights([1, 1, 1], 14, rng)
+    weights = draw_weights([1, 1, 1], 14, rng)
     results = weights @ [3.0, 2.0, 1.0] + 0.5 * weights[:, 0] * weights[:, 1] + 0.02 * rng.normal(size=14)
     fitted = Regression.fit(weights, results)
     for degree in (1, 2):
@@ -54,7 +50,7 @@ def test_the_regression_is_least_squares_and_its_left_out_runs_are_left_out():
     exact = Regression.fit(weights, weights @ [3.0, 2.0, 1.0])
     np.testing.assert_allclose(exact.coefficients[:3], [3, 2, 1], atol=1e-6)
     noise = [Regression.fit(weights, np.random.default_rng(s).normal(size=14)).skill for s in range(20)]
-    assert np.median(noise) < 0.1, "noise is foretold"
+    assert np.median(noise) < 0.1, "noise is predicted"
     with pytest.raises(ValueError, match="3 runs cannot tell 3 sources apart"):
         Regression.fit(weights[:3], results[:3])
 
@@ -64,13 +60,13 @@ def test_arms_that_differ_in_nothing_give_a_false_verdict_in_one_of_twenty_searc
     rng, searches, alarms, alone = np.random.default_rng(3), 500, 0, 0
     for _ in range(searches):
         difficulty = rng.normal(size=40)
-        arms = {arm: difficulty + 0.5 * rng.normal(size=(5, 40)) for arm in ("found", "proportions", "equal shares")}
-        against = beside_the_others(arms)
+        arms = {arm: difficulty + 0.5 * rng.normal(size=(5, 40)) for arm in ("best", "proportions", "equal shares")}
+        against = compare_best(arms)
         assert {arm: d.p_holm for arm, d in against.items()} == holm({arm: d.p for arm, d in against.items()})
         alarms += any(d.outcome() != "no evidence" for d in against.values())
         alone += any(d.p <= 0.05 for d in against.values())
     assert alarms < alone and alarms / searches <= 0.065
-    single = differences({"found": arms["found"]}, arms["equal shares"])["found"]
+    single = differences({"best": arms["best"]}, arms["equal shares"])["best"]
     assert against["equal shares"].detectable > single.detectable
 
 
@@ -90,15 +86,15 @@ def searched(ground, tmp_path_factory):  # noqa: F811
 def test_a_planted_source_is_found_and_a_killed_search_goes_on(searched):
     folder, sources, recipe, held_out, settings = searched
     result = search_mixture(sources, {"sums": held_out}, recipe, folder / "o", **settings)
-    assert result["weights"]["good"] > 0.9 and sum(result["weights"].values()) == pytest.approx(1)
-    assert result["regression"]["skill"] > 0.3 and len(result["runs"]) == 8
-    assert result["confirmed"]["found"] < result["confirmed"]["equal shares"]
-    assert result["cost"]["tokens"] > 0 and result["cost"]["flops"] > 0
+    assert result.weights["good"] > 0.9 and sum(result.weights.values()) == pytest.approx(1)
+    assert result.regression.skill > 0.3 and len(result.runs) == 8
+    assert result.confirmed["best"] < result.confirmed["equal shares"]
+    assert result.cost.tokens > 0 and result.cost.flops > 0
     runs = {path: path.stat().st_mtime_ns for path in (folder / "o" / "runs").iterdir()}
     lost = folder / "o" / "runs" / "draw-003.json"
     lost.unlink()
     again = search_mixture(sources, {"sums": held_out}, recipe, folder / "o", **settings)
-    assert {k: v for k, v in again.items() if k != "cost"} == {k: v for k, v in result.items() if k != "cost"}
+    assert replace(again, cost=result.cost) == result
     assert all(path.stat().st_mtime_ns == when for path, when in runs.items() if path != lost)
     with pytest.raises(ValueError, match=r"another run .*rows"):
         search_mixture(sources, {"sums": held_out}, recipe, folder / "o", **{**settings, "rows": 20})
@@ -131,5 +127,5 @@ def test_the_command_searches(searched, capsys, tmp_path):
     command += ["--held-out", f"sums={folder}/good.jsonl", "--rows-per-step", "4", "--output-dir", str(tmp_path / "o")]
     assert main(command) == 0
     out = capsys.readouterr().out
-    assert "found less proportions" in out and "Next: hf-select mix" in out and "FLOPs" in out
+    assert "best minus proportions" in out and "Next: hf-select mix" in out and "FLOPs" in out
     assert len(json.loads((tmp_path / "o" / "result.json").read_text())["runs"]) == 3
