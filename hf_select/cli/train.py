@@ -108,52 +108,46 @@ class OnlineSelection:
         )
 
     def _score(self, trainer: Any) -> Any:
+        """The online score, the scorer or the column that `score` names."""
         from hf_select.models.causal_lm import CausalLM
         from hf_select.scoring import SCORERS
+        from hf_select.scoring.scorer import Scorer
 
+        assert self.score is not None
         queries = trainer.eval_dataset["queries"] if self.queries is not None else None
         if self.score in trainer.train_dataset.column_names:
             return self.score
-        name = str(self.score)
-        own_scorer = ":" in name and _is_scorer(name)
-        if name in ONLINE_SCORES or (":" in name and not own_scorer):
-            return _online_score(name, queries)
-        if name not in SCORERS and not own_scorer:
+        if self.score in ONLINE_SCORES or ":" in self.score:
+            target = import_name(ONLINE_SCORES.get(self.score, self.score))
+            if not (isinstance(target, type) and issubclass(target, Scorer)):
+                return _online_score(self.score, target, queries)
+        elif self.score not in SCORERS:
             known = (*ONLINE_SCORES, *SCORERS, *trainer.train_dataset.column_names)
-            raise suggest("score", name, known)
-        scorer = scorer_class(name)
-        if "model" not in {f.name for f in settable(scorer)}:
+            raise suggest("score", self.score, known)
+        cls = scorer_class(self.score)
+        if "model" not in {f.name for f in settable(cls)}:
             raise ValueError(f"scorer {self.score} runs no model; score the dataset before and name the column.")
-        made = scorer(CausalLM(trainer.model, tokenizer=trainer.processing_class))  # type: ignore[call-arg]
-        if made.needs_fit:
+        scorer = cls(CausalLM(trainer.model, tokenizer=trainer.processing_class))  # type: ignore[call-arg]
+        if scorer.needs_fit:
             if queries is None:
                 raise ValueError(f"scorer {self.score} needs --queries: rows of the target task.")
-            made.fit(queries)
-        return made
+            scorer.fit(queries)
+        return scorer
 
 
-def _is_scorer(name: str) -> bool:
-    """Whether MODULE:NAME names a scorer, not an online score."""
-    from hf_select.scoring.scorer import Scorer
-
-    value = import_name(name)
-    return isinstance(value, type) and issubclass(value, Scorer)
-
-
-def _online_score(name: str, queries: "Dataset | None") -> Any:
-    """The function or OnlineScore of this name."""
+def _online_score(name: str, target: Any, queries: "Dataset | None") -> Any:
+    """The online score of a class, or the function itself."""
     from hf_select.training.online_score import OnlineScore
 
-    score = import_name(ONLINE_SCORES.get(name, name))
-    if not isinstance(score, type):
-        return score
-    if not issubclass(score, OnlineScore):
-        raise ValueError(f"score {name} is a class that does not extend hf_select's OnlineScore; let it do so.")
-    if not score.needs_queries:
-        return score()
+    if not isinstance(target, type):
+        return target
+    if not issubclass(target, OnlineScore):
+        raise ValueError(f"score {name} is a class that does not extend hf_select.OnlineScore or hf_select.Scorer.")
+    if not target.needs_queries:
+        return target()
     if queries is None:
         raise ValueError(f"score {name} needs --queries: rows of the target task.")
-    return score(queries=queries)  # type: ignore[call-arg]
+    return target(queries=queries)  # type: ignore[call-arg]
 
 
 @dataclass(kw_only=True)

@@ -96,7 +96,7 @@ def has_fused_head(model: nn.Module) -> bool:
 
 
 @contextmanager
-def fused_head(model: "PreTrainedModel") -> Iterator[None]:
+def add_fused_head(model: "PreTrainedModel") -> Iterator[None]:
     """Within the block a causal LM has TRL's fused head (trl 1.16: `trl.trainer.add_fused_lm_head`, not exported by
     `trl` itself)."""
     from trl.trainer import add_fused_lm_head  # pyright: ignore[reportPrivateImportUsage]

@@ -80,7 +80,7 @@ def fused_head(model: nn.Module) -> Iterator[None]:
     if base.get_output_embeddings() is None or not _fused_head_agrees(model, base):
         yield
         return
-    with _compat.fused_head(base):
+    with _compat.add_fused_head(base):
         yield
 
 
@@ -92,7 +92,7 @@ def _fused_head_agrees(model: nn.Module, base: PreTrainedModel) -> bool:
     with torch.no_grad():
         logits = model(**inputs).logits[:, -_PROBE_TOKENS:-1].float()
         expected = logits.log_softmax(-1).gather(2, ids[:, 1:, None].to(logits.device))[..., 0]
-        with _compat.fused_head(base):
+        with _compat.add_fused_head(base):
             try:
                 actual = model(**inputs, labels=ids, fused_lm_head=True).log_probs[:, 1 - _PROBE_TOKENS :]
             except (AttributeError, TypeError):  # the model has other submodule names

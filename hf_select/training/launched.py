@@ -53,16 +53,16 @@ def train_launched(
     return lm, figures
 
 
-def main(folder: Path) -> None:
+def run_process(folder: Path) -> None:
     """One process of the run; writes its error to a file, since the launcher hides it."""
     try:
-        run(folder)
+        _run(folder)
     except Exception as error:
         write_json(folder / "error.json", {"error": f"{type(error).__name__}: {error}"})
         raise
 
 
-def run(folder: Path) -> None:
+def _run(folder: Path) -> None:
     """Train as the job in the folder says, and save model and figures there."""
     from accelerate import PartialState
     from transformers import AutoTokenizer
@@ -82,4 +82,4 @@ def run(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    run_process(Path(sys.argv[1]))

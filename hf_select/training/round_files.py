@@ -55,7 +55,7 @@ class GivenRows:
         dataset = cast(Dataset, trainer.train_dataset)
         max_length: int | None = getattr(trainer.args, "max_length", None)
         numbers, given = _compat.given_rows(trainer)
-        cut = 0 if max_length is None else int((_tokens(dataset) >= max_length).sum())
+        cut = 0 if max_length is None else int((_token_counts(dataset) >= max_length).sum())
         if numbers is None:
             if columns.ROW_ID not in dataset.column_names:
                 logger.warning(
@@ -131,7 +131,7 @@ def state_digest(arrays: dict[str, np.ndarray], score: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _tokens(dataset: Dataset) -> np.ndarray:
+def _token_counts(dataset: Dataset) -> np.ndarray:
     """Tokens of each row as TRL's trainers count them against max_length, (N,); zeros for rows without token ids."""
 
     def lengths(name: str) -> np.ndarray:

@@ -29,11 +29,11 @@ TRL = {
 
 def pool() -> Dataset:
     """Rows that are told apart by their first token; half of them are one token again and again."""
-    dice = random.Random(0)
+    rng = random.Random(0)
     rows = []
     for i in range(ROWS):
         length = 6 + i % 7
-        body = [60 + i % 3] * length if i % 2 else [dice.randrange(60, 120) for _ in range(length)]
+        body = [60 + i % 3] * length if i % 2 else [rng.randrange(60, 120) for _ in range(length)]
         labels = [-100, -100, *body[1:]]
         rows.append({"input_ids": [i, *body], "labels": labels, "source": "even" if i % 2 == 0 else "odd", "old": -i})
     return Dataset.from_list(rows)

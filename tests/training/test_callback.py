@@ -80,7 +80,7 @@ def test_selecting_everything_leaves_the_losses_bit_identical(tmp_path):
 
 @pytest.mark.parametrize("stop", [2, 3, 4, 5])
 @pytest.mark.parametrize("settings", [{}, {"random_share": 0.25, "keep": (1.0, 0.4)}, {"consume_once": True}])
-def test_a_run_that_was_stopped_trains_the_same_rows_as_one_that_was_not(tmp_path, stop, settings):
+def test_a_resumed_run_trains_on_the_rows_of_an_uninterrupted_one(tmp_path, stop, settings):
     """Two steps a round: stops in the middle of a round and at its end."""
     whole, seen = make(tmp_path / "whole", select(**settings), save_steps=1)
     whole.train()
@@ -408,8 +408,8 @@ def test_scorers_measure_the_model_as_it_is_in_each_round(tmp_path, model_path, 
     data = Dataset.from_list([row for row in rows if row["completion"]][:16])
 
     def scorer(model):
-        made = {"ifd": IFD, "rds": RDSPlus, "selectit": partial(SelectIT, level="token")}[method](model)
-        return made.fit(data.select(range(3))) if method == "rds" else made
+        scorer = {"ifd": IFD, "rds": RDSPlus, "selectit": partial(SelectIT, level="token")}[method](model)
+        return scorer.fit(data.select(range(3))) if method == "rds" else scorer
 
     settings = TRL | {"save_strategy": "epoch", "learning_rate": 1e-2}
     args = SFTConfig(str(tmp_path / "sft"), max_length=64, **settings)

@@ -1,4 +1,4 @@
-"""IRFTTrainer: stages, references, answers and what is said of them, on a random model of two layers."""
+"""IRFTTrainer: stages, references, answers and logs, on a random model of two layers."""
 
 import inspect
 import json
@@ -67,10 +67,10 @@ def model(model_path):
 def irft(tmp_path, model, tokenizer, sixteen):
     def make(folder="run", model=model, rows=sixteen, trained=True, trainer=None, **settings):
         args = config(tmp_path / folder, **settings)
-        made = IRFTTrainer(model, args=args, train_dataset=rows, processing_class=tokenizer, **(trainer or {}))
+        built = IRFTTrainer(model, args=args, train_dataset=rows, processing_class=tokenizer, **(trainer or {}))
         if trained:
-            made.train()
-        return made
+            built.train()
+        return built
 
     return make
 
@@ -79,7 +79,7 @@ def steps(trainer) -> list[dict]:
     return [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
-def said(trainer, name: str) -> list:
+def logged_values(trainer, name: str) -> list:
     return [entry[name] for entry in trainer.state.log_history if name in entry]
 
 
@@ -180,7 +180,7 @@ def test_rows_that_cannot_be_used_say_why(tokenizer):
     assert "does not end with a response" in cut[REASON][0]
 
 
-def test_too_many_unusable_rows_stop_training_and_fewer_are_given_as_a_share(irft, sixteen, caplog):
+def test_too_many_unusable_rows_stop_training(irft, sixteen, caplog):
     data = Dataset.from_list([{**row, "completion": "word " * 60} if i < 6 else row for i, row in enumerate(sixteen)])
     with pytest.raises(ValueError, match=r"6 of 16 rows of train .*\(37.5 %: 6 x .* max_left_out is 0.25; raise max_"):
         irft(trained=False, rows=data)
@@ -335,10 +335,10 @@ def test_the_last_stages_pairs_are_mixed_in_under_the_present_reference(irft):
     trainer = irft(mix_last_stage=True)
     assert [entry["step"] for entry in steps(trainer)] == [1, 2, 3, 4, 5, 6], "two updates, then twice as many"
     assert len(stage(trainer, 1)["reference"]["ref_chosen_logps"]) == 16
-    assert steps(trainer)[2]["loss"] == pytest.approx(LN2, abs=1e-5), "old pairs too are measured anew"
+    assert steps(trainer)[2]["loss"] == pytest.approx(LN2, abs=1e-5), "old pairs are measured again too"
 
 
-def test_optimizer_and_schedule_begin_anew_with_a_stage_or_do_not(irft, model_path):
+def test_optimizer_and_schedule_restart_with_a_stage_or_continue(irft, model_path):
     seen = []
 
     def watch(trainer):
@@ -352,8 +352,8 @@ def test_optimizer_and_schedule_begin_anew_with_a_stage_or_do_not(irft, model_pa
         trainer.train()
         return [entry["learning_rate"] for entry in steps(trainer)]
 
-    anew = watch(irft("anew", trained=False, stage_learning_rates=[1e-2, 1e-3], stage_betas=[0.1, 5.0]))
-    assert anew == pytest.approx([1e-2, 5e-3, 1e-3, 5e-4]) and seen == [0, 0]
+    restarted = watch(irft("restarted", trained=False, stage_learning_rates=[1e-2, 1e-3], stage_betas=[0.1, 5.0]))
+    assert restarted == pytest.approx([1e-2, 5e-3, 1e-3, 5e-4]) and seen == [0, 0]
     seen.clear()
     model = AutoModelForCausalLM.from_pretrained(model_path)
     on = watch(irft("on", model=model, trained=False, stage_schedule="run"))
@@ -498,7 +498,7 @@ def lora():
     return LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], lora_dropout=0.1, task_type="CAUSAL_LM")
 
 
-def test_an_adapter_is_its_own_reference_at_every_stage_and_no_second_model_is_there(irft, model_path):
+def test_an_adapter_is_its_own_reference_at_every_stage(irft, model_path):
     before = {k: v.clone() for k, v in AutoModelForCausalLM.from_pretrained(model_path).state_dict().items()}
     trainer = irft(trainer={"peft_config": lora()}, learning_rate=5e-2)
     losses = [entry["loss"] for entry in steps(trainer)]
@@ -528,21 +528,23 @@ def test_a_fixed_reference_of_an_adapter_is_the_base_model(irft, model_path):
     assert last["reference"]["ref_rejected_logps"] == pytest.approx(rejected.tolist(), abs=1e-3)
 
 
-# What is said, and what is done with pairs that teach nothing.
+# Logs, and pairs without a gradient.
 
 
-def test_a_stage_says_what_sets_the_sides_apart(irft, tmp_path):
+def test_a_stage_logs_what_separates_the_two_sides(irft, tmp_path):
     trainer = irft(num_completions_to_log=3, log_completions=True)
     for name in ("answers", "identical", "empty", "cut", "length_chosen", "length_rejected", "ended_rejected"):
-        assert len(said(trainer, f"stage/{name}")) == 2
-    assert said(trainer, "stage/cut")[0] == sum(not ended for ended in stage(trainer, 0)["ended"]) > 0
-    assert said(trainer, "stage/length_rejected")[0] == np.mean([len(ids) for ids in stage(trainer, 0)["answers"]])
-    assert len(said(trainer, "stage/length_auc")) == len(said(trainer, "stage/rewards/margins")) == 2
+        assert len(logged_values(trainer, f"stage/{name}")) == 2
+    assert logged_values(trainer, "stage/cut")[0] == sum(not ended for ended in stage(trainer, 0)["ended"]) > 0
+    assert logged_values(trainer, "stage/length_rejected")[0] == np.mean(
+        [len(ids) for ids in stage(trainer, 0)["answers"]]
+    )
+    assert len(logged_values(trainer, "stage/length_auc")) == len(logged_values(trainer, "stage/rewards/margins")) == 2
     tables = [pq.read_table(path).to_pydict() for path in sorted((tmp_path / "run/_completions").glob("*.parquet"))]
     assert [len(table["answer"]) for table in tables] == [3, 3]
 
 
-def test_sides_that_length_alone_tells_apart_are_warned_of(irft, monkeypatch):
+def test_sides_that_length_alone_separates_are_warned_of(irft, monkeypatch):
     from hf_select.training.reward_learning import stage_report, staged_training
 
     def one_word(trainer, folder, *_, **__):
@@ -550,11 +552,11 @@ def test_sides_that_length_alone_tells_apart_are_warned_of(irft, monkeypatch):
             folder.write(shard, [[9, 4] for _ in folder.rows_of(shard)], [True] * len(folder.rows_of(shard)))
         return {}
 
-    heard = []
+    warnings = []
     monkeypatch.setattr(staged_training, "answer_all", one_word)
-    monkeypatch.setattr(stage_report.logger, "warning", lambda text, *values: heard.append(text % values))
+    monkeypatch.setattr(stage_report.logger, "warning", lambda text, *values: warnings.append(text % values))
     irft(num_stages=1)
-    assert "Length alone separates demonstrations" in heard[-1] and "AUC of 1.00" in heard[-1]
+    assert "Length alone separates demonstrations" in warnings[-1] and "AUC of 1.00" in warnings[-1]
 
 
 def test_length_auc_by_hand():
@@ -563,7 +565,7 @@ def test_length_auc_by_hand():
     assert length_auc(np.array([3]), np.array([1, 3, 5, 2])) == pytest.approx((2 + 0.5) / 4)
 
 
-def test_answers_that_are_their_demonstrations_are_replaced_and_when_all_are_training_stops(irft, monkeypatch, caplog):
+def test_identical_answers_are_replaced_and_all_identical_stop_training(irft, monkeypatch, caplog):
     from hf_select.training.reward_learning import staged_training
 
     def parrot(every):
@@ -578,7 +580,7 @@ def test_answers_that_are_their_demonstrations_are_replaced_and_when_all_are_tra
 
     monkeypatch.setattr(staged_training, "answer_all", parrot(2))
     trainer = irft("half", num_stages=1)
-    assert said(trainer, "stage/identical") == [8.0] and len(steps(trainer)) == 4, "steps stay as planned"
+    assert logged_values(trainer, "stage/identical") == [8.0] and len(steps(trainer)) == 4, "steps stay as planned"
     assert all(row[CHOSEN] != row[REJECTED] for row in trainer.train_dataset)
     monkeypatch.setattr(staged_training, "answer_all", parrot(1))
     with caplog.at_level(logging.WARNING):
@@ -588,7 +590,7 @@ def test_answers_that_are_their_demonstrations_are_replaced_and_when_all_are_tra
 
 def test_held_out_demonstrations_are_answered_and_evaluated(irft, sixteen):
     trainer = irft(trainer={"eval_dataset": sixteen.select(range(6))}, eval_strategy="epoch")
-    assert len(said(trainer, "eval_rewards/margins")) == 2
+    assert len(logged_values(trainer, "eval_rewards/margins")) == 2
 
 
 def test_evaluation_on_start_waits_for_the_answers_of_the_first_stage(irft, sixteen):
@@ -636,7 +638,7 @@ def test_every_stage_has_the_schedule_of_its_own_rate_down_to_the_floor(irft, ki
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
-def test_generation_leaves_mode_cache_checkpointing_and_the_order_of_rows_alone(irft, model_path):
+def test_generation_preserves_mode_cache_checkpointing_and_row_order(irft, model_path):
     trainer = irft("once", trained=False, activation_checkpointing=True, num_stages=1)
     before, seen = torch.get_rng_state(), {}
     begin = trainer._begin_stage

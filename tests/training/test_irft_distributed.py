@@ -25,14 +25,14 @@ def ranks(kind: str, folder: Path, base: str, **settings) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, model_path):
-    """Runs that nothing stopped, each made once: folder, and what its processes saw."""
-    made = {}
+    """Uninterrupted runs, each done once: folder, and what its processes saw."""
+    runs = {}
 
     def of(kind: str) -> tuple[Path, list[dict]]:
-        if kind not in made:
+        if kind not in runs:
             folder = tmp_path_factory.mktemp(kind)
-            made[kind] = folder, ranks(kind, folder, model_path)
-        return made[kind]
+            runs[kind] = folder, ranks(kind, folder, model_path)
+        return runs[kind]
 
     return of
 
@@ -64,7 +64,7 @@ def test_two_processes_go_through_two_stages(kind, whole):
         ("zero3", ("generation", "training"), {"ds3_gather_for_generation": False}),
     ],
 )
-def test_a_run_that_is_killed_and_goes_on_is_the_run_that_was_not(kind, kills, settings, whole, tmp_path, model_path):
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(kind, kills, settings, whole, tmp_path, model_path):
     if kind.startswith("zero"):
         pytest.importorskip("deepspeed")
     apart, uninterrupted = whole(kind)

@@ -158,13 +158,13 @@ def test_log_probabilities_and_losses_of_the_authors_codes(golden, tmp_path):
             with policy.disable_adapter():
                 sums = trainer._completion_log_probs(trainer._outputs(policy, inputs).log_probs, inputs)
             found["reference"] += zip(*sums, strict=True)
-    said = json.loads((golden / "pairs" / "reference_losses.json").read_text())
-    said["trl"] = json.loads((golden / "pairs" / "trl_dpo.json").read_text())
+    references = json.loads((golden / "pairs" / "reference_losses.json").read_text())
+    references["trl"] = json.loads((golden / "pairs" / "trl_dpo.json").read_text())
     for who in ("spin", "irft", "trl"):
         for i, pair in enumerate(pairs):
             if who != "trl" and any(pair["attention_zero_positions"].values()):
                 continue
-            expected = said[who]["pairs"][pair["pair_id"]]
+            expected = references[who]["pairs"][pair["pair_id"]]
             lps, refs = found["policy"][i], found["reference"][i]
             assert [x.item() for x in lps] == pytest.approx(expected["policy_logp"], abs=1e-3)
             assert [x.item() for x in refs] == pytest.approx(expected["reference_logp"], abs=1e-3)

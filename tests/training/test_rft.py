@@ -42,15 +42,15 @@ def config(folder, **settings) -> RFTConfig:
 @pytest.fixture
 def rft(tmp_path, model_path, sixteen):
     def make(folder="run", model=model_path, rows=sixteen, trained=True, trainer=None, **settings):
-        made = RFTTrainer(model, args=config(tmp_path / folder, **settings), train_dataset=rows, **(trainer or {}))
+        built = RFTTrainer(model, args=config(tmp_path / folder, **settings), train_dataset=rows, **(trainer or {}))
         if trained:
-            made.train()
-        return made
+            built.train()
+        return built
 
     return make
 
 
-def said(trainer, name: str) -> list:
+def logged_values(trainer, name: str) -> list:
     return [entry[name] for entry in trainer.state.log_history if name in entry]
 
 
@@ -72,7 +72,7 @@ class Watch(TrainerCallback):
     on_epoch_end = on_step_begin
 
 
-def test_two_rounds_end_with_a_frozen_reward_a_fixed_reference_and_a_growing_gap(rft, sixteen, tmp_path, model_path):
+def test_two_rounds_freeze_the_reward_and_widen_the_gap(rft, sixteen, tmp_path, model_path):
     watch = Watch()
     held_out = Dataset.from_list([sixteen[i] for i in range(4)])
     trainer = rft(trained=False, rows=sixteen.select(range(4, 16)), data_per_stage="full",
@@ -90,10 +90,10 @@ def test_two_rounds_end_with_a_frozen_reward_a_fixed_reference_and_a_growing_gap
     assert all(torch.equal(weights, reward[7]) for weights in reward[7:]) and not torch.equal(reward[0], reward[7])
     assert all(p.grad is None for p in trainer.reward.model.parameters())
     assert torch.equal(policy[6], policy[7]) and not torch.equal(policy[0], policy[6]), "the policy goes on"
-    gaps = said(trainer, "stage/held_out_gap")
-    assert 0 < gaps[0] < gaps[1] and said(trainer, "stage/reward_gap_after")[1] > 0
-    assert len(said(trainer, "stage/kl")) == 2 and len(said(trainer, "kl")) == 12
-    assert said(trainer, "kl")[0] == pytest.approx(0, abs=1e-6) and said(trainer, "stage/kl")[1] > 0
+    gaps = logged_values(trainer, "stage/held_out_gap")
+    assert 0 < gaps[0] < gaps[1] and logged_values(trainer, "stage/reward_gap_after")[1] > 0
+    assert len(logged_values(trainer, "stage/kl")) == 2 and len(logged_values(trainer, "kl")) == 12
+    assert logged_values(trainer, "kl")[0] == pytest.approx(0, abs=1e-6) and logged_values(trainer, "stage/kl")[1] > 0
     # What is left is an ordinary reward model.
     ordinary = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "reward")
     assert ordinary.config.num_labels == 1 and not list((tmp_path / "run").rglob("optimizer.pt"))
@@ -108,22 +108,22 @@ def test_the_policy_climbs_the_reward_it_is_given(rft, model_path):
 
     trainer = rft(num_stages=1, num_train_epochs=5, learning_rate=5e-3, num_generations=4, beta=0.01,
                   per_device_train_batch_size=16, trainer={"reward": Short(model_path, steps_per_call=0)})  # fmt: skip
-    lengths, kl = said(trainer, "completions/mean_length"), said(trainer, "kl")
+    lengths, kl = logged_values(trainer, "completions/mean_length"), logged_values(trainer, "kl")
     assert np.mean(lengths[-3:]) < 0.6 * np.mean(lengths[:3])
     assert kl[0] == pytest.approx(0, abs=1e-6) and np.mean(kl[-3:]) > 0.1
 
 
 def test_rewards_are_normalised_once_a_round(rft):
     trainer = rft(num_stages=1)
-    made = trainer.reward
+    built = trainer.reward
     demonstrations, answers = [], []
-    fit = said(trainer, "stage/reward_deviation")
-    assert fit == [made.deviation] and made.deviation > 0
+    fit = logged_values(trainer, "stage/reward_deviation")
+    assert fit == [built.deviation] and built.deviation > 0
     from hf_select.training.reward_learning.staged_training import with_answers
 
     folder = trainer._stage_folder("stage-00", trainer._demonstrations, trainer._stop_ids, model=None)
     demonstrations, answers = trainer._sides(with_answers(trainer._demonstrations, folder))
-    values = made.normalised(made.rewards([*demonstrations, *answers]))
+    values = built.normalised(built.rewards([*demonstrations, *answers]))
     assert (values.mean(), values.std()) == pytest.approx((0, 1), abs=1e-5)
 
 
@@ -135,7 +135,7 @@ def test_the_policy_draws_for_the_ids_that_the_stage_was_answered_for(rft, sixte
     assert 4 in trainer._stop_ids, "the template's end of a turn ends an answer"
 
 
-def test_an_adapter_of_each_and_a_checkpoint_with_a_card_at_the_end_of_a_stage(rft, model_path, tmp_path):
+def test_adapters_of_both_and_a_checkpoint_with_a_card_after_a_stage(rft, model_path, tmp_path):
     from peft import LoraConfig
 
     lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
@@ -148,17 +148,17 @@ def test_an_adapter_of_each_and_a_checkpoint_with_a_card_at_the_end_of_a_stage(r
     for name, value in trainer.model.get_base_model().state_dict().items():
         if name.replace(".base_layer", "") in before:
             assert torch.equal(value, before[name.replace(".base_layer", "")])
-    assert said(trainer, "kl")[-1] != 0
+    assert logged_values(trainer, "kl")[-1] != 0
 
 
 def test_linear_rewards_stay_within_their_bound(rft):
     trainer = rft(reward_loss="linear", reward_bound=1.0)
-    assert max(said(trainer, "stage/reward_gap_after")) <= 2.0
+    assert max(logged_values(trainer, "stage/reward_gap_after")) <= 2.0
 
 
 def test_it_evaluates_prompts_under_the_frozen_reward(rft, sixteen):
     trainer = rft(trainer={"eval_dataset": sixteen.select(range(4))}, eval_strategy="epoch")
-    assert len(said(trainer, "eval_reward")) == 2 and len(said(trainer, "eval_kl")) == 2
+    assert len(logged_values(trainer, "eval_reward")) == 2 and len(logged_values(trainer, "eval_kl")) == 2
 
 
 def test_evaluation_on_start_waits_for_the_first_reward(rft, sixteen):
@@ -169,7 +169,7 @@ def test_evaluation_on_start_waits_for_the_first_reward(rft, sixteen):
     assert trainer.state.log_history.index(entries[0]) > first
 
 
-def test_answers_that_are_their_demonstrations_end_training(rft, monkeypatch, caplog):
+def test_identical_answers_end_training(rft, monkeypatch, caplog):
     from hf_select.training.reward_learning import staged_training
     from hf_select.training.reward_learning.demonstrations import CHOSEN
 
@@ -184,7 +184,7 @@ def test_answers_that_are_their_demonstrations_end_training(rft, monkeypatch, ca
         assert rft(num_stages=1).state.global_step == 0
 
 
-def test_a_run_that_goes_on_is_the_run_that_was_not_stopped(rft, tmp_path, model_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(rft, tmp_path, model_path):
     """From the middle of the second stage, from its beginning, and from the second pass of the first."""
     settings = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 1}
     whole = rft("whole", **settings)

@@ -47,7 +47,7 @@ def test_two_processes_go_through_two_stages(kind, alone, tmp_path, model_path):
     assert sum(p.double().abs().sum().item() for p in ordinary.parameters()) == pytest.approx(found[0]["reward"])
 
 
-def test_a_run_that_is_killed_in_each_phase_is_the_run_that_was_not(alone, tmp_path, model_path):
+def test_a_run_killed_in_each_phase_equals_an_uninterrupted_one(alone, tmp_path, model_path):
     apart, one = alone
     for where in ("generation", "reward", "training"):
         died = run("alone", tmp_path, model_path, where)

@@ -16,9 +16,11 @@ from hf_select.cli.main import main
 
 
 MODULE = '''
+from dataclasses import dataclass
+
 import torch
 
-from hf_select.training.online_score import OnlineScore
+from hf_select import OnlineScore, Perplexity
 
 
 class MyScore(OnlineScore):
@@ -57,6 +59,11 @@ def length(model, batch):
     return batch["attention_mask"].sum(1)
 
 
+@dataclass
+class MyScorer(Perplexity):
+    """A scorer of the conversation columns, which runs the model in training."""
+
+
 class NotAScore:
     pass
 '''
@@ -72,7 +79,7 @@ def module(tmp_path, monkeypatch):
     return "my_scores"
 
 
-def test_it_works_in_the_callback_and_comes_back_with_a_checkpoint(tmp_path, module, monkeypatch):
+def test_it_works_in_the_callback_and_resumes(tmp_path, module, monkeypatch):
     monkeypatch.syspath_prepend(".")
     scores = []
 
@@ -113,7 +120,7 @@ def train(data: str, model_path: str, folder: Path, *words: str) -> int:
     return main([*command, *"per_device_train_batch_size=4 disable_tqdm=true num_train_epochs=2".split()])
 
 
-@pytest.mark.parametrize("name", ["MyScore", "Shortest", "length"])
+@pytest.mark.parametrize("name", ["MyScore", "Shortest", "length", "MyScorer"])
 def test_it_works_in_the_command(data, model_path, tmp_path, module, name):
     queries = ["--queries", data] if name == "MyScore" else []
     assert train(data, model_path, tmp_path / "out", "--score", f"{module}:{name}", *queries) == 0
@@ -134,6 +141,6 @@ def test_it_works_in_the_command(data, model_path, tmp_path, module, name):
         ("no_such_module:MyScore", 'cannot import "no_such_module:MyScore"'),
     ],
 )
-def test_what_is_no_score_is_refused(data, model_path, tmp_path, module, capsys, name, message):
+def test_other_names_are_refused(data, model_path, tmp_path, module, capsys, name, message):
     assert train(data, model_path, tmp_path / "out", "--score", name) == 2
     assert message in capsys.readouterr().err

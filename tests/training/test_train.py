@@ -77,7 +77,7 @@ def test_plain_sft_of_an_adapter(data, model_path, tmp_path):
         (["--lora", "rank=4"], 'unknown setting "rank" of LoraConfig'),
     ],
 )
-def test_what_cannot_be_is_said_in_one_line(data, model_path, tmp_path, capsys, words, message):
+def test_bad_settings_are_refused_in_one_line(data, model_path, tmp_path, capsys, words, message):
     assert train(data, model_path, tmp_path / "o", *words) == 2
     assert message in capsys.readouterr().err
 
@@ -94,7 +94,7 @@ def test_a_flag_of_the_trainer_and_a_missing_accelerator_are_answered_with_the_s
     assert not (tmp_path / "o").exists()
 
 
-def test_a_reply_that_is_not_to_be_trained_on_is_not_trained_on_in_silence(model_path, tmp_path, capsys):
+def test_a_reply_marked_as_not_trained_on_is_refused(model_path, tmp_path, capsys):
     turns = [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "Two.", "weight": 0}]
     later = [{"role": "user", "content": "Two?"}, {"role": "assistant", "content": "Three.", "weight": 1}]
     (tmp_path / "rows.jsonl").write_text(
@@ -113,7 +113,7 @@ def test_an_unknown_method_and_another_run_are_refused(data, model_path, tmp_pat
     assert "holds a training of another run (args.max_steps 1 there, 2 here)" in capsys.readouterr().err
 
 
-def test_the_record_names_the_commit_or_the_content_of_the_base_model(data, model_path, tmp_path, capsys, monkeypatch):
+def test_the_record_has_the_identity_of_the_base_model(data, model_path, tmp_path, capsys, monkeypatch):
     def record(folder):
         return json.loads((tmp_path / folder / "_train.json").read_text())["weights"]
 
@@ -140,10 +140,10 @@ def test_the_record_names_the_commit_or_the_content_of_the_base_model(data, mode
 def test_values_of_a_configuration_have_its_types():
     from trl import SFTConfig  # pyright: ignore[reportPrivateImportUsage]
 
-    made = configured(SFTConfig, {"output_dir": "o", "learning_rate": "1e-4", "bf16": False, "report_to": ["none"],
-                                "lr_scheduler_kwargs": {"num_cycles": 2}})  # fmt: skip
-    assert made.lr_scheduler_kwargs == {"num_cycles": 2}
-    assert (made.learning_rate, made.bf16, made.report_to) == (1e-4, False, [])
+    values = {"output_dir": "o", "learning_rate": "1e-4", "bf16": False, "report_to": ["none"]}
+    configuration = configured(SFTConfig, {**values, "lr_scheduler_kwargs": {"num_cycles": 2}})
+    assert configuration.lr_scheduler_kwargs == {"num_cycles": 2}
+    assert (configuration.learning_rate, configuration.bf16, configuration.report_to) == (1e-4, False, [])
 
 
 @pytest.mark.slow

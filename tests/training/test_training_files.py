@@ -26,14 +26,14 @@ SECRET = "Ilex aquifolium"
 def long_and_short(rows) -> list[dict]:
     """Every fourth prompt fills max_length alone, so TRL leaves the row out; every fourth row is cut."""
     whole = [row for row in rows if 0 < len(row["completion"]) < 90 and "<|" not in row["prompt"]][:16]
-    made = []
+    rows = []
     for i, row in enumerate(whole):
         if i % 4 == 1:
             row = {**row, "prompt": f"{SECRET} " * 60}
         elif i % 4 == 2:
             row = {**row, "completion": f"{SECRET} " * 60}
-        made.append({**row, "mark": i})
-    return made
+        rows.append({**row, "mark": i})
+    return rows
 
 
 def sft(folder, model_path, data, **settings):
@@ -68,7 +68,7 @@ def test_a_row_keeps_its_number_through_what_sft_trainer_drops(
     assert (log["selection/dropped"], log["selection/cut"]) == (4, 4)
 
 
-def test_dpo_trainers_dropped_rows_are_numbered_or_the_loss_is_said(tmp_path, model_path, caplog):
+def test_dpo_trainers_dropped_rows_are_numbered_or_warned_of(tmp_path, model_path, caplog):
     from trl import DPOConfig, DPOTrainer  # pyright: ignore[reportPrivateImportUsage]
 
     rows = [
@@ -89,17 +89,17 @@ def test_dpo_trainers_dropped_rows_are_numbered_or_the_loss_is_said(tmp_path, mo
 
 @pytest.mark.parametrize("view", [False, True])
 @pytest.mark.parametrize("tokens", [False, True])
-def test_reward_trainers_dropped_pairs_are_numbered_or_the_loss_is_said(tmp_path, model_path, tokens, view, caplog):
+def test_reward_trainers_dropped_pairs_are_numbered_or_warned_of(tmp_path, model_path, tokens, view, caplog):
     """RewardTrainer leaves out whole pairs that are longer than max_length."""
     from trl import RewardConfig, RewardTrainer  # pyright: ignore[reportPrivateImportUsage]
 
     if tokens:
-        made = [{"chosen_ids": [5] * (60 if i % 3 == 0 else 4), "rejected_ids": [6] * 4} for i in range(16)]
+        rows = [{"chosen_ids": [5] * (60 if i % 3 == 0 else 4), "rejected_ids": [6] * 4} for i in range(16)]
     else:
-        made = [
+        rows = [
             {"prompt": "Say it. " * (30 if i % 3 == 0 else 1), "chosen": f" {i}", "rejected": " no"} for i in range(16)
         ]
-    data = Dataset.from_list([{**row, "mark": i} for i, row in enumerate(made)])
+    data = Dataset.from_list([{**row, "mark": i} for i, row in enumerate(rows)])
     data = data.select(range(15, -1, -1)) if view else data
     settings = TRL | {"activation_checkpointing": False, "max_length": 32, "num_train_epochs": 1}
     args = RewardConfig(str(tmp_path), **settings)

@@ -36,25 +36,10 @@ DEFAULT_MAX_LEFT_OUT = 0.25
 class DemonstrationLimits(Protocol):
     """What `usable_demonstrations` reads of a trainer's configuration."""
 
-    @property
-    def max_length(self) -> int | None:
-        """Tokens of prompt and completion."""
-        ...
-
-    @property
-    def max_completion_length(self) -> int:
-        """Tokens of a completion."""
-        ...
-
-    @property
-    def max_left_out(self) -> float:
-        """Largest share of rows that may be left out."""
-        ...
-
-    @property
-    def dataset_num_proc(self) -> int | None:
-        """Processes of Dataset.map."""
-        ...
+    max_length: int
+    max_completion_length: int
+    max_left_out: float
+    dataset_num_proc: int | None
 
 
 def encode_demonstrations(
@@ -78,11 +63,11 @@ def encode_demonstrations(
     parsed = conversations(batch)
     rows = readable_rows(parsed)
     prompts = iter(encode_prompts(rows, tokenizer))
-    wholes = iter(encode_all(rows, tokenizer, responses=False))
+    encoded_rows = iter(encode_all(rows, tokenizer, responses=False))
     end = response_end(tokenizer)
 
-    def split(row: Conversation, prompt: list[int], whole: list[int]) -> tuple[list[int], list[int], str]:
-        chosen = _completion(row, prompt, whole, end)
+    def split(row: Conversation, prompt: list[int], row_ids: list[int]) -> tuple[list[int], list[int], str]:
+        chosen = _completion(row, prompt, row_ids, end)
         _check_lengths(len(prompt), len(chosen), max_length, max_completion_length, min_answer_tokens)
         return prompt, chosen, json.dumps({"messages": row.messages, "tools": row.tools}) if keep else ""
 
@@ -91,8 +76,9 @@ def encode_demonstrations(
         if isinstance(row, BadRow):
             encoded: tuple[list[int], list[int], str] | BadRow = row
         else:
-            whole = next(wholes)
-            encoded = attempt(split, row, next(prompts), whole if isinstance(whole, BadRow) else whole.input_ids)
+            encoded_row = next(encoded_rows)
+            row_ids = encoded_row if isinstance(encoded_row, BadRow) else encoded_row.input_ids
+            encoded = attempt(split, row, next(prompts), row_ids)
         prompt, chosen, text = ([], [], "") if isinstance(encoded, BadRow) else encoded
         reason = str(encoded) if isinstance(encoded, BadRow) else ""
         for name, value in {PROMPT: prompt, CHOSEN: chosen, REASON: reason, CONVERSATION: text}.items():
@@ -178,18 +164,18 @@ def usable_demonstrations(
     return encoded.remove_columns(REASON).select(kept)
 
 
-def _completion(row: Conversation, prompt: list[int], whole: list[int], end: int) -> list[int]:
+def _completion(row: Conversation, prompt: list[int], row_ids: list[int], end: int) -> list[int]:
     reply = row.messages[-1]
     if not counts(reply):
         raise BadRow("the last response does not count (train, weight)")
     if not reply["content"].strip() and not reply.get("tool_calls"):
         raise BadRow("the response is empty")
-    if whole[: len(prompt)] != prompt:
+    if row_ids[: len(prompt)] != prompt:
         raise BadRow(
             "the tokens of the prompt change when the response is appended, so the policy would answer another prompt "
             "than it is trained on; end the template's generation prompt on a token boundary"
         )
-    completion = whole[len(prompt) :]
+    completion = row_ids[len(prompt) :]
     if end in completion:  # no answer has what the template writes after it (mostly a line break)
         last = len(completion) - 1 - completion[::-1].index(end)
         return completion[: last + 1]

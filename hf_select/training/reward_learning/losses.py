@@ -1,7 +1,7 @@
 """Losses on pairs of completions of one prompt, as pure functions of their log-probabilities.
 
 Notation, after 2405.17888 and SPIN (2401.01335): y a demonstration, y' an answer of the policy itself, lp(y) the *sum*
-of the log-probabilities of a completion's tokens in nats (never a mean over tokens), the reference's beside it.
+of the log-probabilities of a completion's tokens in nats (not the mean), lp_ref(y) the same under the reference.
 
     r(y) = beta * (lp(y) - lp_ref(y))            the implicit reward, up to a term of the prompt that cancels
     z = r(y) - r(y')                             the margin

@@ -9,12 +9,13 @@ the end. Where all processes take part in each forward pass (FSDP, ZeRO-3 not ga
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import xxhash
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
+from torch import nn
 from tqdm.auto import tqdm
 from trl.models import unwrap_model_for_generation  # pyright: ignore[reportPrivateImportUsage]
 
@@ -27,7 +28,13 @@ from hf_select.training.reward_learning.stage_folder import StageFolder
 from hf_select.training.sharding import gathered_parameter, has_zero3_parameters, uses_fsdp
 
 
-Result = TypeVar("Result")
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from transformers import PreTrainedModel, Trainer
+    from trl.generation.vllm_generation import VLLMGeneration
+
+
+Decision = TypeVar("Decision")
 
 
 def answer_all(
@@ -37,7 +44,7 @@ def answer_all(
     seeds: list[int],
     sampling: Sampling,
     stop_ids: list[int],
-    engine: Any = None,
+    engine: "VLLMGeneration | None" = None,
     description: str = "answers",
 ) -> dict[str, float]:
     """Write every part of the folder that does not exist yet.
@@ -69,7 +76,7 @@ def answer_all(
         lengths = [len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True)]
         return len(batching.plan(lengths, args.generation_tokens_per_batch))
 
-    def answer(model: Any, shard: int, shards_of_round: list[int]) -> list[list[int]]:
+    def answer(model: "PreTrainedModel", shard: int, shards_of_round: list[int]) -> list[list[int]]:
         prompts, limits, streams = prompts_of(shard)
         if engine is not None:  # a server takes equally many prompts of every process
             size = max(len(folder.rows_of(other)) for other in shards_of_round)
@@ -109,7 +116,7 @@ def answer_all(
     return {**generated, "seconds": time.perf_counter() - begin}
 
 
-def on_main(accelerator: Any, decide: Callable[[], Result]) -> Result:
+def on_main(accelerator: "Accelerator", decide: Callable[[], Decision]) -> Decision:
     """The main process's result of `decide`, in all processes. Its ValueError or OSError is raised in all of them,
     so that none waits for a process that has stopped."""
     outcome: list[Any] = [None, None]
@@ -148,10 +155,10 @@ def _policy(trainer: Any, needed: bool) -> Iterator[Any]:
         _compat.renew_zero3_hooks(trainer.model_wrapped)
 
 
-def weights_digest(trainer: Any) -> str:
+def weights_digest(trainer: "Trainer") -> str:
     """Hash of all parameters of the trainer's model, gathered one at a time, so it does not depend on sharding."""
     digest = xxhash.xxh3_128()
-    for name, parameter in trainer.model.named_parameters():
+    for name, parameter in cast(nn.Module, trainer.model).named_parameters():
         with gathered_parameter(parameter) as tensor:
             if trainer.accelerator.is_main_process:
                 digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -23,7 +23,7 @@ def load_reward(
     Raises: ValueError for a model that has no head `score` with one output, or lacks weights.
     """
     if isinstance(model, str):
-        source, model = model, _from_pretrained(model, dtype, trust_remote_code)
+        source, model = model, _load_classifier(model, dtype, trust_remote_code)
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     if tokenizer is None:
         raise ValueError("a loaded reward model needs its tokenizer: DemonstrationReward(model, tokenizer).")
@@ -36,7 +36,7 @@ def load_reward(
     return model, tokenizer
 
 
-def _from_pretrained(source: str, dtype: str, trust_remote_code: bool) -> "PreTrainedModel":
+def _load_classifier(source: str, dtype: str, trust_remote_code: bool) -> "PreTrainedModel":
     before = logging.get_verbosity()
     logging.set_verbosity_error()  # hides the report of the missing head, which is initialised below
     try:

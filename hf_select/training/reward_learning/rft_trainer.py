@@ -242,7 +242,7 @@ class RFTTrainer(StagedTrainingMixin, RLOOTrainer):
         if number >= 0 and self.is_world_process_zero():
             rmtree(self._stage_path(f"stage-{number:02d}") / "reward", ignore_errors=True)
 
-    def _sides(self, pairs: Dataset) -> tuple[list[Any], list[Any]]:
+    def _sides(self, pairs: Dataset) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Demonstrations and answers as the reward reads them, without pairs that are identical."""
         texts = self._tokenizer.batch_decode(list(pairs[REJECTED]), skip_special_tokens=True)
         texts_of_rows = list(pairs[CONVERSATION])
@@ -252,7 +252,7 @@ class RFTTrainer(StagedTrainingMixin, RLOOTrainer):
         sides = different_pairs(demonstrations, answers)
         return [demonstration for demonstration, _ in sides], [answer for _, answer in sides]
 
-    def _gap(self, demonstrations: list[Any], answers: list[Any]) -> tuple[dict[str, float], np.ndarray]:
+    def _gap(self, demonstrations: list[np.ndarray], answers: list[np.ndarray]) -> tuple[dict[str, float], np.ndarray]:
         """(mean of r(y) - r(y') before normalisation and share of pairs where it is above 0; all r)"""
         both = self.reward.rewards_together([*demonstrations, *answers])
         margin = both[: len(answers)] - both[len(answers) :]

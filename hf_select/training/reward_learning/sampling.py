@@ -2,7 +2,7 @@
 the independent random stream of each answer."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
@@ -13,8 +13,12 @@ from hf_select.models.generate import cut_answer, sample_batch, without_generati
 from hf_select.models.sampling import Sampling
 
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
 def answers(
-    model: Any,
+    model: "PreTrainedModel",
     prompts: Sequence[list[int]],
     seeds: Sequence[int],
     limits: Sequence[int],
@@ -26,7 +30,7 @@ def answers(
     """Token ids of an answer to each prompt, ending with a stop token unless it was cut at its limit.
 
     Args:
-        model: in eval mode, whole or such that every forward pass is made by all processes together.
+        model: in eval mode, unsharded or with all processes taking part in every forward pass.
         seeds: of the prompts' streams.
         limits: longest answer to each prompt, at most sampling.max_new_tokens.
         tokens_per_batch: tokens of one batch, padding and answers included; halved when memory runs out.
@@ -66,7 +70,7 @@ def answers(
 
 
 def answers_continuously(
-    model: Any,
+    model: "PreTrainedModel",
     prompts: Sequence[list[int]],
     seed: int,
     limits: Sequence[int],
@@ -88,7 +92,7 @@ def answers_continuously(
     )
     with without_generation_defaults(model), torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed % 2**63)
-        outputs = model.generate_batch(
+        outputs = cast(Any, model).generate_batch(
             [list(prompt) for prompt in prompts],
             config,
             continuous_batching_config=ContinuousBatchingConfig(**(settings or {})),

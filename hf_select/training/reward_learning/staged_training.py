@@ -1,9 +1,9 @@
 """What IRFT and RFT share: training in stages, at the beginning of each of which the policy answers prompts.
 
-A stage is a part of the demonstrations and a number of passes over what was made of them. One `train()`, one optimizer
-and one engine serve all stages: each epoch gets the dataloader of its stage (what DeepSpeed and FSDP have prepared is
-never prepared again), and optimizer and learning rate restart with each stage or continue. `StagedTrainingMixin`
-stands before one of TRL's trainers among the bases of a class, `StagesConfig` before that trainer's configuration.
+A stage is a part of the demonstrations and a number of passes over rows made of them. One `train()`, one optimizer and
+one engine serve all stages: each epoch gets the dataloader of its stage (what DeepSpeed and FSDP have prepared is
+never prepared again), and optimizer and learning rate restart with each stage or continue. `StagedTrainingMixin` comes
+before a trainer of TRL in the bases of a class, `StagesConfig` before that trainer's configuration.
 """
 
 import math
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.utils.data import DataLoader
     from transformers import PreTrainedTokenizerBase, TrainerControl, TrainerState, TrainingArguments
+    from trl.generation.vllm_generation import VLLMGeneration
 
     _Trainer = Trainer
 else:
@@ -75,7 +76,7 @@ class StagedTrainingMixin(ABC, _Trainer):
         return rows
 
     def _method_identity(self) -> dict[str, object]:
-        """Further settings that the answers, and what is made of them, depend on."""
+        """Further settings that the answers, and files derived from them, depend on."""
         return {}
 
     def _set_up_stages(self, demonstrations: Dataset, held_out: Dataset | None) -> None:
@@ -197,7 +198,13 @@ class StagedTrainingMixin(ABC, _Trainer):
     # Answers.
 
     def _answer_prompts(
-        self, name: str, demonstrations: Dataset, fresh: bool, remake: bool, engine: Any, stop_ids: list[int]
+        self,
+        name: str,
+        demonstrations: Dataset,
+        fresh: bool,
+        remake: bool,
+        engine: "VLLMGeneration | None",
+        stop_ids: list[int],
     ) -> tuple[StageFolder, dict[str, float]]:
         """(folder with the policy's answers to these rows, complete; what generating them took)"""
         accelerator = self.accelerator

@@ -10,7 +10,7 @@ from hf_select.validation import check_choices
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 else:
-    TrainingArguments = object  # StagesConfig stands before a configuration of TRL, which is the one that it extends
+    TrainingArguments = object  # StagesConfig comes before a configuration of TRL in the bases of a class
 
 
 @dataclass
