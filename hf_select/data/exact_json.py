@@ -12,7 +12,9 @@ from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
-from datasets import Json, LargeList, List
+from datasets import LargeList, List
+
+from hf_select.data._compat import Json
 
 
 class SpelledFloat(float):

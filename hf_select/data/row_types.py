@@ -12,8 +12,9 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
-from datasets import Features, Json, List, Value
+from datasets import Features, List, Value
 
+from hf_select.data._compat import Json
 from hf_select.data.conversation import READ_COLUMNS
 from hf_select.data.exact_json import SpelledFloat, dumps, loads
 

@@ -21,10 +21,11 @@ from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, Features, Json, List, Value, concatenate_datasets
+from datasets import Dataset, Features, List, Value, concatenate_datasets
 
 from hf_select.atomic import read_json, sha256_of, write_json
 from hf_select.data import columns
+from hf_select.data._compat import Json
 from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import Conversation, layout, readable_columns
 from hf_select.hub.card import selection_card

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import pyarrow as pa
-from datasets import Dataset, Features, IterableDataset, Json, List, Value
+from datasets import Dataset, Features, IterableDataset, List, Value
 
+from hf_select.data._compat import Json
 from hf_select.data.conversation import Conversation, layout
 from hf_select.data.exact_json import dumps
 from hf_select.data.messages import as_messages, tools_text
@@ -42,7 +43,7 @@ class MixtureLayout:
             features |= {"tools": Value("string")} if self._has_tools else {}
         features |= {SOURCE: Value("string"), SOURCE_ROW: Value("int64")}
         features |= {EPOCH: Value("int64")} if epochs > 1 else {}
-        self.schema = Features(features).arrow_schema.remove_metadata()
+        self.schema = Features(features).arrow_schema  # its metadata names the `datasets` types
 
     def row(self, row: SourceRow) -> dict[str, Any]:
         """The columns of a row but for those that say where it came from."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hf_select.jobs.launch import local_rank
 from hf_select.jobs.retry import with_retries
+from hf_select.models._compat import is_croppable
 from hf_select.models.load_errors import checked_device, checked_dtype, named
 from hf_select.models.loaded_model import LoadedModel
 
@@ -206,7 +207,7 @@ def _last_layer_picks(loaded: LoadedModel, ids: Tensor, hidden: Tensor) -> bool:
 def _cache_continues(loaded: LoadedModel, ids: Tensor, hidden: Tensor) -> bool:
     # Sliding-window and recurrent layers keep something else than one key and value a token.
     cache = loaded.new_cache()
-    if any(getattr(layer, "is_sliding", True) or not layer.is_croppable for layer in cache.layers):
+    if any(getattr(layer, "is_sliding", True) or not is_croppable(layer) for layer in cache.layers):
         return False
     for cut in (4, 6):
         loaded.backbone(input_ids=ids[:, :cut], past_key_values=cache, use_cache=True)
