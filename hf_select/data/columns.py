@@ -16,6 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from hf_select.data._compat import Json
+
 
 logger = logging.getLogger(__name__)
 
@@ -101,8 +103,9 @@ def numeric_column(dataset: Any, column: str, cure: str) -> np.ndarray:
     if column not in dataset.column_names:
         raise missing_column(column, dataset.column_names, cure)
     values = dataset.with_format("arrow")[column].combine_chunks()
-    if isinstance(values, pa.ExtensionArray) and values.type.extension_name == "arrow.json":
-        texts = pa.array([_text(value) for value in values.storage.to_pylist()], pa.string())
+    if isinstance(dataset.features[column], Json):
+        stored = values.storage if isinstance(values, pa.ExtensionArray) else values
+        texts = pa.array([_text(value) for value in stored.to_pylist()], pa.string())
         values = _numbers_of(texts, column, "several types")
     elif pa.types.is_string(values.type):
         values = _numbers_of(values, column, "string")

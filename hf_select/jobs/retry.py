@@ -11,6 +11,13 @@ logger = logging.getLogger(__name__)
 
 Loaded = TypeVar("Loaded")
 
+# Errors of httpx, and of requests (huggingface_hub before 1.0).
+_TRANSIENT = {"NetworkError", "TimeoutException", "RemoteProtocolError"} | {
+    "ConnectionError",
+    "Timeout",
+    "ChunkedEncodingError",
+}
+
 
 def with_retries(load: Callable[[], Loaded], what: str) -> Loaded:
     """`load()`, repeated with increasing waits after transient errors. huggingface_hub retries metadata requests, but
@@ -33,12 +40,13 @@ def is_transient(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OfflineModeIsEnabled):
             return False
-        if isinstance(error, HfHubHTTPError):
+        # In huggingface_hub 0.36 a file that is not in the local cache is an HTTP error without a response.
+        if isinstance(error, HfHubHTTPError) and error.response is not None:
             return error.response.status_code in (408, 429, 500, 502, 503, 504)
         if isinstance(error, (ConnectionError, TimeoutError)):
             return True
         kinds = {kind.__name__ for kind in type(error).__mro__}
-        if kinds & {"NetworkError", "TimeoutException", "RemoteProtocolError"}:  # of httpx
+        if kinds & _TRANSIENT:
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -357,12 +357,22 @@ class CausalLM:
             row[: len(sequence)] = sequence
         return torch.from_numpy(ids).to(self.load().device)
 
-    def _backbone(self, input_ids: Tensor, cache: Any = None, layer: int | None = None, **extra: Tensor) -> Tensor:
+    def _backbone(
+        self,
+        input_ids: Tensor,
+        cache: Any = None,
+        layer: int | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> Tensor:
         """Final hidden states (B, T, D) of the model without its output head, or those of an earlier layer."""
         loaded = self.load()
         with torch.inference_mode(), loaded.stopped_after(layer) as stopped:
             output = stopped(
-                input_ids=input_ids, past_key_values=cache, use_cache=cache is not None, return_dict=True, **extra
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                return_dict=True,
+                **loaded.inputs(cache, position_ids),
             )
         self.usage.processed_tokens += input_ids.numel()
         share = 1.0 if layer is None else layer / loaded.num_layers

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hf_select.models._compat import cache_argument, takes_position_ids
 from hf_select.models.batching import TokenBudget
 from hf_select.models.parameters import active_parameters
 
@@ -45,6 +46,8 @@ class LoadedModel:
         self.backbone_parameters = active_parameters(model) - self.head_parameters
         # The longest sequence that the model was built for; models with relative positions may name none.
         self.max_length: int | None = getattr(self.config, "max_position_embeddings", None)
+        self._cache_argument = cache_argument(self.backbone)
+        self._takes_position_ids = takes_position_ids(self.backbone)
         # Until the probe has shown that this architecture's cache can be copied, cropped and continued.
         self.shares_cache = False
         self.shares_padded_cache = False  # the same with masked padding between what is cached and what follows
@@ -135,6 +138,15 @@ class LoadedModel:
             yield backbone
         finally:
             handle.remove()
+
+    def inputs(self, cache: Any, position_ids: Tensor | None = None) -> dict[str, Any]:
+        """Keyword arguments of the backbone's forward pass for a KV cache and positions, as far as it takes them."""
+        found: dict[str, Any] = {"use_cache": cache is not None}
+        if cache is not None and self._cache_argument is not None:
+            found[self._cache_argument] = cache
+        if position_ids is not None and self._takes_position_ids:
+            found["position_ids"] = position_ids
+        return found
 
     def new_cache(self) -> Any:
         from transformers import DynamicCache

@@ -210,10 +210,10 @@ def _cache_continues(loaded: LoadedModel, ids: Tensor, hidden: Tensor) -> bool:
     if any(getattr(layer, "is_sliding", True) or not is_croppable(layer) for layer in cache.layers):
         return False
     for cut in (4, 6):
-        loaded.backbone(input_ids=ids[:, :cut], past_key_values=cache, use_cache=True)
+        loaded.backbone(input_ids=ids[:, :cut], **loaded.inputs(cache))
         if cache.get_seq_length() != cut:  # the architecture keeps no such cache
             return False
-        rest = loaded.backbone(input_ids=ids[:, cut:], past_key_values=cache, use_cache=True).last_hidden_state
+        rest = loaded.backbone(input_ids=ids[:, cut:], **loaded.inputs(cache)).last_hidden_state
         if not _near(rest, hidden[:, cut:]):
             return False
         cache.crop(-cache.get_seq_length())
@@ -226,11 +226,9 @@ def _padded_cache_continues(loaded: LoadedModel, ids: Tensor, hidden: Tensor) ->
         return False
     cache = loaded.new_cache()
     # Of these eight tokens, the last three stand for padding.
-    loaded.backbone(input_ids=ids, past_key_values=cache, use_cache=True)
+    loaded.backbone(input_ids=ids, **loaded.inputs(cache))
     mask = torch.ones(1, 11, dtype=torch.long, device=loaded.device)
     mask[0, 5:8] = 0
     positions = torch.arange(5, 8, device=loaded.device)[None]
-    follow = loaded.backbone(
-        input_ids=ids[:, 5:], past_key_values=cache, use_cache=True, attention_mask=mask, position_ids=positions
-    )
+    follow = loaded.backbone(input_ids=ids[:, 5:], attention_mask=mask, **loaded.inputs(cache, positions))
     return _near(follow.last_hidden_state, hidden[:, 5:])

@@ -72,7 +72,7 @@ def test_selectit_scores_and_order_are_the_references(golden, pool, mode, limit)
     order = read(golden / "selectit" / "orders.json")[f"sentence_{mode}"]
     same_order(score, pool["row_id"][:], order, limit)
     chosen = TopK("score_selectit")(pool.add_column("score_selectit", list(score)), fraction=0.2)
-    assert set(pool[i]["row_id"] for i in chosen.indices) == set(order[:19])
+    assert set(pool[i]["row_id"] for i in chosen.indices.tolist()) == set(order[:19])
 
 
 def test_selectit_with_three_ratings_has_the_quirk_of_the_code(golden, pool):
