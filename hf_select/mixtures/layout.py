@@ -1,6 +1,6 @@
 """The columns of a mixture, and its rows as they are written."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import pyarrow as pa
@@ -39,7 +39,7 @@ class MixtureLayout:
             raise ValueError(f"{', '.join(raw_text)} are raw text and the other sources conversations; mix one kind.")
         features: dict[str, Any] = {"text": Value("string")}
         if not raw_text:
-            features = {"messages": List(_PLAIN_MESSAGE if self._plain else Json())}
+            features = {"messages": _plain_type(opened.values()) if self._plain else List(Json())}
             features |= {"tools": Value("string")} if self._has_tools else {}
         features |= {SOURCE: Value("string"), SOURCE_ROW: Value("int64")}
         features |= {EPOCH: Value("int64")} if epochs > 1 else {}
@@ -61,6 +61,12 @@ class MixtureLayout:
             pa.field(f.name, pa.list_(pa.string())) if f.type == pa.list_(pa.json_()) else f for f in self.schema
         ]
         return pa.Table.from_pylist(rows, pa.schema(stored)).cast(self.schema)
+
+
+def _plain_type(datasets: Iterable[Dataset | IterableDataset]) -> List:
+    """Messages of a role and a content, their keys in the order of the first source that has messages."""
+    types = (dataset.features["messages"] for dataset in datasets if "messages" in (dataset.features or {}))
+    return next((kind for kind in types if kind == List(_PLAIN_MESSAGE)), List(_PLAIN_MESSAGE))
 
 
 def _is_plain(kind: str, features: Mapping[str, Any]) -> bool:
