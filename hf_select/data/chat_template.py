@@ -1,18 +1,9 @@
-"""Messages under a chat template: the text that it writes, and where each response stands in it.
+"""The text that a chat template writes for a conversation, and whether it writes all that the conversation says.
 
-The text is one rendering of the whole conversation, hence what a model is trained on and given as its history: where a
-template drops the reasoning of earlier turns, so does the text, and a note says so. Responses are placed by what the
-template itself does, never by searching for their words:
-
-- by its `{% generation %}` marks, if it has some;
-- else from the conversation's prefixes: a response starts where the prefix before it ends, generation prompt included,
-  and ends where the prefix through it ends;
-- where a prefix is written differently from the whole (Qwen3 moves its thinking block, Phi-3.5 closes with EOS,
-  DeepSeek's generation prompt opens a thought), both are aligned at the end of a message. That place is found by
-  rendering once more with other words in that message: what follows the last difference follows the message.
-
-Whatever a row says must be in the text. Tool arguments are given as objects or as JSON text, whichever the template
-writes; a row of which it leaves out words, calls or reasoning is refused with the reason.
+The text is one rendering of the whole conversation, as in training: where a template drops the reasoning of earlier
+turns, so does the text, and a note says so. A row of which the template leaves out words, calls or reasoning otherwise
+is refused with the reason. Tool arguments are given as objects or as JSON text, whichever the template writes.
+`response_spans` places the responses in the text.
 """
 
 import hashlib
@@ -22,15 +13,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from hf_select.data.bad_rows import BadRow
 
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
 # For base models without a template: the layout of the Tulu sets, which the RDS+ study (arXiv:2503.01807) uses for
-# every base model. Turns are stripped and open with their role; a response ends with EOS, both of which a model learns
-# from. The sets know no tools, calls, reasoning or names: those are written as Hermes and Qwen do.
-_TURNS = (
+# every base model. Turns are stripped and start with their role; a response ends with EOS, which is part of it. The
+# sets have no tools, calls, reasoning or names: those are written as in the templates of Hermes and Qwen.
+_TULU_TURNS = (
     "{% if tools %}{{ '<|tools|>\n' }}{% for tool in tools %}{{ tool | tojson + '\n' }}{% endfor %}{% endif %}"
     "{% for message in messages %}"
     "{{ '<|' + message['role'] + (' name=' + message['name'] if message['name'] else '') + '|>\n' }}"
@@ -46,14 +41,13 @@ _TURNS = (
     "{% else %}{{ message['content'] | trim + CLOSE }}{% endif %}"
 )
 FALLBACK_TEMPLATE = (
-    _TURNS.replace(" + CLOSE", "")
+    _TULU_TURNS.replace(" + CLOSE", "")
     + "{% if not loop.last %}{{ '\n' }}{% endif %}{% endfor %}"
     + "{% if add_generation_prompt %}{{ '\n<|assistant|>\n' }}{% endif %}"
 )
 
-# LESS's (arXiv:2402.04333): the same, but every turn ends with a line break, which after a response is a token that is
-# learned.
-LESS_TEMPLATE = _TURNS.replace("CLOSE", "'\n'") + "{% endfor %}"
+# LESS's (arXiv:2402.04333): the same, but every turn ends with a line break, which is part of a response.
+LESS_TEMPLATE = _TULU_TURNS.replace("CLOSE", "'\n'") + "{% endfor %}"
 
 _GENERATION_MARK = re.compile(r"\{%-?\s*generation\b")
 _THOUGHT = re.compile(r"\s*(?:<think>)?(.*)</think>", re.DOTALL)
@@ -61,11 +55,12 @@ _PIECE = re.compile(r"(?:\A|(?<=<think>)|(?<=</think>))(?:(?!</?think>).)+", re.
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # A message's reasoning: DeepSeek's and Qwen's name first, then OpenRouter's and gpt-oss's.
 REASONING = ("reasoning_content", "reasoning", "thinking")
-# What says of a message whether it is trained on: axolotl's names, then OpenAI's.
+# Keys that say whether a message is trained on: axolotl's names, then OpenAI's.
 TRAIN_FLAGS = ("train", "training", "weight")
-_QUESTION = {"role": "user", "content": "x"}
+QUESTION = {"role": "user", "content": "x"}  # a probe
 
-Messages = list[dict[str, Any]]
+Message = dict[str, Any]
+Messages = list[Message]
 Span = tuple[int, int]
 
 
@@ -75,7 +70,7 @@ class _NotWritten(BadRow):
 
 @dataclass(frozen=True)
 class Rendered:
-    """The text of a conversation with the character spans of its responses; `note` says what it leaves out."""
+    """The text of a conversation with the character spans of its responses; `note` says what the text leaves out."""
 
     text: str
     spans: list[Span]
@@ -84,9 +79,14 @@ class Rendered:
 
 @dataclass(frozen=True)
 class Renderer:
-    """A chat template with the tokenizer's special tokens, the tools of a row, and the form that it takes messages in:
-    tool arguments as JSON text (DeepSeek's concatenates it), null for the empty content of a call (DeepSeek R1's
-    distilled models look for that), content in parts (vision models)."""
+    """A chat template with a tokenizer's special tokens, the tools of a row, and the form in which it takes messages.
+
+    Args:
+        special: names and values of the special tokens.
+        arguments_as_text: tool arguments are given as JSON text, which DeepSeek's template concatenates.
+        null_for_empty: the empty content of a call is given as null, which DeepSeek R1's distilled models test for.
+        content_in_parts: content is given as a list of parts, as vision models take it.
+    """
 
     template: str
     special: tuple[tuple[str, Any], ...]
@@ -97,11 +97,19 @@ class Renderer:
 
     @property
     def is_marked(self) -> bool:
+        """Whether the template has `{% generation %}` marks."""
         return bool(_GENERATION_MARK.search(self.template))
 
     def text(self, messages: Messages, prompt: bool = False) -> str:
         """What the template writes for the messages; `prompt` adds the generation prompt."""
         return self._render(messages, add_generation_prompt=prompt)[0]
+
+    def text_or_none(self, messages: Messages) -> str | None:
+        """`text`, or None if the template refuses the messages."""
+        try:
+            return self.text(messages)
+        except BadRow:
+            return None
 
     def marks(self, messages: Messages) -> list[Span]:
         """Character spans between the template's generation marks."""
@@ -124,12 +132,12 @@ class Renderer:
             raise ValueError(f"the chat template is not valid Jinja: line {error.lineno}: {error.message}") from None
         except TemplateError as error:
             raise BadRow(f"the chat template refuses the row: {error}") from None
-        except (TypeError, KeyError, AttributeError) as error:  # the row lacks what the template takes for granted
+        except (TypeError, KeyError, AttributeError) as error:  # the row lacks what the template expects
             raise BadRow(f"the chat template fails on the row: {type(error).__name__}: {error}") from None
         spans = cast(list[list[Span]], marks)
         return str(texts[0]), [(start, end) for start, end in (spans[0] if spans else [])]
 
-    def _message(self, message: dict[str, Any]) -> dict[str, Any]:
+    def _message(self, message: Message) -> Message:
         """The message in the form that the template takes."""
         calls, content = message.get("tool_calls"), message["content"]
         if calls and self.arguments_as_text:
@@ -143,7 +151,7 @@ class Renderer:
 
 
 def template_text(given: str) -> str:
-    """A chat template that is given as its text or as the path of a file.
+    """The text of a chat template that is given as text or as the path of a file.
 
     Raises: ValueError if there is no such file, or if the template is not valid Jinja.
     """
@@ -156,72 +164,46 @@ def template_text(given: str) -> str:
             )
         text = path.read_text(encoding="utf-8")
     try:
-        Renderer(text, ()).text([_QUESTION])
-    except BadRow:  # of this one message: rows are judged for themselves
+        Renderer(text, ()).text([QUESTION])
+    except BadRow:  # this template may refuse the probe and take other messages
         pass
     return text
 
 
 def template_digest(text: str | None) -> str | None:
-    """A template as identities name it: its text in short."""
+    """SHA-256 of a template's text, as identities of jobs name it."""
     return None if text is None else f"sha256 {hashlib.sha256(text.encode()).hexdigest()}"
 
 
-def renderer(template: str, tokenizer: Any, tools: list[dict[str, Any]] | None = None) -> Renderer:
+def renderer(
+    template: str, tokenizer: "PreTrainedTokenizerBase", tools: list[dict[str, Any]] | None = None
+) -> Renderer:
+    """The Renderer of a template with a tokenizer's special tokens."""
     special = tokenizer.special_tokens_map.items()
     return Renderer(template, tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in special), tools)
 
 
 def refuse_surrogates(text: str) -> None:
-    """JSON may hold half of a character beyond U+FFFF, as a text that was cut in its middle; no tokenizer takes it.
-
-    Raises: BadRow.
-    """
+    """Raise BadRow for half of a surrogate pair, which no tokenizer takes. JSON may hold one where a text was cut
+    within a character."""
     half = None if text.isascii() else _SURROGATE.search(text)
     if half:
         raise BadRow(f"the text holds half a character (\\u{ord(half[0]):04x} without its other half)")
 
 
 def counts(message: Mapping[str, Any]) -> bool:
-    """Whether a response is scored and learned: `train` (axolotl) or `weight` (OpenAI) may say that it is not."""
+    """Whether a response is scored and trained on; `train` (axolotl) or `weight` (OpenAI) may exclude it."""
     return all(message.get(name) is None or message[name] for name in TRAIN_FLAGS)
 
 
-def render_with_spans(messages: Messages, render: Renderer) -> Rendered:
-    """The text of a conversation and the spans of those responses that count.
-
-    Raises: BadRow if the template refuses the messages or does not write all that they say, or if a response cannot be
-        placed.
-    """
-    messages, text, note, render = written(messages, render)
-    responses = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    spans = render.marks(messages) if render.is_marked else _placed(messages, text, render)
-    if all(counts(messages[i]) for i in responses):
-        return Rendered(text, spans, note)
-    turns = spans if len(spans) == len(responses) else _placed(messages, text, render)
-    kept = [turn for turn, i in zip(turns, responses, strict=True) if counts(messages[i])]
-    if not kept:
-        raise BadRow("no response counts: train is false or weight is 0 in every assistant turn")
-    if turns is spans:
-        return Rendered(text, kept, note)
-    inside = [(max(a, start), min(b, end)) for a, b in spans for start, end in kept]
-    return Rendered(text, [(start, end) for start, end in inside if start < end], note)
-
-
-def generation_prompt(render: Renderer) -> str:
-    """What the template writes before a response that follows a user turn: the assistant's header, or nothing."""
-    return _generation_prompt(replace(render, tools=None))
-
-
 # --------------------------------------------------------------------------------------------------------------------
-# what a row says and what the template writes of it
-
-
 def written(messages: Messages, render: Renderer) -> tuple[Messages, str, str, Renderer]:
-    """The messages as they are rendered, their text, a note on what it leaves out, and the renderer in the form that
-    the template takes.
+    """(messages as they are rendered, their text, note on what it leaves out, renderer in the form of the template)
 
-    A system turn opens the first user turn where the template has no system role (Gemma 1 and 2, some Mistral ones).
+    Where the template has no system role (Gemma 1 and 2, some of Mistral's), the system turn becomes the start of the
+    first user turn.
+
+    Raises: BadRow if the template refuses the messages or does not write all that they say.
     """
     messages = [_with_objects(message) if "tool_calls" in message else message for message in messages]
     try:
@@ -234,8 +216,10 @@ def written(messages: Messages, render: Renderer) -> tuple[Messages, str, str, R
 
 
 def _whole(messages: Messages, render: Renderer) -> tuple[Messages, str, str, Renderer]:
-    """The messages in the first form of which the template writes everything; else what it does not write, or why it
-    refuses them."""
+    """`written` in the first form of which the template writes everything.
+
+    Raises: BadRow with what it does not write, or why it refuses the messages.
+    """
     refusals: list[BadRow] = []
     for form in _forms(messages, render):
         try:
@@ -260,19 +244,19 @@ def _forms(messages: Messages, render: Renderer) -> Iterator[Renderer]:
 
 @lru_cache(maxsize=64)
 def _reads_parts(render: Renderer) -> bool:
-    """Whether the template writes content that comes in parts, and none that is text."""
+    """Whether the template writes content in parts only, and no content that is text."""
     other = [{"role": "user", "content": "y"}]
     for form in (render, replace(render, content_in_parts=True)):
         try:
-            if form.text([_QUESTION]) != form.text(other):
+            if form.text([QUESTION]) != form.text(other):
                 return form.content_in_parts
         except BadRow:
             continue
     return False
 
 
-def _with_objects(message: dict[str, Any]) -> dict[str, Any]:
-    """The message with the arguments of its calls as objects, and without a list of no calls, which DeepSeek's
+def _with_objects(message: Message) -> Message:
+    """The message with the arguments of its calls as objects, and without an empty list of calls, which DeepSeek's
     template takes for calls."""
     if not message["tool_calls"]:
         return {key: value for key, value in message.items() if key != "tool_calls"}
@@ -303,20 +287,20 @@ def _arguments_of(messages: Messages) -> Iterator[dict[str, Any]]:
 
 
 def _note(messages: Messages, text: str, render: Renderer) -> str:
-    """What the template leaves out of a row that is scored all the same: tools, names, and what it writes of a
-    response only while it is the last (reasoning, above all).
+    """A note on what the template leaves out by design: tools, names, and what it writes of a response only while that
+    is the last one (mostly reasoning).
 
     Raises: BadRow if it leaves out more than that.
     """
     left_out = []
     position = 0
     for i, message in enumerate(messages):
-        for what, words, other in _parts(message):
-            # A turn's words mostly stand in the text as they are, in order. What does not, or is often left out, is
-            # replaced: if the text stays the same, it is not written.
-            found = text.find(words, position) if words else -1
-            if found >= 0:
-                position = found + len(words)
+        for what, words, other in _statements(message):
+            # Most words are in the text as they are, in order. Others are replaced: if the text stays the same, the
+            # template does not write them.
+            at = text.find(words, position) if words else -1
+            if at >= 0:
+                position = at + len(words)
             elif _same(render, text, [*messages[:i], other, *messages[i + 1 :]]):
                 if message["role"] != "assistant" or not _is_written_when_last(messages[: i + 1], other, render):
                     raise _NotWritten(f"the chat template does not write {what}; give one that does (chat_template)")
@@ -332,181 +316,57 @@ def _note(messages: Messages, text: str, render: Renderer) -> str:
     return f"the chat template leaves out {', '.join(dict.fromkeys(left_out))}" if left_out else ""
 
 
-def _parts(message: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(what, its words, the message with other words) of all that a message says; no words where these alone would
-    not show that it is written."""
+def _statements(message: Message) -> Iterator[tuple[str, str, Message]]:
+    """(what, its words, the message with other words) for everything that a message says. The words are empty where
+    finding them in the text would not show that the template writes them."""
     content, role = message["content"], message["role"]
     reasoning = {key: message[key] for key in REASONING if isinstance(message.get(key), str) and message[key].strip()}
-    for words in dict.fromkeys(reasoning.values()):  # several fields may say the same
+    for words in dict.fromkeys(reasoning.values()):  # several fields may hold the same text
         keys = [key for key in reasoning if reasoning[key] == words]
-        yield "the reasoning of a response", words.strip(), {**message, **dict.fromkeys(keys, _other(words))}
+        yield "the reasoning of a response", words.strip(), {**message, **dict.fromkeys(keys, different_text(words))}
     thought = _THOUGHT.match(content) if role == "assistant" else None
-    # Templates split a response at its marks of thought; of several thoughts, or text before one, some drop pieces.
+    # Templates split a response at its thinking tags, and some drop all but one of several thoughts.
     for piece in _PIECE.finditer(content, 0, thought.end(1)) if thought else ():
         if not piece[0].strip():
             continue
-        other = f"{content[: piece.start()]}\n{_other(piece[0])}\n{content[piece.end() :]}"
+        other = f"{content[: piece.start()]}\n{different_text(piece[0])}\n{content[piece.end() :]}"
         yield "the reasoning of a response", piece[0].strip(), {**message, "content": other}
     start = thought.end() if thought else 0
     if content[start:].strip():
         what = {"assistant": "the text of a response", "tool": "tool results"}.get(role, f"a {role} turn")
         words = content[start:].strip() if role in ("user", "assistant") else ""
-        yield what, words, {**message, "content": f"{content[:start]}{_other(content[start:])}"}
+        yield what, words, {**message, "content": f"{content[:start]}{different_text(content[start:])}"}
     for i, call in enumerate(message.get("tool_calls") or ()):
         function = call["function"]
-        for changed in ({"name": _other(str(function.get("name")))}, {"arguments": _other_arguments(function)}):
+        others = {"name": different_text(str(function.get("name"))), "arguments": different_arguments(function)}
+        for key, other in others.items():
             calls = [*message["tool_calls"]]
-            calls[i] = {**call, "function": {**function, **changed}}
+            calls[i] = {**call, "function": {**function, key: other}}
             yield "the tool calls of a response", "", {**message, "tool_calls": calls}
 
 
-def _is_written_when_last(messages: Messages, other: dict[str, Any], render: Renderer) -> bool:
-    text = _text_or_none(messages, render)
+def _is_written_when_last(messages: Messages, other: Message, render: Renderer) -> bool:
+    text = render.text_or_none(messages)
     return text is not None and not _same(render, text, [*messages[:-1], other])
 
 
 def _same(render: Renderer, text: str, messages: Messages) -> bool:
-    """Whether the template writes the same for these messages; not if it refuses them."""
-    return _text_or_none(messages, render) == text
+    """Whether the template writes this text for the messages; False if it refuses them."""
+    return render.text_or_none(messages) == text
 
 
-def _text_or_none(messages: Messages, render: Renderer) -> str | None:
-    try:
-        return render.text(messages)
-    except BadRow:
-        return None
+def after_thought(message: Message) -> int:
+    """Where the content of a response goes on after a thought in <think> tags at its start; 0 without one."""
+    thought = _THOUGHT.match(message["content"]) if message["role"] == "assistant" else None
+    return thought.end() if thought else 0
 
 
-def _other(text: str) -> str:
-    """Text that begins and ends with another character."""
+def different_text(text: str) -> str:
+    """A letter other than the first and the last character of a text, white space apart."""
     ends = text.strip()[:1], text.strip()[-1:]
     return next(letter for letter in "xyz" if letter not in ends)
 
 
-def _other_arguments(function: dict[str, Any]) -> dict[str, Any]:
-    """Arguments with another name and value."""
+def different_arguments(function: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a call with another name and value."""
     return {letter: letter for letter in "xyz" if letter not in function["arguments"]}
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# where the responses stand
-
-
-def _placed(messages: Messages, text: str, render: Renderer) -> list[Span]:
-    spans: list[Span] = []
-    for i, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        try:
-            start, end = _start(i, messages, text, render), _end(i, messages, text, render)
-            if not (spans[-1][1] if spans else 0) <= start <= end:
-                raise BadRow("it overlaps its neighbours")
-        except BadRow as reason:
-            raise BadRow(
-                f"a response cannot be placed in what the chat template writes ({reason}); give a template with "
-                "{% generation %} marks (chat_template; trl.get_training_chat_template has some)"
-            ) from None
-        spans.append((start, end))
-    return spans
-
-
-def _start(i: int, messages: Messages, text: str, render: Renderer) -> int:
-    """Where response i opens: after as much of the generation prompt as the template writes before it."""
-    header = _generation_prompt(replace(render, tools=None))
-    if i == 0:  # templates give no generation prompt for nothing
-        reply = _reply_at(i, messages, text, render)
-        at = text.rfind(header, 0, reply) if header else -1
-        return reply if at < 0 else at + len(header)
-    before = render.text(messages[:i], prompt=True)
-    if text.startswith(before):
-        start = len(before)
-    else:
-        here = _after(i - 1, messages, text, render)
-        there = _after(i - 1, messages[:i], before, render, prompt=True)
-        start = min(here + _common(text[here:], before[there:]), _reply_at(i, messages, text, render))
-    if messages[i - 1]["role"] == "tool" and text.startswith(header, start):
-        start += len(header)  # DiffusionGemma's asks for no header behind a tool result, yet writes one
-    return start
-
-
-def _reply_at(i: int, messages: Messages, text: str, render: Renderer) -> int:
-    """Where message i and another reply in its place begin to differ."""
-    plain = {"role": "assistant", "content": _other(messages[i]["content"])}
-    for other in (plain, _with_other_words(messages[i])):
-        try:
-            return _common(text, render.text([*messages[:i], other, *messages[i + 1 :]]))
-        except BadRow as reason:  # a tool result without its call
-            refusal = reason
-    raise refusal
-
-
-def _end(i: int, messages: Messages, text: str, render: Renderer) -> int:
-    """Where response i ends, its end mark included."""
-    if i == len(messages) - 1:
-        return len(text)
-    if _ends_alike(replace(render, tools=None)):
-        through = _text_or_none(messages[: i + 1], render)
-        if through is not None and text.startswith(through):
-            return len(through)
-    # In a conversation of a question and this response, its end mark is between it and the next generation prompt.
-    pair = [_QUESTION, messages[i]]
-    asked, opening = render.text(pair, prompt=True), _generation_prompt(replace(render, tools=None))
-    mark = asked[_after(1, pair, asked, render, prompt=True) :]
-    if asked == _text_or_none(pair, render):  # Gemma 4 asks for none behind a call
-        opening = ""
-    here = _after(i, messages, text, render)
-    if not (mark.endswith(opening) and text.startswith(mark.removesuffix(opening), here)):
-        raise BadRow("what closes it in other conversations does not follow it")
-    return here + len(mark) - len(opening)
-
-
-def _after(i: int, messages: Messages, text: str, render: Renderer, prompt: bool = False) -> int:
-    """A place in the text just behind what message i says, the same in every text that it is written in: what follows
-    the last difference to other words."""
-    other = render.text([*messages[:i], _with_other_words(messages[i]), *messages[i + 1 :]], prompt=prompt)
-    if other == text:
-        raise BadRow(f"the {messages[i]['role']} turn before it is not written")
-    return len(text) - min(_common(text[::-1], other[::-1]), len(text), len(other))
-
-
-def _with_other_words(message: dict[str, Any]) -> dict[str, Any]:
-    """The message with other words wherever it has some, of the same structure."""
-    texts = {key: message[key] for key in ("content", *REASONING) if isinstance(message.get(key), str)}
-    changed: dict[str, Any] = {key: _other(value) for key, value in texts.items() if value.strip()}
-    if message.get("tool_calls"):
-        changed["tool_calls"] = [
-            {**call, "function": {**call["function"], "arguments": _other_arguments(call["function"])}}
-            for call in message["tool_calls"]
-        ]
-    return {**message, **(changed or {"content": "x"})}
-
-
-def _common(a: str, b: str) -> int:
-    """Length of the common beginning, by halving: a comparison by characters takes longer than to render."""
-    low, high = 0, min(len(a), len(b))
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle - 1)
-    return low
-
-
-@lru_cache(maxsize=64)
-def _generation_prompt(render: Renderer) -> str:
-    try:
-        before, through = render.text([_QUESTION]), render.text([_QUESTION], prompt=True)
-    except BadRow:
-        return ""
-    if not through.startswith(before):  # Phi-3.5 ends a conversation with EOS
-        before = before.removesuffix(str(dict(render.special).get("eos_token") or ""))
-    return through.removeprefix(before) if through.startswith(before) else ""
-
-
-@lru_cache(maxsize=64)
-def _ends_alike(render: Renderer) -> bool:
-    """Whether the last response is closed as one that a generation prompt follows; taken for granted of a template
-    that refuses to be asked."""
-    pair = [_QUESTION, {"role": "assistant", "content": "x"}]
-    try:
-        return render.text(pair) == render.text(pair, prompt=True).removesuffix(_generation_prompt(render))
-    except BadRow:
-        return True

@@ -3,24 +3,23 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hf_select.data.bad_rows import BadRow
+from hf_select.data.bad_rows import BadRow, map_rows
 from hf_select.data.chat_template import (
     FALLBACK_TEMPLATE,
     LESS_TEMPLATE,
     Rendered,
     Renderer,
-    render_with_spans,
     renderer,
     written,
 )
-from hf_select.data.chat_template import generation_prompt as opening
 from hf_select.data.conversation import Conversation
+from hf_select.data.response_spans import render_with_spans, response_header
 from hf_select.data.text import says_something
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of a row and its responses as half-open token spans, one for each assistant turn that counts.
+    """Token ids of a row, and its responses as half-open token spans, one for each assistant turn that counts.
 
     `note` says what the template leaves out of the row by design.
     """
@@ -33,8 +32,8 @@ class Encoded:
 def encode(conversation: Conversation, tokenizer: Any, chat_template: str | None = None) -> Encoded:
     """Token ids of a conversation under the chat template, with the spans of its responses.
 
-    A response span opens after the generation prompt and holds what the template writes for the turn, its end mark
-    included. In raw text everything after a start token is response.
+    A response span starts after the generation prompt and ends with the template's end mark. In raw text everything
+    after a start token is response.
 
     Args:
         tokenizer: a fast tokenizer (character offsets are needed to place the spans).
@@ -50,40 +49,43 @@ def encode(conversation: Conversation, tokenizer: Any, chat_template: str | None
 def encode_all(
     rows: list[Conversation], tokenizer: Any, chat_template: str | None = None, responses: bool = True
 ) -> list["Encoded | BadRow"]:
-    """`encode` for many rows, tokenised in one call; a row that cannot be encoded gives the BadRow that says why.
+    """`encode` for many rows, tokenised in one call; a row that cannot be encoded gives a BadRow.
 
     Args:
-        responses: place the response spans. Without them a row under a template that rewrites earlier turns has its
-            token ids all the same.
+        responses: whether to place the response spans. Without them, rows whose responses cannot be placed are encoded
+            as well.
     """
     if responses and not tokenizer.is_fast:
         raise ValueError(f"{type(tokenizer).__name__} gives no character offsets; a fast tokenizer is needed.")
-    found: list[Any] = []
-    special = []  # a model's own template writes its start token; raw text and ours leave it to the tokenizer
-    for row in rows:
-        template = _template(row, tokenizer, chat_template)
-        special.append(row.text is not None or template in (FALLBACK_TEMPLATE, LESS_TEMPLATE))
-        try:
-            found.append(_rendered(row, renderer(template, tokenizer, row.tools), responses))
-        except BadRow as reason:
-            found.append(reason)
-    for with_special in (False, True):
-        chosen = [i for i, r in enumerate(found) if isinstance(r, Rendered) and special[i] == with_special]
-        if not chosen:
-            continue
-        encoding = tokenizer(
-            [found[i].text for i in chosen],
-            add_special_tokens=with_special,
-            return_offsets_mapping=responses,
-            verbose=False,
-        )
-        offsets = encoding["offset_mapping"] if responses else [[]] * len(chosen)
-        for i, ids, places in zip(chosen, encoding["input_ids"], offsets, strict=True):
-            found[i] = Encoded(ids, _token_spans(found[i].spans, places), found[i].note)
-    return found
+    templates = [_template(row, tokenizer, chat_template) for row in rows]
+    # A model's own template writes its start token; for raw text and our templates the tokenizer adds it.
+    adds_special = [
+        row.text is not None or template in (FALLBACK_TEMPLATE, LESS_TEMPLATE)
+        for row, template in zip(rows, templates, strict=True)
+    ]
+    rendered = map_rows(
+        lambda row, template: _render(row, renderer(template, tokenizer, row.tools), responses), rows, templates
+    )
+    results: dict[int, Encoded] = {}
+    for special in (False, True):
+        chosen = {i: row for i, row in enumerate(rendered) if isinstance(row, Rendered) and adds_special[i] == special}
+        if chosen:
+            results |= zip(chosen, _tokenize([*chosen.values()], tokenizer, special, responses), strict=True)
+    return [row if isinstance(row, BadRow) else results[i] for i, row in enumerate(rendered)]
 
 
-def _rendered(row: Conversation, render: Renderer, responses: bool) -> Rendered:
+def _tokenize(rows: list[Rendered], tokenizer: Any, special: bool, responses: bool) -> list[Encoded]:
+    encoding = tokenizer(
+        [row.text for row in rows], add_special_tokens=special, return_offsets_mapping=responses, verbose=False
+    )
+    offsets = encoding["offset_mapping"] if responses else [[]] * len(rows)
+    return [
+        Encoded(ids, _token_spans(row.spans, places), row.note)
+        for row, ids, places in zip(rows, encoding["input_ids"], offsets, strict=True)
+    ]
+
+
+def _render(row: Conversation, render: Renderer, responses: bool) -> Rendered:
     if row.text is not None:
         return Rendered(row.text, [(0, len(row.text))] if responses else [])
     if responses:
@@ -95,23 +97,19 @@ def _rendered(row: Conversation, render: Renderer, responses: bool) -> Rendered:
 def encode_prompts(
     rows: list[Conversation], tokenizer: Any, chat_template: str | None = None
 ) -> list["list[int] | BadRow"]:
-    """Token ids of each conversation up to its last response, with the template's generation prompt: what a model is
-    given to answer, and a prefix of what `encode_all` gives unless the template or the tokenizer rewrites it."""
-    found: list[Any] = []
-    for row in rows:
+    """Token ids of each conversation before its last response, with the generation prompt. They are a prefix of what
+    `encode_all` gives, unless the template or the tokenizer rewrites it."""
+
+    def prompt_ids(row: Conversation) -> list[int]:
+        if len(row.messages) < 2 or row.messages[-1]["role"] != "assistant":
+            raise BadRow("the row does not end with a response to a prompt")
         template = _template(row, tokenizer, chat_template)
-        render = renderer(template, tokenizer, row.tools)
-        try:
-            if len(row.messages) < 2 or row.messages[-1]["role"] != "assistant":
-                raise BadRow("the row does not end with a response to a prompt")
-            messages, _, _, render = written(row.messages, render)
-            text = render.text(messages[:-1], prompt=True)
-        except BadRow as reason:
-            found.append(reason)
-            continue
-        with_special = template in (FALLBACK_TEMPLATE, LESS_TEMPLATE)
-        found.append(tokenizer(text, add_special_tokens=with_special, verbose=False)["input_ids"])
-    return found
+        messages, _, _, render = written(row.messages, renderer(template, tokenizer, row.tools))
+        text = render.text(messages[:-1], prompt=True)
+        special = template in (FALLBACK_TEMPLATE, LESS_TEMPLATE)
+        return tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
+
+    return map_rows(prompt_ids, rows)
 
 
 def response_end(tokenizer: Any, chat_template: str | None = None) -> int:
@@ -129,24 +127,23 @@ def response_end(tokenizer: Any, chat_template: str | None = None) -> int:
 
 
 def response_close(tokenizer: Any, chat_template: str | None = None) -> list[int]:
-    """What the template writes after a response, from its first special token on; [] if it writes none."""
+    """Token ids that the template writes after a response, from the first special token on; [] if it writes none."""
     user = {"role": "user", "content": "x"}
     twice = [Conversation([user, {"role": "assistant", "content": word}]) for word in ("a", "b")]
     encoded = [e for e in encode_all(twice, tokenizer, chat_template, responses=False) if not isinstance(e, BadRow)]
     special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
     if len(encoded) < 2:
         return []
-    one, other = (e.input_ids for e in encoded)
-    common = next((i for i, (a, b) in enumerate(zip(one[::-1], other[::-1], strict=False)) if a != b), 0)
-    after = one[len(one) - common :]
+    first, second = (e.input_ids for e in encoded)
+    common = next((i for i, (a, b) in enumerate(zip(first[::-1], second[::-1], strict=False)) if a != b), 0)
+    after = first[len(first) - common :]
     return next((after[i:] for i, token in enumerate(after) if token in special), [])
 
 
 def cut(encoded: Encoded, max_length: int | None, context: int | None) -> tuple[Encoded, str]:
-    """The row cut on the right to `max_length` tokens, and a note that says so and what the template left out (empty:
-    nothing).
+    """The row cut on the right to `max_length` tokens, and a note on the cut and on what the template left out.
 
-    Raises: BadRow if what is left is longer than the model's context.
+    Raises: BadRow if the row is still longer than the model's context.
     """
     if max_length is not None and max_length < 1:
         raise ValueError(f"max_length is {max_length}; it must be at least 1.")
@@ -161,13 +158,13 @@ def cut(encoded: Encoded, max_length: int | None, context: int | None) -> tuple[
 
 
 def generation_prompt(tokenizer: Any, chat_template: str | None = None) -> str:
-    """What the template writes before a response that stands alone: the assistant's header, or nothing."""
+    """What the template writes before a response: the assistant's header, or nothing."""
     template = _template(Conversation([]), tokenizer, chat_template)
-    return opening(renderer(template, tokenizer)).lstrip("\n")
+    return response_header(renderer(template, tokenizer)).lstrip("\n")
 
 
 def _template(row: Conversation, tokenizer: Any, chat_template: str | None) -> str:
-    """The Jinja template in use; some tokenizers have one for rows with tools and one for those without."""
+    """The Jinja template of a row; some tokenizers have one for rows with tools and one for those without."""
     if chat_template is not None:
         return chat_template
     if not tokenizer.chat_template:
@@ -176,9 +173,9 @@ def _template(row: Conversation, tokenizer: Any, chat_template: str | None) -> s
 
 
 def _token_spans(spans: list[tuple[int, int]], offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Character spans as token spans. A token belongs to the span in which it starts (a straddling one is still
-    predicted from the prompt, hence prompt); a start token has no characters and belongs to none."""
-    found = []
+    """Character spans as token spans. A token belongs to the span in which it starts: one that starts in the prompt is
+    predicted from the prompt alone. A start token has no characters and belongs to none."""
+    token_spans = []
     position = 0
     for start, end in spans:
         while position < len(offsets) and (offsets[position][0] < start or offsets[position][1] == 0):
@@ -186,21 +183,22 @@ def _token_spans(spans: list[tuple[int, int]], offsets: list[tuple[int, int]]) -
         first = position
         while position < len(offsets) and offsets[position][0] < end:
             position += 1
-        found.append((first, position))
-    return found
+        token_spans.append((first, position))
+    return token_spans
 
 
 def nonempty_turns(row: Conversation) -> list[bool]:
-    """For each assistant turn that counts whether it says anything; raw text is all response."""
+    """For each assistant turn that counts, whether it says anything; raw text is one response."""
     if row.text is not None:
         return [bool(row.text.strip())]
     return [says_something(turn) for turn in row.responses()]
 
 
 def drop_empty_responses(row: Conversation, encoded: Encoded) -> Encoded:
-    """The row with the spans of those responses that say something. (A template may mark other spans than one a turn:
-    those are kept.)"""
-    if len(encoded.responses) != len(nonempty_turns(row)):
+    """The row with the spans of those responses that say something; unchanged if a template marks other spans than one
+    per turn."""
+    nonempty = nonempty_turns(row)
+    if len(encoded.responses) != len(nonempty):
         return encoded
-    spans = [span for span, says in zip(encoded.responses, nonempty_turns(row), strict=True) if says]
+    spans = [span for span, keep in zip(encoded.responses, nonempty, strict=True) if keep]
     return replace(encoded, responses=spans)

@@ -13,10 +13,12 @@ from jinja2 import TemplateError
 
 from hf_select import DEITA, IFD, CausalLM, Length, Perplexity, RDSPlus, SelectIT
 from hf_select.cli.main import main
+from hf_select.data import response_spans
 from hf_select.data.bad_rows import BadRow
-from hf_select.data.chat_template import FALLBACK_TEMPLATE, LESS_TEMPLATE, render_with_spans, renderer
+from hf_select.data.chat_template import FALLBACK_TEMPLATE, LESS_TEMPLATE, Renderer, renderer
 from hf_select.data.conversation import Conversation, conversations
 from hf_select.data.encoding import encode
+from hf_select.data.response_spans import render_with_spans
 from hf_select.scoring.deita import user_pairs
 from hf_select.training.reward_learning.demonstrations import REASON, encode_demonstrations
 from hf_select.training.warmup import WarmUp
@@ -361,6 +363,38 @@ def test_spans_hold_a_turns_words_and_nobody_elses(name, pairs, tokenizer):
         assert span.strip() != f"{said}r{i}!{said}".strip()  # it ends with a mark
     whole = tokenizer.apply_chat_template(messages, chat_template=TEMPLATES[name], tokenize=False)
     assert rendered.text == whole
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+@settings(max_examples=4, deadline=None, derandomize=True, database=None)
+@given(pairs=st.lists(st.tuples(WORDS, WORDS), min_size=2, max_size=4))
+def test_spans_from_one_marked_rendering_are_those_of_the_prefixes(name, pairs, tokenizer):
+    messages = [message for asked, said in pairs for message in (user(asked), reply(said))]
+    render = renderer(TEMPLATES[name], tokenizer)
+
+    def spans_or_reason():
+        try:
+            return render_with_spans(messages, render)
+        except BadRow as reason:
+            return str(reason)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(response_spans, "_content_spans", lambda *_: {})
+        expected = spans_or_reason()
+    assert spans_or_reason() == expected
+
+
+@pytest.mark.parametrize("name", [*REWRITING, "qwen2_5"])
+def test_placing_plain_turns_renders_the_conversation_a_fixed_number_of_times(name, tokenizer, monkeypatch):
+    calls, whole = [], Renderer._render
+    monkeypatch.setattr(Renderer, "_render", lambda self, *args, **kw: calls.append(1) or whole(self, *args, **kw))
+    counts = []
+    for turns in (3, 3, 30):  # the first finds what is kept for a template
+        messages = [m for i in range(turns) for m in (user(f"question {i}?"), reply(f"answer {i}."))]
+        calls.clear()
+        assert len(render_with_spans(messages, renderer(TEMPLATES[name], tokenizer)).spans) == turns
+        counts.append(len(calls))
+    assert counts[2] == counts[1] < 12
 
 
 # --------------------------------------------------------------------------------------------- responses that count
