@@ -5,7 +5,7 @@
 
 With targets: --scorer rds --queries math=math.jsonl. Each worker holds one scorer, built from the same settings as
 `hf-select score` takes (--set max_length=512 ...). A batch is `--chunk-rows` rows of one file, so that files of a
-multiple of that many rows give the very numbers of `hf-select score --chunk-rows`. Rows keep their order. For a
+multiple of that many rows give the same scores as `hf-select score --chunk-rows`. Rows keep their order. For a
 resumable job without a cluster: `hf-select score` under `accelerate launch`.
 """
 
@@ -18,7 +18,7 @@ from datasets import Features
 
 
 class RayScorer:
-    """A scorer that lives in a Ray worker: a table of rows in, the same rows with their scores out."""
+    """A scorer that lives in a Ray worker: adds the scores to a table of rows."""
 
     def __init__(self, name: str, settings: dict[str, Any], queries: dict[str, str]):
         from hf_select import build_scorer, read_dataset

@@ -1,11 +1,11 @@
-"""A stock SFT script with a few lines more: each round is trained on rows whose gradients are like the queries'.
+"""A standard SFT script with three more lines: each round trains on rows with gradients similar to the queries'.
 
     python sft_with_selection.py --model Qwen/Qwen2.5-0.5B --dataset trl-lib/Capybara --queries task.jsonl --rounds 4
     accelerate launch --config_file accelerate/ddp.yaml sft_with_selection.py ...
 
 A round is an epoch of `--fraction` of the dataset. The share of the run's time that scoring takes is in the log
-(selection/seconds); --max-candidates bounds it. Without --queries (clean rows of the task) the hardest rows are
-trained on, which collects damaged rows where there are some (benchmarks/results/online_selection_cpu.md).
+(selection/seconds); --max-candidates bounds it. Without --queries (clean rows of the task) it trains on the
+hardest rows, which selects damaged rows where there are some (benchmarks/results/online_selection_cpu.md).
 """
 
 import argparse

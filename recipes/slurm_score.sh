@@ -1,10 +1,10 @@
 #!/bin/bash
-# Score a pool on several nodes of a Slurm cluster: one process a device, all on one shared output folder.
+# Score a pool on several nodes of a Slurm cluster: one process per device, all with one shared output folder.
 #
 #   sbatch slurm_score.sh
 #
-# The processes share the chunks through the folder alone, so no port and no rendezvous is needed: srun starts them, and
-# each takes the next free chunk. Requeue or submit it again after a time limit, with any number of nodes: it goes on.
+# The processes share the chunks through the folder alone, so no port and no rendezvous are needed: srun starts them, and
+# each takes the next free chunk. After a time limit, requeue or submit again with any number of nodes to resume.
 # While it runs: hf-select status $OUTPUT
 #
 #SBATCH --job-name=hf-select
