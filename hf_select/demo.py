@@ -10,7 +10,11 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 
 DAMAGES = ("other_response", "wrong_answer", "cut_off", "shuffled_words", "repeated_word")
@@ -169,7 +173,7 @@ def rating_examples(num_rows: int, seed: int) -> Iterator[str]:
         yield f"{line}\nInstruction:{row['prompt']}\nResponse:{row['completion']}\n{ANSWER}{rating}"
 
 
-def train_tokenizer(texts: Sequence[str], vocab_size: int = 600) -> Any:
+def train_tokenizer(texts: Sequence[str], vocab_size: int = 600) -> "PreTrainedTokenizerFast":
     """A byte-level BPE tokenizer that splits digits and has a start token and a ChatML template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -202,7 +206,7 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int = 600) -> Any:
     )
 
 
-def tiny_model(tokenizer: Any, seed: int = 0, **config: Any) -> Any:
+def tiny_model(tokenizer: "PreTrainedTokenizerBase", seed: int = 0, **config: Any) -> "LlamaForCausalLM":
     """A randomly initialised Llama for this tokenizer; about a million parameters unless `config` changes them."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -214,18 +218,13 @@ def tiny_model(tokenizer: Any, seed: int = 0, **config: Any) -> Any:
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 512,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
     }
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=len(tokenizer),
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-                **(sizes | config),
-            )
-        )
+        return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **(sizes | config)))
 
 
 def train_rater(folder: Path, num_examples: int, steps: int, batch_size: int = 64, seed: int = 1) -> dict[str, float]:

@@ -39,6 +39,7 @@ class Advise(OverRows):
     )
 
     def run(self) -> None:
+        """Score the sample and print the recommendation."""
         from hf_select.evaluation.advise import advise
         from hf_select.strict_yaml import parse_yaml
 

@@ -5,6 +5,9 @@ from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 
+Values = Mapping[str, Any]  # setting -> its value on the command line or in YAML
+
+
 class Command(ABC):
     """Base of the commands of hf-select. A subclass is a dataclass; its docstring describes each setting under Args.
 
@@ -23,7 +26,7 @@ class Command(ABC):
     other_commands: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
-    def parts(cls, values: Mapping[str, Any]) -> list[type]:
+    def parts(cls, values: Values) -> list[type]:
         """Dataclasses whose settings the command takes besides its own, such as those of the scorer in `values`."""
         return []
 
@@ -37,12 +40,12 @@ class Command(ABC):
         """Do the work and print the outcome. Returns: the command to run next, or None."""
 
     @classmethod
-    def about(cls, values: Mapping[str, Any]) -> str:
+    def about(cls, values: Values) -> str:
         """The text of --help before the settings."""
         return (cls.__doc__ or "").split("\n\n")[0]
 
     @classmethod
-    def epilog(cls, name: str, values: Mapping[str, Any]) -> str:
+    def epilog(cls, name: str, values: Values) -> str:
         """The text of --help after the settings."""
         text = f"example:\n  {cls.example}"
         for setting in ("scorer", "selector"):

@@ -1,10 +1,8 @@
 """The table of commands, and how a command is built from flat values."""
 
-from collections.abc import Mapping
 from importlib import import_module
-from typing import Any
 
-from hf_select.cli.command import Command
+from hf_select.cli.command import Command, Values
 from hf_select.cli.settings import build, check_names, settable
 
 
@@ -52,7 +50,7 @@ def command_class(name: str) -> type[Command] | None:
     return getattr(import_module(module), cls)
 
 
-def make_command(name: str, values: Mapping[str, Any]) -> Command:
+def make_command(name: str, values: Values) -> Command:
     """A command from flat values: its own settings, and those of its scorer, selector or method."""
     cls = command_class(name)
     assert cls is not None

@@ -70,6 +70,7 @@ class Compare(Rows):
         return [Recipe]
 
     def run(self) -> None:
+        """Train, measure and print the tables."""
         from hf_select.evaluation.compare import compare
         from hf_select.jobs.launch import is_main_process
         from hf_select.reports.comparison_result import RANDOM, shown_budget

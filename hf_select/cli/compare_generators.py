@@ -1,14 +1,16 @@
 """hf-select compare-generators"""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+from hf_select.cli.command import Values
 from hf_select.cli.score import Rows, build_parts
 
 
 if TYPE_CHECKING:
+    from hf_select.features.sentence_embeddings import SentenceEmbeddings
+    from hf_select.generation.server import ServerGenerator
     from hf_select.reports.generator_result import GeneratorComparison
 
 
@@ -49,12 +51,13 @@ class CompareGenerators(Rows):
     )
 
     @classmethod
-    def parts(cls, values: Mapping[str, Any]) -> list[type]:
+    def parts(cls, values: Values) -> list[type]:
         from hf_select.training.equal_tokens import Recipe
 
         return [Recipe]
 
     def run(self) -> None:
+        """Compare the answers and print the tables."""
         from hf_select.atomic import atomic_path, write_json
         from hf_select.evaluation.generator_comparison import (
             describe,
@@ -87,14 +90,16 @@ class CompareGenerators(Rows):
             temporary.write_text(generators_markdown(result), encoding="utf-8")
         self._print(result)
 
-    def _featurizer(self) -> Any:
+    def _featurizer(self) -> "SentenceEmbeddings | None":
+        """The sentence encoder for the agreement of embeddings, if one is given."""
         if self.encoder is None:
             return None
         from hf_select.features.sentence_embeddings import SentenceEmbeddings
 
         return SentenceEmbeddings(self.encoder)
 
-    def _judge(self) -> Any:
+    def _judge(self) -> "ServerGenerator":
+        """The judge behind its server."""
         from hf_select.generation.server import ServerGenerator
 
         return ServerGenerator(str(self.judge), base_url=self.judge_base_url, api_key_env=self.judge_api_key_env)

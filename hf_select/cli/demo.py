@@ -37,6 +37,7 @@ class DemoPool(Command):
     example = "hf-select run quickstart"
 
     def run(self) -> None:
+        """Write the files and train the model."""
         from hf_select import demo
 
         folder = Path(self.output_dir)
@@ -81,6 +82,7 @@ class DemoTeacher(Command):
         return True
 
     def run(self) -> None:
+        """Write the taxonomy and start the server."""
         from hf_select.demo import serve_teacher
 
         path = None if self.taxonomy is None else Path(self.taxonomy)
@@ -107,6 +109,7 @@ class DemoSources(Command):
     example = "hf-select run rewild_tiny"
 
     def run(self) -> None:
+        """Write the files."""
         from hf_select.demo import make_sources
 
         folder = Path(self.output_dir)
@@ -140,6 +143,7 @@ class DemoTable(Command):
         return True
 
     def run(self) -> None:
+        """Print the table."""
         import numpy as np
 
         from hf_select.cli.table import print_table

@@ -30,6 +30,7 @@ class Export(Command):
     positional: ClassVar[tuple[str, ...]] = ("subset",)
 
     def run(self) -> None:
+        """Write the files."""
         from hf_select.data.loading import read_dataset
         from hf_select.export.jsonl import export_subset
 
@@ -72,6 +73,7 @@ class ImportScores(Command):
     positional: ClassVar[tuple[str, ...]] = ("scores",)
 
     def run(self) -> None:
+        """Add the scores and write the dataset."""
         from hf_select.cli.outputs import check_output
         from hf_select.data.columns import numeric_column, score_column, without_score
         from hf_select.data.loading import read_dataset

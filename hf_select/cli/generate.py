@@ -121,7 +121,7 @@ class Generate(Command):
         return [*of_method, generator_class(values.get("backend", "server")).settings_class()]
 
     def run(self) -> str | None:
-        """Returns: the command that follows."""
+        """Generate the data. Returns: the command to run next."""
         command, *parts = self.parts({"method": self.method, "backend": self.backend})
         own = {f.name for f in settable(command)}
         options = build(command, {k: v for k, v in self.settings.items() if k in own}, f"generate {self.method}")

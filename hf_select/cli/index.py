@@ -24,7 +24,7 @@ class Index(OverRows):
     other_commands: ClassVar[Mapping[str, str]] = {"--status": "status"}
 
     def run(self) -> str | None:
-        """Returns: the command that follows."""
+        """Build the index. Returns: the command to run next."""
         from hf_select.cli.table import print_table
         from hf_select.features.store import PoolIndex
         from hf_select.jobs.launch import is_main_process

@@ -23,6 +23,7 @@ class Join(Command):
     example: ClassVar[str] = "hf-select join --comparisons runs/alpaca tulu=runs/tulu_7b --output-dir joined"
 
     def run(self) -> None:
+        """Join the comparisons and print the table."""
         from hf_select.cli.table import print_table
         from hf_select.evaluation.join import join
         from hf_select.reports.comparison_result import JoinedComparisons

@@ -12,7 +12,7 @@ from dataclasses import MISSING
 from typing import Any
 
 from hf_select._version import __version__
-from hf_select.cli.command import Command
+from hf_select.cli.command import Command, Values
 from hf_select.cli.commands import COMMANDS, command_class, make_command
 from hf_select.cli.settings import add_flags, add_positional, choices_of, nearest, settable, suggest
 
@@ -77,7 +77,7 @@ def _messages_above_bars() -> Iterator[None]:
         logging.captureWarnings(False)
 
 
-def _parse(argv: list[str]) -> tuple[str, dict[str, Any]]:
+def _parse(argv: list[str]) -> tuple[str, Values]:
     """(command, its settings by name)."""
     if not argv or argv[0].startswith("-") or argv[0] == "help":
         _print_top_help(argv)
@@ -134,7 +134,7 @@ def _peek(cls: type[Command], words: list[str]) -> dict[str, Any]:
     return vars(parser.parse_known_args(words)[0])
 
 
-def _check_decided(name: str, cls: type[Command], given: dict[str, Any]) -> None:
+def _check_decided(name: str, cls: type[Command], given: Values) -> None:
     """Raise if the scorer, selector or method is missing, or the first word is not a known value."""
     required = {f.name for f in settable(cls) if f.default is MISSING}
     for setting, known in cls.decided_by.items():
@@ -174,12 +174,13 @@ class _Parser(argparse.ArgumentParser):
             hint = f" Did you mean {' or '.join(near)}?" if near not in ([], ["--args"]) else ""
             raise ValueError(
                 f'unknown flag "{flag}".{hint} A setting of the trainer goes into --args: --args '
-                f"{_setting(flag)}=VALUE."
+                f"{_setting_name(flag)}=VALUE."
             )
         raise suggest("flag", flag, flags, otherwise=f"See {self.prog} --help.")
 
 
-def _setting(flag: str) -> str:
+def _setting_name(flag: str) -> str:
+    """tokens_per_batch for --tokens-per-batch."""
     return flag.lstrip("-").replace("-", "_")
 
 

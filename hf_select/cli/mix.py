@@ -1,14 +1,18 @@
 """hf-select mix"""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from hf_select.atomic import read_json
-from hf_select.cli.command import Command
+from hf_select.cli.command import Command, Values
 from hf_select.cli.settings import build, check_names
+
+
+if TYPE_CHECKING:
+    from hf_select.mixtures.mixture import Mixture
+    from hf_select.mixtures.source import Source
 
 
 @dataclass(kw_only=True)
@@ -49,13 +53,13 @@ class Mix(Command):
     first_word: ClassVar[str | None] = "mixture"
 
     @classmethod
-    def parts(cls, values: Mapping[str, Any]) -> list[type]:
+    def parts(cls, values: Values) -> list[type]:
         from hf_select.mixtures.mixture import Mixture
 
         return [Mixture]
 
     def run(self) -> str:
-        """Returns: the command that follows."""
+        """Write the mixture. Returns: the command to run next."""
         from hf_select.cli.table import print_table
         from hf_select.data.loading import read_named
         from hf_select.mixtures.mixture import Mixture
@@ -94,7 +98,7 @@ class Mix(Command):
             "or score it."
         )
 
-    def _refuse_other(self, mixture: Any) -> None:
+    def _refuse_other(self, mixture: "Mixture") -> None:
         """Raise if the folder holds a mixture of other settings. The same settings write the same bytes again."""
         record = read_json(Path(self.output_dir).expanduser() / "mixture.json")
         settings = json.loads(json.dumps(mixture.settings()))
@@ -107,14 +111,14 @@ class Mix(Command):
             "replace it with --overwrite."
         )
 
-    def _source(self, name: str, given: Any) -> Any:
+    def _source(self, name: str, given: Any) -> "Source | str":
         """A source from its path or id, or from its settings."""
         from hf_select.mixtures.source import Source
 
         settings = dict(given) if isinstance(given, dict) else {"data": given}
         for setting, values in (("weight", self.weights), ("rows", self.take_rows)):
             if values and name in values:
-                settings[setting] = _number(name, values[name])
+                settings[setting] = _parse_number(name, values[name])
         if self.mixture == "rewild" and not isinstance(given, dict):
             return given
         check_names(settings, [Source], f'source "{name}"')
@@ -125,7 +129,7 @@ class Mix(Command):
             raise ValueError(f'source "{name}": {error}') from error
 
 
-def _number(name: str, text: Any) -> float:
+def _parse_number(name: str, text: str | float) -> float:
     try:
         value = float(text)
     except ValueError:

@@ -46,6 +46,7 @@ class Publish(Command):
     positional: ClassVar[tuple[str, ...]] = ("subset",)
 
     def run(self) -> None:
+        """Build the files and push them."""
         from hf_select.hub.output import find_output, push_output
         from hf_select.hub.push import push_selected
         from hf_select.hub.push_index import push_index

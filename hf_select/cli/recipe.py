@@ -11,17 +11,20 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from hf_select.atomic import atomic_path, read_json, write_json
-from hf_select.cli.command import Command
+from hf_select.cli.command import Command, Values
 from hf_select.cli.settings import check_names, check_values, descriptions, settable, suggest
 from hf_select.recipe import fill_output_dir, read_recipe_file, texts_of
 from hf_select.strict_yaml import parse_yaml
 
+
+Settings = dict[str, Any]  # setting -> its value in YAML
+Steps = dict[str, Settings]
 
 RECIPE_KEYS = ("description", "steps")
 _CHANGED = "; run with "  # in a description, before the overrides
@@ -48,12 +51,12 @@ class Run(Command):
     positional: ClassVar[tuple[str, ...]] = ("recipe", "overrides")
 
     @classmethod
-    def about(cls, values: Mapping[str, Any]) -> str:
+    def about(cls, values: Values) -> str:
         """The header and the settings of the named recipe."""
         return recipe_help(values["recipe"]) if "recipe" in values else super().about(values)
 
     @classmethod
-    def epilog(cls, name: str, values: Mapping[str, Any]) -> str:
+    def epilog(cls, name: str, values: Values) -> str:
         """The list of recipes, unless one is named."""
         if "recipe" in values:
             return ""
@@ -66,6 +69,7 @@ class Run(Command):
         return f"{super().epilog(name, values)}\n\n{text}" + "\n".join(lines)
 
     def run(self) -> None:
+        """Run the steps that are not finished."""
         import yaml
 
         name, recipe = read_recipe(self.recipe)
@@ -81,7 +85,7 @@ class Run(Command):
         except OSError as error:
             raise ValueError(f'cannot write to output folder "{folder}": {error.strerror}. Choose another.') from None
         _check_folder(folder, steps, self.overwrite)
-        config = {"description": _described(recipe.get("description", name), self.overrides), "steps": steps}
+        config = {"description": _with_overrides(recipe.get("description", name), self.overrides), "steps": steps}
         with atomic_path(folder / "config.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
         ran = False
@@ -93,7 +97,7 @@ class Run(Command):
         )
 
 
-def _described(description: str, overrides: list[str]) -> str:
+def _with_overrides(description: str, overrides: list[str]) -> str:
     """The description of a recipe with its overrides; of several overrides of a setting, the last."""
     what, _, before = description.partition(_CHANGED)
     settings = [override.partition("=")[0] for override in overrides]
@@ -109,7 +113,7 @@ def recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def read_recipe(name: str) -> tuple[str, dict[str, Any]]:
+def read_recipe(name: str) -> tuple[str, Settings]:
     """(name, recipe) from a file or by name, with its keys checked."""
     path = Path(name).expanduser()
     if not path.is_file():
@@ -140,7 +144,7 @@ def recipe_help(name: str) -> str:
     return "\n".join([*header, *([""] if header else []), "settings, with their values in the recipe:", *lines])
 
 
-def _settings_of(prefix: str, settings: dict[str, Any]) -> Iterator[str]:
+def _settings_of(prefix: str, settings: Settings) -> Iterator[str]:
     for name, value in settings.items():
         if isinstance(value, dict) and value:
             yield from _settings_of(f"{prefix}.{name}", value)
@@ -148,7 +152,7 @@ def _settings_of(prefix: str, settings: dict[str, Any]) -> Iterator[str]:
             yield f"  {prefix}.{name}={value if isinstance(value, str) else json.dumps(value, default=str)}"
 
 
-def _override(steps: dict[str, dict[str, Any]], override: str) -> None:
+def _override(steps: Steps, override: str) -> None:
     """Apply step.setting=value to the steps; the value is YAML."""
     path, equals, value = override.partition("=")
     step, dot, setting = path.removeprefix("steps.").partition(".")
@@ -166,7 +170,7 @@ def _override(steps: dict[str, dict[str, Any]], override: str) -> None:
     place[last] = parse_yaml(value, f'the value of "{override}"')
 
 
-def _resolved(step: str, settings: dict[str, Any]) -> dict[str, Any]:
+def _resolved(step: str, settings: Settings) -> Settings:
     """The settings of a step, checked, with the defaults of its command."""
     from hf_select.cli.commands import COMMANDS, command_class
 
@@ -192,7 +196,7 @@ def _defaults(classes: list[type]) -> Iterator[tuple[str, Any]]:
                 yield f.name, f.default
 
 
-def _check_folder(folder: Path, steps: dict[str, dict[str, Any]], overwrite: bool) -> None:
+def _check_folder(folder: Path, steps: Steps, overwrite: bool) -> None:
     """Raise if the run would replace results of other settings, or a config.yaml that no run has written."""
     config = folder / "config.yaml"
     if config.exists():
@@ -204,14 +208,14 @@ def _check_folder(folder: Path, steps: dict[str, dict[str, Any]], overwrite: boo
             ) from None
     changes = []
     for step, settings in steps.items():
-        before: dict[str, Any] = (read_json(_marker(folder, step)) or {}).get("settings") or {}
-        now = _plain(settings)
+        before: Settings = (read_json(_marker(folder, step)) or {}).get("settings") or {}
+        now = _through_json(settings)
         places = [key for key in ("output", "output_dir") if key in now and before.get(key) == now[key]]
         if not any(Path(fill_output_dir(now[key], str(folder))).expanduser().exists() for key in places):
             continue
         for name in dict.fromkeys([*before, *now]):
             if before.get(name) != now.get(name):
-                changes.append(f"{step}.{name} was {_shown(before.get(name))} and is {_shown(now.get(name))}")
+                changes.append(f"{step}.{name} was {_as_text(before.get(name))} and is {_as_text(now.get(name))}")
     if changes and not overwrite:
         raise ValueError(
             f'"{folder}" holds results of other settings: {"; ".join(changes)}. Give another --output-dir, or '
@@ -219,12 +223,12 @@ def _check_folder(folder: Path, steps: dict[str, dict[str, Any]], overwrite: boo
         )
 
 
-def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+def _through_json(settings: Settings) -> Settings:
     """The settings after a round trip through JSON."""
     return json.loads(json.dumps(settings, default=str))
 
 
-def _shown(value: Any) -> str:
+def _as_text(value: Any) -> str:
     return "not set" if value is None else json.dumps(value, ensure_ascii=False)
 
 
@@ -232,9 +236,7 @@ def _marker(folder: Path, step: str) -> Path:
     return folder / ".steps" / f"{step}.json"
 
 
-def _run_step(
-    label: str, folder: Path, step: str, steps: dict[str, dict[str, Any]], again: bool, overwrite: bool
-) -> bool:
+def _run_step(label: str, folder: Path, step: str, steps: Steps, again: bool, overwrite: bool) -> bool:
     """Run a step unless it is finished, with the same settings and with the files that they name unchanged.
 
     Args:
@@ -248,12 +250,12 @@ def _run_step(
     given = fill_output_dir({key: value for key, value in settings.items() if key != "command"}, str(folder))
     marker = _marker(folder, step)
     before = read_json(marker)
-    if not again and before is not None and before["state"] == _state(name, given):
+    if not again and before is not None and before["state"] == _state_hash(name, given):
         print(f"{label}: finished earlier, skipped", flush=True)
         return False
     print(label, flush=True)
     begin = time.perf_counter()
-    begins = before is None or before.get("settings") != _plain(settings)
+    begins = before is None or before.get("settings") != _through_json(settings)
     command = make_command(name, given)
     if overwrite and "overwrite" in descriptions(type(command)):
         command = make_command(name, given | {"overwrite": True})
@@ -262,25 +264,27 @@ def _run_step(
     lasting = not command.prints_only
     if lasting and begins:
         marker.parent.mkdir(exist_ok=True)
-        write_json(marker, {"state": None, "settings": _plain(settings)})
+        write_json(marker, {"state": None, "settings": _through_json(settings)})
     command.run()  # the command that it proposes is the next step of the recipe
     if lasting:
         seconds = round(time.perf_counter() - begin, 3)
-        write_json(marker, {"state": _state(name, given), "seconds": seconds, "settings": _plain(settings)})
+        write_json(
+            marker, {"state": _state_hash(name, given), "seconds": seconds, "settings": _through_json(settings)}
+        )
     return lasting
 
 
-def _remove_results(before: dict[str, Any], folder: Path, step: str, steps: dict[str, dict[str, Any]]) -> bool:
+def _remove_results(before: Settings, folder: Path, step: str, steps: Steps) -> bool:
     """Remove the output folder of a step whose settings or inputs have changed, since its command would refuse it.
 
     Only a folder inside the run's folder that no other step writes to is removed. A step that was interrupted with the
     same settings is resumed instead. Returns: whether a folder was removed.
     """
-    made_with, now = before.get("settings") or {}, _plain(steps[step])
+    made_with, now = before.get("settings") or {}, _through_json(steps[step])
     if before["state"] is None and made_with == now or made_with.get("output_dir") != now.get("output_dir"):
         return False
 
-    def places(settings: dict[str, Any]) -> list[Path]:
+    def places(settings: Settings) -> list[Path]:
         given = (settings[key] for key in ("output", "output_dir") if settings.get(key) is not None)
         return [Path(fill_output_dir(place, str(folder))).expanduser().resolve() for place in given]
 
@@ -296,7 +300,7 @@ def _remove_results(before: dict[str, Any], folder: Path, step: str, steps: dict
     return bool(own)
 
 
-def _state(command: str, settings: dict[str, Any]) -> str:
+def _state_hash(command: str, settings: Settings) -> str:
     """Hash of a step's settings and of the size and time of every file that they name, inputs and outputs alike."""
     files = []
     for text in texts_of(settings):

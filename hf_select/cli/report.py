@@ -46,6 +46,7 @@ class Report(Command):
     positional: ClassVar[tuple[str, ...]] = ("subset",)
 
     def run(self) -> None:
+        """Write the report."""
         from hf_select.reports.finished_selection import read_finished, with_columns_of
         from hf_select.reports.report import compare_report, report
 

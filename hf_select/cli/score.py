@@ -112,7 +112,7 @@ class Score(OverRows):
     other_commands: ClassVar[Mapping[str, str]] = {"--status": "status"}
 
     def run(self) -> str | None:
-        """Returns: the command that follows."""
+        """Score the rows. Returns: the command to run next."""
         from hf_select.cli.table import print_table
         from hf_select.jobs.launch import is_main_process
         from hf_select.scoring.score import score

@@ -1,10 +1,9 @@
 """hf-select search-mixture"""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from hf_select.cli.command import Command
+from hf_select.cli.command import Command, Values
 
 
 @dataclass(kw_only=True)
@@ -45,13 +44,13 @@ class SearchMixture(Command):
     )
 
     @classmethod
-    def parts(cls, values: Mapping[str, Any]) -> list[type]:
+    def parts(cls, values: Values) -> list[type]:
         from hf_select.training.equal_tokens import Recipe
 
         return [Recipe]
 
     def run(self) -> str:
-        """Returns: the command that follows."""
+        """Search the weights. Returns: the command to run next."""
         from hf_select.cli.settings import build
         from hf_select.cli.table import print_table
         from hf_select.data.loading import read_named, renamed

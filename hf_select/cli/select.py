@@ -59,6 +59,7 @@ class Select(Command):
         return [selector_class(values["selector"])] if values.get("selector") is not None else []
 
     def run(self) -> None:
+        """Select, write the subset and print what it contains."""
         from hf_select.cli.outputs import check_output
         from hf_select.data.loading import as_list, read_scores
         from hf_select.data.writing import write_dataset

@@ -107,7 +107,7 @@ def check_values(values: dict[str, Any], classes: Iterable[type]) -> None:
         of_class = get_type_hints(cls)
         hints = {**{f.name: of_class[f.name] for f in settable(cls)}, **hints}
     for name, value in values.items():
-        check_choice(name, _checked(value, hints[name], name), hints[name])
+        check_choice(name, _convert(value, hints[name], name), hints[name])
 
 
 def settable(cls: type) -> list[Field]:
@@ -149,7 +149,7 @@ def add_flags(parser: argparse.ArgumentParser, cls: type, title: str, skip: Iter
         elif get_origin(kind) is list:
             options |= {"nargs": "+", "type": get_args(kind)[0], "action": "extend"}
         elif get_origin(kind) is dict:
-            options |= {"nargs": "+", "type": _pair, "action": _Pairs, "metavar": "NAME=VALUE"}
+            options |= {"nargs": "+", "type": _name_and_value, "action": _Pairs, "metavar": "NAME=VALUE"}
         elif get_origin(kind) is Literal:
             options |= {"choices": get_args(kind), "action": _Once}
             options.pop("metavar")
@@ -182,7 +182,7 @@ def build(cls: type, values: dict[str, Any], where: str) -> Any:
     Raises: ValueError for a wrong type, a wrong choice or a missing setting.
     """
     hints = get_type_hints(cls)
-    clean = {name: _checked(value, hints[name], name) for name, value in values.items()}
+    clean = {name: _convert(value, hints[name], name) for name, value in values.items()}
     missing = [
         f.name for f in settable(cls) if f.default is MISSING and f.default_factory is MISSING and f.name not in clean
     ]
@@ -194,7 +194,7 @@ def build(cls: type, values: dict[str, Any], where: str) -> Any:
     return built
 
 
-def _checked(value: Any, hint: Any, name: str) -> Any:
+def _convert(value: Any, hint: Any, name: str) -> Any:
     kind = _without_none(hint)
     if value is None:
         return None
@@ -208,7 +208,7 @@ def _checked(value: Any, hint: Any, name: str) -> Any:
         return value
     if get_origin(kind) is list:
         _refuse_repeated(value, name)
-        return [_checked(item, get_args(kind)[0], name) for item in (value if isinstance(value, list) else [value])]
+        return [_convert(item, get_args(kind)[0], name) for item in (value if isinstance(value, list) else [value])]
     if get_origin(kind) is dict:
         if not isinstance(value, dict):
             raise ValueError(f"{name} is {value!r}; it must be a mapping.")
@@ -245,7 +245,7 @@ def _without_none(hint: Any) -> Any:
     return hint
 
 
-def _pair(text: str) -> tuple[str, str]:
+def _name_and_value(text: str) -> tuple[str, str]:
     old, equals, new = text.partition("=")
     if not (equals and old and new):
         raise argparse.ArgumentTypeError(f'"{text}" is not of the form name=value')

@@ -44,7 +44,7 @@ def print_status(status: JobStatus) -> None:
         table = [
             [
                 name,
-                _state(name in failed, worker.live, status.finished),
+                _worker_state(name in failed, worker.live, status.finished),
                 f"{worker.chunks:,}",
                 f"{worker.rows:,}",
                 f"{worker.rows / worker.seconds:,.1f}" if worker.seconds else "-",
@@ -68,7 +68,7 @@ def duration(seconds: float) -> str:
     return " ".join(f"{count} {unit}" for unit, count in units[largest : largest + 2] if count) or "0 s"
 
 
-def _state(failed: bool, live: bool, finished: bool) -> str:
+def _worker_state(failed: bool, live: bool, finished: bool) -> str:
     """The state of a process. One that left an unfinished job was stopped, or found no chunk to do."""
     if live:
         return "running"

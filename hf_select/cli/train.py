@@ -185,6 +185,7 @@ class Train(Rows):
         return [OnlineSelection] if values.get("method") == "sft" else []
 
     def run(self) -> None:
+        """Train the model and save it."""
         from hf_select.jobs.run_folder import claim_run_folder
         from hf_select.training.resuming import last_whole_checkpoint
 

@@ -1,9 +1,9 @@
 """hf-select warm-up"""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from hf_select.cli.command import Values
 from hf_select.cli.score import Rows, build_parts
 
 
@@ -18,14 +18,14 @@ class WarmUpCommand(Rows):
     )
 
     @classmethod
-    def parts(cls, values: Mapping[str, Any]) -> list[type]:
+    def parts(cls, values: Values) -> list[type]:
         from hf_select.models.causal_lm import CausalLM
         from hf_select.training.warmup import WarmUp
 
         return [WarmUp, CausalLM]
 
     def run(self) -> str:
-        """Returns: the command that follows."""
+        """Train the checkpoints. Returns: the command to run next."""
         warm_up = build_parts(self.parts({}), self.settings, "warm-up")
         checkpoints = warm_up.run(self.rows(), self.output_dir)
         print(f"{len(checkpoints)} checkpoints in {self.output_dir}")
