@@ -136,7 +136,7 @@ def changes_since(earlier: Selection, now: Selection, commit: str) -> Changes:
     for number in range(max(len(earlier.chain), len(now.chain))):
         old, new = ((version.chain[number : number + 1] or [{}])[0] for version in (earlier, now))
         names = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
-        names = [name for name in names if name not in ("chosen_by", "scores")]
+        names = [name for name in names if name not in ("chosen_by", "paper", "ranked_by", "scores")]
         if names:
             differences = ", ".join(f"{name} {old.get(name)} -> {new.get(name)}" for name in names)
             settings.append(f"Step {number + 1}: {differences}.")

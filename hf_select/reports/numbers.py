@@ -177,18 +177,14 @@ def _count_sources(view: PoolView, parts: Parts, column: str | None) -> SourceCo
 
 def _target_tasks(view: PoolView, parts: Parts, selection: Selection) -> dict[str, TargetTask] | None:
     """Similarity to each target task, and the number of rows that were chosen for it."""
-    step = selection.chain[-1] if selection.chain else {}
+    chosen_by = selection.chain[-1].get("chosen_by", {}) if selection.chain else {}
     names = view.score_columns
-    tasks = [name for name in step.get("similarities") or [] if name in names]
+    tasks = [name for name in chosen_by if name in names]
     if not tasks:  # score_rds_math next to score_rds
         tasks = [name for name in names if any(name.startswith(f"{other}_") for other in names if other != name)]
     if not tasks:
         return None
-    chosen = step.get("chosen_by") or {}
-    return {
-        name: TargetTask(chosen.get(columns.target_of(name)), _distribution_of(view.score(name), parts).parts)
-        for name in tasks
-    }
+    return {name: TargetTask(chosen_by.get(name), _distribution_of(view.score(name), parts).parts) for name in tasks}
 
 
 def _agreement_of(view: PoolView, chosen: Parts) -> Agreement | None:

@@ -9,7 +9,6 @@ and gets its next row only in the next round. That is Algorithm 1 and the author
 rows.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -178,9 +177,10 @@ class RoundRobin(Selector):
             how = "chosen by" if self.mode == "round_robin" else f"{self.mode}, nearest to"
             return f"{how} {names[target[place]]}, similarity {scores[row]:.4f}"
 
-        ranking = Ranking(nearest, "highest similarity", () if self._per_query(dataset) else tuple(self.similarities))
-        chosen = {} if len(names) > len(self.similarities) else dict(Counter(names[t] for t in target))  # of tasks
-        return Choice(taken, reason, scores, ranking, {"scored": int(scored.sum()), "chosen_by": chosen})
+        tasks = [] if self._per_query(dataset) else self.similarities
+        ranking = Ranking(nearest, "highest similarity", tuple(tasks))
+        chosen_by = {task: int((target == t).sum()) for t, task in enumerate(tasks)}
+        return Choice(taken, reason, scores, ranking, chosen_by, {"scored": int(scored.sum())})
 
     def _targets(self, dataset: "Dataset") -> tuple[list[str], list[np.ndarray]]:
         """Names and similarities (n,) of the targets; a row that one target cannot rank is NaN for all."""

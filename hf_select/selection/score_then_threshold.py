@@ -61,7 +61,7 @@ class ScoreThenThreshold(VectorSelector):
 
         seen = int(ranks[taken[-1]]) + 1
         counts = {"scored": len(ranked), "passed_over": seen - len(taken)}
-        return Choice(taken, reason, scores, Ranking(scores, self.column, (self.column,)), counts)
+        return Choice(taken, reason, scores, Ranking(scores, self.column, (self.column,)), counts=counts)
 
 
 def threshold_filter(vectors: np.ndarray, order: np.ndarray, threshold: float) -> Iterator[int]:

@@ -34,6 +34,7 @@ class Choice:
         scores: a number for every chosen row, by its row number (n,); None where nothing was ranked.
         ranking: what all rows of the dataset were ranked by, if there is such a number; explanations and reports of
             rows that were not chosen need it.
+        chosen_by: number of rows that were chosen for each target, by its score column; reports compare the targets.
         counts: what else to record of this step; "scored" is the number of rows that could be chosen.
     """
 
@@ -41,6 +42,7 @@ class Choice:
     reason: Callable[[int, int], str]
     scores: np.ndarray | None = None
     ranking: Ranking | None = None
+    chosen_by: Mapping[str, int] = field(default_factory=dict)
     counts: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -91,6 +93,8 @@ class Selector(ABC):
         step = {"selector": type(self).__name__, **self.settings(), **given, **choice.counts}
         if choice.ranking is not None:
             step["ranked_by"] = choice.ranking.to_dict()
+        if choice.chosen_by:
+            step["chosen_by"] = dict(choice.chosen_by)
         if self.paper is not None:
             step["paper"] = asdict(self.paper)
         return _selection(dataset, choice, {**step, "num_rows": len(dataset), "selected": len(choice.rows)})

@@ -77,7 +77,7 @@ class TopK(Selector):
             "infinite": int(np.isinf(scores).sum()),
             "tied_at_the_cut": ties_at_the_cut(keys, taken, ranking.name),
         }
-        return Choice(taken, reason, keys, ranking, counts)
+        return Choice(taken, reason, keys, ranking, counts=counts)
 
     def _lengths(self, dataset: "Dataset") -> np.ndarray:
         if self.length_column is not None:

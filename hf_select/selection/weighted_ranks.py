@@ -57,7 +57,7 @@ class WeightedRanks(Selector):
             return f"combined rank {combined[row]:.4f}, highest {place + 1} of {len(order)} ({parts})"
 
         counts = {"scored": len(order), "tied_at_the_cut": tied}
-        return Choice(taken, reason, combined, ranking, counts)
+        return Choice(taken, reason, combined, ranking, counts=counts)
 
 
 def combined_ranks(ranks: dict[str, np.ndarray], weights: dict[str, float]) -> np.ndarray:

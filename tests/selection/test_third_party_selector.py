@@ -109,7 +109,7 @@ def test_a_recipe_a_report_and_a_card_tell_of_it(signs, pool, tmp_path):
     assert shown.why[11] == "not taken: place 1 of the 17 rows left, by number of !"
     push_selected(selection, "me/signs", dataset=pool, license="mit", dry_run=tmp_path / "card")
     card = (tmp_path / "card" / "README.md").read_text(encoding="utf-8")
-    assert "selected by BySign" in card
+    assert "selected by BySign" in card and "Signs of Quality" in card
 
 
 def test_compare_trains_on_its_rows(signs, pool, tmp_path):
