@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         TrainerState,
         TrainingArguments,
     )
-    from trl import SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
+    from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
 
 
 @dataclass
@@ -153,37 +153,15 @@ def train(
         world: number of processes.
     Raises: RuntimeError if the run makes another number of steps than planned.
     """
-    from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
+    from trl import SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
 
     lengths = np.array([len(ids) for ids in rows["input_ids"]])
     batches = 1 if recipe.rows_per_batch is None else -(-recipe.rows_per_step // (recipe.rows_per_batch * world))
     shares = [share for step in plan for share in balance_by_tokens(step, lengths, batches * world)]
     of_steps = np.array([lengths[step].sum() for step in plan])
-    config = SFTConfig(
-        output_dir=folder,
-        num_train_epochs=1,
-        per_device_train_batch_size=1,  # share of a step
-        gradient_accumulation_steps=batches,
-        train_sampling_strategy="sequential",
-        learning_rate=recipe.learning_rate,
-        lr_scheduler_type="constant",  # LinearDecayByTokens sets the rate
-        weight_decay=0.0,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        remove_unused_columns=False,
-        gradient_checkpointing=False,  # TRL's default, under a name that transformers overrides
-        activation_checkpointing=torch.accelerator.is_available(),
-        save_strategy="no",
-        logging_strategy="no",
-        seed=seed,
-        bf16=recipe.bf16,
-        use_cpu=not torch.accelerator.is_available(),
-        report_to="none",
-        disable_tqdm=True,
-        model_init_kwargs={"dtype": "float32"} if isinstance(model, str) else None,
-    )
     trainer = SFTTrainer(
         model,
-        args=config,
+        args=_config(recipe, folder, batches, seed, loaded=not isinstance(model, str)),
         data_collator=ShareCollator(rows),
         train_dataset=Dataset.from_dict({"rows": shares}),
         processing_class=tokenizer,
@@ -204,6 +182,33 @@ def train(
         "seconds": seconds,
         "processes": trainer.accelerator.num_processes,
     }
+
+
+def _config(recipe: Recipe, folder: str, batches: int, seed: int, loaded: bool) -> "SFTConfig":
+    from trl import SFTConfig  # pyright: ignore[reportPrivateImportUsage]
+
+    return SFTConfig(
+        output_dir=folder,
+        num_train_epochs=1,
+        per_device_train_batch_size=1,  # share of a step
+        gradient_accumulation_steps=batches,
+        train_sampling_strategy="sequential",
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type="constant",  # LinearDecayByTokens sets the rate
+        weight_decay=0.0,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+        gradient_checkpointing=False,  # TRL's default, under a name that transformers overrides
+        activation_checkpointing=torch.accelerator.is_available(),
+        save_strategy="no",
+        logging_strategy="no",
+        seed=seed,
+        bf16=recipe.bf16,
+        use_cpu=not torch.accelerator.is_available(),
+        report_to="none",
+        disable_tqdm=True,
+        model_init_kwargs=None if loaded else {"dtype": "float32"},
+    )
 
 
 def balance_by_tokens(rows: Sequence[int], lengths: Sequence[int] | np.ndarray, shares: int) -> list[list[int]]:

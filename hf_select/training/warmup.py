@@ -28,6 +28,9 @@ from hf_select.validation import check_choices
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+    from trl import SFTConfig  # pyright: ignore[reportPrivateImportUsage]
+
+    from hf_select.models.loaded_model import LoadedModel
 
 
 logger = logging.getLogger(__name__)
@@ -78,7 +81,7 @@ class WarmUp:
         Raises: ValueError if no row of the share has response tokens, or if the folder holds a run of other rows or
             settings.
         """
-        from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
+        from trl import SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
 
         folder = Path(output_dir).expanduser()
         # A copy, since training adds the adapter to the model.
@@ -93,8 +96,33 @@ class WarmUp:
         _warn_reasons(notes, "shortened", len(share))
         if not len(rows):
             raise ValueError(f"none of the {len(share)} rows drawn has a response to train on.")
-        device = loaded.device.type
-        config = SFTConfig(
+        tokenizer = copy.copy(loaded.tokenizer)
+        tokenizer.chat_template = lm.dated.own_template  # checkpoints keep the model's template, without the date
+        trainer = SFTTrainer(
+            loaded.model,
+            args=self._config(folder, loaded),
+            train_dataset=rows,
+            processing_class=tokenizer,
+            peft_config=lora_config(
+                r=self.lora_r,
+                lora_alpha=self.lora_alpha,
+                lora_dropout=self.lora_dropout,
+                target_modules=self.target_modules,
+            ),
+            callbacks=[_Clock()],
+        )
+        trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
+        if _steps_per_epoch(trainer) < 2:
+            logger.warning(
+                "warm-up: an epoch has less than two steps; raise fraction, or lower rows_per_step (%d).",
+                self.rows_per_step,
+            )
+        return [str(path) for path in sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))]
+
+    def _config(self, folder: Path, loaded: "LoadedModel") -> "SFTConfig":
+        from trl import SFTConfig  # pyright: ignore[reportPrivateImportUsage]
+
+        return SFTConfig(
             output_dir=str(folder),
             num_train_epochs=self.epochs,
             per_device_train_batch_size=self.rows_per_batch,
@@ -109,32 +137,9 @@ class WarmUp:
             logging_steps=1,
             seed=self.seed,
             bf16=str(loaded.model.dtype) == "torch.bfloat16",
-            use_cpu=device == "cpu",
+            use_cpu=loaded.device.type == "cpu",
             report_to="none",
         )
-        adapter = lora_config(
-            r=self.lora_r,
-            lora_alpha=self.lora_alpha,
-            lora_dropout=self.lora_dropout,
-            target_modules=self.target_modules,
-        )
-        tokenizer = copy.copy(loaded.tokenizer)
-        tokenizer.chat_template = lm.dated.own_template  # checkpoints keep the model's template, without the date
-        trainer = SFTTrainer(
-            loaded.model,
-            args=config,
-            train_dataset=rows,
-            processing_class=tokenizer,
-            peft_config=adapter,
-            callbacks=[_Clock()],
-        )
-        trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
-        if _steps_per_epoch(trainer) < 2:
-            logger.warning(
-                "warm-up: an epoch has less than two steps; raise fraction, or lower rows_per_step (%d).",
-                self.rows_per_step,
-            )
-        return [str(path) for path in sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))]
 
 
 class _Clock(TrainerCallback):

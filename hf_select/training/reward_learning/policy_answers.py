@@ -9,6 +9,7 @@ the end. Where all processes take part in each forward pass (FSDP, ZeRO-3 not ga
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
@@ -57,50 +58,23 @@ def answer_all(
     Returns: number of answers generated, tokens and seconds, in this process.
     Raises: ValueError if the processes do not share a file system.
     """
-    args, accelerator = trainer.args, trainer.accelerator
+    accelerator = trainer.accelerator
     rank, world = accelerator.process_index, accelerator.num_processes
     shards = on_main(accelerator, folder.missing)
     generated = {"answers": 0, "tokens": 0}
     begin = time.perf_counter()
-    sharded = uses_fsdp(trainer) or (not args.ds3_gather_for_generation and has_zero3_parameters(trainer.model))
-    lockstep = engine is None and sharded  # all processes take part in each forward pass
-
-    def prompts_of(shard: int) -> tuple[list[list[int]], list[int], list[int]]:
-        rows = folder.rows_of(shard)
-        prompts = demonstrations.select(rows)[PROMPT]
-        limits = [min(sampling.max_new_tokens, args.max_length - len(prompt)) for prompt in prompts]
-        return list(prompts), limits, [seeds[row] for row in rows]
-
-    def num_batches(shard: int) -> int:
-        prompts, limits, _ = prompts_of(shard)
-        lengths = [len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True)]
-        return len(batching.plan(lengths, args.generation_tokens_per_batch))
-
-    def answer(model: "PreTrainedModel", shard: int, shards_of_round: list[int]) -> list[list[int]]:
-        prompts, limits, streams = prompts_of(shard)
-        if engine is not None:  # a server takes equally many prompts of every process
-            size = max(len(folder.rows_of(other)) for other in shards_of_round)
-            padded = prompts + [prompts[-1]] * (size - len(prompts))
-            completions = engine.generate(prompts=padded, images=None, num_generations=1)[1][: len(prompts)]
-            return [list(ids)[:limit] for ids, limit in zip(completions, limits, strict=True)]
-        if args.use_transformers_continuous_batching:
-            settings = args.transformers_continuous_batching_config
-            return answers_continuously(model, prompts, streams[0], limits, sampling, stop_ids, settings)
-        calls = max(map(num_batches, shards_of_round)) if lockstep else None
-        return answers(
-            model, prompts, streams, limits, sampling, stop_ids, args.generation_tokens_per_batch, calls=calls
-        )
-
+    generation = _Generation(trainer, folder, demonstrations, seeds, sampling, stop_ids, engine)
     if shards:
         if engine is not None:
             engine.sync_weights()
         with _policy(trainer, engine is None) as model:
             rounds = [shards[i : i + world] for i in range(0, len(shards), world)]
-            for shards_of_round in tqdm(rounds, desc=description, unit="part", disable=args.disable_tqdm or rank > 0):
+            hidden = trainer.args.disable_tqdm or rank > 0
+            for shards_of_round in tqdm(rounds, desc=description, unit="part", disable=hidden):
                 mine = shards_of_round[rank] if rank < len(shards_of_round) else None
-                if mine is None and engine is None and not lockstep:
+                if mine is None and engine is None and not generation.lockstep:
                     continue
-                completions = answer(model, shards_of_round[0] if mine is None else mine, shards_of_round)
+                completions = generation.answer(model, shards_of_round[0] if mine is None else mine, shards_of_round)
                 if mine is None:  # this process only took part in the calls of the others
                     continue
                 folder.write(mine, completions, [ids[-1] in stop_ids for ids in completions])
@@ -114,6 +88,53 @@ def answer_all(
             f"process {rank}; output_dir must be on a file system that all machines share."
         )
     return {**generated, "seconds": time.perf_counter() - begin}
+
+
+@dataclass
+class _Generation:
+    """Generates the answers of a part; the fields are arguments of `answer_all`."""
+
+    trainer: Any
+    folder: StageFolder
+    demonstrations: Dataset
+    seeds: list[int]
+    sampling: Sampling
+    stop_ids: list[int]
+    engine: "VLLMGeneration | None"
+
+    def __post_init__(self) -> None:
+        trainer, self.args = self.trainer, self.trainer.args
+        gathered = self.args.ds3_gather_for_generation
+        sharded = uses_fsdp(trainer) or (not gathered and has_zero3_parameters(trainer.model))
+        self.lockstep = self.engine is None and sharded  # all processes take part in each forward pass
+
+    def answer(self, model: "PreTrainedModel", shard: int, shards_of_round: list[int]) -> list[list[int]]:
+        """Answers to the prompts of a part, while other processes answer the other parts of the round."""
+        args = self.args
+        prompts, limits, streams = self._prompts_of(shard)
+        if self.engine is not None:  # a server takes equally many prompts of every process
+            size = max(len(self.folder.rows_of(other)) for other in shards_of_round)
+            padded = prompts + [prompts[-1]] * (size - len(prompts))
+            completions = self.engine.generate(prompts=padded, images=None, num_generations=1)[1][: len(prompts)]
+            return [list(ids)[:limit] for ids, limit in zip(completions, limits, strict=True)]
+        if args.use_transformers_continuous_batching:
+            settings = args.transformers_continuous_batching_config
+            return answers_continuously(model, prompts, streams[0], limits, self.sampling, self.stop_ids, settings)
+        calls = max(map(self._num_batches, shards_of_round)) if self.lockstep else None
+        tokens = args.generation_tokens_per_batch
+        return answers(model, prompts, streams, limits, self.sampling, self.stop_ids, tokens, calls=calls)
+
+    def _prompts_of(self, shard: int) -> tuple[list[list[int]], list[int], list[int]]:
+        """(prompts of a part, longest answer to each, seed of each)"""
+        rows = self.folder.rows_of(shard)
+        prompts = self.demonstrations.select(rows)[PROMPT]
+        limits = [min(self.sampling.max_new_tokens, self.args.max_length - len(prompt)) for prompt in prompts]
+        return list(prompts), limits, [self.seeds[row] for row in rows]
+
+    def _num_batches(self, shard: int) -> int:
+        prompts, limits, _ = self._prompts_of(shard)
+        lengths = [len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True)]
+        return len(batching.plan(lengths, self.args.generation_tokens_per_batch))
 
 
 def on_main(accelerator: "Accelerator", decide: Callable[[], Decision]) -> Decision:
