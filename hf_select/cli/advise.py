@@ -8,18 +8,19 @@ from hf_select.cli.score import OverRows, build_scorer, fitted
 
 @dataclass(kw_only=True)
 class Advise(OverRows):
-    """Is this pool worth scoring, and by which model? Scores a sample of it with the scorer in question and with a
-    smaller one, and says whether they agree, what the scores follow, and what all rows would cost.
+    """Is this pool worth scoring, and with which model? Scores a sample with the intended scorer and a smaller one,
+    and reports whether they agree, what the scores follow, and what scoring all rows would cost.
 
     Args:
-        small: settings of the smaller scorer in place of those of the scorer, e.g. model=Qwen/Qwen2.5-0.5B.
-        share: of the rows that is scored.
-        fraction: of the rows that is to be selected.
-        which: whether the highest or the lowest scores are to be selected.
-        trainee: model to be trained, to set the cost of scoring beside that of training; by default the scorer's own.
-        passes: over the rows when training.
+        small: settings of the smaller scorer that differ from the scorer's, e.g. model=Qwen/Qwen2.5-0.5B.
+        share: share of the rows to score.
+        fraction: share of the rows that you will select.
+        which: whether you will select the highest or the lowest scores.
+        trainee: model that you will train, to compare the cost of scoring with that of training; by default the model
+            of the scorer.
+        passes: passes over the rows in training.
         queries: rows of the target tasks, TASK=FILE_OR_ID; for scorers without targets, rows to look for in the pool.
-        source_column: column that says where a row comes from.
+        source_column: column that names the source of a row.
         seed: of the sample.
     """
 

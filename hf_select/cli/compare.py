@@ -18,29 +18,29 @@ _WHICH = ("best", "middle", "worst")
 
 @dataclass(kw_only=True)
 class Compare(Rows):
-    """Is a selection better than random rows here? Trains selections and baselines on equally many tokens, with
-    several seeds, and measures them on held-out rows and tasks; a killed comparison goes on. Under accelerate launch
-    every process trains runs of its own on its own device.
+    """Is a selection better than random rows on this pool? Trains a model on selections and baselines with the same
+    number of tokens and several seeds, and measures it on held-out rows and tasks. The same command resumes a killed
+    comparison. Under accelerate launch every process trains different runs on its own device.
 
     Args:
-        methods: NAME=FOLDER of hf-select score over the dataset, several for several; NAME=FOLDER:worst or :middle
-            takes the lowest scores or those below the top third in place of the highest, and NAME=FOLDER:at_most=1
-            leaves out higher ones before, as IFD's papers do.
-        held_out: rows to measure the loss on, NAME=FILE_OR_ID, several for several domains.
+        methods: NAME=FOLDER of hf-select score for the dataset, one or several. NAME=FOLDER:worst or :middle takes the
+            lowest scores or those below the top third instead of the highest; NAME=FOLDER:at_most=1 first removes
+            scores above 1, as the IFD papers do.
+        held_out: rows to measure the loss on, NAME=FILE_OR_ID, one or several domains.
         answers: rows whose answers are checked, NAME=FILE_OR_ID: the model answers each prompt, and its final answer
-            is to be that of the row's own response. NAME=FILE_OR_ID:letter, :text or :contains compares the letter of
-            a choice, the whole text, or whether the right answer stands in it; without, the last number.
-        max_new_tokens: of such an answer.
+            is compared with that of the row's response. NAME=FILE_OR_ID:letter, :text or :contains compares the letter
+            of a choice, the whole text, or whether the answer contains the right one; the default is the last number.
+        max_new_tokens: of an answer.
         lm_eval: tasks of lm-evaluation-harness (extra `eval`), one or several: TASK, TASK:METRIC or
             TASK:METRIC,FILTER.
-        lm_eval_limit: documents of each task, from the first on.
-        lm_eval_path: folder with the YAML files of your own tasks, in place of those that come with it.
-        lm_eval_chat: ask such tasks in the model's chat template.
+        lm_eval_limit: use only this number of documents per task.
+        lm_eval_path: folder with the YAML files of your own tasks, instead of the built-in ones.
+        lm_eval_chat: apply the model's chat template to these tasks.
         budgets: of a selection, one or several: rows (1000) or tokens ("200000 tokens").
         seeds: runs of each method.
-        passes: every run trains as many tokens as so many passes over random rows of its size.
+        passes: every run trains on as many tokens as this number of passes over random rows of its size has.
         balanced_by: column of sources, for random rows balanced over them.
-        whole_pool: also train on the whole pool, for as many tokens.
+        whole_pool: also train on the whole pool, with the same number of tokens.
     """
 
     methods: dict[str, str]

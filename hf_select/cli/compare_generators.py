@@ -16,21 +16,22 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class CompareGenerators(Rows):
-    """Which model's answers are better data? Statistics and agreement of several models' answers to the same prompts;
-    on request a judge's verdicts in both orders, a score column, and a base model trained on each at equal tokens.
+    """Which model's answers are better training data? Reports statistics and agreement of several models' answers to
+    the same prompts; on request also a judge's verdicts in both orders, a score column, and the results of a base
+    model trained on each model's answers with the same number of tokens.
 
     Args:
         model_column: column that names the model of each answer.
         encoder: sentence-transformers model, for the agreement of embeddings (extra `embed`).
-        judge: name of a model that compares answers pair by pair.
+        judge: name of a model that compares pairs of answers.
         judge_base_url: address of its OpenAI-compatible server; by default Inference Providers of the Hub.
         judge_api_key_env: environment variable that holds that server's key.
-        judge_prompts: prompts that are judged, twice for each pair of models.
-        score_column: a score of the answers, a reward model's say.
-        held_out: rows to measure trained models on, NAME=FILE_OR_ID, several for several domains; with --model.
-        train_prompts: prompts whose answers are trained on; by default all that all models have answered.
+        judge_prompts: number of prompts to judge, twice for each pair of models.
+        score_column: column with a score of the answers, such as that of a reward model.
+        held_out: rows to measure trained models on, NAME=FILE_OR_ID, one or several domains; with --model.
+        train_prompts: number of prompts whose answers are trained on; by default all that all models have answered.
         seeds: training runs of each model.
-        passes: every run trains as many tokens as so many passes over random answers.
+        passes: every run trains on as many tokens as this number of passes over random answers has.
     """
 
     model_column: str = "model"

@@ -78,16 +78,15 @@ class ResponsesOptions:
 
 @dataclass(kw_only=True)
 class Generate(Command):
-    """Make synthetic data. glan: instructions from a taxonomy of human knowledge over subjects and syllabi to
-    questions and answers. responses: the prompts of a dataset answered again by one model or many. A killed run goes
-    on where it stopped.
+    """Generate synthetic data. glan: from a taxonomy of human knowledge to subjects, syllabi, questions and answers.
+    responses: answer the prompts of a dataset again, with one model or several. The same command resumes a killed run.
 
     Args:
         method: glan or responses.
-        output_dir: folder for all that is made; the same command continues a killed run in it.
+        output_dir: folder for all results; the same command resumes a killed run in it.
         backend: where the models run: server (an OpenAI-compatible server or Inference Providers), transformers or
             vllm (in this process), or MODULE:CLASS, a Generator of your own.
-        retry_failed: ask again for what failed for good before: could not be read, was refused or cut.
+        retry_failed: request again what failed in earlier runs: invalid, refused or truncated answers.
     """
 
     method: Literal["glan", "responses"]

@@ -9,11 +9,11 @@ from hf_select.cli.score import OverRows, build_scorer, check_any, say_if_few
 
 @dataclass(kw_only=True)
 class Index(OverRows):
-    """Encode every row once and keep the vectors: any queries can then be compared with them at no further cost.
+    """Encode every row once and store the vectors, so that any queries can be compared with them without the model.
 
     Args:
-        stored_dtype: of the numbers on disk: float16 takes 2 bytes a dimension and moves similarities by about 1e-4;
-            int8 and 1bit are for the projected gradients of less.
+        stored_dtype: of the vectors on disk: float16 takes 2 bytes per dimension and changes similarities by about
+            1e-4; int8 and 1bit are for the projected gradients of less.
     """
 
     stored_dtype: Literal["float32", "float16", "int8", "1bit"] = "float16"

@@ -9,7 +9,7 @@ from hf_select.cli.command import Command
 
 @dataclass(kw_only=True)
 class Join(Command):
-    """Join finished comparisons: of other pools or models side by side, or the folders of one comparison as one.
+    """Join finished comparisons: show several pools or models side by side, or merge the parts of one comparison.
 
     Args:
         comparisons: folders of hf-select compare, FOLDER or NAME=FOLDER, at least two; those of one comparison (the

@@ -16,23 +16,23 @@ if TYPE_CHECKING:
     from hf_select.scoring.scorer import Scorer
 
 
-# The part of the scores that the papers take, in the words of select and of compare. IFD above 1 and the highest
-# perplexities are where damaged rows gather (benchmarks/results/likelihood_cpu.md).
+# The part of the scores that the papers select, as flags of select and of compare. Damaged rows have IFD above 1 and
+# the highest perplexities (benchmarks/results/likelihood_cpu.md).
 _PART = {"ifd": (" --at-most 1", ":at_most=1"), "perplexity": (" --which middle", ":middle")}
 
 
 @dataclass(kw_only=True)
 class Rows(Command):
-    """What every command that reads rows and writes a folder is told.
+    """Settings of the commands that read rows and write a folder.
 
     Args:
         dataset: a JSON, JSONL, CSV, TSV or Parquet file (also .gz, .zst, .xz, .bz2), a folder of them, a saved dataset
-            or a Hub id; ID#SPLIT and ID#CONFIG/SPLIT, here and wherever rows are named, say which split of it.
-        output_dir: folder for what is made; the same command continues a killed run in it.
+            or a Hub id. ID#SPLIT or ID#CONFIG/SPLIT names another split, in every setting that names rows.
+        output_dir: folder for all results; the same command resumes a killed run in it.
         split: split of every saved or Hub dataset that does not name its own.
-        rename: columns to rename first, wherever they are: in the rows, in queries, in held-out sets. E.g.
-            question=prompt answer=completion.
-        limit: only the first rows.
+        rename: columns to rename first, in the rows, queries and held-out sets, e.g. question=prompt
+            answer=completion.
+        limit: read only this number of rows.
     """
 
     dataset: str
@@ -46,23 +46,23 @@ class Rows(Command):
         return self.read()[0]
 
     def read(self, *named: Mapping[str, str] | None, stream: bool = False) -> list[Any]:
-        """[the rows; for each mapping from names to files or ids, one from names to datasets]"""
+        """The rows, then for each mapping of names to files or ids a mapping of names to datasets, columns renamed."""
         from hf_select.data.loading import read_dataset, read_named, renamed
 
         rows = read_dataset(self.dataset, self.split, limit=self.limit, stream=stream)
         groups = [read_named(sources, self.split) for sources in named]
-        found = iter(renamed([rows, *(each for group in groups for each in group.values())], self.rename))
-        return [next(found), *({name: next(found) for name in group} for group in groups)]
+        datasets = iter(renamed([rows, *(each for group in groups for each in group.values())], self.rename))
+        return [next(datasets), *({name: next(datasets) for name in group} for group in groups)]
 
 
 @dataclass(kw_only=True)
 class OverRows(Rows):
-    """What every command that runs a scorer over a dataset is told.
+    """Settings of the commands that run a scorer over a dataset.
 
     Args:
         scorer: the method: deita, dsir, embedding, ifd, length, less, perplexity, rds, reward, selectit or tfidf.
         chunk_rows: rows that are processed and written together.
-        when_running: what to do if another job is at work in output_dir: refuse, or join it.
+        when_running: if another job is running in output_dir: refuse to start, or join it and share its work.
     """
 
     scorer: str
@@ -87,17 +87,16 @@ class OverRows(Rows):
 
 @dataclass(kw_only=True)
 class Score(OverRows):
-    """Score every row of a dataset by one method; a killed run goes on where it stopped. Under accelerate launch the
-    processes share the work. hf-select status DIR shows what a job has done.
+    """Score every row of a dataset with one method. The same command resumes a killed run. Under accelerate launch the
+    processes share the work. hf-select status DIR shows the progress of a job.
 
     Args:
-        bad_rows: rows that are no conversation: error stops before anything is scored, null leaves them without a
-            score.
-        queries: rows of the target tasks, for scorers that have targets: TASK=FILE_OR_ID, several for several tasks.
-            Each task has a column score_SCORER_TASK, and score_SCORER is the largest of them.
-        subtask_column: column of the queries that names the part of its task that each belongs to.
-        index: folder of hf-select index over the same rows, whose vectors are compared with the queries.
-        stream: read the rows while they are scored, in constant memory and without downloading them first.
+        bad_rows: for rows that are not conversations: error stops before scoring, null leaves them without a score.
+        queries: rows of the target tasks, for scorers that need them: TASK=FILE_OR_ID, one or several tasks. Each task
+            has a column score_SCORER_TASK, and score_SCORER is their maximum.
+        subtask_column: column of the queries that names their subtask.
+        index: folder of hf-select index for the same rows; its vectors are compared with the queries.
+        stream: read the rows while scoring, in constant memory and without downloading them first.
     """
 
     bad_rows: Literal["error", "null"] = "error"
@@ -145,18 +144,18 @@ class Score(OverRows):
         say_if_few(summary["scored"], summary["rows"], summary["reasons"], "a score")
         print_table(["", ""], _summary(summary, scorer.name))
         check_any(summary["scored"], summary["reasons"], "a score")
-        print(f"{len(scored)} rows with their scores: {self.output_dir}/scored; the scores alone: scores.parquet")
+        print(f"{len(scored)} rows with their scores: {self.output_dir}/scored; only the scores: scores.parquet")
         return next_step(scorer, self.output_dir, self.dataset)
 
 
 def say_if_few(found: int, rows: int, reasons: dict[str, int], what: str) -> None:
-    """Say that fewer than half of the rows have what was asked for, and why; before anything else is said."""
+    """Print the reasons if fewer than half of the rows have `what`."""
     if found * 2 < rows:
         print(f"{f'Only {found:,}' if found else 'None'} of {rows:,} rows has {what}. {_most(reasons)}")
 
 
 def check_any(found: int, reasons: dict[str, int], what: str) -> None:
-    """Raises: ValueError if there is nothing for a next step to use."""
+    """Raise ValueError with the reasons if no row has `what`."""
     if not found:
         raise ValueError(f"no row has {what}. {_most(reasons)}")
 
@@ -166,8 +165,8 @@ def _most(reasons: dict[str, int]) -> str:
 
 
 def next_step(scorer: Any, output_dir: str, dataset: str) -> str:
-    """What to do with the scores: with targets, what our comparisons found better than random rows; without, the part
-    of the scores that the paper takes, and the comparison that shows whether it beats random rows on this pool."""
+    """The command that follows. With targets it is the selection that beat random rows in our comparisons. Without, it
+    is the selection of the paper, and the comparison that shows whether it beats random rows on this pool."""
     name = scorer.name
     several = [column for column in scorer.columns_out if column.startswith(f"{SCORE_PREFIX}{name}_")]
     if f"{name}_similarities" in scorer.columns_out:
@@ -199,7 +198,7 @@ def scorer_class(name: str) -> "type[Scorer]":
 
 
 def build_scorer(name: str, settings: dict[str, Any]) -> "Scorer":
-    """The scorer from its flat settings."""
+    """A scorer from its name and flat settings, those of its model included."""
     return build_parts(Score.parts({"scorer": name}), settings, f"scorer {name}")
 
 

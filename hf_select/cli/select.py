@@ -17,22 +17,22 @@ if TYPE_CHECKING:
 
 @dataclass
 class Select(Command):
-    """Select rows of a scored dataset under a budget, and say of each why it was taken.
+    """Select rows of a scored dataset under a budget, with a reason for each row.
 
     Args:
         scores: folder of hf-select score, an earlier selection, or any dataset that has the columns (file, saved
             dataset, Hub id); several folders of scores of the same rows are joined by row_id.
         selector: top_k, weighted_ranks, round_robin, score_then_threshold, facility_location, farthest_first,
             kmeans_buckets, dedup, decontaminate, random, sample or longest; or MODULE:CLASS, a Selector of your own.
-        output: where the subset goes: .parquet, .jsonl, .json, .csv or .tsv (all but the first also .gz, .zst, .xz or
+        output: path of the subset: .parquet, .jsonl, .json, .csv or .tsv (all but the first also .gz, .zst, .xz or
             .bz2), or a folder for a saved dataset.
         k: budget in rows.
         fraction: budget as a share of the rows, in (0, 1].
         tokens: budget in tokens, spent in the column num_tokens.
         split: split of a saved or Hub dataset.
-        against: evaluation sets, for a selector that removes what repeats them: NAME=FILE_OR_ID.
-        rename: columns of such sets to rename first, e.g. question=prompt answer=completion.
-        overwrite: replace an output that exists.
+        against: evaluation sets, for a selector that removes rows with their text: NAME=FILE_OR_ID.
+        rename: columns of evaluation sets to rename first, e.g. question=prompt answer=completion.
+        overwrite: replace an existing output.
     """
 
     scores: str | list[str]

@@ -21,15 +21,15 @@ from hf_select.selection.selection import Selection
 
 @dataclass
 class FinishedSelection:
-    """A selection with all that stands behind it.
+    """A selection with the rows, steps and recipe that it was made from.
 
     Args:
         subset: the file or folder that holds the selected rows.
         pool: the rows that the first step selected from, with the scores of all steps.
-        earlier: what the steps before the last one left, if there were any.
-        steps: the ledger, see `reports.ledger`.
-        recipe: the resolved recipe, if it was a run.
-        source: the dataset that was scored, as it was given.
+        earlier: the selection of the steps before the last one, if there are any.
+        steps: the costs of the steps, see `reports.ledger`.
+        recipe: the resolved recipe, if the selection belongs to a run.
+        source: name of the dataset that was scored.
     """
 
     subset: Path
@@ -42,17 +42,18 @@ class FinishedSelection:
 
     @property
     def name(self) -> str:
-        """The run's, or the subset's."""
+        """The name of the run, or of the subset."""
         return self.subset.resolve().parent.name if self.recipe else self.subset.name.split(".")[0]
 
 
 def read_finished(subset: str, scores: str | list[str] | None = None, split: str = "train") -> FinishedSelection:
-    """What `hf-select select` wrote, or the last selection of a run's folder.
+    """Read the output of `hf-select select`, or the last selection in the folder of a run.
 
     Args:
-        scores: the scored rows, where they are no longer at the place that is on record.
+        subset: path of the output, or of the folder.
+        scores: the scored rows, if they are not where the record says.
         split: of a saved or Hub dataset.
-    Raises: ValueError that says what is missing and what to give.
+    Raises: ValueError if a record or the rows are missing.
     """
     path = Path(subset).expanduser()
     run = path if (path / "config.yaml").is_file() else path.parent
@@ -66,7 +67,7 @@ def read_finished(subset: str, scores: str | list[str] | None = None, split: str
     selection = _record(path)
     mine = next((s for s in steps.values() if s.get("output") and _same(s["output"], path)), None)
     if mine is None:
-        recipe = None  # a subset that only lies beside a run
+        recipe = None  # the subset is in the folder of a run but not one of its outputs
     found = scores or (mine["scores"] if mine else _recorded(record_of(path), path))
     try:
         pool, earlier = _pool(found, split)
@@ -96,7 +97,7 @@ def with_columns_of(pool: Any, other: Any) -> Any:
 
 
 def _fingerprint(dataset: Any) -> str | None:
-    """Of the rows themselves, whatever their scores; scores that stand alone are told by their row_id."""
+    """The fingerprint of the rows without their scores; of scores without rows, that of their row_id."""
     names = readable_columns(dataset.column_names) or [n for n in (columns.ROW_ID,) if n in dataset.column_names]
     return pool_fingerprint(dataset.select_columns(names)) if names else None
 
@@ -109,7 +110,7 @@ def _record(path: Path) -> Selection:
 
 
 def _recorded(record: Path, subset: Path) -> str | list[str]:
-    """Where the rows lie that the last step selected from."""
+    """The path of the rows that the last step selected from."""
     scores = _recorded_scores(record)
     if scores is None:
         raise ValueError(f'the record of "{subset}" does not say which rows it was selected from; give --scores.')
@@ -117,8 +118,8 @@ def _recorded(record: Path, subset: Path) -> str | list[str]:
 
 
 def _pool(scores: str | list[str], split: str) -> tuple[Any, Selection | None]:
-    """The rows that the first step selected from, with the columns that were added to what later steps left; and what
-    all steps but the last left."""
+    """The rows that the first step selected from, with the columns of later steps; and the selection of all steps but
+    the last."""
     dataset = read_scores(scores, split)
     record = record_behind(Path(as_list(scores)[0]).expanduser())
     earlier = None if record is None else Selection.load(record)
@@ -129,7 +130,7 @@ def _pool(scores: str | list[str], split: str) -> tuple[Any, Selection | None]:
 
 
 def _spread(pool: Any, part: Any, rows: np.ndarray) -> Any:
-    """The pool with the columns that `part`, its rows number `rows`, has more; null where a row is not in it."""
+    """The pool with the additional columns of `part`, which has its rows `rows`; null in the other rows."""
     place = np.full(len(pool), -1)
     place[rows] = np.arange(len(part))
     table, known = part.with_format("arrow")[:], {*pool.column_names, columns.ROW_ID}
@@ -144,12 +145,12 @@ def _spread(pool: Any, part: Any, rows: np.ndarray) -> Any:
 
 
 def _before(scores: str | list[str]) -> tuple[str, list[Path]]:
-    """The dataset that everything began with, and the folders of the scoring runs from it to these rows."""
-    ways = [_way(each) for each in as_list(scores)]
-    return ways[0][0], list(dict.fromkeys(folder for _, folders in ways for folder in folders))
+    """The dataset at the beginning, and the folders of the scoring runs between it and these rows."""
+    histories = [_history(each) for each in as_list(scores)]
+    return histories[0][0], list(dict.fromkeys(folder for _, folders in histories for folder in folders))
 
 
-def _way(scores: str) -> tuple[str, list[Path]]:
+def _history(scores: str) -> tuple[str, list[Path]]:
     path = Path(scores).expanduser()
     manifest = read_json(path / "manifest.json") if path.is_dir() else None
     if manifest is not None and "made_by" in manifest:
@@ -165,8 +166,7 @@ def _recorded_scores(record: Path) -> str | list[str] | None:
 
 
 def _ledger(steps: dict[str, dict[str, Any]], last: dict[str, Any], run: Path) -> Iterator[Step]:
-    """What the steps of a run cost that stand behind its selection `last`: those whose output it, or one of them,
-    reads."""
+    """The costs of the steps of a run whose outputs the selection `last` reads, directly or through other steps."""
     behind, reading = [last], set(texts_of(last))
     while more := [s for s in steps.values() if s not in behind and {s.get("output"), s.get("output_dir")} & reading]:
         behind += more
@@ -178,7 +178,7 @@ def _ledger(steps: dict[str, dict[str, Any]], last: dict[str, Any], run: Path) -
             yield read_step(settings["output_dir"])
         elif settings["command"] in ("select", "warm-up"):
             marker = read_json(run / ".steps" / f"{name}.json")
-            if marker is not None and "seconds" in marker:  # it is finished
+            if marker is not None and "seconds" in marker:  # the step is finished
                 yield Step(name, cost={"seconds": marker["seconds"]})
 
 
