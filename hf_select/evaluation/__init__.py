@@ -1,1 +1,1 @@
-"""Does selection beat random here, at equal compute?"""
+"""Compare selections with random rows at equal compute, and advise whether scoring a pool is worth its cost."""

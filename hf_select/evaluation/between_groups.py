@@ -1,22 +1,21 @@
 """The share of the variance of scores that lies between sources, with its interval.
 
-Scores count by their percentile ranks. The share is epsilon squared (Kelley 1935): the variance between groups over
-all variance, less what as many groups would show by chance. Like omega squared it is 0 on average where groups tell
-nothing, however many there are.
+Scores are replaced by their percentile ranks. The share is epsilon squared (Kelley 1935): the variance between groups
+over the total variance, minus what as many groups would show by chance. Like omega squared it is 0 on average where
+groups have no effect, whatever their number.
 
-A bootstrap over rows is no interval for it: rows that are drawn twice agree with themselves, which looks like
+A bootstrap over rows gives no valid interval: rows that are drawn twice agree with themselves, which looks like
 agreement within groups. The interval is the wider of two, end by end:
 
 - by the noncentral F distribution, exact for normal scores of equal spread within given groups, and too narrow where
-  the share is large, since it takes neither the groups' sizes nor the spread within them as drawn (coverage 0.80 to
-  0.95);
-- by the jackknife over rows, which takes both as drawn, and misses the high end where the share is nearly 0.
+  the share is large, since it treats the groups' sizes and the spread within them as fixed (coverage 0.80 to 0.95);
+- by the jackknife over rows, which treats both as random, and misses the high end where the share is nearly 0.
 
 Coverage of the 95 % interval over 400 samples each of 60 rows in 3 groups, of 200 in 4, 20 and 100, and of 1,000 in
 100, at shares from 0 to 0.9: 0.94 to 1.00 in groups of equal sizes and spread; 0.92 to 1.00 in Zipfian groups of
-unequal spread but for one of 0.88 (share 0.62 of 4 groups). Where groups tell nothing it is 0.99 to 1.00: the low end
-is then below 0 as a rule. The bootstrap's interval was above 0 in each of 60 such samples of 200 and 1,000 rows in 100
-groups.
+unequal spread, except one of 0.88 (share 0.62 of 4 groups). Where groups have no effect it is 0.99 to 1.00: the low
+end is then usually below 0. The bootstrap's interval was above 0 in each of 60 such samples of 200 and 1,000 rows in
+100 groups.
 """
 
 import numpy as np
@@ -31,14 +30,14 @@ from hf_select.selection.ranking import percentile_ranks
 
 
 def between_groups(scores: np.ndarray, groups: np.ndarray) -> float:
-    """The share (n,), (n,) -> float; 0 where nothing varies, or where every row is a group of its own."""
+    """Return the share of scores (n,) in groups (n,); 0 where nothing varies, or where every row is its own group."""
     return _share(*_sums_of_squares(percentile_ranks(scores), groups))
 
 
 def between_groups_interval(
     scores: np.ndarray, groups: np.ndarray, confidence: float = 0.95
 ) -> tuple[float, float, float]:
-    """(the share, its low end, its high end). A group of its own for every row says nothing: 0 to 1."""
+    """Return (share, low end, high end); 0 to 1 where every row is its own group."""
     ranks = percentile_ranks(scores)
     between, within, n, k = _sums_of_squares(ranks, groups)
     share, tail = _share(between, within, n, k), (1 - confidence) / 2
@@ -52,7 +51,7 @@ def between_groups_interval(
 
 
 def _sums_of_squares(ranks: np.ndarray, groups: np.ndarray) -> tuple[float, float, int, int]:
-    """(between groups, within groups, n, k)"""
+    """Return the sums of squares (between groups, within groups, n, k)."""
     _, code, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     centred = ranks - ranks.mean()
     total, between = float((centred**2).sum()), float((np.bincount(code, centred) ** 2 / sizes).sum())
@@ -66,7 +65,7 @@ def _share(between: float, within: float, n: int, k: int) -> float:
 
 
 def _noncentral(between: float, within: float, n: int, k: int, tail: float) -> tuple[float, float]:
-    """The shares at which F is at its upper and lower quantile."""
+    """Return the shares at which F is at its upper and lower quantile."""
     if within == 0:
         return 1.0, 1.0
     f = between / (k - 1) / (within / (n - k))
@@ -82,14 +81,14 @@ def _noncentral(between: float, within: float, n: int, k: int, tail: float) -> t
 
 
 def _jackknife_error(ranks: np.ndarray, groups: np.ndarray) -> float:
-    """Standard error of the share: its spread when each row in turn is left out."""
+    """Return the standard error of the share by leaving out each row in turn."""
     _, code, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     n = len(ranks)
     centred = ranks - ranks.mean()
     sums = np.bincount(code, centred)
     squares = sums**2 / sizes
     size, of_group = sizes[code], sums[code]
-    mean = centred**2 / (n - 1)  # what leaving out a row moves the mean by, times n - 1
+    mean = centred**2 / (n - 1)  # effect of leaving out a row on the mean, times n - 1
     without = np.where(size > 1, (of_group - centred) ** 2 / np.maximum(size - 1, 1), 0.0)
     between = squares.sum() - squares[code] + without - mean  # (n,)
     total = (centred**2).sum() - centred**2 - mean

@@ -1,9 +1,9 @@
-"""Generation tasks whose answers can be checked: the share of rows whose final answer is right.
+"""Generation tasks whose answers can be checked: the share of rows with a correct final answer.
 
-The model answers each prompt greedily in its chat template; from its answer and from the row's own response the final
-answer is taken in the same way, and the two are compared. A marked answer comes first: "#### 42", \\boxed{42},
-<answer>42</answer>, then "the answer is 42"; only without any of them the last number, or the letter that opens or
-ends the text. Reasoning that ends in </think> is left out. Numbers and formulas are compared by math-verify.
+The model answers each prompt greedily in its chat template. The final answer is extracted in the same way from its
+answer and from the row's own response, and the two are compared. Marked answers have priority: "#### 42",
+\\boxed{42}, <answer>42</answer>; then "the answer is 42"; then the last number, or the letter that opens or ends the
+text. Reasoning that ends in </think> is removed. Numbers and formulas are compared by math-verify.
 """
 
 import re
@@ -27,29 +27,29 @@ from hf_select.validation import check_choices
 
 Final = Literal["number", "letter", "text", "contains"]
 
-# A minus after a digit, a letter or a bracket takes away; a comma stands before three digits.
+# A minus after a digit, a letter or a bracket is a subtraction; a comma separates groups of three digits.
 _MINUS = r"(?:(?<![\w)\]}])[-\u2212])?"
 _DIGITS = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
-_POWER = (
+_EXPONENTIAL = (
     rf"\d+\s?\^\s?\{{?[-\u2212]?\d+\}}?|{_DIGITS}(?:\s?[x×*·]\s?10\s?\^\s?\{{?[-\u2212]?\d+\}}?|[eE][-+]?\d+(?!\w))"
 )
-_SYMBOLIC = rf"(?:{_DIGITS}\s?)?(?:√\s?\(?\d+\)?|π)|{_POWER}"
+_SYMBOLIC = rf"(?:{_DIGITS}\s?)?(?:√\s?\(?\d+\)?|π)|{_EXPONENTIAL}"
 # 2^5, 3 x 10^8, 3√2, 5:30, 3/4, 3 1/2, $1,234.50
-_NUMBER = re.compile(
+_NUMBER_PATTERN = re.compile(
     rf"({_MINUS})(?:[$€£¥]\s?)?({_SYMBOLIC}|\d+(?::\d+)+|(?:\d+\s+)?\d+\s?/\s?\d+(?![\d/.])|{_DIGITS})"
 )
-# The wide letters, brackets and signs of East Asian text; its comma stays, for it is not one within a number.
+# Full-width letters, brackets and signs of East Asian text; its comma stays, since it is not part of a number.
 _WIDE = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F) if chr(code) != "，"}
 _OTHER_DIGIT = re.compile(r"[^\W\D0-9]")
 _BOX = re.compile(r"\\(?:boxed|fbox)(?:\s*(\{)|\s+(?=\S))")
-# What `number` returns for these has one spelling; 1/2, 0.5 and \frac{1}{2} are one number in three.
-_LONGEST = 1000  # digits of a fraction that is reduced: a model may repeat a digit without end
+# Answers of `number` with a single spelling; 1/2, 0.5 and \frac{1}{2} are one number in three spellings.
+_LONGEST = 1000  # digits of a fraction that is reduced: a model may repeat a digit endlessly
 _PLAIN = re.compile(r"-?[\d.:]+")
 # A number alone or with a unit: "5 apples", "12 km", but not "2x".
-_WITH_UNIT = re.compile(rf"{_NUMBER.pattern}(?:\s*[^\W\d_]{{2,}}(?:\s+[^\W\d_]+)*)?")
-# What may stand before the number of a marked answer: "x = ", "about ", "**".
+_WITH_UNIT = re.compile(rf"{_NUMBER_PATTERN.pattern}(?:\s*[^\W\d_]{{2,}}(?:\s+[^\W\d_]+)*)?")
+# What may precede the number of a marked answer: "x = ", "about ", "**".
 _BEFORE_NUMBER = re.compile(r"(?:[\s*_:=≈~(]|about\b|approximately\b|roughly\b|exactly\b|\\?[a-zA-Z]\s*=(?!=))*")
-# In front of "=": numbers, operators and single letters, but no words.
+# Before "=": numbers, operators and single letters, but no words.
 _EQUATION = re.compile(r"(?:[^\W\d_](?![^\W\d_])|[^=\w\n,;]|,(?=\d)|[\d_])*=")
 _MATHS = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _WORD_OF_TEXT = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{3,}")
@@ -89,26 +89,26 @@ _ENDS = (re.compile(r"[:→⇒]\s*[*_(]*([A-Z])[*_).\s]*$"), re.compile(r"\(([A-
 
 
 def number(text: str) -> str | None:
-    """The number or formula that is the final answer: "so 1,234.50 dollars" -> "1234.5", "\\boxed{6/8}" -> "3/4".
+    """Return the number or formula of the final answer: "so 1,234.50 dollars" -> "1234.5", "\\boxed{6/8}" -> "3/4".
 
-    Currency, per cent and units are left out. A formula is given as it is written, if math-verify can read it.
+    Currency, per cent and units are removed. A formula is returned as written, if math-verify can parse it.
     """
-    text = _answered(text)
+    text = _final_text(text)
     for mark, is_formula in _marks(text):
-        found = _formula(mark) if is_formula else _first_number(mark)
-        if found is not None:
-            return found
+        answer = _formula(mark) if is_formula else _first_number(mark)
+        if answer is not None:
+            return answer
     for phrase in reversed(list(_ANSWER.finditer(text))):
         rest = text[phrase.end() :]
-        found = _first_number(rest)
-        found = found or _last_number(re.split(r"[.!?](?:\s|$)|\n", rest, maxsplit=1)[0])
-        if found is not None:
-            return found
+        answer = _first_number(rest)
+        answer = answer or _last_number(re.split(r"[.!?](?:\s|$)|\n", rest, maxsplit=1)[0])
+        if answer is not None:
+            return answer
     return _last_number(text)
 
 
 def same_number(a: str, b: str) -> bool:
-    """Whether two answers, as `number` gives them, are equal: as text, or as formulas by math-verify."""
+    """Return whether two results of `number` are equal: as text, or as formulas by math-verify."""
     if a == b or (_PLAIN.fullmatch(a) and _PLAIN.fullmatch(b)):
         return a == b
     verifier = _math_verify()
@@ -116,36 +116,39 @@ def same_number(a: str, b: str) -> bool:
 
 
 def letter(text: str) -> str | None:
-    """The letter of a choice: the one that is marked, else the last that is called the answer, else the first that
-    begins a line, unless the text ends with one after a colon."""
-    text = _answered(text)
+    """Return the letter of a choice, in upper case.
+
+    The marked one, else the last that is called the answer, else one that ends the text after a colon, else the first
+    that begins a line.
+    """
+    text = _final_text(text)
     for mark, _ in _marks(text):
-        found = _AT_START.match(mark)
-        if found:
-            return found[1].upper()
+        match = _AT_START.match(mark)
+        if match:
+            return match[1].upper()
     called = _CALLED.findall(text) or _CONFIRMED.findall(text)
     if called:
         return called[-1].upper()
-    found = _ALONE.fullmatch(text) or _ENDS[0].search(text) or _BEGINS.search(text) or _ENDS[1].search(text)
-    return found[1].upper() if found else None
+    match = _ALONE.fullmatch(text) or _ENDS[0].search(text) or _BEGINS.search(text) or _ENDS[1].search(text)
+    return match[1].upper() if match else None
 
 
 def plain(text: str) -> str:
-    """Letter case, punctuation, articles and spaces taken away, as is usual for exact match."""
+    """Normalize a text for exact match: no letter case, punctuation, articles or repeated spaces."""
     text = "".join(" " if unicodedata.category(c).startswith("P") else c for c in unicodedata.normalize("NFKC", text))
     return " ".join(word for word in text.lower().split() if word not in ("a", "an", "the"))
 
 
 @dataclass
 class CheckableAnswers(Measure):
-    """1 for each row whose final answer is right, 0 for the others.
+    """1 for each row with a correct final answer, 0 for the others.
 
     Args:
-        rows: conversations that end with an assistant's turn, or prompts with completions: the right answers.
-        final: what is compared. number: the marked or else the last number or formula (extra `eval`); letter: the
-            choice; text: the whole answer without letter case, punctuation and articles; contains: whether the right
-            answer, so written, stands in the model's.
-        max_new_tokens: of an answer; one that is cut there is read as far as it goes.
+        rows: conversations that end with an assistant's turn, or prompts with completions: the correct answers.
+        final: what is compared. number: the marked or last number or formula (extra `eval`); letter: the choice;
+            text: the whole answer without letter case, punctuation and articles; contains: whether the correct
+            answer, normalized in this way, is part of the model's.
+        max_new_tokens: maximum length of an answer; the final answer is extracted from a truncated one as well.
     Raises: ValueError for rows without a response, or whose own response has no such final answer; ImportError without
         the extra, before anything is generated.
     """
@@ -164,17 +167,17 @@ class CheckableAnswers(Measure):
         if self.final == "number":
             _math_verify()
         find: Callable[[str], str | None] = {"number": number, "letter": letter}.get(self.final, plain)  # type: ignore[arg-type]
-        self._find, self._prompts, self._right = find, [], []
+        self._find, self._prompts, self._correct = find, [], []
         for place, row in enumerate(conversations(self.rows[:])):
             if isinstance(row, BadRow):
                 raise ValueError(f"row {place} of a task cannot be read: {row}.")
-            right = self._right_answer(row)
-            if not right:
+            correct = self._correct_answer(row)
+            if not correct:
                 raise ValueError(f"row {place} of a task has no {self.final} in its response; choose another `final`.")
-            self._right.append(right)
+            self._correct.append(correct)
             self._prompts.append(row.messages[:-1])
 
-    def _right_answer(self, row: Conversation) -> str | None:
+    def _correct_answer(self, row: Conversation) -> str | None:
         last = row.messages[-1]
         return self._find(last["content"]) if last["role"] == "assistant" and len(row.messages) > 1 else None
 
@@ -188,38 +191,38 @@ class CheckableAnswers(Measure):
     def __call__(self, lm: CausalLM) -> list[float]:
         sampling = Sampling(temperature=0, max_new_tokens=self.max_new_tokens)
         answers = TransformersGenerator(lm).generate(self._prompts, sampling)
-        lost = [answer.error for answer in answers if answer.error]
-        if lost:
-            raise RuntimeError(f"{len(lost)} of {len(answers)} prompts got no answer (the first: {lost[0]}).")
-        return [float(self._is_right(a.text, right)) for a, right in zip(answers, self._right, strict=True)]
+        errors = [answer.error for answer in answers if answer.error]
+        if errors:
+            raise RuntimeError(f"{len(errors)} of {len(answers)} prompts got no answer (the first: {errors[0]}).")
+        return [float(self._is_correct(a.text, correct)) for a, correct in zip(answers, self._correct, strict=True)]
 
-    def _is_right(self, text: str, right: str) -> bool:
+    def _is_correct(self, text: str, correct: str) -> bool:
         if self.final == "contains":
-            return f" {right} " in f" {plain(text)} "
-        found = self._find(text)
-        return found is not None and (same_number(found, right) if self.final == "number" else found == right)
+            return f" {correct} " in f" {plain(text)} "
+        answer = self._find(text)
+        return answer is not None and (same_number(answer, correct) if self.final == "number" else answer == correct)
 
 
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _answered(text: str) -> str:
-    """The text without the reasoning before it, its digits, wide letters and wide signs in ASCII."""
+def _final_text(text: str) -> str:
+    """Return the text after the reasoning, with digits, full-width letters and signs in ASCII."""
     text = text.rpartition("</think>")[2].translate(_WIDE)
     return _OTHER_DIGIT.sub(lambda digit: str(unicodedata.decimal(digit[0])), text)
 
 
 def _marks(text: str) -> list[tuple[str, bool]]:
-    """What is marked as the answer, the last mark first, and whether it is a formula as a whole."""
-    found = [(place.end(), text[place.end() :].lstrip(), False) for place in re.finditer("####", text)]
-    found += [(place.end(), place[1].strip(), False) for place in _TAGGED.finditer(text)]
+    """Return (marked answer, whether all of it is a formula), the last mark first."""
+    marks = [(match.end(), text[match.end() :].lstrip(), False) for match in re.finditer("####", text)]
+    marks += [(match.end(), match[1].strip(), False) for match in _TAGGED.finditer(text)]
     if boxes := list(_BOX.finditer(text)):
-        found.append((boxes[-1].start(), _boxed(text[boxes[-1].end() :], bool(boxes[-1][1])), True))
-    return [(mark, is_formula) for _, mark, is_formula in sorted(found, reverse=True)]
+        marks.append((boxes[-1].start(), _boxed(text[boxes[-1].end() :], bool(boxes[-1][1])), True))
+    return [(mark, is_formula) for _, mark, is_formula in sorted(marks, reverse=True)]
 
 
 def _boxed(rest: str, in_braces: bool) -> str:
-    """What a box holds, by the text behind its mark; braces may be nested, and the last may be missing."""
+    """Return the contents of a box from the text after its mark; braces may be nested, and the last may be missing."""
     if not in_braces:
         return re.split(r"[\s$]", rest, maxsplit=1)[0]
     depth = 1
@@ -231,46 +234,46 @@ def _boxed(rest: str, in_braces: bool) -> str:
 
 
 def _first_number(text: str) -> str | None:
-    """The number or formula that a text begins with: "$12.50 each", "**3/4**", "x = 5 apples", "3 + 4 = 7."."""
+    """Return the number or formula at the start of a text: "$12.50 each", "**3/4**", "x = 5 apples", "3 + 4 = 7."."""
     text = text[_BEFORE_NUMBER.match(text).end() :]  # pyright: ignore[reportOptionalMemberAccess]
     maths = _MATHS.match(text)
     if maths and not _is_money(maths):
         return _formula(next(filter(None, maths.groups())))
     while equation := _EQUATION.match(text):
         text = text[equation.end() :].lstrip()
-    found = _NUMBER.match(text)
-    return _written(found) if found else None
+    match = _NUMBER_PATTERN.match(text)
+    return _shortest_form(match) if match else None
 
 
 def _last_number(text: str) -> str | None:
-    found = next(reversed(list(_NUMBER.finditer(text))), None)
-    if found is None:
+    last = next(reversed(list(_NUMBER_PATTERN.finditer(text))), None)
+    if last is None:
         return None
     for maths in _MATHS.finditer(text):
-        if maths.start() <= found.start() < maths.end() and not _is_money(maths):
-            return _formula(next(filter(None, maths.groups()))) or _written(found)
-    return _written(found)
+        if maths.start() <= last.start() < maths.end() and not _is_money(maths):
+            return _formula(next(filter(None, maths.groups()))) or _shortest_form(last)
+    return _shortest_form(last)
 
 
 def _formula(text: str) -> str | None:
-    """A formula: what is behind its last "=" if that is a number, perhaps with a unit, else all of it as it is
-    written, if math-verify can read it."""
+    """Return a formula: the number after its last "=", perhaps with a unit, else all of it as written, if math-verify
+    can parse it."""
     text = re.sub(r"\\text\s?\{\s*(?:and|or)\s*\}", ",", text.replace("{,}", ",").replace("\\!", ""))
     bare = " ".join(_DRESS.sub(" ", text).split()).rstrip(".")
-    found = _WITH_UNIT.fullmatch(re.split(r"(?<![<>!])=|\\approx", bare)[-1].strip())
-    if found:
-        return _written(found)
+    match = _WITH_UNIT.fullmatch(re.split(r"(?<![<>!])=|\\approx", bare)[-1].strip())
+    if match:
+        return _shortest_form(match)
     return bare if bare and _math_verify().parse(f"${bare}$") else None
 
 
 def _is_money(maths: re.Match[str]) -> bool:
-    """ "$5 and then $" is no formula."""
+    """Return whether dollar signs stand for money, as in "$5 and then $"."""
     return maths[2] is not None and bool(_WORD_OF_TEXT.search(_DRESS.sub(" ", maths[2])))
 
 
-def _written(found: re.Match[str]) -> str:
-    """A number in its shortest form: "1234.5", "-3/4", "5:30"."""
-    sign, digits = "-" if found[1] else "", found[2]
+def _shortest_form(match: re.Match[str]) -> str:
+    """Return a number in its shortest form: "1234.5", "-3/4", "5:30"."""
+    sign, digits = "-" if match[1] else "", match[2]
     if re.search("[√π^eE]", digits):
         return sign + _latex(digits)
     if ":" in digits or len(digits) > _LONGEST and "/" in digits:

@@ -113,10 +113,10 @@ def _over_columns(name: str, by_column: Sequence[MethodResults], mean_rank: floa
         "worse": outcomes.count("worse"),
         "no evidence": outcomes.count("no evidence"),
     }
-    return JoinedMethod(cells, counts, mean_rank, "" if name == RANDOM else _message(counts))
+    return JoinedMethod(cells, counts, mean_rank, "" if name == RANDOM else _counts_message(counts))
 
 
-def _message(counts: Mapping[Outcome, int]) -> str:
+def _counts_message(counts: Mapping[Outcome, int]) -> str:
     columns = sum(counts.values())
     if not columns:
         return ""

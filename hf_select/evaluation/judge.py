@@ -31,7 +31,7 @@ VERDICT_SCHEMA = {
     "required": ["better"],
     "additionalProperties": False,
 }
-_PROMPT = """Somebody asked for something and got two answers. Which one serves them better? Weigh first whether it \
+_QUESTION = """Somebody asked for something and got two answers. Which one serves them better? Weigh first whether it \
 is right and does what was asked, then whether it is clear and complete. Length and decoration are no merits of their \
 own, and neither is the order in which the answers stand.
 
@@ -112,7 +112,7 @@ def pair_verdicts(pair: Pair, verdicts: Sequence[Verdict]) -> PairVerdicts:
 
 def judge_prompt(request: str, first: str, second: str) -> Messages:
     """Return the messages that ask for a verdict on two answers to a request."""
-    return [{"role": "user", "content": _PROMPT.format(asked=request, first=first, second=second)}]
+    return [{"role": "user", "content": _QUESTION.format(asked=request, first=first, second=second)}]
 
 
 # --------------------------------------------------------------------------------------------------------------------

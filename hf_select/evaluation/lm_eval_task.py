@@ -16,25 +16,25 @@ def _task_manager(include_path: str | None) -> Any:
         from lm_eval.tasks import TaskManager  # type: ignore[import-not-found]
     except ImportError as error:
         raise ImportError('tasks of lm-evaluation-harness need an extra: pip install "hf-select[eval]"') from error
-    # It reads some 14,000 files for its own tasks, half a minute on a slow disk.
+    # Its own tasks are some 14,000 files, which take half a minute to read on a slow disk.
     return TaskManager(include_path=include_path, include_defaults=include_path is None)
 
 
 @dataclass
 class LMEvalTask(Measure):
-    """One metric of one task, a number for each of its documents.
+    """One metric of one task, with one value per document.
 
     Args:
-        task: name of a single task; a group is given as its tasks, one by one.
+        task: name of a single task; name the tasks of a group one by one.
         metric: by default the first that the task lists.
-        filter: which reading of the model's answers, if the task has several (gsm8k: strict-match, flexible-extract);
-            by default the first.
-        limit: documents, from the first on; all by default.
+        filter: how answers are extracted, if the task has several filters (gsm8k: strict-match, flexible-extract); by
+            default the first.
+        limit: number of documents, from the first on; all by default.
         num_fewshot: examples in the prompt; by default the task's own number.
-        include_path: folder with the YAML files of your own tasks, in place of those that come with it.
-        chat: ask in the model's chat template, as instruction-tuned models want to be asked.
-        batch_size: requests of one forward pass.
-    Raises: ImportError without the extra; ValueError for a task or metric that is not there.
+        include_path: folder with the YAML files of your own tasks, instead of those of lm-evaluation-harness.
+        chat: whether to apply the model's chat template, as instruction-tuned models expect.
+        batch_size: requests per forward pass.
+    Raises: ImportError without the extra; ValueError for an unknown task, metric or filter.
     """
 
     task: str
@@ -75,9 +75,9 @@ class LMEvalTask(Measure):
         from lm_eval.models.huggingface import HFLM  # type: ignore[import-not-found]
 
         loaded, wrapped = lm.load(), cast(Any, HFLM)  # its decorator hides the signature
-        asked = wrapped(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=self.batch_size)
-        found = cast(Any, lm_eval).simple_evaluate(
-            asked,
+        wrapped_model = wrapped(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=self.batch_size)
+        results = cast(Any, lm_eval).simple_evaluate(
+            wrapped_model,
             tasks=[self.task],
             num_fewshot=self.num_fewshot,
             limit=self.limit,
@@ -86,13 +86,13 @@ class LMEvalTask(Measure):
             bootstrap_iters=0,
         )
         by_document: dict[int, float] = {}
-        for sample in found["samples"][self.task]:
+        for sample in results["samples"][self.task]:
             if sample.get("filter", self.filter) != self.filter:
                 continue
             value = sample[self.metric]
             if not isinstance(value, (int, float, np.number)):
                 raise ValueError(
-                    f'metric "{self.metric}" of task "{self.task}" is one number for all documents; choose a metric '
+                    f'metric "{self.metric}" of task "{self.task}" has one value for all documents; choose a metric '
                     "of single documents (acc, exact_match, ...)."
                 )
             by_document[int(sample["doc_id"])] = float(value)

@@ -51,7 +51,7 @@ Draws = Literal["dirichlet", "grid"]
 BEST = "best"  # name of the best weights among those that are confirmed
 _SIMULATED, _AVERAGED = 20_000, 100  # weights whose result is predicted, and those of the best that are averaged
 
-Record = Mapping[str, Any]  # of a run, as it is written to runs/
+_RunRecord = Mapping[str, Any]  # of a run, as it is written to runs/
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ class _MixtureSearch:
             confirmed={arm: float(results.mean()) for arm, results in values.items()},
             differences=against,
             verdict=_verdict(regression, against),
-            cost=_total_cost([*records, *itertools.chain.from_iterable(confirmed.values())]),
+            cost=_search_cost([*records, *itertools.chain.from_iterable(confirmed.values())]),
             runs=[SearchRun(w.tolist(), float(r)) for w, r in zip(weights, results, strict=True)],
         )
         write_json(self.folder / "result.json", result.to_dict())
@@ -246,7 +246,7 @@ class _MixtureSearch:
             runs, f"{self.tokens:,}", confirmations, f"{self.tokens * (runs + confirmations):,}",
         )  # fmt: skip
 
-    def _confirm(self, best: np.ndarray, sizes: np.ndarray, seeds: int) -> dict[str, list[Record]]:
+    def _confirm(self, best: np.ndarray, sizes: np.ndarray, seeds: int) -> dict[str, list[_RunRecord]]:
         """Train the best weights, the sources' proportions and equal shares with new seeds."""
         arms = {BEST: best, "proportions": sizes / sizes.sum(), "equal shares": np.full(len(sizes), 1 / len(sizes))}
         return {
@@ -267,7 +267,7 @@ class _MixtureSearch:
             raise ValueError("none of the sources' rows has a response to train on.")
         return float(np.mean(lengths))
 
-    def _record(self, name: str, weights: np.ndarray, seed: int) -> Record:
+    def _record(self, name: str, weights: np.ndarray, seed: int) -> _RunRecord:
         """Return the record of a run; train it if it does not exist."""
         path = self.folder / "runs" / f"{slug(name)}.json"
         existing = read_json(path)
@@ -289,7 +289,7 @@ class _MixtureSearch:
         write_json(path, record)
         return record
 
-    def _objective(self, record: Record) -> np.ndarray:
+    def _objective(self, record: _RunRecord) -> np.ndarray:
         """Return what is minimized, item by item; measures have equal weight whatever their number of items."""
         parts = [np.asarray(record["values"][name], dtype=np.float64) for name in self.measures]
         signs = [1.0 if measure.better == "lower" else -1.0 for measure in self.measures.values()]
@@ -300,7 +300,7 @@ class _MixtureSearch:
         )
 
 
-def _total_cost(records: Sequence[Record]) -> SearchCost:
+def _search_cost(records: Sequence[_RunRecord]) -> SearchCost:
     tokens, seconds, flops = (sum(record[name] for record in records) for name in ("tokens", "seconds", "flops"))
     return SearchCost(tokens, seconds, flops)
 

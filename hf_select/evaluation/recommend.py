@@ -7,9 +7,9 @@ from hf_select.reports.advice_result import (
     Advice,
     AdviceCosts,
     AdviceSettings,
-    Agreement,
     Recommendation,
     SampleMeasurements,
+    ScorerAgreement,
     ScorerName,
 )
 
@@ -84,7 +84,7 @@ def _length_instead(m: SampleMeasurements) -> tuple[Recommendation, str] | None:
 
 
 def _substitute(
-    agreement: Agreement, costs: AdviceCosts, fraction: float
+    agreement: ScorerAgreement, costs: AdviceCosts, fraction: float
 ) -> tuple[ScorerName | Literal["a larger sample"], str]:
     """Decide whether the small scorer can replace the large one."""
     kept = agreement.lift_kept

@@ -7,7 +7,7 @@ import numpy as np
 
 from hf_select.evaluation.between_groups import between_groups_interval
 from hf_select.evaluation.statistics import bootstrap_intervals
-from hf_select.reports.advice_result import Agreement, Estimate, SampleMeasurements, SourceShare
+from hf_select.reports.advice_result import Estimate, SampleMeasurements, ScorerAgreement, SourceShare
 from hf_select.selection.ranking import percentile_ranks, rank, rank_correlation
 
 
@@ -52,7 +52,7 @@ def measure_sample(
     if small is not None:
         identical = bool((scores["large"] == scores["small"]).all())
         names = ("spearman", "overlap", "lift_kept")
-        agreement = Agreement(*(estimates[name] for name in names), by_chance=fraction, identical=identical)
+        agreement = ScorerAgreement(*(estimates[name] for name in names), by_chance=fraction, identical=identical)
     source = None
     if sources is not None:
         codes = np.unique(sources[present], return_inverse=True)[1]

@@ -1,19 +1,19 @@
-"""A method beside a baseline over seeds and items: the paired difference, its interval, and what could have been
-seen.
+"""Paired differences of methods to a baseline over seeds and items: intervals, p-values and detectable differences.
 
 Runs are paired by seed and results by item: D[s, i] = method[s, i] - baseline[s, i], S seeds and I items (held-out
-rows, questions). Both are samples, and they are crossed. With the mean squares of seeds, of items and of what is left,
-the variance of the mean of D is
+rows, questions). Both are random samples, and they are crossed. With the mean squares of seeds, of items and of the
+residual, the variance of the mean of D is
 
     (MS_s + MS_i - MS_rest) / (S I)
 
 with Satterthwaite's degrees of freedom (the quasi-F of Clark 1973, "The language-as-fixed-effect fallacy").
-MS_s / (S I) and MS_i / (S I) are what bootstraps over seeds and over items give, small samples corrected, without a
-draw. A bootstrap that draws both at once counts what is left three times (Owen 2007) and has no degrees of freedom of
-its own: where methods change some items more than others it gave 0.3 % false alarms for 5 with five seeds, and found
-one effect in three of those of which this finds four in five. Two or three seeds may agree by chance, so the interval
-is never narrower than theirs alone (Student's t over the seeds' means). Where every seed and item has the same
-difference, t has no error to divide by, and p is that of the sign test. Of several methods the p-values are Holm's.
+MS_s / (S I) and MS_i / (S I) are the variances of bootstraps over seeds and over items, corrected for small samples,
+without any draws. A bootstrap that draws both at once counts the residual three times (Owen 2007) and has no degrees
+of freedom: where methods change some items more than others it gave 0.3 % false alarms instead of 5 % with five seeds,
+and found one effect in three of those of which this finds four in five. Two or three seeds may agree by chance, so the
+interval is never narrower than theirs alone (Student's t over the seeds' means). Where every seed and item has the
+same difference, t has no error to divide by, and p is that of the sign test. P-values of several methods are corrected
+by Holm's method.
 """
 
 import functools
@@ -41,7 +41,7 @@ def differences(
     confidence: float = 0.95,
     num_comparisons: int | None = None,
 ) -> dict[str, Difference]:
-    """Each method's difference to the baseline.
+    """Return each method's difference to the baseline.
 
     Args:
         methods: name -> results (S, I); seed s and item i are those of the baseline's.
@@ -51,7 +51,7 @@ def differences(
     Raises: ValueError for fewer than two seeds, results of another shape or without a value.
     """
     baseline = np.asarray(baseline, dtype=np.float64)
-    found: dict[str, Difference] = {}
+    uncorrected: dict[str, Difference] = {}
     for name, results in methods.items():
         results = np.asarray(results, dtype=np.float64)
         if results.shape != baseline.shape or results.ndim != 2:
@@ -60,15 +60,15 @@ def differences(
                 "seeds x items, of the same seeds and items."
             )
         if len(results) < 2:
-            raise ValueError("one seed says nothing of the spread between seeds; give at least two.")
+            raise ValueError("one seed says nothing about the spread between seeds; give at least two.")
         if not (np.isfinite(results).all() and np.isfinite(baseline).all()):
             raise ValueError(f"{name} or the baseline has results that are not numbers.")
         d = results - baseline
         rounding = 1e-12 * max(np.abs(results).max(), np.abs(baseline).max())
         if np.ptp(d) <= rounding:
             d = np.full_like(d, d.mean() if abs(d.mean()) > rounding else 0.0)
-        found[name] = _difference(d, lower_is_better, confidence, num_comparisons or len(methods))
-    return corrected(found)
+        uncorrected[name] = _difference(d, lower_is_better, confidence, num_comparisons or len(methods))
+    return corrected(uncorrected)
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -101,45 +101,45 @@ def bootstrap_intervals(
     }
 
 
-def corrected(found: Mapping[str, Difference]) -> dict[str, Difference]:
-    """The same with p-values corrected for all of them together, whatever their baselines."""
-    p_values = holm({name: difference.p for name, difference in found.items()})
-    return {name: replace(difference, p_holm=p_values[name]) for name, difference in found.items()}
+def corrected(differences: Mapping[str, Difference]) -> dict[str, Difference]:
+    """Return the differences with p-values corrected for all of them together, whatever their baselines."""
+    p_values = holm({name: difference.p for name, difference in differences.items()})
+    return {name: replace(d, p_holm=p_values[name]) for name, d in differences.items()}
 
 
 def standard_errors(d: np.ndarray) -> list[tuple[float, float]]:
-    """(standard error of the mean of D (S, I), its degrees of freedom): of seeds alone, and of seeds and items."""
+    """Return (standard error of the mean of D (S, I), degrees of freedom): of seeds alone, and of seeds and items."""
     seeds, items = d.shape
     mean, of_seeds, of_items = d.mean(), d.mean(axis=1), d.mean(axis=0)
     ms_seeds = items * float(((of_seeds - mean) ** 2).sum()) / (seeds - 1)
-    found = [((ms_seeds / d.size) ** 0.5, seeds - 1.0)]
+    errors = [((ms_seeds / d.size) ** 0.5, seeds - 1.0)]
     if items == 1:
-        return found
+        return errors
     ms_items = seeds * float(((of_items - mean) ** 2).sum()) / (items - 1)
     rest = (seeds - 1) * (items - 1)
     ms_rest = float(((d - of_seeds[:, None] - of_items + mean) ** 2).sum()) / rest
-    # No component is negative: the sum is at least what either sample shows.
+    # No variance component is negative: the sum is at least that of either sample.
     both = max(ms_seeds + ms_items - ms_rest, ms_seeds, ms_items)
     spread = ms_seeds**2 / (seeds - 1) + ms_items**2 / (items - 1) + ms_rest**2 / rest
     degrees = max(both**2 / spread, min(seeds, items) - 1.0) if spread > 0 else 1.0
-    return [*found, ((both / d.size) ** 0.5, degrees)]
+    return [*errors, ((both / d.size) ** 0.5, degrees)]
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Holm's correction: the smallest p-value times their number, the next times one less, never falling."""
+    """Return Holm's correction: the smallest p-value times their number, the next times one less, never decreasing."""
     ordered = sorted(p_values, key=lambda name: p_values[name])
-    found, highest = {}, 0.0
+    corrected_values, highest = {}, 0.0
     for place, name in enumerate(ordered):
         highest = max(highest, min(1.0, p_values[name] * (len(ordered) - place)))
-        found[name] = highest
-    return found
+        corrected_values[name] = highest
+    return corrected_values
 
 
 def _difference(d: np.ndarray, lower_is_better: bool, confidence: float, methods: int) -> Difference:
     seeds, items = d.shape
     mean, errors = float(d.mean()), standard_errors(d)
     equal = np.ptp(d) == 0
-    if equal:  # as the mean of equal numbers need not be exactly theirs
+    if equal:  # the mean of equal numbers may differ from them by rounding
         mean, errors = float(d[0, 0]), [(0.0, 1.0)]
     half = max(error * float(student.isf((1 - confidence) / 2, degrees)) for error, degrees in errors)
     p = max(
@@ -165,11 +165,10 @@ def _difference(d: np.ndarray, lower_is_better: bool, confidence: float, methods
 
 
 def _detectable(errors: list[tuple[float, float]], tail: float) -> float:
-    """The true difference at which every test is above its quantile in 4 of 5 studies; 0 without an error.
+    """Return the true difference at which every test exceeds its quantile in 4 of 5 studies; 0 without an error.
 
-    The tests share the mean, whose standard error is the largest of theirs. Their own errors are taken as independent
-    of each other (chi squared, as behind the noncentral t); they are not negatively correlated, so the power is at
-    least as said.
+    The tests share the mean, whose standard error is the largest of theirs. Their own errors are assumed independent
+    (chi squared, as in the noncentral t); they are not negatively correlated, so the power is at least this.
     """
     tests = [(error * _quantile(tail, degrees), degrees) for error, degrees in errors if error > 0]
     if not tests:
@@ -178,8 +177,8 @@ def _detectable(errors: list[tuple[float, float]], tail: float) -> float:
 
     def missed(shift: float) -> float:
         means = np.maximum(shift + of_mean * _NODES, 0)
-        found = np.prod([chdtr(degrees, degrees * (means / least) ** 2) for least, degrees in tests], axis=0)
-        return _POWER - float(_WEIGHTS @ found) / float(_WEIGHTS.sum())
+        power = np.prod([chdtr(degrees, degrees * (means / least) ** 2) for least, degrees in tests], axis=0)
+        return _POWER - float(_WEIGHTS @ power) / float(_WEIGHTS.sum())
 
     largest = max(least for least, _ in tests)
     while missed(largest) > 0:

@@ -58,7 +58,7 @@ def tables(
         records: dict[str, list[Record]] = {}
         for cell, record in of_budget.items():
             records.setdefault(cell.method, []).append(record)
-        runs = {name: _summarize(records[name], costs.get(name)) for name in records}
+        runs = {name: _average_runs(records[name], costs.get(name)) for name in records}
         budgets[budget] = {}
         for name, measure in measures.items():
             parts = measure.parts or (name,)
@@ -125,7 +125,7 @@ def _differences_to(
     return alone | corrected({name: difference(name, len(hypotheses)) for name in hypotheses})
 
 
-def _summarize(records: Sequence[Record], cost: Mapping[str, float] | None) -> Runs:
+def _average_runs(records: Sequence[Record], cost: Mapping[str, float] | None) -> Runs:
     """Average the runs of a method."""
     mean: Callable[[str], float] = lambda key: float(np.mean([record[key] for record in records]))  # noqa: E731
     return Runs(

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_select.reports.advice_result import AdviceResult, Agreement, Estimate
+from hf_select.reports.advice_result import AdviceResult, Estimate, ScorerAgreement
 from hf_select.reports.pictures import Ink, legend
 from hf_select.reports.report_files import Figures, write_sections
 from hf_select.reports.sections import Section, percent
@@ -47,8 +47,8 @@ def _advice_sections(result: AdviceResult, figures: Figures) -> list[Section]:
     notes = [(["notes"], [[note] for note in advice.notes])] if advice.notes else []
     sections = [Section("Advice", advice.message[0].upper() + advice.message[1:] + ".", notes)]
     if agreement is not None:
-        sections.append(_agreement_section(result, agreement, figures))
-    sections += [_influence_section(result, figures), _cost_section(result)]
+        sections.append(_scorer_agreement_section(result, agreement, figures))
+    sections += [_influence_section(result, figures), _expected_cost_section(result)]
     if result.overlap:
         rows = [[name, f"{count:,}", percent(count, result.pool_rows)] for name, count in result.overlap.items()]
         text = "Rows of the whole pool with the prompt of a query or nearly its text."
@@ -58,7 +58,7 @@ def _advice_sections(result: AdviceResult, figures: Figures) -> list[Section]:
     return sections
 
 
-def _agreement_section(result: AdviceResult, agreement: Agreement, figures: Figures) -> Section:
+def _scorer_agreement_section(result: AdviceResult, agreement: ScorerAgreement, figures: Figures) -> Section:
     share = f"{100 * result.settings.fraction:g} %"
     rows = [
         ["Spearman's rho", *_cells(agreement.spearman), "0"],
@@ -94,7 +94,7 @@ def _influence_section(result: AdviceResult, figures: Figures) -> Section:
     return Section("What the scores follow", text, [table], _names_of(figures, "length"), folded=False)
 
 
-def _cost_section(result: AdviceResult) -> Section:
+def _expected_cost_section(result: AdviceResult) -> Section:
     costs, training = result.costs, result.costs.training
     rows = []
     for name, whole in costs.pool.items():

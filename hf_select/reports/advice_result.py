@@ -21,8 +21,8 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """Agreement of the small with the large scorer.
+class ScorerAgreement:
+    """ScorerAgreement of the small with the large scorer.
 
     Args:
         spearman: rank correlation of the scores.
@@ -59,7 +59,7 @@ class SampleMeasurements:
     """
 
     num_measured: int
-    agreement: Agreement | None
+    agreement: ScorerAgreement | None
     length: dict[str, dict[str, Estimate]]
     source: SourceShare | None
     points: dict[str, list[float]]

@@ -32,7 +32,7 @@ def comparison_report(result: Comparison, output_dir: str | os.PathLike) -> Path
     figures = comparison_figures(result)
     title = "Is a selection better than random rows?"
     sections = comparison_sections(result, {key: figure[0] for key, figure in figures.items()})
-    return write_sections(Path(output_dir).expanduser(), "result", title, _summary(result), sections, figures)
+    return write_sections(Path(output_dir).expanduser(), "result", title, _key_figures(result), sections, figures)
 
 
 def comparison_sections(result: Comparison, pictures: Mapping[tuple[str, ...], str]) -> list[Section]:
@@ -48,15 +48,15 @@ def comparison_sections(result: Comparison, pictures: Mapping[tuple[str, ...], s
     )
     drawn = [pictures["compute", measure] for measure in result.headlines]
     sections.append(Section("Results against compute", text, [], drawn))
-    sections.append(_cost_section(result))
-    sections.append(_method_section(result))
+    sections.append(_selection_cost_section(result))
+    sections.append(_measurement_section(result))
     return sections
 
 
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _summary(result: Comparison) -> list[tuple[str, str]]:
+def _key_figures(result: Comparison) -> list[tuple[str, str]]:
     """The key figures at the top of the page."""
     outcomes: dict[str, set[str | None]] = {name: set() for name in result.methods}
     for budget in result.budgets:
@@ -174,7 +174,7 @@ def _difference_cells(d: Difference) -> list[str]:
     return [f"{d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]", shown_p(d), f"{d.wins} of {d.seeds}"]
 
 
-def _cost_section(result: Comparison) -> Section:
+def _selection_cost_section(result: Comparison) -> Section:
     """Costs of the methods and random rows; the other baselines cost what random rows cost."""
     costs = []
     for budget, by_measure in result.budgets.items():
@@ -236,7 +236,7 @@ def _interval_of_uses(paid: BreakEven) -> str:
     return f" ({low:,.1f} to {'no end' if high is None else f'{high:,.1f}'})"
 
 
-def _method_section(result: Comparison) -> Section:
+def _measurement_section(result: Comparison) -> Section:
     measures = [[name, m.unit, m.better, f"{m.items:,}"] for name, m in result.measures.items()]
     settings = [[name, text] for name, text in _flatten(result.settings)]
     repeats = [f"{n:,} rows of the pool repeat rows of {name}" for name, n in result.overlap.items() if n]

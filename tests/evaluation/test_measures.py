@@ -131,7 +131,7 @@ def test_without_math_verify_the_extra_is_named_before_anything_is_generated(mon
     rows = Dataset.from_list([{"prompt": "2 + 2?", "completion": "4"}])
     with pytest.raises(ImportError, match=r'pip install "hf-select\[eval\]"'):
         CheckableAnswers(rows)
-    assert CheckableAnswers(rows, "text")._right == ["4"]
+    assert CheckableAnswers(rows, "text")._correct == ["4"]
 
 
 @pytest.mark.parametrize(
