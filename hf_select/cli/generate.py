@@ -14,6 +14,10 @@ from hf_select.generation import BACKENDS
 
 if TYPE_CHECKING:
     from hf_select.generation.generator import Generator
+    from hf_select.generation.glan.run import GLAN
+    from hf_select.generation.glan.summary import GLANSummary
+    from hf_select.generation.responses import Responses
+    from hf_select.generation.responses_summary import ResponsesSummary
 
 
 _UNATTENDED = 10_000  # requests that are sent without --yes where no terminal can be asked
@@ -131,7 +135,7 @@ class Generate(Command):
             return self._run_glan(options, build_parts(parts, rest, "generate glan", wrap))
         return self._run_responses(options, build_parts(parts, rest, "generate responses", wrap))
 
-    def _run_glan(self, options: GLANOptions, glan: Any) -> str | None:
+    def _run_glan(self, options: GLANOptions, glan: "GLAN") -> str | None:
         from hf_select.data.loading import read_named
 
         if given := options.answer_server():
@@ -149,7 +153,7 @@ class Generate(Command):
             f"hf-select score --scorer ifd --model MODEL --dataset {self.output_dir}/pairs.parquet --output-dir scores"
         )
 
-    def _run_responses(self, options: ResponsesOptions, responses: Any) -> str:
+    def _run_responses(self, options: ResponsesOptions, responses: "Responses") -> str:
         from hf_select.data.loading import read_dataset
 
         rows = read_dataset(options.dataset, options.split, options.rename, options.limit)
@@ -170,7 +174,7 @@ class Generate(Command):
         if given and "answer_model" not in settings:
             raise ValueError("another server for the answers needs the name of its model: --answer-model.")
 
-    def _print_estimate(self, glan: Any, until: str) -> int:
+    def _print_estimate(self, glan: "GLAN", until: str) -> int:
         """Print what is still to do up to a stage. Returns: the requests of that."""
         from hf_select.cli.table import print_table
         from hf_select.generation.glan.estimate import estimate
@@ -208,51 +212,47 @@ class Generate(Command):
         )
         return sum(stage.requests - stage.done for stage in stages)
 
-    def _print_summary(self, summary: dict[str, Any], until: str) -> None:
+    def _print_summary(self, summary: "GLANSummary", until: str) -> None:
         from hf_select.cli.table import print_table
 
-        names = ("disciplines", "subjects", "syllabi", "sessions", "questions", "pairs")
-        rows = [[name, f"{summary[name]:,}"] for name in names if name in summary]
-        rows += [[f"left out: {reason}", f"{count:,}"] for reason, count in summary.get("removed", {}).items()]
-        rows += [[f"failed: {reason}", f"{count:,}"] for reason, count in summary["failed"].items()]
-        if summary["tokens"]:
-            read, written = (sum(stage[kind] for stage in summary["tokens"].values()) for kind in ("read", "written"))
+        rows = [[name, f"{count:,}"] for name, count in summary.counts()]
+        if summary.tokens:
+            read = sum(stage.read for stage in summary.tokens.values())
+            written = sum(stage.written for stage in summary.tokens.values())
             rows.append(["tokens read, written", f"{read:,}, {written:,}"])
-        if "price" in summary:
-            rows.append(["US$", f"{summary['price']:,.2f}"])
-        if "decontamination" in summary:
-            found = summary["decontamination"]
-            rows.append([f"of the pairs, {found['n']} words in common with a test", f"{found['removed']:,}"])
+        if summary.price is not None:
+            rows.append(["US$", f"{summary.price:,.2f}"])
+        if (overlap := summary.decontamination) is not None:
+            rows.append([f"of the pairs, {overlap.n} words in common with a test", f"{overlap.removed:,}"])
         print_table(["", ""], rows)
-        if summary["failed"] or any(":" in reason for reason in summary.get("removed", {})):
+        if summary.failed or any(":" in reason for reason in summary.removed or {}):
             print("What failed is kept with its reason; the same command with --retry-failed asks for it again.")
         if until != "pairs":
             print(f"Stopped after {until}.")
             return
         print(f"Pairs: {self.output_dir}/pairs.parquet; what is not among them: removed.jsonl; topics: topics.html")
 
-    def _print_responses(self, summary: dict[str, Any]) -> None:
+    def _print_responses(self, summary: "ResponsesSummary") -> None:
         from hf_select.cli.table import print_table
 
         rows = []
-        for name, model in summary["models"].items():
-            speed = model["throughput"]["tokens_written_per_second"]
-            removed = sum(model["removed"].values())
+        for name, model in summary.models.items():
+            speed = model.throughput.tokens_written_per_second
             rows.append(
                 [
                     name,
-                    f"{model['rows']:,}",
-                    f"{removed:,}",
-                    f"{model['refused']:,}",
-                    f"{model['completion_tokens'] / model['rows']:,.0f}" if model["rows"] else "-",
+                    f"{model.rows:,}",
+                    f"{sum(model.removed.values()):,}",
+                    f"{model.refused:,}",
+                    f"{model.completion_tokens / model.rows:,.0f}" if model.rows else "-",
                     "-" if speed is None else f"{speed:,.0f}",
                 ]
             )
         print_table(["model", "replies", "left out", "refusals", "tokens each", "tokens/s"], rows)
-        for name, model in summary["models"].items():
-            for reason, count in model["removed"].items():
+        for name, model in summary.models.items():
+            for reason, count in model.removed.items():
                 print(f"  {name}, left out: {count:,} {reason}")
-        for reason, count in summary["unreadable"].items():
+        for reason, count in summary.unreadable.items():
             print(f"  {count:,} rows were not asked: {reason}")
         print(f"Replies: {self.output_dir}/responses.parquet; what is not among them: removed.jsonl")
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_select.data.file_names import slug
+from hf_select.generation import json_answers
 from hf_select.generation.generator import Generator, Messages
-from hf_select.generation.glan import parse
 from hf_select.generation.requests import Item, RequestStage
 from hf_select.jobs import journal
 from hf_select.models.sampling import Sampling
@@ -142,10 +142,10 @@ def _items(pair: Pair, folder: Path, judge_name: str) -> Iterator[Item]:
 def _read_verdict(item: Item, text: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     better = text.strip().strip(".*\"'").lower()
     if better not in ("a", "b", "tie"):
-        value = parse.find_json(text)
+        value = json_answers.find_json(text)
         better = str(value.get("better", "")).lower() if isinstance(value, dict) else ""
     if better not in ("a", "b", "tie"):
-        raise parse.Unparsed('"better" must be "A", "B" or "tie"')
+        raise json_answers.Unparsed('"better" must be "A", "B" or "tie"')
     return {"better": better}, []
 
 

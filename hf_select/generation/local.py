@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from hf_select.data.bad_rows import BadRow
 from hf_select.data.chat_template import FALLBACK_TEMPLATE
 from hf_select.data.encoding import response_end
 from hf_select.generation.generator import Answer, Generator, Request, RequestCounts
@@ -73,7 +74,7 @@ class TransformersGenerator(Generator):
             for sampling, indices in by_settings.items():
                 if sampling is None:
                     limit = self.model.load().max_length
-                    answers: list[Answer | OutOfMemory] = [
+                    answers: list[Answer | BadRow] = [
                         Answer(error=f"the prompt of {len(prompts[i])} tokens fills the context of {limit}")
                         for i in indices
                     ]
@@ -87,8 +88,8 @@ class TransformersGenerator(Generator):
                         ),
                     )
                 for i, answer in zip(indices, answers, strict=True):
-                    if isinstance(answer, OutOfMemory):
-                        answer = Answer(error=answer.details)
+                    if isinstance(answer, BadRow):
+                        answer = Answer(error=answer.details if isinstance(answer, OutOfMemory) else str(answer))
                     self.usage.count(answer)
                     yield window[i], answer
 

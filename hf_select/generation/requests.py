@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from hf_select.generation.answer_filters import rejection_reason, without_reasoning
 from hf_select.generation.generator import Answer, Generator, Messages, Request, seed_of
-from hf_select.generation.glan import parse, prompts
+from hf_select.generation.json_answers import Unparsed, repair_messages
 from hf_select.jobs import journal
 from hf_select.jobs.journal import Line
 from hf_select.models.sampling import Sampling
@@ -76,7 +76,7 @@ class RequestStage:
         def repair_requests() -> Iterator[Request]:
             for item in to_repair:
                 last = journal.records(journal.read_lines(item.path))[item.key][-1]
-                messages = prompts.repair(item.messages(), last["text"], last["error"])
+                messages = repair_messages(item.messages(), last["text"], last["error"])
                 seed = seed_of(last["seed"], "repair")
                 yield Request(messages, replace(sampling, seed=seed), schema, tag=(item, seed))
 
@@ -116,7 +116,7 @@ class RequestStage:
             return [{**record, "unparsed": True}]
         try:
             fields, nodes = parse_text(item, answer.text)
-        except parse.Unparsed as reason:
+        except Unparsed as reason:
             return [{**record, "error": str(reason), "unparsed": True}]
         # The text is dropped: the parsed fields and nodes hold all of it.
         return [*nodes, {**record, "text": "", **fields}]

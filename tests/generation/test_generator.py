@@ -61,7 +61,7 @@ def test_glan_and_responses_take_a_generator_of_a_third_party(tmp_path):
     (tmp_path / "taxonomy.yaml").write_text("- Oceanography\n")
     summary = GLAN(MyGenerator("mine"), taxonomy=str(tmp_path / "taxonomy.yaml")).run(tmp_path / "glan")
     pairs = pq.read_table(tmp_path / "glan" / "pairs.parquet").to_pylist()
-    assert len(pairs) == summary["pairs"] > 0 and {pair["answer_model"] for pair in pairs} == {"mine"}
+    assert len(pairs) == summary.pairs > 0 and {pair["answer_model"] for pair in pairs} == {"mine"}
     rows = Dataset.from_list([{"messages": [{"role": "user", "content": text}]} for text in ("a", "b")])
     Responses([MyGenerator("mine"), MyGenerator("polite", ending=" Regards")]).run(rows, tmp_path / "responses")
     replies = pq.read_table(tmp_path / "responses" / "responses.parquet").to_pylist()

@@ -27,6 +27,7 @@ from hf_select.generation.glan.draws import Draw, draws, num_combinations, num_q
 from hf_select.generation.glan.run import GLAN
 from hf_select.generation.glan.settings import STAGES
 from hf_select.generation.glan.taxonomy import DEFAULT, read_taxonomy
+from hf_select.generation.json_answers import Unparsed
 from hf_select.jobs import journal
 
 
@@ -49,7 +50,7 @@ def glan(tmp_path):
         def __call__(self, model=None, run=None, **settings):
             small = {"queries_per_discipline": 2, "questions_per_subject": 4, "taxonomy": str(file)} | settings
             self.model = model or Scripted()
-            return GLAN(self.model, **small).run(self.folder, **(run or {}))
+            return GLAN(self.model, **small).run(self.folder, **(run or {})).to_dict()
 
         def pairs(self):
             return pq.read_table(self.folder / "pairs.parquet").to_pylist()
@@ -146,12 +147,12 @@ GOOD = {"subjects": [{"subject_name": "Optics", "level": "basic", "subtopics": [
     ],
 )
 def test_json_is_read_as_models_write_it(text):
-    assert parse.subjects(text) == GOOD["subjects"]
+    assert [subject.to_dict() for subject in parse.subjects(text)] == GOOD["subjects"]
 
 
 def test_one_object_a_line_is_a_list():
     lines = "Sure!\n" + "\n".join(json.dumps({**GOOD["subjects"][0], "subject_name": n}) for n in ("A", "B", "C"))
-    assert [subject["subject_name"] for subject in parse.subjects(lines)] == ["A", "B", "C"]
+    assert [subject.subject_name for subject in parse.subjects(lines)] == ["A", "B", "C"]
 
 
 @pytest.mark.parametrize(
@@ -165,14 +166,14 @@ def test_one_object_a_line_is_a_list():
     ],
 )
 def test_what_is_not_there_is_not_guessed(text, reason):
-    with pytest.raises(parse.Unparsed, match=reason):
+    with pytest.raises(Unparsed, match=reason):
         parse.subjects(text)
 
 
 def test_a_syllabus_needs_key_concepts_in_every_session():
     sessions = [{"name": "A", "description": "d", "key_concepts": ["x", "y", "x"]}, {"name": "B", "key_concepts": []}]
-    assert parse.syllabus(json.dumps({"sessions": sessions[:1]}))["sessions"][0]["key_concepts"] == ["x", "y"]
-    with pytest.raises(parse.Unparsed, match='item 2 has no list of texts under the key "key_concepts"'):
+    assert parse.syllabus(json.dumps({"sessions": sessions[:1]})).sessions[0].key_concepts == ["x", "y"]
+    with pytest.raises(Unparsed, match='item 2 has no list of texts under the key "key_concepts"'):
         parse.syllabus(json.dumps({"introduction": "", "sessions": sessions}))
 
 
@@ -320,7 +321,7 @@ def test_a_person_may_veto_edit_and_add_between_the_stages(glan):
     "line, reason",
     [
         ({"level": "x"}, 'no text under the key "subject_name"'),
-        ({"id": "../x", "subject_name": "A"}, "is no file name"),
+        ({"id": "../x", "subject_name": "A"}, "is not a file name"),
         ({"id": "0.0", "subject_name": "A"}, 'another has the id "0.0"'),
     ],
 )

@@ -19,7 +19,7 @@ from hf_select.cli.main import main
 from hf_select.data.conversation import conversations
 from hf_select.demo import teacher
 from hf_select.generation.generator import Answer
-from hf_select.generation.responses import turns
+from hf_select.generation.turns import turns
 from hf_select.models.causal_lm import CausalLM
 
 
@@ -64,7 +64,7 @@ def respond(tmp_path):
         def __call__(self, model=None, chats=None, run=None, **settings):
             self.model = model or Named()
             rows = Dataset.from_list([{"messages": messages} for messages in chats or CHATS])
-            return Responses(self.model, **settings).run(rows, self.folder, **(run or {}))
+            return Responses(self.model, **settings).run(rows, self.folder, **(run or {})).to_dict()
 
         def rows(self):
             return pq.read_table(self.folder / "responses.parquet").to_pylist()
@@ -223,7 +223,7 @@ def test_thoughts_are_neither_stored_nor_part_of_the_history(respond):
 def test_rows_that_cannot_be_answered_are_counted(respond, tmp_path):
     tools = {"messages": [{"role": "user", "content": "x"}, {"role": "tool", "content": "y"}]}
     data = Dataset.from_list([{"messages": CHATS[0]}, tools, {"messages": [{"role": "assistant", "content": "Hi"}]}])
-    summary = Responses(Named()).run(data, tmp_path / "o")
+    summary = Responses(Named()).run(data, tmp_path / "o").to_dict()
     assert summary["unreadable"] == {"it calls tools": 1, "it has no user turn": 1} and summary["rows"] == 3
     with pytest.raises(ValueError, match="no row of the dataset can be answered: {'raw text has no turns': 2}"):
         Responses(Named()).run(Dataset.from_list([{"text": "a"}, {"text": "b"}]), tmp_path / "p")

@@ -1,31 +1,31 @@
-"""What a GLAN run will take, before a single request: requests, tokens and their price, by stage.
+"""The cost of a GLAN run before its first request: requests, tokens and price by stage.
 
-A stage that has run a little is judged by what its answers really took; before that by the assumptions below, which
-say how long such texts are with current models. They may be off by a factor of two: run one discipline, and ask again.
+A stage with enough finished requests is estimated from its own answers, any other from the assumptions below about the
+usual lengths of such texts. They may be off by a factor of two: run one discipline, then estimate again.
 """
 
-from collections import Counter
 from dataclasses import dataclass
 
 from hf_select.generation.glan.settings import STAGES
 from hf_select.generation.glan.stages import GLANRun
+from hf_select.generation.glan.summary import StageTokens
 from hf_select.jobs import journal
 
 
-# Tokens of what models write for: a subject in a list, a session of a syllabus, a question, an answer.
+# Tokens that models write for a subject in a list, a session of a syllabus, a question, an answer.
 _SUBJECT, _SESSION, _QUESTION, _ANSWER = 60, 90, 110, 400
-# Of our own prompts, without what is filled in.
+# Tokens of our prompts, without what is filled in.
 _PROMPT = 150
-# Records from which a stage is judged by itself.
-_ENOUGH = 20
-# Disciplines of a taxonomy that is yet to be asked for; the paper kept 126.
+# Finished requests from which on a stage is estimated from its own answers.
+_MIN_FINISHED = 20
+# Disciplines of a taxonomy that is not generated yet; the paper kept 126.
 _DISCIPLINES = 126
 
 
 @dataclass(frozen=True)
 class StageEstimate:
-    """One stage: requests in all and done already, tokens still to be read and written, and their price in dollars (0
-    where no prices are known)."""
+    """Requests of a stage in total and finished, tokens still to be read and written, and their price in US dollars
+    (0 without prices)."""
 
     stage: str
     requests: int
@@ -36,49 +36,50 @@ class StageEstimate:
 
 
 def estimate(run: GLANRun) -> list[StageEstimate]:
-    """The stages of a run as its settings and its folder, which may not exist yet, have them now."""
+    """The estimate of each stage, from the settings and the folder of a run. The folder need not exist."""
     settings = run.settings
-    known = settings.taxonomy != "generate" or run.tree.taxonomy_file().exists()
-    disciplines = run.tree.disciplines() if known else []
-    queries = settings.queries_per_discipline
-    lists = (len(disciplines) if known else _DISCIPLINES) * queries
-    made = {stage: _made(run, stage) for stage in STAGES}
-    # Subjects are counted where their queries are done, and assumed where they are not.
+    has_taxonomy = settings.taxonomy != "generate" or run.tree.taxonomy_file().exists()
+    disciplines = run.tree.disciplines() if has_taxonomy else []
+    lists = (len(disciplines) if has_taxonomy else _DISCIPLINES) * settings.queries_per_discipline
+    finished = {stage: _finished(run, stage) for stage in STAGES}
+    # Subjects of finished queries are counted, those of the others assumed.
     counted = sum(len(run.tree.subjects(discipline)) for discipline in disciplines)
-    subjects = counted + max(0, lists - made["subjects"]["requests"]) * settings.subjects_per_query
+    subjects = counted + max(0, lists - finished["subjects"].requests) * settings.subjects_per_query
     questions = subjects * settings.questions_per_subject
     sessions = (settings.min_sessions + settings.max_sessions) // 2
-    listed, course = settings.subjects_per_query * _SUBJECT, sessions * _SESSION
-    assumed = {
-        "lists": (lists, _PROMPT, listed),
-        "subjects": (lists, 2 * _PROMPT + listed, listed),
+    subject_list, course = settings.subjects_per_query * _SUBJECT, sessions * _SESSION
+    assumed = {  # requests, tokens read and written by each
+        "lists": (lists, _PROMPT, subject_list),
+        "subjects": (lists, 2 * _PROMPT + subject_list, subject_list),
         "outlines": (subjects, _PROMPT + _SUBJECT, course),
         "syllabi": (subjects, 2 * _PROMPT + course, course),
         "questions": (questions, _PROMPT + course, _QUESTION),
         "answers": (questions, _QUESTION, _ANSWER),
     }
-    found = []
-    for stage, (requests, read, written) in assumed.items():
-        done = made[stage]
-        if done["requests"] >= _ENOUGH:
-            read, written = done["read"] / done["requests"], done["written"] / done["requests"]
-        left = max(0, requests - done["requests"])
-        prices = (settings.answer_prices or settings.prices) if stage == "answers" else settings.prices
-        price = 0.0 if prices is None else left * (read * prices[0] + written * prices[1]) / 1e6
-        found.append(
-            StageEstimate(
-                stage, requests, min(requests, done["requests"]), int(left * read), int(left * written), price
-            )
-        )
-    return found
+    return [
+        _stage_estimate(stage, *assumed[stage], finished[stage], settings.prices_of(stage) or [0.0, 0.0])
+        for stage in STAGES
+    ]
 
 
-def _made(run: GLANRun, stage: str) -> Counter[str]:
-    """Keys that are done in a stage, and the tokens that they took."""
-    total: Counter[str] = Counter()
+def _stage_estimate(
+    stage: str, requests: int, read: float, written: float, finished: StageTokens, prices: list[float]
+) -> StageEstimate:
+    if finished.requests >= _MIN_FINISHED:
+        read, written = finished.read / finished.requests, finished.written / finished.requests
+    left = max(0, requests - finished.requests)
+    price = left * (read * prices[0] + written * prices[1]) / 1e6
+    done = min(requests, finished.requests)
+    return StageEstimate(stage, requests, done, int(left * read), int(left * written), price)
+
+
+def _finished(run: GLANRun, stage: str) -> StageTokens:
+    """Finished requests of a stage, each counted once, and the tokens of all its attempts."""
+    total = StageTokens()
     for path in sorted((run.folder / stage).rglob("*.jsonl")):
         for records in journal.records(journal.read_lines(path)).values():
             if not records[-1].get("retryable"):
-                read, written = (sum(r.get(f"{kind}_tokens", 0) for r in records) for kind in ("prompt", "completion"))
-                total.update(requests=1, read=read, written=written)
+                total.requests += 1
+                total.read += sum(record.get("prompt_tokens", 0) for record in records)
+                total.written += sum(record.get("completion_tokens", 0) for record in records)
     return total

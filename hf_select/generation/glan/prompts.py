@@ -1,18 +1,19 @@
-"""What GLAN says to the models, in our own words (the paper describes its prompts and prints few), and the JSON
-schemas of what it wants back.
+"""The prompts of GLAN and the JSON schemas of their answers. The wording is ours: the paper describes its prompts and
+prints few of them.
 
-Lists of subjects and syllabi are asked for in two turns, first freely and then as JSON: asked for JSON at once, models
-give poorer content (arXiv:2402.13064, section 2.2).
+Lists of subjects and syllabi are requested in two turns, first as free text, then as JSON: when they must write JSON
+at once, models give poorer content (arXiv:2402.13064, section 2.2).
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from hf_select.generation.generator import Messages
+from hf_select.generation.glan.draws import Draw
+from hf_select.generation.glan.parse import SubjectFields, Syllabus
 from hf_select.generation.glan.taxonomy import Discipline
 
 
-def _object(properties: dict[str, Any]) -> dict[str, Any]:
+def _object(properties: dict[str, object]) -> dict[str, object]:
     return {
         "type": "object",
         "properties": properties,
@@ -52,6 +53,7 @@ def _answered(messages: Messages, text: str, then: str) -> Messages:
 
 
 def fields(language: str) -> Messages:
+    """Ask for the fields at the top of a taxonomy."""
     return [
         _user(
             "Divide everything that people study, practise and teach, from school to working life, into broad fields "
@@ -62,6 +64,7 @@ def fields(language: str) -> Messages:
 
 
 def parts(above: Sequence[str], kind: str, language: str) -> Messages:
+    """Ask for the sub-fields or disciplines below a path of the taxonomy."""
     return [
         _user(
             f"In a classification of human knowledge and work stands {' > '.join(above)}. Which {kind} belong under "
@@ -72,6 +75,7 @@ def parts(above: Sequence[str], kind: str, language: str) -> Messages:
 
 
 def subject_list(discipline: Discipline, count: int, level: str | None, language: str) -> Messages:
+    """Ask for the subjects of a discipline, as free text."""
     at = f" for learners at this level: {level}" if level else ", from the first steps to the most advanced"
     where = f" (part of {discipline.within})" if discipline.within else ""
     return [
@@ -85,6 +89,7 @@ def subject_list(discipline: Discipline, count: int, level: str | None, language
 
 
 def subjects_from(messages: Messages, text: str) -> Messages:
+    """Ask for the list of subjects in `text`, the answer to `messages`, as JSON."""
     return _answered(
         messages,
         text,
@@ -95,13 +100,14 @@ def subjects_from(messages: Messages, text: str) -> Messages:
 
 
 def syllabus_text(
-    discipline: Discipline, subject: dict[str, Any], sessions: tuple[int, int], language: str
+    discipline: Discipline, subject: SubjectFields, sessions: tuple[int, int], language: str
 ) -> Messages:
-    topics = ", ".join(subject["subtopics"])
+    """Ask for a syllabus as free text, with a number of sessions between two limits."""
+    topics = ", ".join(subject.subtopics)
     return [
         _user(
-            f"Write the syllabus of a course.\n\nSubject: {subject['subject_name']}\nDiscipline: {discipline.name}\n"
-            + (f"Level: {subject['level']}\n" if subject["level"] else "")
+            f"Write the syllabus of a course.\n\nSubject: {subject.subject_name}\nDiscipline: {discipline.name}\n"
+            + (f"Level: {subject.level}\n" if subject.level else "")
             + (f"Topics: {topics}\n" if topics else "")
             + f"\nBegin with a short introduction. Then go through the class sessions in the order in which they are "
             f"taught, {sessions[0]} to {sessions[1]} of them. Give each session a name, describe in two or three "
@@ -112,6 +118,7 @@ def syllabus_text(
 
 
 def syllabus_from(messages: Messages, text: str) -> Messages:
+    """Ask for the syllabus in `text`, the answer to `messages`, as JSON."""
     return _answered(
         messages,
         text,
@@ -121,35 +128,28 @@ def syllabus_from(messages: Messages, text: str) -> Messages:
     )
 
 
-def question(
-    subject: dict[str, Any],
-    syllabus: dict[str, Any],
-    sessions: Sequence[int],
-    concepts: Sequence[tuple[int, int]],
-    language: str,
-) -> Messages:
-    course = [syllabus["introduction"]] if syllabus["introduction"] else []
-    for number, session in enumerate(syllabus["sessions"], 1):
+def question(subject: SubjectFields, syllabus: Syllabus, draw: Draw, language: str) -> Messages:
+    """Ask for a question on the sessions and concepts of a draw."""
+    course = [syllabus.introduction] if syllabus.introduction else []
+    for number, session in enumerate(syllabus.sessions, 1):
         course.append(
-            f"Session {number}: {session['name']}\n{session['description']}\n"
-            f"Key concepts: {'; '.join(session['key_concepts'])}"
+            f"Session {number}: {session.name}\n{session.description}\nKey concepts: {'; '.join(session.key_concepts)}"
         )
-    names = [f"session {s + 1} ({syllabus['sessions'][s]['name']})" for s in sessions]
-    wanted = [syllabus["sessions"][s]["key_concepts"][i] for s, i in concepts]
-    two = len(sessions) > 1
+    names = [f"session {s + 1} ({syllabus.sessions[s].name})" for s in draw.sessions]
+    concepts = [syllabus.sessions[s].key_concepts[i] for s, i in draw.concepts]
     return [
         _user(
-            f"This is the syllabus of a course on {subject['subject_name']}"
-            + (f" ({subject['level']})" if subject["level"] else "")
+            f"This is the syllabus of a course on {subject.subject_name}"
+            + (f" ({subject.level})" if subject.level else "")
             + ":\n\n"
             + "\n\n".join(course)
             + f"\n\nLearners have followed the course up to {names[-1]}. Set them one homework question on "
             f"{' and '.join(names)}, for which they need "
-            + (f"this concept: {wanted[0]}" if len(wanted) == 1 else f"these concepts: {'; '.join(wanted)}")
+            + (f"this concept: {concepts[0]}" if len(concepts) == 1 else f"these concepts: {'; '.join(concepts)}")
             + ". "
             + (
                 "It should bring both sessions together and ask for more than recalling either. "
-                if two
+                if len(names) > 1
                 else "It should show whether they have understood. "
             )
             + "Whoever answers sees neither the syllabus nor the session, so give all that the question rests on, and "
@@ -160,13 +160,5 @@ def question(
 
 
 def answer(text: str) -> Messages:
+    """Ask a question, and nothing else."""
     return [_user(text)]
-
-
-def repair(messages: Messages, text: str, reason: str) -> Messages:
-    return _answered(
-        messages,
-        text,
-        f"That cannot be read: {reason}. Give the same content again as complete, valid JSON in the form that was "
-        "asked for, and nothing before or after it.",
-    )

@@ -1,67 +1,71 @@
 """GLAN: synthetic instructions from a taxonomy of human knowledge (Li et al. 2024, arXiv:2402.13064).
 
 taxonomy -> subjects of each discipline -> a syllabus for each subject -> questions on its sessions and key concepts ->
-answers, by a model that may be another one. Nothing is sampled from existing instructions.
+answers, which may come from another model. No existing instructions are used.
 
 output_dir/
-  glan.json                            the settings that shape the content; a run with others is refused
-  taxonomy.yaml                        fields, sub-fields, disciplines: to be edited (unless a file of yours is used)
-  lists/DISCIPLINE.jsonl               free lists of subjects, one a query
-  subjects/DISCIPLINE.jsonl            subjects, one a line: change one, delete it, add your own
-  outlines/DISCIPLINE.jsonl            free syllabi, one a subject
-  syllabi/DISCIPLINE.jsonl             sessions and key concepts, one a subject: change them, or delete one to redo it
+  glan.json                            settings that the content depends on; a run with others is rejected
+  taxonomy.yaml                        fields, sub-fields, disciplines; may be edited (absent with a taxonomy of yours)
+  lists/DISCIPLINE.jsonl               lists of subjects as free text, one per query
+  subjects/DISCIPLINE.jsonl            subjects, one per line; edit or delete them, or add your own
+  outlines/DISCIPLINE.jsonl            syllabi as free text, one per subject
+  syllabi/DISCIPLINE.jsonl             sessions and key concepts, one line per subject; edit them, or delete a line to
+                                       request it again
   questions/DISCIPLINE/SUBJECT.jsonl   questions
   answers/DISCIPLINE/SUBJECT.jsonl     answers
-  pairs.parquet                        prompt, completion and where they come from, in the order of the taxonomy
-  removed.jsonl                        what is not among them, and why
+  pairs.parquet                        prompt, completion and their origin, in the order of the taxonomy
+  removed.jsonl                        questions without a pair, with reasons
   summary.json, topics.html            counts and costs; the tree of topics
 
-Every request has a key made of what it is about (discipline, query, subject, syllabus, draw), and its seed is made of
-that key: what is there is never asked for again, whatever was added to the taxonomy or killed in between, and a run of
-many pieces equals one of one piece. Below a changed line all is made again; below a deleted one nothing is used.
+Each request has a key made of its content (discipline, query, subject, syllabus, sample), and its seed is made of the
+key. So a finished request is never repeated, whatever was added to the taxonomy or interrupted in between, and a run
+in several parts equals one without interruption. Below an edited line everything is requested again; files below a
+deleted line are no longer used.
 
-Left out, as in the paper: correctness of answers is not checked.
+As in the paper, the correctness of answers is not checked.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_select.generation.glan.pairs import finish, gates
+from hf_select.generation.glan.pairs import build_filters, finish
 from hf_select.generation.glan.settings import GLANSettings, Until
 from hf_select.generation.glan.stages import GLANRun
+from hf_select.generation.glan.summary import GLANSummary
 from hf_select.jobs.run_folder import claim_run_folder, exclusive_lock
 
 
 @dataclass
 class GLAN(GLANSettings):
-    """Questions and answers on every topic of a taxonomy; its settings are those of GLANSettings.
+    """Generates questions and answers on every topic of a taxonomy. Its settings are those of `GLANSettings`.
 
-    Raises: ValueError if a setting makes no sense.
+    Raises: ValueError if a setting is invalid.
     Reference: Li et al. 2024, arXiv:2402.13064.
     """
 
     def run(
         self,
         output_dir: str | Path,
-        against: dict[str, Any] | None = None,
+        against: Mapping[str, Any] | None = None,
         until: Until = "pairs",
         retry_failed: bool = False,
-    ) -> dict[str, Any]:
-        """Make what is not there yet, and return the summary.
+    ) -> GLANSummary:
+        """Generate what the folder does not have yet, and return the summary.
 
         Args:
-            against: evaluation sets by name, none of whose text may be in a pair.
-            until: stop after this stage, to look at its files and edit them; a later call resumes.
-            retry_failed: ask again for what failed for good before: could not be read, was refused or cut.
-        Raises: ValueError if the folder holds another run, if somebody else is at work in it, or if the server is not
-            there, refuses the key or does not know the model.
+            against: evaluation sets by name; questions and pairs that overlap with them are left out.
+            until: stop after this stage, for example to edit its files; a later call resumes.
+            retry_failed: request again what failed permanently: unparsable, refused or cut off.
+        Raises: ValueError if the folder belongs to another run or is in use by another process, or if the server is
+            not there, refuses the key or does not know the model.
         """
         run = GLANRun(self, Path(output_dir).expanduser(), retry_failed)
-        copies, rule = gates(self, against or {})
+        dedup, decontaminate = build_filters(self, against or {})
         if self.taxonomy != "generate":
-            run.tree.disciplines()  # their errors come before anything is made
-        claim_run_folder(run.folder / "glan.json", {"settings": self.shaping()}, "generated pairs")
+            run.tree.disciplines()  # raises before anything is written
+        claim_run_folder(run.folder / "glan.json", {"settings": self.content_settings()}, "generated pairs")
         with exclusive_lock(run.folder):
             run.make_taxonomy()
             if until != "taxonomy":
@@ -70,4 +74,4 @@ class GLAN(GLANSettings):
                 run.make_syllabi()
             if until in ("questions", "pairs"):
                 run.make_questions()
-            return finish(run, copies, rule, answer=until == "pairs")
+            return finish(run, dedup, decontaminate, answer=until == "pairs")

@@ -1,4 +1,4 @@
-"""Settings of GLAN and its stages."""
+"""The settings of GLAN, and its stages."""
 
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
@@ -14,37 +14,37 @@ STAGES = ("lists", "subjects", "outlines", "syllabi", "questions", "answers")
 
 @dataclass
 class GLANSettings:
-    """How many subjects, syllabi, questions and answers are made, by which models and with which sampling.
+    """How many subjects, syllabi, questions and answers are generated, by which models and with which sampling.
 
     Args:
-        model: writes subjects, syllabi and questions.
-        answer_model: answers the questions; by default the same.
-        taxonomy: default (a list of disciplines of our own), generate (asked of the model), or a YAML file of fields,
+        model: generator of subjects, syllabi and questions.
+        answer_model: generator of the answers; by default the same.
+        taxonomy: default (the built-in list of disciplines), generate (by the model), or a YAML file of fields,
             sub-fields and disciplines.
-        language: that everything is written in.
+        language: of all texts.
         level: of the subjects, in words ("secondary school"); by default all levels.
-        queries_per_discipline: how often each discipline's subjects are asked for: 10 in the paper, 1 by default to
-            begin small. A higher number asks only for what is new.
-        subjects_per_query: subjects that each query asks for; the paper reports 100 to 200 a discipline.
-        min_sessions: fewest class sessions that a syllabus is asked to have. "10 to 30", section 3.1.
-        max_sessions: most of them.
-        questions_per_subject: questions, each on sessions and concepts drawn for it alone; 1 by default, to begin
-            small.
-        two_session_share: share of the questions that bring two sessions together; not published.
-        temperature: of subjects, syllabi and questions.
-        top_p: of the same.
-        max_new_tokens: of the same.
-        answer_temperature: of answers.
-        answer_top_p: of answers.
-        answer_max_new_tokens: of answers; what is cut there is left out.
-        near_duplicates: Jaccard similarity of runs of five words from which on two questions count as one; 1: only
-            exact copies do.
-        decontaminate_n: words that a question or pair must share with an evaluation set to be left out.
-        refusals: file of further beginnings of answers that decline, one a line; the built-in ones are English.
-        prices: US dollars for a million tokens read and for a million written, for the estimate and the ledger.
-        answer_prices: the same of the answers' model, if they differ.
-        seed: of all draws and requests.
-    Raises: ValueError if a setting makes no sense.
+        queries_per_discipline: requests for the subjects of a discipline: 10 in the paper; 1 by default, for a small
+            first run. A later run with a higher number requests only the additional ones.
+        subjects_per_query: subjects that each of them asks for; the paper reports 100 to 200 per discipline.
+        min_sessions: fewest class sessions of a syllabus. "10 to 30", section 3.1.
+        max_sessions: most class sessions of a syllabus.
+        questions_per_subject: questions, each on its own sample of sessions and concepts; 1 by default, for a small
+            first run.
+        two_session_share: share of questions that combine two sessions; not published.
+        temperature: sampling temperature of subjects, syllabi and questions.
+        top_p: nucleus probability of subjects, syllabi and questions.
+        max_new_tokens: most tokens of a list of subjects, a syllabus or a question.
+        answer_temperature: sampling temperature of answers.
+        answer_top_p: nucleus probability of answers.
+        answer_max_new_tokens: most tokens of an answer; longer ones are left out.
+        near_duplicates: Jaccard similarity of 5-word shingles from which on two questions are duplicates; 1: only
+            exact duplicates.
+        decontaminate_n: a question or pair that shares this many consecutive words with an evaluation set is left out.
+        refusals: file with further beginnings of refusals, one per line; the built-in ones are English.
+        prices: US dollars per million tokens read and per million written, for the estimate and the summary.
+        answer_prices: the same for the model of the answers, if they differ.
+        seed: of all samples and requests.
+    Raises: ValueError if a setting is invalid.
     Reference: Li et al. 2024, arXiv:2402.13064.
     """
 
@@ -91,34 +91,39 @@ class GLANSettings:
         if self.max_sessions < self.min_sessions:
             raise ValueError(f"max_sessions is {self.max_sessions}, below min_sessions ({self.min_sessions}).")
         if not 0 <= self.two_session_share <= 1:
-            raise ValueError(f"two_session_share is {self.two_session_share}; it must lie in [0, 1].")
+            raise ValueError(f"two_session_share is {self.two_session_share}; it must be in [0, 1].")
         for name in ("prices", "answer_prices"):
             prices = getattr(self, name)
             if prices is not None and (len(prices) != 2 or min(prices) < 0):
                 raise ValueError(f"{name} is {prices}; give two numbers, for tokens read and for tokens written.")
-        self.sampling()  # its errors come now
+        self.sampling()  # raises if invalid
         self.answer_sampling()
 
     def sampling(self) -> Sampling:
-        """Of all but answers."""
+        """The sampling of everything but answers."""
         return Sampling(temperature=self.temperature, top_p=self.top_p, max_new_tokens=self.max_new_tokens)
 
     def answer_sampling(self) -> Sampling:
+        """The sampling of answers."""
         return Sampling(
             temperature=self.answer_temperature,
             top_p=self.answer_top_p,
             max_new_tokens=self.answer_max_new_tokens,
         )
 
-    def described(self) -> dict[str, Any]:
-        """All settings but the models, for the record."""
+    def prices_of(self, stage: str) -> list[float] | None:
+        """US dollars per million tokens read and per million written in a stage."""
+        return (self.answer_prices or self.prices) if stage == "answers" else self.prices
+
+    def recorded_settings(self) -> dict[str, Any]:
+        """All settings except the models, for the summary."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("model", "answer_model")}
 
-    def shaping(self) -> dict[str, Any]:
-        """The settings that content depends on beyond the keys of the files. Counts are free to grow and shrink."""
+    def content_settings(self) -> dict[str, Any]:
+        """The settings that the content of a folder depends on. Counts are not among them: they may change."""
         free = (
             "queries_per_discipline", "questions_per_subject", "max_new_tokens", "answer_max_new_tokens", "taxonomy",
             "near_duplicates", "decontaminate_n", "refusals", "prices", "answer_prices", "model", "answer_model",
         )  # fmt: skip
-        mine = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in free}
-        return {**mine, "model": self.model.name, "answer_model": (self.answer_model or self.model).name}
+        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in free}
+        return {**settings, "model": self.model.name, "answer_model": (self.answer_model or self.model).name}

@@ -1,13 +1,13 @@
-"""The taxonomy: fields of human knowledge, their sub-fields, and the disciplines that subjects are asked for.
+"""The taxonomy: fields of human knowledge, their sub-fields, and the disciplines that have subjects.
 
-A file of it is YAML: a mapping from field to disciplines, or to sub-fields and these to disciplines; or a bare list of
-disciplines. Delete a line and all below it is gone; add one and only it is new.
+Its YAML file maps fields to disciplines, or fields to sub-fields and these to disciplines, or is a list of
+disciplines. Deleting a line removes everything below it; adding one changes nothing else.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hf_select.data.file_names import short_digest, slug
 from hf_select.strict_yaml import parse_yaml
@@ -19,28 +19,30 @@ _DEPTH = 3  # field, sub-field, discipline
 
 @dataclass(frozen=True)
 class Discipline:
-    """A discipline and the fields that it lies in: ("Natural sciences", "Physics", "Optics")."""
+    """A discipline with its field and sub-field: ("Natural sciences", "Physics", "Optics")."""
 
     path: tuple[str, ...]
 
     @property
     def name(self) -> str:
+        """The last part of the path."""
         return self.path[-1]
 
     @property
     def within(self) -> str:
+        """The field and sub-field, as text."""
         return " > ".join(self.path[:-1])
 
     @property
     def id(self) -> str:
-        """A name for files: readable, and not shared by a discipline of the same name in another field."""
+        """A readable file name that differs for disciplines of the same name in two fields."""
         return f"{slug(self.name, 50) or 'x'}-{short_digest(self.path)}"
 
 
 def read_taxonomy(path: Path) -> list[Discipline]:
     """The disciplines of a taxonomy file, in its order.
 
-    Raises: ValueError if it is no YAML, empty, cyclic or too deep, or names a discipline twice in one place.
+    Raises: ValueError if it is not YAML, empty, cyclic or too deep, or names a discipline twice in one place.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -49,32 +51,30 @@ def read_taxonomy(path: Path) -> list[Discipline]:
     except (UnicodeDecodeError, IsADirectoryError):
         raise ValueError(f'taxonomy "{path}" is not a YAML file.') from None
     tree = parse_yaml(text, f'taxonomy "{path}"')
-    found = [Discipline(names) for names in _leaves(tree, (), (), path)]
-    if not found:
+    disciplines = [Discipline(names) for names in _leaves(tree, (), (), path)]
+    if not disciplines:
         raise ValueError(f'taxonomy "{path}" is empty: it names no discipline.')
-    known = set()
-    for discipline in found:
-        if discipline in known:
+    for discipline, count in Counter(disciplines).items():
+        if count > 1:
             raise ValueError(f'taxonomy "{path}" names {" > ".join(discipline.path)} twice; delete one.')
-        known.add(discipline)
-    return found
+    return disciplines
 
 
-def _leaves(node: Any, names: tuple[str, ...], above: tuple[int, ...], path: Path) -> Iterator[tuple[str, ...]]:
-    if id(node) in above and isinstance(node, (dict, list)):
+def _leaves(node: object, names: tuple[str, ...], parents: tuple[int, ...], path: Path) -> Iterator[tuple[str, ...]]:
+    if id(node) in parents and isinstance(node, (dict, list)):
         raise ValueError(f'taxonomy "{path}" is cyclic: {" > ".join(names)} contains itself.')
-    above = (*above, id(node))
+    parents = (*parents, id(node))
     if node is None:  # a field with nothing under it
         return
     if isinstance(node, list):
         for item in node:
-            yield from _leaves(item, names, above, path)
+            yield from _leaves(item, names, parents, path)
     elif isinstance(node, dict):
         for name, below in node.items():
             name = _name(name, names, path)
             if name in names:
                 raise ValueError(f'taxonomy "{path}" is cyclic: {" > ".join((*names, name))} contains itself.')
-            yield from _leaves(below, (*names, name), above, path)
+            yield from _leaves(below, (*names, name), parents, path)
     else:
         full = (*names, _name(node, names, path))
         if len(full) > _DEPTH:
@@ -84,7 +84,7 @@ def _leaves(node: Any, names: tuple[str, ...], above: tuple[int, ...], path: Pat
         yield full
 
 
-def _name(value: Any, names: tuple[str, ...], path: Path) -> str:
+def _name(value: object, names: tuple[str, ...], path: Path) -> str:
     text = " ".join(str(value).split())
     if not text:
         raise ValueError(f'taxonomy "{path}" has a nameless entry under {" > ".join(names) or "the top"}.')

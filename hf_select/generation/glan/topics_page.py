@@ -1,7 +1,11 @@
-"""The page of topics: the tree of fields, disciplines and subjects with what there is of each, in one file."""
+"""The page of topics: one HTML file with the tree of fields, disciplines and subjects, and counts for each."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import Union
 
 
 _STYLE = """
@@ -13,44 +17,55 @@ td { padding: .1rem 1rem .1rem 0; border-bottom: 1px solid #ddd; } td + td { tex
 """
 
 
-def page(tree: dict[str, Any], summary: dict[str, Any]) -> str:
-    rows = [(name, f"{summary[name]:,}") for name in ("disciplines", "subjects", "syllabi", "sessions", "questions")]
-    if "pairs" in summary:
-        rows.append(("pairs", f"{summary['pairs']:,}"))
-        rows += [(f"left out: {reason}", f"{count:,}") for reason, count in summary["removed"].items()]
-    rows += [(f"failed: {reason}", f"{count:,}") for reason, count in summary["failed"].items()]
-    table = "".join(f"<tr><td>{escape(name)}</td><td>{count}</td></tr>" for name, count in rows)
+@dataclass(frozen=True)
+class SubjectTopic:
+    """A subject on the page: its sessions by name, and its numbers of questions and pairs."""
+
+    name: str
+    level: str
+    sessions: list[str]
+    questions: int
+    pairs: int
+
+
+# Name -> what lies below it: fields, sub-fields, disciplines, and at the end subjects.
+Topics = dict[str, Union["Topics", SubjectTopic]]
+
+
+def topics_page(topics: Topics, counts: Iterable[tuple[str, int]]) -> str:
+    """The HTML of the page. `counts` are the rows of the table at its top."""
+    table = "".join(f"<tr><td>{escape(name)}</td><td>{count:,}</td></tr>" for name, count in counts)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width">'
         f"<title>GLAN topics</title><style>{_STYLE}</style></head><body>\n<h1>Topics</h1>\n<table>{table}</table>\n"
-        + "".join(_branch(name, below) for name, below in tree.items())
+        + "".join(_branch(name, below) for name, below in topics.items())
         + "</body></html>\n"
     )
 
 
-def _branch(name: str, below: dict[str, Any]) -> str:
-    if "subject" in below:
-        level = f" ({escape(below['level'])})" if below["level"] else ""
-        sessions = "".join(f"<li>{escape(session)}</li>" for session in below["sessions"])
-        return (
-            f"<details><summary>{escape(below['subject'])}{level} {_said(below)}</summary>"
-            f"<ul>{sessions}</ul></details>\n"
-        )
+def _branch(name: str, below: Topics | SubjectTopic) -> str:
+    if isinstance(below, SubjectTopic):
+        level = f" ({escape(below.level)})" if below.level else ""
+        sessions = "".join(f"<li>{escape(session)}</li>" for session in below.sessions)
+        counts = _counts(below.questions, below.pairs)
+        return f"<details><summary>{escape(below.name)}{level} {counts}</summary><ul>{sessions}</ul></details>\n"
+    subjects = list(_subjects(below))
+    counts = _counts(
+        sum(subject.questions for subject in subjects), sum(subject.pairs for subject in subjects), len(subjects)
+    )
     inner = "".join(_branch(key, item) for key, item in below.items())
-    return f"<details><summary><b>{escape(name)}</b> {_said(_sum(below))}</summary>{inner}</details>\n"
+    return f"<details><summary><b>{escape(name)}</b> {counts}</summary>{inner}</details>\n"
 
 
-def _sum(below: dict[str, Any]) -> dict[str, int]:
-    if "subject" in below:
-        return {"subjects": 1, "questions": below["questions"], "pairs": below["pairs"]}
-    total = {"subjects": 0, "questions": 0, "pairs": 0}
-    for item in below.values():
-        for name, count in _sum(item).items():
-            total[name] += count
-    return total
+def _subjects(topics: Topics) -> Iterable[SubjectTopic]:
+    for below in topics.values():
+        if isinstance(below, SubjectTopic):
+            yield below
+        else:
+            yield from _subjects(below)
 
 
-def _said(counts: dict[str, Any]) -> str:
-    names = [name for name in ("subjects", "questions", "pairs") if name in counts]
-    return f'<span class="n">{", ".join(f"{counts[name]:,} {name}" for name in names)}</span>'
+def _counts(questions: int, pairs: int, subjects: int | None = None) -> str:
+    first = "" if subjects is None else f"{subjects:,} subjects, "
+    return f'<span class="n">{first}{questions:,} questions, {pairs:,} pairs</span>'
