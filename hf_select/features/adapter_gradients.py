@@ -75,7 +75,8 @@ class AdapterGradients(Featurizer):
         self._adapted: Any = None
         self._projection: Projection | None = None
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
+        """Everything that the vectors depend on."""
         return {
             **self.described(),
             "model": self.lm.identity(),
@@ -83,7 +84,8 @@ class AdapterGradients(Featurizer):
             "vectors_version": self.scoring_version,
         }
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> dict[str, object]:
+        """The settings, for people to read."""
         return {**{f.name: getattr(self, f.name) for f in fields(self)}, "model": self.lm.described()}
 
     @cached_property
@@ -93,12 +95,15 @@ class AdapterGradients(Featurizer):
         return [f"content {content_of(path, ('adapter_*', *optimizer))}" for path in self.checkpoints]
 
     def readers(self) -> list[CausalLM]:
+        """The model, whose chat template may write the date."""
         return [self.lm]
 
     def usage(self) -> dict[str, float]:
+        """Tokens, counted FLOPs and seconds of the model so far."""
         return vars(self.lm.usage).copy()
 
     def details(self) -> dict[str, Any]:
+        """What runs: the commit of the weights, their dtype and the number of dimensions."""
         return {
             **self.lm.details(LESS_TEMPLATE if self.text_format == "tulu" else None),
             "dimensions": self.dimensions * len(self.checkpoints),

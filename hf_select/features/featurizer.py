@@ -44,11 +44,11 @@ class Featurizer(ABC):
         """
 
     @abstractmethod
-    def described(self) -> dict[str, Any]:
+    def described(self) -> dict[str, object]:
         """The settings, for people to read."""
 
     @abstractmethod
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """Everything that the vectors depend on."""
 
     @abstractmethod

@@ -45,10 +45,12 @@ class FullGradients(GradientReducer):
         self.parts: dict[str, list[Tensor]] = {}
 
     def add(self, layer: str, rows: slice, x: Tensor, y: Tensor) -> None:
+        """Add a layer's gradients of some rows."""
         gradients = adam_step(self.adam, layer, x, y)
         self.parts.setdefault(layer, []).append(gradients.flatten(1))
 
     def results(self) -> list[Tensor]:
+        """One result per row."""
         return list(torch.cat([torch.cat(self.parts[layer]) for layer in self.layers], dim=1))
 
 
@@ -66,12 +68,14 @@ class Cosines(GradientReducer):
         self.squares = torch.zeros(rows, dtype=norms.dtype, device=norms.device)
 
     def add(self, layer: str, rows: slice, x: Tensor, y: Tensor) -> None:
+        """Add a layer's gradients of some rows."""
         gradients = adam_step(self.adam, layer, x, y)
         flat = gradients.flatten(1)  # (B, O * I)
         self.products[rows] += (flat @ self.queries[layer].T).to(self.norms.device)
         self.squares[rows] += flat.square().sum(1).to(self.norms.device)
 
     def results(self) -> list[np.ndarray]:
+        """One result per row."""
         cosines = self.products / (self.squares.sqrt()[:, None] * self.norms).clamp_min(1e-30)
         return list(cosines.cpu().numpy())
 
@@ -83,10 +87,12 @@ class GradientSum(GradientReducer):
         self.layers: dict[str, Tensor] = {}
 
     def add(self, layer: str, rows: slice, x: Tensor, y: Tensor) -> None:
+        """Add a layer's gradients of some rows."""
         gradient = y.flatten(0, 1).T @ x.flatten(0, 1)
         self.layers[layer] = self.layers[layer] + gradient if layer in self.layers else gradient
 
     def results(self) -> list[Any]:
+        """One result per row."""
         return []
 
 
@@ -107,6 +113,7 @@ class GhostProducts(GradientReducer):
         self.products, self.squares = torch.zeros(rows), torch.zeros(rows)
 
     def add(self, layer: str, rows: slice, x: Tensor, y: Tensor) -> None:
+        """Add a layer's gradients of some rows."""
         direction = self.direction[layer]
         if direction.numel() < x.shape[1] * (x.shape[2] + y.shape[2]):
             gradients = layer_gradients(x, y)
@@ -118,6 +125,7 @@ class GhostProducts(GradientReducer):
         self.squares[rows] += squares.cpu()
 
     def results(self) -> list[tuple[float, float]]:
+        """One result per row."""
         return list(zip(self.products.tolist(), self.squares.tolist(), strict=True))
 
 
@@ -129,6 +137,7 @@ class ProjectedGradients(GradientReducer):
         self.sums: dict[torch.device, Tensor] = {}  # a model may span devices
 
     def add(self, layer: str, rows: slice, x: Tensor, y: Tensor) -> None:
+        """Add a layer's gradients of some rows."""
         if x.device not in self.sums:
             self.sums[x.device] = x.new_zeros(self.rows, self.projection.dimensions)
         out, name = self.sums[x.device][rows], layer.rpartition(".")[0]
@@ -138,4 +147,5 @@ class ProjectedGradients(GradientReducer):
             self.projection.add_gradients(out, name, self.adam(layer, layer_gradients(x, y)))
 
     def results(self) -> list[np.ndarray]:
+        """One result per row."""
         return list(torch.stack([part.cpu() for part in self.sums.values()]).sum(0).numpy())

@@ -57,21 +57,27 @@ class HiddenStates(Featurizer):
         self.lm.check_text_format(self.text_format)
 
     def load(self, rank: int | None = None) -> None:
+        """Load the model, once."""
         self.lm.load(rank)
 
     def usage(self) -> dict[str, float]:
+        """Tokens, counted FLOPs and seconds of the model so far."""
         return vars(self.lm.usage).copy()
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
+        """Everything that the vectors depend on."""
         return {**self.described(), "model": self.lm.identity(), "vectors_version": self.scoring_version}
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> dict[str, object]:
+        """The settings, for people to read."""
         return {**{f.name: getattr(self, f.name) for f in fields(self)}, "model": self.lm.described()}
 
     def readers(self) -> list[CausalLM]:
+        """The model, whose chat template may write the date."""
         return [self.lm]
 
     def details(self) -> dict[str, Any]:
+        """What runs: the commit of the weights, their dtype and the number of dimensions."""
         loaded = self.lm.load()
         return {
             **self.lm.details(FALLBACK_TEMPLATE if self.text_format == "tulu" else None),

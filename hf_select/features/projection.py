@@ -87,6 +87,7 @@ class Dense(Projection):
     """s(g) = R g with independent signs / sqrt(d): see the module."""
 
     def add_gradients(self, out: Tensor, layer: str, gradients: Tensor) -> None:
+        """Add the projection of a layer's gradients (B, O, I) to out (B, d)."""
         flat = gradients.flatten(1)  # (B, O * I)
         block = max(1, _BLOCK_NUMBERS // self.dimensions)
         for number, start in enumerate(range(0, flat.shape[1], block)):
@@ -105,12 +106,14 @@ class Factored(Projection):
         self._places = dict(zip(self.shapes, taken.tolist(), strict=False))
 
     def add_gradients(self, out: Tensor, layer: str, gradients: Tensor) -> None:
+        """Add the projection of a layer's gradients (B, O, I) to out (B, d)."""
         a, b = self._sides(layer, gradients)
         # The larger side first: what is left is small.
         halfway = gradients @ b.T if b.shape[1] >= a.shape[1] else a @ gradients
         self._add(out, layer, a @ halfway if b.shape[1] >= a.shape[1] else halfway @ b.T)
 
     def add_factors(self, out: Tensor, layer: str, x: Tensor, y: Tensor) -> None:
+        """The same for gradients given as factors, which are never formed."""
         a, b = self._sides(layer, x)
         self._add(out, layer, torch.bmm((y @ a.T).transpose(1, 2), x @ b.T))
 

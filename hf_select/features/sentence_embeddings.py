@@ -42,20 +42,23 @@ class SentenceEmbeddings(Featurizer):
         self._usage = Usage()
 
     def usage(self) -> dict[str, float]:
+        """Tokens, counted FLOPs and seconds of the model so far."""
         return vars(self._usage).copy()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.described(), "source": self.source}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self.__post_init__()
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
+        """Everything that the vectors depend on."""
         # The vectors of rows do not depend on the queries' instruction, the device or the batches.
         return {"encoder": self.source.identity, "vectors_version": self.scoring_version}
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> dict[str, object]:
+        """The settings, for people to read."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     @cached_property
@@ -64,6 +67,7 @@ class SentenceEmbeddings(Featurizer):
         return find(self.model, self.revision, ("modules.json", "config.json"))
 
     def details(self) -> dict[str, Any]:
+        """What runs: the commit of the weights, their dtype and the number of dimensions."""
         encoder = self.load()
         return {
             "model": self.model,
@@ -73,6 +77,7 @@ class SentenceEmbeddings(Featurizer):
         }
 
     def load(self, rank: int | None = None) -> Any:
+        """Load the model, once."""
         if self._encoder is None:
             try:
                 from sentence_transformers import SentenceTransformer

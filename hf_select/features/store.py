@@ -135,6 +135,7 @@ class PoolIndex:
 
     @property
     def dimensions(self) -> int:
+        """Numbers per vector."""
         return self.summary["dimensions"]
 
     @property
@@ -200,6 +201,7 @@ class PoolIndex:
         return np.concatenate(found)
 
     def row_ids(self) -> list[Any]:
+        """The row_id of every row."""
         return [row_id for _, table in self._tables(range(len(self))) for row_id in table[columns.ROW_ID].to_pylist()]
 
     def _tables(self, rows: range) -> Iterator[tuple[int, pa.Table]]:

@@ -31,7 +31,7 @@ from hf_select.scoring.rating import (
     rating_probabilities,
     rating_token_ids,
 )
-from hf_select.scoring.scorer import Scorer
+from hf_select.scoring.scorer import Answer, Scorer
 
 
 COMPLEXITY_PROMPT = (
@@ -98,24 +98,28 @@ class DEITA(Scorer):
         )
 
     @property
-    def columns_out(self) -> dict[str, Any]:
+    def columns_out(self) -> dict[str, Value | List]:
+        """Columns that scoring adds, with their `datasets` types."""
         parts = {f"deita_{part}": List(Value("float64")) for part in ("complexity", "quality")}
         return super().columns_out | parts
 
     def load(self, rank: int | None = None) -> None:
+        """Load the models, once."""
         self._complexity.load(rank)
         self._quality.load(rank)
 
     def readers(self) -> list[Any]:
+        """The models, whose chat templates may write the date."""
         return [self._complexity, self._quality]
 
     def usage(self) -> dict[str, float]:
+        """Tokens, counted FLOPs and seconds of the models so far."""
         usages = [vars(self._complexity.usage)]
         if self._quality is not self._complexity:
             usages.append(vars(self._quality.usage))
         return {name: sum(usage[name] for usage in usages) for name in usages[0]}
 
-    def _pickled(self) -> dict[str, Any]:
+    def _pickled(self) -> dict[str, object]:
         quality = None if self._quality is self._complexity else self._quality
         complexity_prompt, quality_prompt = self._prompts
         return {
@@ -126,10 +130,11 @@ class DEITA(Scorer):
             "quality_prompt": quality_prompt,
         }
 
-    def measure(self, rows: list[Conversation]) -> list[dict[str, Any] | BadRow]:
+    def measure(self, rows: list[Conversation]) -> list[Answer | BadRow]:
+        """The columns of each row, or the reason why it has no score."""
         return on_readable(map_rows(lambda row: (row, user_pairs(row)), rows), self._score)
 
-    def _score(self, rows: list[tuple[Conversation, list[tuple[str, str]]]]) -> list[dict[str, Any] | BadRow]:
+    def _score(self, rows: list[tuple[Conversation, list[tuple[str, str]]]]) -> list[Answer | BadRow]:
         flat = [pair for _, pairs in rows for pair in pairs]
         complexity_prompt, quality_prompt = self._prompts
         complexities = self._rate(self._complexity, [_around(complexity_prompt, x) for x, _ in flat], "instruction")
@@ -137,7 +142,7 @@ class DEITA(Scorer):
         ratings = zip(complexities, qualities, strict=True)
         return [attempt(self._answer, row, *chain.from_iterable(islice(ratings, len(pairs)))) for row, pairs in rows]
 
-    def _answer(self, row: Conversation, *ratings: tuple[float, str]) -> dict[str, Any]:
+    def _answer(self, row: Conversation, *ratings: tuple[float, str]) -> Answer:
         """Columns of a row from the (rating, note) of complexity and quality of each of its pairs in turn."""
         if not ratings:
             raise BadRow("no user turn" if all(map(counts, row.messages)) else "no user turn whose reply counts")

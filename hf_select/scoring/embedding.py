@@ -49,17 +49,20 @@ class Embedding(Similarity):
         )
 
     def load(self, rank: int | None = None) -> None:
+        """Load the models, once."""
         self._sentences.load(rank)
 
     def usage(self) -> dict[str, float]:
+        """Tokens, counted FLOPs and seconds of the models so far."""
         return self._sentences.usage()
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
+        """Everything that the scores depend on."""
         where = ("encoder", "revision", "device", "batch_size")  # they change nothing but the time
         found = {name: value for name, value in super().identity().items() if name not in where}
         return {**found, **self._sentences.identity()}
 
-    def _pickled(self) -> dict[str, Any]:
+    def _pickled(self) -> dict[str, object]:
         return {**self.settings(), "_source": self._sentences.source}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from hf_select.data.conversation import Conversation
 from hf_select.data.encoding import Encoded, cut, drop_empty_responses, encode_all, generation_prompt, nonempty_turns
 from hf_select.data.text import beside_text
 from hf_select.paper import Paper
-from hf_select.scoring.scorer import LMScorer
+from hf_select.scoring.scorer import Answer, LMScorer
 
 
 # Stanford Alpaca's training prompt (Apache-2.0), the format that Cherry measures in.
@@ -103,15 +103,17 @@ class IFD(LMScorer):
             )
 
     @property
-    def columns_out(self) -> dict[str, Any]:
+    def columns_out(self) -> dict[str, Value | List]:
+        """Columns that scoring adds, with their `datasets` types."""
         parts: dict[str, Any] = {"ifd_given_prompt": Value("float64"), "ifd_alone": Value("float64")}
         return super().columns_out | parts | {"ifd_turns": List(Value("float64"))}
 
-    def measure(self, rows: list[Conversation]) -> list[dict[str, Any] | BadRow]:
+    def measure(self, rows: list[Conversation]) -> list[Answer | BadRow]:
+        """The columns of each row, or the reason why it has no score."""
         passes = self._chat_passes(rows) if self.text_format == "chat" else self._text_passes(rows)
         return on_readable(passes, self._score)
 
-    def _score(self, rows: list[Passes]) -> list[dict[str, Any] | BadRow]:
+    def _score(self, rows: list[Passes]) -> list[Answer | BadRow]:
         nlls = iter(
             self._lm.response_nll(
                 [ids for passes in rows for ids in (passes.given, *passes.alone)],
@@ -120,7 +122,7 @@ class IFD(LMScorer):
         )
         return [attempt(self._answer, passes, next(nlls), *(next(nlls) for _ in passes.alone)) for passes in rows]
 
-    def _answer(self, passes: Passes, given: np.ndarray, *alone: np.ndarray) -> dict[str, Any]:
+    def _answer(self, passes: Passes, given: np.ndarray, *alone: np.ndarray) -> Answer:
         ends = np.cumsum([end - max(1, start) for start, end in passes.given_spans])[:-1]
         turns = [self._ratio(with_prompt, nll) for with_prompt, nll in zip(np.split(given, ends), alone, strict=True)]
         score = self._ratio(given, np.concatenate(alone))

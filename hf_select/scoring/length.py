@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
-from datasets import Value
+from datasets import List, Value
 
 from hf_select.data import columns
 from hf_select.data.bad_rows import BadRow, map_rows
@@ -20,7 +20,7 @@ from hf_select.models.loading import tokenizer_of
 from hf_select.models.sources import TOKENIZER_FILES, ResolvedSource, find
 from hf_select.models.template_day import DatedTokenizer
 from hf_select.paper import Paper
-from hf_select.scoring.scorer import Scorer
+from hf_select.scoring.scorer import Answer, Scorer
 
 
 @dataclass
@@ -58,18 +58,21 @@ class Length(Scorer):
             self.chat_template = template_text(self.chat_template)
 
     @property
-    def columns_out(self) -> dict[str, Any]:
+    def columns_out(self) -> dict[str, Value | List]:
+        """Columns that scoring adds, with their `datasets` types."""
         return super().columns_out | ({columns.NUM_TOKENS: Value("int64")} if self.tokenizer else {})
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
+        """Everything that the scores depend on."""
         if self._source is None:
             return super().identity()
         return {**super().identity(), "tokenizer": self._source.identity, "day": self._dated.day}
 
     def readers(self) -> list[Any]:
+        """The models, whose chat templates may write the date."""
         return [self._dated] if self.tokenizer else []
 
-    def _pickled(self) -> dict[str, Any]:
+    def _pickled(self) -> dict[str, object]:
         return {**self.settings(), "_source": self._source, "_day": self._dated.day if self.tokenizer else None}
 
     @cached_property
@@ -84,12 +87,13 @@ class Length(Scorer):
         assert self._source is not None
         return tokenizer_of(self._source, chat_template=self.chat_template)
 
-    def measure(self, rows: list[Conversation]) -> list[dict[str, Any] | BadRow]:
+    def measure(self, rows: list[Conversation]) -> list[Answer | BadRow]:
+        """The columns of each row, or the reason why it has no score."""
         parts = self.of in ("prompt", "response")
         encoded = encode_all(rows, self._dated.tokenizer, responses=parts) if self.tokenizer else [None] * len(rows)
         return map_rows(self._measure, rows, encoded)
 
-    def _measure(self, row: Conversation, encoded: Encoded | None) -> dict[str, Any]:
+    def _measure(self, row: Conversation, encoded: Encoded | None) -> Answer:
         score = columns.score_column(self.name)
         turns = float(len(row.messages) or 1)
         if encoded is None:

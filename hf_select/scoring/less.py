@@ -83,22 +83,27 @@ class LESS(Similarity):
         self._shares: np.ndarray | None = None  # (checkpoints, q), of the queries' gradients in their means
 
     def load(self, rank: int | None = None) -> None:
+        """Load the models, once."""
         self._gradients.load(rank)
 
     def readers(self) -> list[CausalLM]:
+        """The models, whose chat templates may write the date."""
         return self._gradients.readers()
 
     def usage(self) -> dict[str, float]:
+        """Tokens, counted FLOPs and seconds of the models so far."""
         return self._gradients.usage()
 
     def preparation_cost(self) -> dict[str, dict[str, float]]:
+        """Cost of the queries and, if it was recorded, of the warm-up that trained the checkpoints."""
         trained = training_cost(self.checkpoints)
         return {**({"warm-up": trained} if trained else {}), **super().preparation_cost()}
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
+        """Everything that the scores depend on."""
         return {**super().identity(), **self._gradients.identity(), "learning_rates": self._weights.tolist()}
 
-    def _pickled(self) -> dict[str, Any]:
+    def _pickled(self) -> dict[str, object]:
         return {**self.settings(), "model": self._gradients.lm, "checkpoint_contents": self._gradients.contents}
 
     def _checkpoint_weights(self) -> np.ndarray:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, List, Value
 
 from hf_select.data import columns
 from hf_select.data.bad_rows import BadRow, readable_rows
@@ -20,7 +20,7 @@ from hf_select.data.conversation import Conversation, conversations, layout
 from hf_select.data.text import text_of, words
 from hf_select.features.featurizer import Feature
 from hf_select.paper import DSIR_PAPER, Paper
-from hf_select.scoring.scorer import Batch, Queries, Scorer, records_fit_cost
+from hf_select.scoring.scorer import Answer, Batch, Queries, Scorer, records_fit_cost
 from hf_select.scoring.similarity import Similarity, by_task, hash_of_rows, names_of_tasks
 
 
@@ -72,11 +72,12 @@ class TFIDF(Similarity):
         super().fit(queries, task_column, subtask_column)
         return self
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         learned = {"words_": self.words_, "idf_": self.idf_, "pool_hash_": self.pool_hash_}
         return {**super().__getstate__(), **learned}
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
+        """Everything that the scores depend on."""
         return {**super().identity(), "pool": self.pool_hash_}
 
     def _features(self, rows: list[Conversation], queries: bool) -> list[Feature | BadRow]:
@@ -164,11 +165,12 @@ class DSIR(Scorer):
         return self
 
     @property
-    def columns_out(self) -> dict[str, Any]:
+    def columns_out(self) -> dict[str, Value | List]:
+        """Columns that scoring adds, with their `datasets` types."""
         kind = super().columns_out[columns.score_column(self.name)]
         return super().columns_out | {columns.score_column(f"{self.name}_{task}"): kind for task in self.named_tasks_}
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         learned = {
             "named_tasks_": self.named_tasks_,
             "log_ratio_": self.log_ratio_,
@@ -176,10 +178,12 @@ class DSIR(Scorer):
         }
         return {**super().__getstate__(), **learned}
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
+        """Everything that the scores depend on."""
         return {**super().identity(), **self.learned_from_}
 
-    def measure(self, rows: list[Conversation]) -> list[dict[str, Any] | BadRow]:
+    def measure(self, rows: list[Conversation]) -> list[Answer | BadRow]:
+        """The columns of each row, or the reason why it has no score."""
         if self.log_ratio_ is None:
             raise ValueError("DSIR has no target yet; call fit(queries, pool=dataset) first.")
         if not rows:
@@ -193,8 +197,8 @@ class DSIR(Scorer):
             self._answer(row) if n else BadRow("no word in the row") for row, n in zip(weights, total, strict=True)
         ]
 
-    def _answer(self, weights: np.ndarray) -> dict[str, Any]:
-        answer: dict[str, Any] = {columns.score_column(self.name): float(weights.max())}
+    def _answer(self, weights: np.ndarray) -> Answer:
+        answer: Answer = {columns.score_column(self.name): float(weights.max())}
         if self.named_tasks_:
             for task, weight in zip(self.named_tasks_, weights, strict=True):
                 answer[columns.score_column(f"{self.name}_{task}")] = float(weight)

@@ -6,7 +6,7 @@ end below random at 200,000 and at 5.8 million rows: treat it as a baseline here
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from hf_select.data.conversation import Conversation
 from hf_select.data.encoding import Encoded, cut, drop_empty_responses, encode_all, nonempty_turns
 from hf_select.models.causal_lm import predicted
 from hf_select.paper import RDS_PAPER, Paper
-from hf_select.scoring.scorer import LMScorer
+from hf_select.scoring.scorer import Answer, LMScorer
 
 
 @dataclass
@@ -50,7 +50,8 @@ class Perplexity(LMScorer):
         super().__post_init__()
         self._lm.check_text_format(self.text_format)
 
-    def measure(self, rows: list[Conversation]) -> list[dict[str, Any] | BadRow]:
+    def measure(self, rows: list[Conversation]) -> list[Answer | BadRow]:
+        """The columns of each row, or the reason why it has no score."""
         template = FALLBACK_TEMPLATE if self.text_format == "tulu" else None
         loaded = self._lm.load()
         encoded = encode_all(rows, loaded.tokenizer, template, responses=self.scope == "response")
@@ -73,11 +74,11 @@ class Perplexity(LMScorer):
             raise BadRow(f"no token of the {what} is left to predict{f' ({note})' if note else ''}")
         return encoded, note
 
-    def _score(self, rows: list[tuple[Encoded, str]]) -> list[dict[str, Any] | BadRow]:
+    def _score(self, rows: list[tuple[Encoded, str]]) -> list[Answer | BadRow]:
         nlls = self._lm.response_nll([row.input_ids for row, _ in rows], [row.responses for row, _ in rows])
         return map_rows(self._answer, nlls, [note for _, note in rows])
 
-    def _answer(self, nll: np.ndarray, note: str) -> dict[str, Any]:
+    def _answer(self, nll: np.ndarray, note: str) -> Answer:
         mean = float(np.mean(nll, dtype=np.float64))
         if not np.isfinite(mean):
             raise BadRow("the model's NLL is not finite")

@@ -21,6 +21,7 @@ class RatingText:
 
     @property
     def whole(self) -> str:
+        """The text that the model reads."""
         return self.head + self.body + self.tail
 
 

@@ -7,7 +7,7 @@ some of them; queries are read like rows.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from hf_select.features.hidden_states import HiddenStates
 from hf_select.models.causal_lm import CausalLM
@@ -54,16 +54,20 @@ class RDSPlus(Similarity):
         )
 
     def load(self, rank: int | None = None) -> None:
+        """Load the models, once."""
         self._states.load(rank)
 
     def readers(self) -> list[CausalLM]:
+        """The models, whose chat templates may write the date."""
         return self._states.readers()
 
     def usage(self) -> dict[str, float]:
+        """Tokens, counted FLOPs and seconds of the models so far."""
         return self._states.usage()
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
+        """Everything that the scores depend on."""
         return {**super().identity(), **self._states.identity()}
 
-    def _pickled(self) -> dict[str, Any]:
+    def _pickled(self) -> dict[str, object]:
         return {**self.settings(), "model": self._states.lm}

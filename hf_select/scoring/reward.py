@@ -28,7 +28,7 @@ from hf_select.models.reward_model import _load, encode_whole, padded
 from hf_select.models.sources import ResolvedSource, find
 from hf_select.models.template_day import DatedTokenizer
 from hf_select.paper import Paper
-from hf_select.scoring.scorer import Scorer
+from hf_select.scoring.scorer import Answer, Scorer
 
 
 @dataclass
@@ -83,6 +83,7 @@ class Reward(Scorer):
         self._usage = Usage()
 
     def load(self, rank: int | None = None) -> None:
+        """Load the models, once."""
         if self._model is None:
             with named(self.reward_model):
                 self._model = _load(self, rank)
@@ -90,17 +91,20 @@ class Reward(Scorer):
             self._budget = TokenBudget(self.tokens_per_batch)
 
     def usage(self) -> dict[str, float]:
+        """Tokens, counted FLOPs and seconds of the models so far."""
         return vars(self._usage).copy()
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
+        """Everything that the scores depend on."""
         where = ("revision", "device", "tokens_per_batch")  # of the same weights; they change nothing but the time
         found = {name: value for name, value in super().identity().items() if name not in where}
         return {**found, "reward_model": self.source.identity, "day": self._dated.day}
 
     def readers(self) -> list[Any]:
+        """The models, whose chat templates may write the date."""
         return [self._dated]
 
-    def _pickled(self) -> dict[str, Any]:
+    def _pickled(self) -> dict[str, object]:
         return {**self.settings(), "source": self.source, "_day": self._dated.day}
 
     @cached_property
@@ -115,7 +119,8 @@ class Reward(Scorer):
         """The commit or folder behind the name, resolved once."""
         return find(self.reward_model, self.revision)
 
-    def measure(self, rows: list[Conversation]) -> list[dict[str, Any] | BadRow]:
+    def measure(self, rows: list[Conversation]) -> list[Answer | BadRow]:
+        """The columns of each row, or the reason why it has no score."""
         begin = time.perf_counter()
         limits = (self.max_length, getattr(self._model.config.get_text_config(), "max_position_embeddings", None))
         limit = min((n for n in limits if n is not None), default=None)
@@ -131,7 +136,7 @@ class Reward(Scorer):
         self._usage.seconds += time.perf_counter() - begin
         return answers
 
-    def _rewards(self, rows: list[Encoded]) -> list[dict[str, Any] | BadRow]:
+    def _rewards(self, rows: list[Encoded]) -> list[Answer | BadRow]:
         sequences = [row.input_ids for row in rows]
 
         def forward(indices: list[int]) -> list[float]:

@@ -15,7 +15,7 @@ from functools import wraps
 from operator import methodcaller
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Features, List, Value
 
 from hf_select.data import columns
 from hf_select.data.bad_rows import BadRow, on_readable
@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 Batch = Mapping[str, list[Any]]  # column -> values, one per row
 Queries = Dataset | Mapping[str, Dataset]  # rows of the target tasks, or task -> rows
+Answer = dict[str, Any]  # the columns of one row -> their values
 Fit = TypeVar("Fit", bound=Callable[..., Any])
 
 
@@ -71,13 +72,13 @@ class Scorer(ABC):
         self._fit_cost: dict[str, float] | None = None
 
     @property
-    def columns_out(self) -> dict[str, Any]:
+    def columns_out(self) -> dict[str, Value | List]:
         """Columns that scoring adds, with their `datasets` types."""
         score = columns.score_column(self.name)
         return {score: Value("float64"), columns.reason_column(score): Value("string")}
 
     @abstractmethod
-    def measure(self, rows: list[Conversation]) -> list[dict[str, Any] | BadRow]:
+    def measure(self, rows: list[Conversation]) -> list[Answer | BadRow]:
         """The columns of each conversation by name, or a BadRow with the reason why it has no score.
 
         A row that has a score may carry a note in the reason column; without one the column can be left out.
@@ -122,7 +123,7 @@ class Scorer(ABC):
         self.load(rank)
         return self._columns(on_readable(conversations(batch), self.measure))
 
-    def _columns(self, answers: list[dict[str, Any] | BadRow]) -> dict[str, list[Any]]:
+    def _columns(self, answers: list[Answer | BadRow]) -> dict[str, list[Any]]:
         """The columns of all rows. One warning counts the rows without a score, by reason."""
         reason = columns.reason_column(columns.score_column(self.name))
         filled = [{reason: str(a)} if isinstance(a, BadRow) else {reason: "", **a} for a in answers]
@@ -148,27 +149,27 @@ class Scorer(ABC):
         for reader in self.readers():
             reader.begin_on(day)
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """Constructor arguments; `type(self)(**settings)` is this scorer again."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """Everything that the scores depend on: the settings, with the identity of each model, the data that `fit`
         learned from, and the version of the method."""
         return {**self._plain_settings(methodcaller("identity")), "scoring_version": self.scoring_version}
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> dict[str, object]:
         """The settings, for people to read."""
         return self._plain_settings(methodcaller("described"))
 
-    def _plain_settings(self, of_model: Callable[[CausalLM], Any]) -> dict[str, Any]:
+    def _plain_settings(self, of_model: Callable[[CausalLM], Any]) -> dict[str, object]:
         settings = {f.name for f in fields(self)}
         return {
             name: _plain_setting(name, value, of_model) for name, value in self._pickled().items() if name in settings
         }
 
     # The version is part of the pickled state, hence of the fingerprint that `Dataset.map` looks up.
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self._pickled(), "version": self.scoring_version}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -178,7 +179,7 @@ class Scorer(ABC):
         # __post_init__ resets what fit has learned, so that is restored last.
         vars(self).update({name: value for name, value in state.items() if name not in names and name != "version"})
 
-    def _pickled(self) -> dict[str, Any]:
+    def _pickled(self) -> dict[str, object]:
         return self.settings()
 
     def _warn(self, what: str, reasons: Counter[str], total: int, of: str = "rows of this batch") -> None:
@@ -233,15 +234,18 @@ class LMScorer(Scorer):
         self._lm = self.model if isinstance(self.model, CausalLM) else CausalLM(self.model)
 
     def load(self, rank: int | None = None) -> None:
+        """Load the model, once."""
         self._lm.load(rank)
 
     def readers(self) -> list[CausalLM]:
+        """The model, whose chat template may write the date."""
         return [self._lm]
 
     def usage(self) -> dict[str, float]:
+        """Tokens, counted FLOPs and seconds of the model so far."""
         return vars(self._lm.usage).copy()
 
-    def _pickled(self) -> dict[str, Any]:
+    def _pickled(self) -> dict[str, object]:
         return {**self.settings(), "model": self._lm}
 
 

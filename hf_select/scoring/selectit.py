@@ -29,7 +29,7 @@ from hf_select.scoring.rating import (
     rating_probabilities,
     rating_token_ids,
 )
-from hf_select.scoring.scorer import Scorer
+from hf_select.scoring.scorer import Answer, Scorer
 
 
 # n rows, K ratings (and prompts), M models
@@ -168,24 +168,28 @@ class SelectIT(Scorer):
         self._prompts = self._read_prompts()
 
     @property
-    def columns_out(self) -> dict[str, Any]:
+    def columns_out(self) -> dict[str, Value | List]:
+        """Columns that scoring adds, with their `datasets` types."""
         parts = {"selectit_ratings": List(Value("int64")), "selectit_uncertainty": List(Value("float64"))}
         return super().columns_out | (parts if self.details else {})
 
     def load(self, rank: int | None = None) -> None:
+        """Load the models, once."""
         for model in self._models:
             model.load(rank)
 
     def readers(self) -> list[Any]:
+        """The models, whose chat templates may write the date."""
         return self._models
 
     def usage(self) -> dict[str, float]:
+        """Tokens, counted FLOPs and seconds of the models so far."""
         return {
             name: sum(getattr(model.usage, name) for model in self._models)
             for name in ("tokens", "processed_tokens", "seconds", "flops")
         }
 
-    def _pickled(self) -> dict[str, Any]:
+    def _pickled(self) -> dict[str, object]:
         # A prompt file that was edited is another scorer; CausalLM adds the stamps of the model's files.
         models = self._models if isinstance(self.model, list) else self._models[0]
         return {**self.settings(), "model": models, "rating_prompts": self._prompts}
@@ -213,23 +217,24 @@ class SelectIT(Scorer):
 
     # ----------------------------------------------------------------------------------------------------------------
 
-    def measure(self, rows: list[Conversation]) -> list[dict[str, Any] | BadRow]:
+    def measure(self, rows: list[Conversation]) -> list[Answer | BadRow]:
+        """The columns of each row, or the reason why it has no score."""
         return on_readable(map_rows(lambda row: (row, row.first_pair()), rows), self._score)
 
-    def _score(self, rows: list[tuple[Conversation, tuple[str, str]]]) -> list[dict[str, Any] | BadRow]:
+    def _score(self, rows: list[tuple[Conversation, tuple[str, str]]]) -> list[Answer | BadRow]:
         by_model = [self._rate(model, [pair for _, pair in rows]) for model in self._models]
         sizes = self.sizes or [model.num_parameters if len(self._models) > 1 else 1 for model in self._models]
         conversations = [row for row, _ in rows]
         return map_rows(partial(self._answer, sizes), conversations, *by_model)
 
-    def _answer(self, sizes: Sequence[float], row: Conversation, *rated: "Rated") -> dict[str, Any]:
+    def _answer(self, sizes: Sequence[float], row: Conversation, *rated: "Rated") -> Answer:
         """Columns of one row from the ratings of the M models, with a note on what they did not read."""
         note = beside_text(row.first_exchange()[1])
         probabilities = rating_probabilities(np.stack([r.logits for r in rated]))  # (M, prompts, K)
         tokens, uncertainty = token_scores(probabilities, self.mode, self.k)  # (M, prompts)
         sentences = sentence_score(tokens, self.alpha)  # (M,); a single prompt has no spread and keeps its token score
         score = sentences[0] if len(rated) == 1 else model_score(sentences, sizes, self.mode)
-        answer: dict[str, Any] = {
+        answer: Answer = {
             "score_selectit": float(score),
             "selectit_reason": "; ".join(dict.fromkeys(n for n in (note, *(r.note for r in rated)) if n)),
         }

@@ -16,7 +16,7 @@ from hf_select.data.bad_rows import BadRow, map_rows, on_readable, readable_rows
 from hf_select.data.conversation import Conversation, conversations
 from hf_select.features.featurizer import Feature, unit
 from hf_select.scoring.overlap import QueryOverlap
-from hf_select.scoring.scorer import Batch, Queries, Scorer, records_fit_cost
+from hf_select.scoring.scorer import Answer, Batch, Queries, Scorer, records_fit_cost
 
 
 # n rows, q queries, p parts of tasks, t tasks, d dimensions
@@ -146,6 +146,7 @@ class Similarity(Scorer):
         return self
 
     def refit(self) -> None:
+        """Encode the same queries again, after the weights of the model have changed."""
         if self._fit_arguments is not None:
             self.fit(*self._fit_arguments)
 
@@ -161,7 +162,8 @@ class Similarity(Scorer):
         self.refit()
 
     @property
-    def columns_out(self) -> dict[str, Any]:
+    def columns_out(self) -> dict[str, Value | List]:
+        """Columns that scoring adds, with their `datasets` types."""
         added: dict[str, Any] = {f"{self.name}_query": Value("int64")}
         added |= {self._task_column(task): Value("float32") for task in self.named_tasks_}
         if self.per_query:
@@ -169,7 +171,7 @@ class Similarity(Scorer):
             added[f"{self.name}_similarities"] = List(Value("float32"), length=length)
         return super().columns_out | added
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         names = (
             "queries_",
             "tasks_",
@@ -182,7 +184,7 @@ class Similarity(Scorer):
         )
         return {**super().__getstate__(), **{name: getattr(self, name) for name in names}}
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """With the texts of the queries, not their vectors: those differ in their last bits from batch to batch and
         from device to device."""
         return {**super().identity(), "queries": self.queries_hash_}
@@ -217,10 +219,12 @@ class Similarity(Scorer):
             similarity[whole], parts[whole] = self._compare(vectors)
         return similarity, parts, features
 
-    def measure(self, rows: list[Conversation]) -> list[dict[str, Any] | BadRow]:
+    def measure(self, rows: list[Conversation]) -> list[Answer | BadRow]:
+        """The columns of each row, or the reason why it has no score."""
         return self._answers(list(rows))
 
     def score_vectors(self, batch: Batch, vectors: Sequence[Feature | BadRow]) -> dict[str, list[Any]]:
+        """Columns of a batch from stored vectors, one per row, as `PoolIndex.read` returns them."""
         return self._columns(self._answers(conversations(batch), vectors))
 
     def best_rows(self, dataset: Any, m: int, batch_size: int = 1000, index: Any = None) -> BestRows:
@@ -240,19 +244,15 @@ class Similarity(Scorer):
             start += len(similarity)
         return best
 
-    def _answers(
-        self, rows: list[Any], stored: Sequence[Feature | BadRow] | None = None
-    ) -> list[dict[str, Any] | BadRow]:
+    def _answers(self, rows: list[Any], stored: Sequence[Feature | BadRow] | None = None) -> list[Answer | BadRow]:
         similarity, parts, features = self._similarities(rows, stored)
         tasks = max_by_task(parts, self.task_of_part_, len(self.tasks_))
         return map_rows(self._answer, rows, features, similarity, tasks)
 
-    def _answer(
-        self, row: Conversation, feature: Feature, similarity: np.ndarray, tasks: np.ndarray
-    ) -> dict[str, Any]:
+    def _answer(self, row: Conversation, feature: Feature, similarity: np.ndarray, tasks: np.ndarray) -> Answer:
         """Columns of one row from its similarities to queries (q,) and to tasks (t,)."""
         repeats = self.overlap_(row) if self.overlap_ is not None and self.query_overlap == "report" else ""
-        answer: dict[str, Any] = {
+        answer: Answer = {
             columns.score_column(self.name): float(tasks.max()),
             f"{self.name}_query": int(similarity.argmax()),
             columns.reason_column(self.name): "; ".join(note for note in (repeats, feature.note) if note),
