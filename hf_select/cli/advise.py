@@ -42,6 +42,7 @@ class Advise(OverRows):
     def run(self) -> None:
         """Score the sample and print the recommendation."""
         from hf_select.evaluation.advise import advise
+        from hf_select.models.causal_lm import CausalLM
         from hf_select.strict_yaml import parse_yaml
 
         pool, queries = self.read(self.queries)
@@ -55,7 +56,7 @@ class Advise(OverRows):
             scorer = build_scorer(self.scorer, {**self.settings, **settings})
             scorers[name] = fitted(scorer, self.scorer, queries, pool) if scorer.needs_fit else scorer
         model = scorers["large"].settings().get("model")
-        model = getattr(model, "model", model)
+        model = model.model if isinstance(model, CausalLM) else model
         result = advise(
             pool,
             scorers["large"],

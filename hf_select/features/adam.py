@@ -1,5 +1,5 @@
-"""The step that Adam would take with a gradient, and what a Trainer checkpoint says of its optimizer: LESS compares
-steps, not gradients, because Adam took them in the warm-up.
+"""The step that Adam would take with a gradient, and the optimizer state of a Trainer checkpoint. LESS compares steps
+instead of gradients, because its warm-up is trained with Adam.
 
 Xia et al. 2024, "LESS: Selecting Influential Data for Targeted Instruction Tuning" (ICML 2024, arXiv:2402.04333),
 section 3.2.
@@ -64,7 +64,7 @@ def read_adam(path: str, layers: dict[str, torch.nn.Linear], mode: Literal["pape
     if not named.exists() and not numbered.exists():
         if any(folder.glob("global_step*")):
             raise ValueError(
-                f'"{path}" has its optimizer state in files of DeepSpeed, in pieces for its processes. Train the '
+                f'"{path}" has its optimizer state in DeepSpeed files, sharded over processes. Train the '
                 "adapter without DeepSpeed (it is small; the base model may be 4bit), or score with form=sgd."
             )
         raise ValueError(
@@ -74,7 +74,10 @@ def read_adam(path: str, layers: dict[str, torch.nn.Linear], mode: Literal["pape
     moments, step, settings = (_named_moments if named.exists() else _numbered_moments)(folder, layers)
     for name, layer in layers.items():
         if name not in moments or any(moment.shape != layer.weight.shape for moment in moments[name]):
-            raise ValueError(f'the optimizer state in "{path}" belongs to another adapter: it has no fit for {name}.')
+            raise ValueError(
+                f'the optimizer state in "{path}" belongs to another adapter: it has no moments '
+                f"of the shape of {name}."
+            )
     on_device = {name: tuple(moment.to(layers[name].weight.device) for moment in moments[name]) for name in layers}
     return Adam(on_device, step, mode, **settings)
 
@@ -89,11 +92,11 @@ def _named_moments(folder: Path, layers: dict[str, torch.nn.Linear]) -> tuple[Mo
         step = (file.metadata() or {}).get("step")
     names = [name.removesuffix(".exp_avg") for name in tensors if name.endswith(".exp_avg")]
     if step is None or any(f"{name}.exp_avg_sq" not in tensors for name in names):
-        raise ValueError(f'"{path}" lacks the step in its metadata or an .exp_avg_sq beside an .exp_avg.')
-    # The file names parameters with the adapter they had in training; here they may have another.
+        raise ValueError(f'"{path}" has no step in its metadata, or an .exp_avg without its .exp_avg_sq.')
+    # Names in the file contain the adapter's name in training, which may differ here.
     stored = {_without_adapter(name.removeprefix("base_model.model.").removesuffix(".weight")): name for name in names}
-    found = {name: stored[_without_adapter(name)] for name in layers if _without_adapter(name) in stored}
-    moments = {layer: (tensors[f"{name}.exp_avg"], tensors[f"{name}.exp_avg_sq"]) for layer, name in found.items()}
+    known = {name: stored[_without_adapter(name)] for name in layers if _without_adapter(name) in stored}
+    moments = {layer: (tensors[f"{name}.exp_avg"], tensors[f"{name}.exp_avg_sq"]) for layer, name in known.items()}
     return moments, int(step), {}
 
 
@@ -120,10 +123,10 @@ def _numbered_moments(folder: Path, layers: dict[str, torch.nn.Linear]) -> tuple
 
 
 def training_cost(checkpoints: list[str]) -> dict[str, float]:
-    """What training up to these checkpoints took, each run once, as it stands in their trainer_state.json: the FLOPs
-    that Trainer counts (6 a parameter and token, embeddings left out) and, of a warm-up of this package, the seconds.
-    Empty where nothing is written down."""
-    last: dict[Path, dict[str, Any]] = {}  # run -> the last state that is asked for
+    """Cost of training up to these checkpoints, each run counted once: the FLOPs that Trainer counts (6 per parameter
+    and token, without embeddings) and, for a warm-up of this package, the seconds. Read from trainer_state.json; empty
+    if there is none."""
+    last: dict[Path, dict[str, Any]] = {}  # run -> the state of the last checkpoint in use
     for path in checkpoints:
         folder = Path(path).expanduser().resolve()
         state = read_json(folder / "trainer_state.json")
@@ -140,8 +143,7 @@ def training_cost(checkpoints: list[str]) -> dict[str, float]:
 
 
 def mean_learning_rate(path: str) -> float | None:
-    """Mean learning rate that Trainer logged for the steps from the checkpoint before this one to this one (None: not
-    logged)."""
+    """Mean learning rate that Trainer logged for the steps since the previous checkpoint (None: not logged)."""
     folder = Path(path).expanduser()
     state = read_json(folder / "trainer_state.json")
     if state is None:

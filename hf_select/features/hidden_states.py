@@ -1,8 +1,8 @@
-"""A row as the pooled hidden states of a causal LM: the representation of RDS+.
+"""Pooled hidden states of a causal LM, the representation of RDS+.
 
 Ivison et al. 2025, "Large-Scale Data Selection for Instruction Tuning" (arXiv:2503.01807), section 3 and appendix G:
-position-weighted mean of the final hidden states (after the final norm), which beat the uniform mean and the last
-token there.
+position-weighted mean of the final hidden states (after the final norm), which is better than the uniform mean and the
+last token there.
 """
 
 from dataclasses import dataclass, fields
@@ -85,8 +85,8 @@ class HiddenStates(Featurizer):
         }
 
     def __call__(self, rows: list[Conversation], queries: bool = False) -> list[Feature | BadRow]:
-        """One feature a row; queries are read like rows. A row beyond the model's context that `max_length` does not
-        cut has none."""
+        """One Feature per row; queries are encoded like rows. A row longer than the model's context has none if
+        `max_length` does not cut it."""
         template = FALLBACK_TEMPLATE if self.text_format == "tulu" else None
         encoded = encode_all(rows, self.lm.load().tokenizer, template, responses=self.scope != "all")
         return on_readable(map_rows(self._weighted, encoded), self._pooled)

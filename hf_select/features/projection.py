@@ -8,11 +8,11 @@ factored   s(g) = sum_l P_l vec(A_l G_l B_l^T), with signs A_l (o, O) and B_l (i
            Your Data Worth to GPT?", arXiv:2405.13954). For a plain gradient G = sum_t y_t x_t^T they are taken of
            y and x, and G is never formed.
            Differs from that paper: layers are added up in the same d coordinates, where theirs stand side by side with
-           d / layers each. Independent signs make the products across layers cancel on average, and the products of a
-           layer, which two-sided signs keep badly at few dimensions, have all d.
+           d / layers each. With independent signs the products across layers cancel on average, and each layer has
+           all d dimensions, which two-sided signs need for accurate products.
 
-The signs come from NumPy's Philox generator, by seed, layer and block: the same on every machine and device. Only
-their bits are kept (P d / 8 bytes for dense; beyond `_KEPT_BYTES` they are drawn anew for each batch).
+The signs come from NumPy's Philox generator, by seed, layer and block, so they are the same on every machine and
+device. Only their bits are kept (P d / 8 bytes for dense); beyond `_KEPT_BYTES` they are drawn again for each batch.
 """
 
 import math
@@ -25,7 +25,7 @@ from torch import Tensor
 
 # B rows, T tokens, O outputs and I inputs of a layer, P parameters of the adapter, d dimensions
 
-# Signs of this many bytes, as bits, are kept between batches; numbers unpacked from them at one time.
+# At most this many bytes of signs, stored as bits, are kept between batches; numbers unpacked from them at a time.
 _KEPT_BYTES = 2**30
 _BLOCK_NUMBERS = 2**22
 
@@ -37,7 +37,7 @@ def layer_gradients(x: Tensor, y: Tensor) -> Tensor:
 
 @dataclass
 class Projection:
-    """What both kinds share: the layers, the signs and the sum of what is projected.
+    """Base of both projections: layers, signs, and the sum over layers.
 
     Args:
         shapes: layer -> (O, I), in the adapter's order.
@@ -55,16 +55,16 @@ class Projection:
         if not 1 <= self.dimensions <= parameters:
             raise ValueError(
                 f"dimensions is {self.dimensions:,}; the adapter has {parameters:,} weights. Give at most that many, "
-                "or compare gradients whole (projection=none)."
+                "or compare full gradients (projection=none)."
             )
         self._number = {layer: number for number, layer in enumerate(self.shapes)}
 
     def add_gradients(self, out: Tensor, layer: str, gradients: Tensor) -> None:
-        """out (B, d) += what becomes of a layer's gradients (B, O, I)."""
+        """Add the projection of a layer's gradients (B, O, I) to out (B, d)."""
         raise NotImplementedError
 
     def add_factors(self, out: Tensor, layer: str, x: Tensor, y: Tensor) -> None:
-        """The same of the gradients sum_t y_t x_t^T, from x (B, T, I) and y (B, T, O)."""
+        """The same for the gradients sum_t y_t x_t^T, given as factors x (B, T, I) and y (B, T, O)."""
         self.add_gradients(out, layer, layer_gradients(x, y))
 
     def _signs(self, rows: int, columns: int, like: Tensor, *key: int) -> Tensor:
@@ -123,13 +123,13 @@ class Factored(Projection):
         return self._side(o, outputs, like, layer, 0), self._side(i, inputs, like, layer, 1)
 
     def _side(self, to: int, size: int, like: Tensor, layer: str, side: int) -> Tensor:
-        """Signs (to, size) / sqrt(to); a side that keeps its size is not mixed at all, only given signs."""
+        """Signs (to, size) / sqrt(to); a side that keeps its size is multiplied by signs and not mixed."""
         if to == size:
             return torch.diag(self._signs(1, size, like, self._number[layer], side)[0])
         return self._signs(to, size, like, self._number[layer], side) / math.sqrt(to)
 
     def _add(self, out: Tensor, layer: str, projected: Tensor) -> None:
-        """Into the layer's place, which goes round at the end of the d coordinates."""
+        """Add to out from the layer's offset on, wrapping around at the end of the d coordinates."""
         flat, place = projected.flatten(1), self._places[layer]
         before_end = min(flat.shape[1], self.dimensions - place)
         out[:, place : place + before_end] += flat[:, :before_end]
@@ -137,7 +137,7 @@ class Factored(Projection):
 
 
 def _two_sides(outputs: int, inputs: int, dimensions: int) -> tuple[int, int]:
-    """(o, i) with o * i <= d, as near to a square as the layer allows: a side that is small already stays whole."""
+    """(o, i) with o * i <= d, as near to a square as the layer allows. A side that is already small keeps its size."""
     square = math.isqrt(dimensions)
     if outputs <= inputs:
         o = min(outputs, square)

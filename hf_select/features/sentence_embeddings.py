@@ -1,4 +1,4 @@
-"""A row as a sentence embedding: any sentence-transformers model (extra `embed`).
+"""Sentence embeddings by any sentence-transformers model (extra `embed`).
 
 The RDS+ study (arXiv:2503.01807) runs GTR-T5-base and NV-Embed-v2 as baselines: text in the Tulu layout without start
 and end tokens, cosine similarity, an instruction before the queries only.
@@ -98,7 +98,7 @@ class SentenceEmbeddings(Featurizer):
             texts, prompt=prompt, batch_size=self.batch_size, show_progress_bar=False, convert_to_numpy=True
         )
         limit, lengths = encoder.max_seq_length, [0] * len(texts)
-        if callable(getattr(encoder, "tokenizer", None)):  # a table of word vectors has one that is not
+        if callable(getattr(encoder, "tokenizer", None)):  # not so for models of word vectors
             whole = encoder.tokenizer([(prompt or "") + text for text in texts], truncation=False, verbose=False)
             lengths = [len(ids) for ids in whole["input_ids"]]
         self._count([n if limit is None else min(n, limit) for n in lengths], time.perf_counter() - begin)
@@ -110,7 +110,7 @@ class SentenceEmbeddings(Featurizer):
         ]
 
     def _count(self, lengths: list[int], seconds: float) -> None:
-        """Padding, which the library adds to rows sorted by length, is not seen."""
+        """Count usage. Padding, which sentence-transformers adds, is not counted."""
         looked_up = getattr(getattr(self._encoder[0], "auto_model", None), "get_input_embeddings", lambda: None)()
         weights = sum(p.numel() for p in self._encoder.parameters())
         weights -= sum(p.numel() for p in looked_up.parameters()) if looked_up is not None else 0

@@ -1,17 +1,17 @@
-"""A pool index: the vectors of a pool on disk, made once and compared with any queries after that.
+"""A pool index: the vectors of a pool on disk, computed once and compared with any later queries.
 
 folder/
-  manifest.json              rows, settings and model that it is made of; resuming with others is refused
+  manifest.json              rows, settings and model; resuming with others raises an error
   vectors/part-00000.arrow   row_id, vector (fixed-size list), reason; memory-mapped, `datasets` reads it
-  vectors/probe.json         what exactly ran, and the vectors of two texts of our own under it
+  vectors/probe.json         the model that ran, and its vectors of two fixed texts
   index.json                 dimensions, counts, cost; written at the end
 
 Vectors are stored at length 1 as float32 or float16; as int8, each number in steps of 1/127 of the row's largest; or
 as 1bit, the numbers' signs (eight a byte, the first highest). Cosine similarity needs no more than a direction, and
 every vector that is read has length 1.
 
-The probe is how an index is held to a model on another machine, where paths and file times say nothing: the same
-model, template and pooling give the same vectors.
+The probe checks an index against a model on another machine, where paths and file times differ: the same model,
+template and pooling give the same vectors.
 """
 
 import json
@@ -48,19 +48,19 @@ PROBE = [
     )
 ]
 
-# Relative distance of a probe's vectors that other kernels and machines explain; another template moves them by 0.08.
+# Relative distance of a probe's vectors between kernels and machines; another template moves them by 0.08.
 _SAME_VECTOR = {"float32": 1e-3}
 _SAME_VECTOR_HALF_PRECISION = 0.03
 
-# Whether the weights, their template and their precision are near enough is the probe's question.
+# The probe compares these.
 _PROBED = ("weights", "tokenizer", "adapter", "encoder", "dtype", "checkpoints")
 
 
 @dataclass
 class PoolIndex:
-    """Unit vectors of every row of a pool, on disk. Make one with `build`, read one with `open`.
+    """Unit vectors of every row of a pool, on disk. `build` computes them, `open` reads them.
 
-    A row without a vector keeps its place, with the reason.
+    A row without a vector keeps its position and has a reason.
     """
 
     folder: Path
@@ -79,16 +79,16 @@ class PoolIndex:
         source: str | None = None,
         when_running: WhenRunning = "refuse",
     ) -> "PoolIndex":
-        """Encode every row and keep the vectors; a killed build goes on where it stopped. Several processes share the
+        """Encode every row and store the vectors. The same call resumes a killed build; several processes share the
         work, as in `score`.
 
         Args:
             featurizer: HiddenStates, SentenceEmbeddings, or the `featurizer` of a scorer.
             stored_dtype: of the numbers on disk. float16 takes 2 bytes a dimension and moves cosines by about 1e-4;
-                int8 (1 byte) and 1bit (an eighth) are for projected gradients: many dimensions of like size.
+                int8 (1 byte) and 1bit (an eighth) are for projected gradients, whose dimensions have similar sizes.
             chunk_rows: rows that are encoded and written together.
             source: where the rows came from, for the manifest.
-            when_running: what to do if another job is at work in the folder: refuse, or join it.
+            when_running: what to do if another job is running in the folder: refuse, or join it.
         Raises: ValueError if the folder holds an index of other rows, another model or other settings.
         """
         check_choice("stored_dtype", stored_dtype, StoredType)
@@ -152,9 +152,9 @@ class PoolIndex:
         return -(-self.dimensions // 8) if self._stored_dtype == "1bit" else self.dimensions
 
     def check(self, dataset: Dataset | None = None, featurizer: Featurizer | None = None) -> None:
-        """Hold the index to a pool and to what queries will be encoded by.
+        """Check the index against a dataset and against the featurizer of the queries.
 
-        Raises: ValueError that says what differs: the rows, the settings, or the model behind the same settings.
+        Raises: ValueError if the rows, the settings or the model differ; the message says which.
         """
         if dataset is not None:
             pool = self.manifest["pool"]
@@ -177,7 +177,7 @@ class PoolIndex:
             differing = [f"{made_by['name']} there, {here['name']} here"]
         if differing:
             raise ValueError(
-                f'the index in "{self.folder}" was made otherwise ({"; ".join(differing)}); '
+                f'the index in "{self.folder}" was made with other settings ({"; ".join(differing)}); '
                 "use the same settings for the queries, or build another index."
             )
         featurizer.load()
@@ -185,7 +185,7 @@ class PoolIndex:
         _refuse_other_vectors(probe, _probe(featurizer), self.folder)
 
     def read(self, rows: range) -> list[Feature | BadRow]:
-        """A Feature for each of these rows, or the BadRow that says why it has none."""
+        """A Feature for each of these rows, or the BadRow with the reason why it has none."""
         return [
             Feature(vector, note) if valid else BadRow(note)
             for vectors, there, table in self._blocks(rows)
@@ -212,7 +212,7 @@ class PoolIndex:
             stop = min(rows.stop, (part + 1) * size)
             path = self.folder / "vectors" / f"part-{part:05d}.arrow"
             if not path.exists():
-                raise ValueError(f'"{path}" is gone; run the same hf-select index command again to make it anew.')
+                raise ValueError(f'"{path}" does not exist; run the same hf-select index command again to restore it.')
             table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
             width, expected = table.schema.field("vector").type.list_size, self._stored_width
             if width != expected:
@@ -230,7 +230,7 @@ class PoolIndex:
                 part = self.folder / "vectors" / f"part-{(start + bad[0]) // self.manifest['chunk_rows']:05d}.arrow"
                 raise ValueError(
                     f'the stored vector of row {start + bad[0]} is not finite: "{part}" is damaged. Delete that file '
-                    "and run the same hf-select index command again; only it is made anew."
+                    "and run the same hf-select index command again; only that file is computed again."
                 )
             yield vectors, there, table
 
@@ -314,7 +314,7 @@ def _finish(job: ChunkedJob) -> None:
 
 
 def _probe(featurizer: Featurizer) -> dict[str, Any]:
-    """What runs, and the unit vectors of the probe texts (or why one has none)."""
+    """The details of the featurizer, and the unit vectors of the probe texts (or why one has none)."""
     features = featurizer(PROBE)
     vectors = [str(f) if isinstance(f, BadRow) else unit(f.vector).astype(float).tolist() for f in features]
     return {**featurizer.details(), "vectors": vectors}

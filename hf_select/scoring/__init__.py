@@ -1,4 +1,4 @@
-"""One scoring method a file. `SCORERS` is the table that the command line reads: name -> where the class lives."""
+"""Scorers, one method per file. `SCORERS` maps the name of each to its module and class."""
 
 SCORERS = {
     "deita": "hf_select.scoring.deita:DEITA",

@@ -1,11 +1,11 @@
-"""DEITA's two ratings: how complex an instruction is, and how good its response.
+"""DEITA's two ratings: complexity of the instruction, and quality of the response.
 
 Liu et al. 2024, "What Makes Good Data for Alignment?" (ICLR 2024, arXiv:2312.15685): two LMs trained to rate from 1 to
-6, evolved complexity and evolved quality; rows are then taken by score unless too similar to one that was taken
-(ScoreThenThreshold).
+6, evolved complexity and evolved quality. Rows are then selected by score unless they are too similar to one already
+selected (ScoreThenThreshold).
 
-Left out: training the two raters. The authors' are on the Hub and were trained on the authors' prompts, which are not
-here: `complexity_prompt` and `quality_prompt` take the path of your copy, the defaults are our own words.
+Left out: training the two raters. The authors' raters are on the Hub. They were trained on the authors' prompts, which
+this package does not contain: `complexity_prompt` and `quality_prompt` take the path of your copy.
 """
 
 from dataclasses import dataclass
@@ -63,12 +63,12 @@ class DEITA(Scorer):
         ratings: the highest rating, 2 to 9; the authors' raters give 1 to 6.
         max_length: tokens of a prompt; a longer one loses the end of its response (of its instruction, for
             complexity). None cuts nothing: a row beyond the model's context has no score.
-    Reads: each user turn and the reply right after it, without what stood before; no reply counts as an empty one.
+    Reads: each user turn and the reply after it, without the turns before; a missing reply is rated as an empty one.
     Adds: score_deita (higher = better, and more turns score higher, as published); deita_complexity and deita_quality,
         one value a pair.
-    Raises: ValueError if a prompt lacks its place, or the tokenizer a single token for each rating.
-    Relations: SelectIT asks one untrained model and corrects by its uncertainty; ScoreThenThreshold is DEITA's second
-        half.
+    Raises: ValueError if a prompt has no placeholder, or if the tokenizer has no single token for each rating.
+    Relations: SelectIT asks a model that was not trained to rate, and corrects by its uncertainty. ScoreThenThreshold
+        is the second half of DEITA.
     Reference: Liu et al. 2024, arXiv:2312.15685, sections 2 and 3.
     Differs from the authors' code: pairs are batched; only the next token is computed, nothing is generated.
     """
@@ -197,7 +197,7 @@ def user_pairs(row: Conversation) -> list[tuple[str, str]]:
 
 
 def _around(prompt: str, instruction: str, response: str | None = None) -> RatingText:
-    """The prompt with its places filled; its last place is what may be cut."""
+    """The prompt with its placeholders filled; the text in the last one may be cut."""
     place, body = ("{instruction}", instruction) if response is None else ("{response}", response)
     head, tail = prompt.split(place)
     if response is None:
@@ -206,7 +206,7 @@ def _around(prompt: str, instruction: str, response: str | None = None) -> Ratin
 
 
 def _prompt(given: str, setting: str, places: list[str]) -> str:
-    """The prompt itself, or what the file of that name holds."""
+    """The prompt, or the text of the file of that name."""
     text = given
     if "\n" not in given and "{" not in given:
         path = Path(given).expanduser()

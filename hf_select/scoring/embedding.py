@@ -1,7 +1,7 @@
-"""Rows near to example queries in the space of a sentence encoder: the baseline that RDS+ is compared with.
+"""Similarity of sentence embeddings to those of example queries, the baseline of RDS+.
 
-As in the RDS+ study (Ivison et al. 2025, arXiv:2503.01807), which finds it cheap and, at 5.8 million rows, second to
-RDS+.
+As in the RDS+ study (Ivison et al. 2025, arXiv:2503.01807), which finds it cheap and, at 5.8 million rows, second only
+to RDS+.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Embedding(Similarity):
     Adds: score_embedding, embedding_query; score_embedding_TASK for each named task; with per_query
         embedding_similarities.
     Raises: ValueError before `fit`; ImportError without the extra.
-    Relations: RDSPlus asks the same of the model that is trained.
+    Relations: RDSPlus compares hidden states of the model that is trained.
     Reference: Ivison et al. 2025, arXiv:2503.01807, section 3.2.
     """
 

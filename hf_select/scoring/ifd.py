@@ -4,8 +4,8 @@ Li et al. 2024, "From Quantity to Quality" (Cherry LLM, NAACL 2024, arXiv:2308.1
 "Superfiltering" (ACL 2024, arXiv:2402.00530): ratio of perplexities under a small model; the two order rows
 differently.
 
-Left out: Cherry's pre-experienced model (train one on a diverse tenth and give it as `model`; its LLaMA-2 runs score
-with the base model) and Superfiltering's diversity step (FacilityLocation).
+Left out: Cherry's pre-experienced model (train one on a diverse tenth and give it as `model`; the paper's LLaMA-2 runs
+score with the base model) and Superfiltering's diversity step (use FacilityLocation).
 """
 
 import math
@@ -37,13 +37,13 @@ ALPACA_PROMPT_INPUT = (
 )
 ALPACA_LEAD = "### Response:"
 
-# The scripts write down, and do not measure, how many tokens stand before a response without its prompt.
+# Number of tokens before a response without its prompt, which the authors' scripts assume and do not count.
 _REPO_LEAD = {"alpaca": 4, "plain": 1}
 
 
 @dataclass
 class Passes:
-    """One row to be measured: with its prompts, and each response without them. Spans are those of the responses."""
+    """Token ids of one row with its prompts, and of each response without them, with the spans of the responses."""
 
     given: list[int]
     given_spans: list[tuple[int, int]]
@@ -54,22 +54,22 @@ class Passes:
 
 @dataclass
 class IFD(LMScorer):
-    """The ratio of what a response costs the model with its prompt to what it costs without.
+    """Ratio of the model's loss on a response given its prompt to the loss on the response alone.
 
     loss_ratio: ifd = nll(response | prompt) / nll(response)        (Cherry)
     ppl_ratio:  ifd = exp(nll(response | prompt) - nll(response))   (Superfiltering)
-    nll is the mean over response tokens, in nats. Of several turns all response tokens count alike, each given all
-    that stands before it.
+    nll is the mean over response tokens, in nats. In a row of several turns all response tokens have equal weight, and
+    each is conditioned on everything before it.
 
     Args:
         model: Hub id, path or CausalLM; Cherry uses the model that will be trained, Superfiltering GPT-2.
         ratio: loss_ratio or ppl_ratio.
         text_format: chat is the model's own template, all turns; alpaca is Alpaca's prompt (Cherry), plain the bare
             instruction and input, a line each (Superfiltering); these two take the first exchange.
-        mode: paper measures the same response tokens with and without the prompt; repo does as the authors' scripts
-            do, which tokenise the two texts apart and assume the length of what stands before the lone response.
+        mode: paper measures the same response tokens with and without the prompt; repo follows the authors' scripts,
+            which tokenise the two texts separately and assume the number of tokens before the response alone.
         max_length: tokens kept of prompt and response; a longer response is cut on the right, in both passes alike.
-            Cherry: 512, Superfiltering: 1024.
+            Cherry uses 512, Superfiltering 1024.
     Reads: the conversation.
     Adds: score_ifd (higher is harder; above 1 the prompt does not help); ifd_given_prompt and ifd_alone (the two mean
         NLLs, from which the other ratio follows); ifd_turns (the ratio of each response).
@@ -99,7 +99,7 @@ class IFD(LMScorer):
             raise ValueError(f"max_length is {self.max_length}; it must be at least 1.")
         if self.mode == "repo" and (self.text_format == "chat" or self.max_length is None):
             raise ValueError(
-                "mode repo is that of the authors' scripts: give text_format alpaca or plain and a max_length."
+                "mode repo follows the authors' scripts; set text_format to alpaca or plain, and a max_length."
             )
 
     @property
@@ -127,7 +127,7 @@ class IFD(LMScorer):
         turns = [self._ratio(with_prompt, nll) for with_prompt, nll in zip(np.split(given, ends), alone, strict=True)]
         score = self._ratio(given, np.concatenate(alone))
         if not math.isfinite(score):
-            raise BadRow("the ratio is not finite: the model's loss on the response alone is 0, or no number")
+            raise BadRow("the ratio is not finite: the model's loss on the response alone is 0 or not a number")
         return {
             columns.score_column(self.name): score,
             columns.reason_column(self.name): passes.note,

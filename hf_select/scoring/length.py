@@ -1,4 +1,4 @@
-"""Length: the baseline that every expensive score has to beat, and the column that token budgets count.
+"""Length of a row: a strong baseline, and the column that budgets in tokens are spent in.
 
 Zhao et al. 2024 (arXiv:2402.04833) train on the longest responses; the RDS+ study (arXiv:2503.01807) runs the longest
 rows as a baseline and finds it strong in a pool of 200,000 rows and useless in one of 5.8 million.
@@ -31,7 +31,7 @@ class Length(Scorer):
 
     Args:
         tokenizer: Hub id or path; lengths are then tokens under the model's chat template, and `num_tokens` is added.
-        of: which part is the score: all, prompt, response, or the number of turns.
+        of: part that is measured: all, prompt or response; turns counts the turns.
         chat_template: file of a Jinja template, or its text, in place of the tokenizer's own.
     Reads: the conversation.   Adds: score_length; num_tokens (tokens of the whole row) with a tokenizer.
     Relations: `TopK(..., tokens=N)` spends its budget in `num_tokens`; `Longest` selects by this score.

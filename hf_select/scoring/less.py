@@ -1,10 +1,10 @@
-"""LESS: rows whose training step would lower the loss on the target's examples, by the gradients of an adapter.
+"""LESS: how much a training step on a row would lower the loss on the queries, by gradients of a LoRA adapter.
 
 Xia et al. 2024, "LESS: Selecting Influential Data for Targeted Instruction Tuning" (ICML 2024, arXiv:2402.04333).
 
-Without a projection a row's gradients are compared with the queries' whole, layer by layer, and nothing is stored:
-exact, and for some hundreds of queries of a small adapter the fastest. With one, gradients are vectors of d numbers
-for each checkpoint, which an index keeps (`PoolIndex`, `hf-select index`) for any queries to come.
+Without a projection, full gradients are compared layer by layer and nothing is stored. This is exact, and the fastest
+way for a few hundred queries and a small adapter. With a projection, gradients are vectors of d numbers per
+checkpoint, which a `PoolIndex` (`hf-select index`) stores for any later queries.
 """
 
 from dataclasses import dataclass, fields
@@ -25,7 +25,7 @@ from hf_select.scoring.similarity import Similarity, mean_by_part
 
 @dataclass
 class LESS(Similarity):
-    """How much a step on the row would help the queries: cosine similarity of gradients, summed over checkpoints.
+    """Cosine similarity of a row's gradient to those of the queries, summed over checkpoints.
 
     S[row, task] = max over sub-tasks V of sum_i eta_i cos(mean over v in V of g_i(v), Gamma_i(row))
     s(row, query) = sum_i eta_i cos(g_i(query), Gamma_i(row)), eta_i the learning rates scaled to sum 1
@@ -41,15 +41,15 @@ class LESS(Similarity):
             counts by the length of its gradient; repo averages their cosines s, as the authors' code does.
         text_format: chat is the model's own template; tulu the layout of the authors' code.
         max_length: tokens kept of a row and of a query; a longer one is cut on the right.
-        projection: none compares gradients whole; dense (the published one) and factored (per layer from its two
-            sides, far cheaper for large adapters) compare random projections of them, see features/projection.py.
+        projection: none compares full gradients; dense (the published one) and factored (per layer from its two
+            sides, far cheaper for large adapters) compare random projections, see features/projection.py.
         dimensions: numbers that a projected gradient keeps for each checkpoint; cosines err by about 1/sqrt of it.
         seed: of the projection.
     Reads: the whole conversation; gradients are those of the mean loss of its response tokens.
     Adds: score_less (the largest over tasks), less_query (the query with the largest similarity); score_less_TASK for
         each named task; with per_query less_similarities.
     Raises: ValueError before `fit`; for checkpoints without optimizer state or of another model.
-    Relations: RDSPlus asks the same of hidden states, at a third of the cost and without training.
+    Relations: RDSPlus compares hidden states, at a third of the cost and without training.
     Reference: Xia et al. 2024, arXiv:2402.04333, sections 3 and 4.
     Differs from the authors' code: a row without response tokens has no score; rows share backward passes.
     """
@@ -79,8 +79,8 @@ class LESS(Similarity):
         self.featurizer = None if self.projection == "none" else self._gradients
         self.checkpoints = self._gradients.checkpoints
         self._weights = self._checkpoint_weights()
-        self._asked: list[torch.Tensor] | None = None  # the queries' gradients where the model is
-        self._shares: np.ndarray | None = None  # (checkpoints, q), of the queries' gradients in their means
+        self._query_gradients: list[torch.Tensor] | None = None  # on the device of the model
+        self._shares: np.ndarray | None = None  # (checkpoints, q), see _shares_of_means
 
     def load(self, rank: int | None = None) -> None:
         """Load the models, once."""
@@ -115,15 +115,14 @@ class LESS(Similarity):
         if any(rate is None for rate in rates):
             if len(rates) == 1:
                 return np.ones(1)
-            raise ValueError(
-                "the checkpoints do not say their learning rates (trainer_state.json); give learning_rates."
-            )
+            raise ValueError("the checkpoints have no learning rates (trainer_state.json); give learning_rates.")
         weights = np.array(rates, dtype=np.float64)
         if not np.isfinite(weights).all() or (weights < 0).any() or weights.sum() == 0:
             raise ValueError(f"learning_rates are {list(rates)}; give numbers of at least 0, not all of them 0.")
         return weights / weights.sum()
 
-    # Without a projection a query's vector is its gradients under every checkpoint, a row's the cosines with them.
+    # Without a projection a query's vector is its gradients under every checkpoint, and a row's vector is its cosines
+    # with those.
     def _features(self, rows: list[Conversation], queries: bool) -> list[Feature | BadRow]:
         if self.featurizer is not None:
             return self.featurizer(rows, queries)
@@ -132,18 +131,20 @@ class LESS(Similarity):
         return self._gradients.features(rows, self._compared)
 
     def _compared(self, rows: list[Any], checkpoint: int) -> list[Any]:
-        if self._asked is None:
+        if self._query_gradients is None:
             device = self._gradients.lm.load().device
-            self._asked = [torch.as_tensor(gradients, device=device) for gradients in self.queries_]
-        return self._gradients.cosines(rows, checkpoint, self._asked[checkpoint])
+            self._query_gradients = [torch.as_tensor(gradients, device=device) for gradients in self.queries_]
+        return self._gradients.cosines(rows, checkpoint, self._query_gradients[checkpoint])
 
     def _stacked(self, vectors: list[Any]) -> Any:
-        """(checkpoints, q, P) or, projected, (checkpoints, q, d), float32, in their own lengths."""
+        """(checkpoints, q, P) or, projected, (checkpoints, q, d), float32, not normalised."""
         self._shares = None
         if self.featurizer is not None:
             return self._by_checkpoint(vectors)
-        self._asked = None
-        return np.stack([torch.stack(of_one).float().cpu().numpy() for of_one in zip(*vectors, strict=True)])
+        self._query_gradients = None
+        return np.stack(
+            [torch.stack(of_checkpoint).float().cpu().numpy() for of_checkpoint in zip(*vectors, strict=True)]
+        )
 
     def _compare(self, vectors: list[Any]) -> tuple[np.ndarray, np.ndarray]:
         if self.featurizer is None:
@@ -160,7 +161,7 @@ class LESS(Similarity):
         return similarity, mean_by_part(parts, self.part_of_query_)
 
     def _shares_of_means(self) -> np.ndarray:
-        """(checkpoints, q): length of each query's gradient, in lengths of the mean gradient of its sub-task."""
+        """Length of each query's gradient relative to that of its sub-task's mean gradient, (checkpoints, q)."""
         belongs = (self.part_of_query_ == np.arange(len(self.task_of_part_))[:, None]).astype(np.float32)  # (p, q)
         belongs /= belongs.sum(axis=1, keepdims=True)
         shares = []

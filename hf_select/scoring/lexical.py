@@ -1,10 +1,10 @@
-"""Word overlap with the target: the baselines that need no model and that every expensive score has to beat.
+"""Word overlap with the target: baselines without a model.
 
 TFIDF: cosine similarity of word vectors. DSIR: Xie et al. 2023, "Data Selection for Language Models via Importance
 Resampling" (NeurIPS 2023, arXiv:2302.03169): hashed word n-grams as the feature, importance weight p_target / p_raw.
 
-Both learn from the pool as well as from the queries. Left out of DSIR: its filter on word counts (TopK's bounds do
-that) and the resampling, which is the selector Sample.
+Both learn from the pool and from the queries. Left out of DSIR: its filter on word counts (use the bounds of TopK) and
+the resampling, which is the selector Sample.
 """
 
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ class TFIDF(Similarity):
     Reads: the whole conversation, roles left out.
     Adds: the columns of every scorer with targets: score_tfidf, tfidf_query, score_tfidf_TASK.
     Raises: ValueError before `fit(queries, pool)`, for queries without a word, for a pool without text.
-    Relations: RDSPlus and Embedding ask the same of a model; what does not beat TFIDF adds nothing.
+    Relations: RDSPlus and Embedding compare vectors of a model; they should beat TFIDF.
     Reference: Salton and Buckley 1988, through scikit-learn's TfidfVectorizer.
     """
 
@@ -104,22 +104,22 @@ class TFIDF(Similarity):
 
 @dataclass
 class DSIR(Scorer):
-    """How much likelier the row is in the target than in the pool, by its word n-grams.
+    """Importance weight: how much likelier the row's word n-grams are in the target than in the pool.
 
     log w = sum over n-grams g of the row of log p_target(g) - log p_pool(g), hashed into B buckets; p with add-one
     smoothing over buckets
 
     Args:
-        ngrams: longest run of words; 2 is the paper's (words and pairs).
-        buckets: number of hash buckets; 10,000 is the paper's.
-        per_ngram: divide by the number of n-grams. The paper's sum grows with length, in either direction.
+        ngrams: longest n-gram, in words; the paper uses 2.
+        buckets: number of hash buckets; the paper uses 10,000.
+        per_ngram: divide by the number of n-grams; without it the size of the score grows with length, as published.
     Reads: the whole conversation, roles left out.
     Adds: score_dsir (log importance weight), score_dsir_TASK for each named task; the score is the largest.
     Raises: ValueError before `fit(queries, pool)`.
-    Relations: Sample draws rows with these weights, as the paper does; TopK takes the largest. TFIDF asks for the
-        nearest query, DSIR for the whole target distribution.
+    Relations: Sample draws rows with these weights, as the paper does; TopK takes the largest. TFIDF compares with the
+        nearest query, DSIR with the distribution of all queries.
     Reference: Xie et al. 2023, arXiv:2302.03169, section 3.
-    Differs from the authors' code: another hash function (scikit-learn's) and other words, so other weights.
+    Differs from the authors' code: scikit-learn's hash function and another tokenisation, so the weights differ.
     """
 
     ngrams: int = 2
@@ -218,8 +218,8 @@ class DSIR(Scorer):
         return hashing.transform(texts)
 
     def _ngrams(self, text: str) -> list[str]:
-        found = words(text)
-        return [" ".join(found[i : i + n]) for n in range(1, self.ngrams + 1) for i in range(len(found) - n + 1)]
+        tokens = words(text)
+        return [" ".join(tokens[i : i + n]) for n in range(1, self.ngrams + 1) for i in range(len(tokens) - n + 1)]
 
 
 def _sklearn_text() -> Any:
@@ -237,20 +237,20 @@ def _needed(pool: Dataset | None, name: str) -> Dataset:
 
 
 def _texts(dataset: Dataset, batch_size: int = 1000) -> Iterator[list[str]]:
-    """Texts of the rows that can be read, in batches."""
+    """Texts of the readable rows, in batches."""
     for batch in dataset.iter(batch_size=batch_size):
         yield [text_of(row) for row in readable_rows(conversations(cast(Batch, batch)))]
 
 
 def _hash_of(dataset: Dataset) -> str:
-    """Of the rows that can be read."""
+    """Hash of the readable rows."""
     return hash_of_rows(
         row for batch in dataset.iter(batch_size=1000) for row in readable_rows(conversations(cast(Batch, batch)))
     )
 
 
 def _fitted(vectorizer: Any, pool: Dataset) -> None:
-    layout(pool.column_names)  # what is wrong with the columns is said as such
+    layout(pool.column_names)  # raises if the columns are not those of conversations
     try:
         vectorizer.fit(text for texts in _texts(pool) for text in texts)
     except ValueError as error:

@@ -1,8 +1,8 @@
-"""Perplexity: how surprised a model is by the row, the cheapest score that needs a model.
+"""Perplexity of a row under a model, at one forward pass per row.
 
 As run in the RDS+ study (Ivison et al. 2025, arXiv:2503.01807): the mean token NLL of the whole formatted row under
-the base model. Taking the highest, and taking from just below the top third on ("mid"), are baselines there, and both
-end below random at 200,000 and at 5.8 million rows: treat it as a baseline here too.
+the base model. The rows with the highest scores and those just below the top third ("mid") are baselines there, and
+both are worse than random rows at 200,000 and at 5.8 million rows.
 """
 
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ from hf_select.scoring.scorer import Answer, LMScorer
 
 @dataclass
 class Perplexity(LMScorer):
-    """Mean negative log-likelihood of a row in nats per token: the logarithm of its perplexity, so the same order.
+    """Mean negative log-likelihood of a row in nats per token, which is the logarithm of its perplexity.
 
     nll = -1/N sum_t log p(x_t | x_<t), over the N tokens in scope that have a token before them
 

@@ -1,5 +1,5 @@
-"""Asking a causal LM for a rating: which tokens are the digits, what it gives each of them, and what is cut from a row
-that is too long. SelectIT and DEITA read the same five or six numbers and differ in what they make of them.
+"""Ratings by a causal LM: the tokens of the digits, their probabilities, and how long rows are cut. Shared by SelectIT
+and DEITA.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from hf_select.models.causal_lm import CausalLM
 
 @dataclass
 class RatingText:
-    """A rating prompt around what is rated: only the body may be cut."""
+    """A rating prompt (head and tail) around the text that is rated. Only the body may be cut."""
 
     head: str
     body: str

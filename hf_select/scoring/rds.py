@@ -1,9 +1,9 @@
-"""RDS+: rows whose pooled hidden states lie nearest to those of example queries from the target tasks.
+"""RDS+: similarity of pooled hidden states to those of example queries from the target tasks.
 
 Ivison et al. 2025, "Large-Scale Data Selection for Instruction Tuning" (arXiv:2503.01807), section 3.
 
-Left out: the study's own query sets (give any rows as queries) and its tokenisation of prompt and answer apart for
-some of them; queries are read like rows.
+Left out: the study's query sets (give any rows as queries), and its separate tokenisation of prompt and answer for
+some of them. Queries are encoded like rows.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class RDSPlus(Similarity):
     Adds: score_rds (the largest similarity over all queries), rds_query (which query that is); score_rds_TASK for
         each named task; with per_query rds_similarities.
     Raises: ValueError before `fit`, which takes the queries, and for queries that cannot be used.
-    Relations: Embedding asks the same of a sentence encoder; IFD and SelectIT know no target task.
+    Relations: Embedding compares vectors of a sentence encoder; IFD and SelectIT have no target task.
     Reference: Ivison et al. 2025, arXiv:2503.01807, section 3.1.
     Differs from the authors' code: rows are batched and masked; queries are encoded once, not once a shard.
     """

@@ -1,7 +1,7 @@
 """The reward of a row under a reward model: any sequence-classification model with one output.
 
-That is what `RewardTrainer` and `DemonstrationReward` make and what most reward models on the Hub are. The paper on
-reward learning from demonstrations (Li et al. 2024, arXiv:2405.17888) ranks its own demonstrations by such a reward.
+TRL's `RewardTrainer` and `DemonstrationReward` train such models, and most reward models on the Hub are of this kind.
+The paper on reward learning from demonstrations (Li et al. 2024, arXiv:2405.17888) ranks its demonstrations by one.
 """
 
 import time
@@ -33,7 +33,7 @@ from hf_select.scoring.scorer import Answer, Scorer
 
 @dataclass
 class Reward(Scorer):
-    """The number that a reward model gives to a conversation.
+    """Reward of a conversation under a reward model.
 
     score = the model's one logit for the conversation under its own chat template (without one, under the Tulu layout)
 
@@ -50,7 +50,7 @@ class Reward(Scorer):
     Reads: the whole conversation, which must end with a response.
     Adds: score_reward (higher = better; no unit: only differences under the same model mean something).
     Raises: ValueError if the model is not a reward model.
-    Relations: DEITA asks a causal LM for ratings; this asks a model that was trained on comparisons.
+    Relations: DEITA asks a causal LM for ratings; a reward model was trained on comparisons.
     Reference: Li et al. 2024, arXiv:2405.17888, whose data were the top rows of a set by reward. Their code for it is
         not published.
     """

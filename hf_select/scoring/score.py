@@ -1,12 +1,12 @@
-"""`score`: a scorer over a whole dataset, in chunks that are written whole or not at all and never scored twice.
+"""`score` runs a scorer over a whole dataset, in chunks that are written atomically and never scored twice.
 
 output_dir/
-  manifest.json                what is scored by what; a run with other rows or settings is refused
+  manifest.json                the rows and the scorer; a run with other rows or settings raises an error
   scored/part-00000.parquet    the rows of a chunk with row_id and their scores
   scores.parquet               row_id and the score columns of all rows, written at the end
-  summary.json                 counts, reasons, cost of the pass; of an index and of what came before beside it
+  summary.json                 counts, reasons, and costs: of the pass, of the index, of what came before
 
-With an index (features/store.py) the vectors of the rows are read from it and no model runs over the pool.
+With an index (features/store.py) the vectors of the rows are read from disk, and no model runs over the pool.
 """
 
 import json
@@ -29,39 +29,41 @@ from hf_select.data.conversation import conversations
 from hf_select.data.exact_json import columns_of
 from hf_select.data.rows import Pool, Stream, readable
 from hf_select.data.scores import read_scored
+from hf_select.features.store import PoolIndex
 from hf_select.jobs.chunked_job import ChunkedJob, WhenRunning
 from hf_select.jobs.run_folder import identity_of
 from hf_select.models.template_day import began_on
+from hf_select.scoring.scorer import Scorer
 from hf_select.validation import check_choice
 
 
 def score(
     dataset: Dataset | IterableDataset,
-    scorer: Any,
+    scorer: Scorer,
     output_dir: str | os.PathLike,
     *,
     chunk_rows: int = 1000,
     bad_rows: Literal["error", "null"] = "error",
     source: str | None = None,
-    index: Any = None,
+    index: PoolIndex | None = None,
     when_running: WhenRunning = "refuse",
 ) -> Dataset:
     """Score every row and return the dataset with the scorer's columns and `row_id`.
 
-    Called in every process of `accelerate launch` (or torchrun, or srun on a shared file system) the processes share
-    the chunks. A killed run is continued by the same call with any number of processes: finished chunks are kept.
-    Rows that have no `row_id` get their number.
+    In the processes of `accelerate launch` (or torchrun, or srun on a shared file system) each call does a part of the
+    chunks. The same call resumes a killed run with any number of processes; finished chunks are kept. Rows without a
+    `row_id` get their number.
 
     Args:
-        dataset: rows, or a stream of them, of which each process holds one chunk in memory.
-        chunk_rows: rows that are scored and written together; at most this much work is lost with a killed process.
-        bad_rows: what a row that is no conversation means. error: stop before anything is scored (in a stream: at its
-            chunk) and name the first ones; null: give them no score and the reason.
+        dataset: rows. Of a streaming dataset, each process holds one chunk in memory.
+        chunk_rows: rows that are scored and written together; a killed process loses at most one chunk.
+        bad_rows: what to do with rows that are not conversations. error: raise before any row is scored (with a
+            streaming dataset: at their chunk); null: leave them without a score and give the reason.
         source: where the rows came from, for the manifest.
-        index: a PoolIndex of these rows, for a scorer that compares vectors; they are read in place of encoding.
-        when_running: what to do if another job is at work in output_dir: refuse, or join it.
-    Raises: ValueError if output_dir holds scores of another pool or other settings, or if the index was made of other
-        rows, by another model or by other settings.
+        index: a PoolIndex of these rows, for a scorer that compares vectors, which are then read from it.
+        when_running: what to do if another job is running in output_dir: refuse, or join it.
+    Raises: ValueError if output_dir holds scores of other rows or settings, or if the index was made of other rows, by
+        another model or with other settings.
     """
     stream = isinstance(dataset, IterableDataset)
     if not stream and not isinstance(dataset, Dataset):
@@ -97,8 +99,8 @@ def score(
 
 
 def whole_cost(output_dir: str | os.PathLike) -> dict[str, float]:
-    """What the scores of a finished run cost in all, from nothing: flops (none where no model is counted) and seconds
-    of the pass over the rows, of the index that it read and of what came before the first row."""
+    """Total cost of the scores of a finished run, in seconds and (if a model ran) FLOPs: of the pass over the rows, of
+    the index that it read and of what came before the first row."""
     summary = json.loads((Path(output_dir).expanduser() / "summary.json").read_text(encoding="utf-8"))
     costs = [summary["cost"], summary.get("index_cost", {}), *summary.get("preparation_cost", {}).values()]
     return {name: sum(cost.get(name, 0.0) for cost in costs) for name in ("flops", "seconds") if name in costs[0]}
@@ -108,7 +110,13 @@ def whole_cost(output_dir: str | os.PathLike) -> dict[str, float]:
 
 
 def _write_part(
-    path: Path, first_row: int, rows: Dataset, scorer: Any, index: Any, bad_rows: str, source: str | None
+    path: Path,
+    first_row: int,
+    rows: Dataset,
+    scorer: Scorer,
+    index: PoolIndex | None,
+    bad_rows: str,
+    source: str | None,
 ) -> dict[str, float]:
     read = readable(rows)
     before, batch = scorer.usage(), columns_of(read.with_format("arrow")[:], read.features)
@@ -127,8 +135,8 @@ def _write_part(
     return {name: value - before.get(name, 0) for name, value in scorer.usage().items()}
 
 
-def _finish(job: ChunkedJob, scorer: Any, index: Any) -> None:
-    """Put the scores together, a part at a time: what stays in memory is a number a row."""
+def _finish(job: ChunkedJob, scorer: Scorer, index: PoolIndex | None) -> None:
+    """Write scores.parquet and the summary, one part at a time; only one number per row stays in memory."""
     column = columns.score_column(scorer.name)
     cost, reasons, notes = Counter(), Counter(), Counter()
     values: list[np.ndarray] = []
@@ -142,8 +150,8 @@ def _finish(job: ChunkedJob, scorer: Any, index: Any) -> None:
             writer.write_table(scores)
             rows += len(scores)
             values.append(scores[column].drop_null().to_numpy())
-            said = scores[columns.reason_column(column)].to_pylist()
-            for reason, has_score in zip(said, scores[column].is_valid().to_pylist(), strict=True):
+            reason_of_row = scores[columns.reason_column(column)].to_pylist()
+            for reason, has_score in zip(reason_of_row, scores[column].is_valid().to_pylist(), strict=True):
                 if reason or not has_score:
                     (notes if has_score else reasons)[reason] += 1
         cast(Any, writer).close()
@@ -167,7 +175,7 @@ def _finish(job: ChunkedJob, scorer: Any, index: Any) -> None:
 
 
 def _refuse_bad_rows(dataset: Dataset, source: str | None, first_row: int = 0) -> None:
-    """Read every row once, before a model is loaded: hours later is too late to learn of row 17."""
+    """Raise if a row is not a conversation. This reads every row once, before a model is loaded."""
     bad: list[tuple[int, BadRow]] = []
     texts = readable(dataset)
     for start in range(0, len(dataset), 1000):

@@ -1,10 +1,10 @@
-"""SelectIT: a model rates each row, and its own uncertainty corrects the rating.
+"""SelectIT: a model rates each row, and the rating is lowered by the model's uncertainty.
 
 Liu et al. 2024, "SelectIT: Selective Instruction Tuning for LLMs via Uncertainty-Aware Self-Reflection" (NeurIPS 2024,
 arXiv:2402.16705). Three nested levels: token (one rating prompt), sentence (K prompts), model (several models).
 
-Left out: nothing of the method. The authors' rating prompts carry no licence and are not here: `rating_prompts` takes
-the path of their file, the defaults are our own words.
+Nothing of the method is left out. The authors' rating prompts have no licence, so this package does not contain them:
+`rating_prompts` takes the path of their file.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,7 +43,7 @@ RATING_PROMPTS = (
 )
 
 
-# What follows every row in all scripts of the authors. The rating is predicted right after the line break.
+# Follows every row in the authors' scripts. The rating is predicted after the line break.
 ANSWER = "The answer is: \n"
 
 
@@ -128,7 +128,7 @@ class SelectIT(Scorer):
         published.
     Adds: score_selectit (float; higher = better); with details also selectit_ratings and selectit_uncertainty.
     Raises: ValueError if the tokenizer has no single token for each rating.
-    Relations: IFD asks how much the prompt helps the response; SelectIT asks the model outright, at K passes a row.
+    Relations: IFD measures how much the prompt helps the response; SelectIT asks for a rating, at K passes a row.
     Reference: Liu et al. 2024, arXiv:2402.16705, Eq. 2 to 5.
     Differs from the authors' code: no row is lost, any tokenizer, ties go to the lower row.
     """
@@ -155,7 +155,7 @@ class SelectIT(Scorer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 2 <= self.k <= 9:  # one rating says nothing, and 10 starts with the token of 1
+        if not 2 <= self.k <= 9:  # a single rating carries no information, and 10 starts with the token of 1
             raise ValueError(f"k is {self.k}; it is the highest rating and must lie between 2 and 9.")
         if self.alpha < 0:
             raise ValueError(f"alpha is {self.alpha}; it weighs a spread and cannot be negative.")
@@ -190,7 +190,7 @@ class SelectIT(Scorer):
         }
 
     def _pickled(self) -> dict[str, object]:
-        # A prompt file that was edited is another scorer; CausalLM adds the stamps of the model's files.
+        # The prompts themselves, so that an edited prompt file gives another identity.
         models = self._models if isinstance(self.model, list) else self._models[0]
         return {**self.settings(), "model": models, "rating_prompts": self._prompts}
 

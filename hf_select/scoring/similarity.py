@@ -1,5 +1,4 @@
-"""Cosine similarity of rows to queries, written once for every featurizer: by task, and by query without keeping
-n x queries."""
+"""Cosine similarity of rows to queries: the base of all scorers with targets that compare vectors."""
 
 import json
 from collections import Counter
@@ -39,14 +38,15 @@ def mean_by_part(similarities: np.ndarray, part_of_query: np.ndarray) -> np.ndar
 
 @dataclass
 class BestRows:
-    """The m rows most similar to each query, over a stream of blocks: memory q x m, whatever the number of rows.
+    """The m rows most similar to each query, updated block by block in memory of q x m numbers.
 
-    Equal similarities keep the lower row first, as the reference's stable sort does. NaN (no vector) is never taken.
+    Of equal similarities the lower row comes first, as in the stable sort of the authors' code. NaN (no vector) is
+    never taken.
     """
 
     num_queries: int
     m: int
-    rows: np.ndarray = field(init=False)  # (q, m), best first; -1 where fewer rows came
+    rows: np.ndarray = field(init=False)  # (q, m), best first; -1 where there are fewer than m rows
     similarities: np.ndarray = field(init=False)  # (q, m)
 
     def __post_init__(self) -> None:
@@ -54,18 +54,18 @@ class BestRows:
         self.similarities = np.full((self.num_queries, self.m), -np.inf, dtype=np.float32)
 
     def update(self, block: np.ndarray, first_row: int) -> None:
-        """Take in similarities (n, q) of the rows from `first_row` on; blocks come in row order."""
+        """Add similarities (n, q) of the rows from `first_row` on. Blocks must be in row order."""
         block = block.T  # (q, n)
         for query in np.flatnonzero((block > self.similarities[:, -1:]).any(axis=1)):
             better = np.flatnonzero(block[query] > self.similarities[query, -1])
-            if len(better) > self.m:  # strictly better than the m-th of the block, then its ties in row order
+            if len(better) > self.m:  # those above the m-th of the block, then its ties in row order
                 cut = np.partition(block[query, better], -self.m)[-self.m]
                 above = better[block[query, better] > cut]
                 ties = better[block[query, better] == cut][: self.m - len(above)]
                 better = np.sort(np.concatenate([above, ties]))
             values = np.concatenate([self.similarities[query], block[query, better]])
             rows = np.concatenate([self.rows[query], better + first_row])
-            order = np.argsort(-values, kind="stable")[: self.m]  # earlier rows stand first in the concatenation
+            order = np.argsort(-values, kind="stable")[: self.m]  # earlier rows come first in the concatenation
             self.similarities[query], self.rows[query] = values[order], rows[order]
 
 
@@ -75,13 +75,13 @@ class BestRows:
 
 @dataclass
 class Similarity(Scorer):
-    """A scorer with targets: cosine similarity of a row to its nearest query. A subclass says what a vector is.
+    """Cosine similarity of a row to its nearest query. A subclass sets `featurizer` or overrides `_features`.
 
     Args:
-        per_query: also keep the similarity to every query, which round robin over queries reads (4 bytes a query and
+        per_query: also add the similarity to every query, which round robin over queries reads (4 bytes per query and
             row).
-        query_overlap: rows that repeat a query, which make a selection look better than it is: report scores them and
-            says so in the reason column, null leaves them without a score.
+        query_overlap: what to do with rows that repeat a query, which make a selection look better than it is. report:
+            score them, with a note in the reason column; null: leave them without a score.
     """
 
     per_query: bool = field(default=False, kw_only=True)
@@ -95,7 +95,7 @@ class Similarity(Scorer):
         super().__post_init__()
         self.queries_: Any = None  # (q, d), rows of length 1
         self.tasks_: list[str] = []
-        self.named_tasks_: list[str] = []  # those that have a score column each: all, unless the queries have no name
+        self.named_tasks_: list[str] = []  # tasks with a score column of their own: all, unless no task was named
         self.task_of_query_: np.ndarray = np.empty(0, dtype=np.int64)  # (q,)
         self.part_of_query_: np.ndarray = np.empty(0, dtype=np.int64)  # (q,)
         self.task_of_part_: np.ndarray = np.empty(0, dtype=np.int64)  # (p,)
@@ -185,15 +185,18 @@ class Similarity(Scorer):
         return {**super().__getstate__(), **{name: getattr(self, name) for name in names}}
 
     def identity(self) -> dict[str, object]:
-        """With the texts of the queries, not their vectors: those differ in their last bits from batch to batch and
-        from device to device."""
+        """Everything that the scores depend on. The queries count by their texts, since the last bits of their vectors
+        differ between batches and devices."""
         return {**super().identity(), "queries": self.queries_hash_}
 
     def similarities(
         self, rows: list[Conversation | BadRow], stored: Sequence[Feature | BadRow] | None = None
     ) -> tuple[np.ndarray, list[Feature | BadRow]]:
-        """Cosine similarity of each row to every query, (n, q) float32 with NaN for a row that has no vector
-        or is left out because it repeats a query. `stored` vectors of an index spare the encoding."""
+        """(cosine similarity of each row to every query (n, q) float32, the vectors or why a row has none).
+
+        The similarities of a row without a vector, or left out because it repeats a query, are NaN. `stored` vectors
+        of an index are used in place of encoding the rows.
+        """
         similarity, _, features = self._similarities(rows, stored)
         return similarity, features
 
@@ -228,8 +231,8 @@ class Similarity(Scorer):
         return self._columns(self._answers(conversations(batch), vectors))
 
     def best_rows(self, dataset: Any, m: int, batch_size: int = 1000, index: Any = None) -> BestRows:
-        """Each query's m most similar rows, in one pass over the dataset that keeps q x m numbers and no vectors.
-        With a PoolIndex of the dataset its vectors are read in place of encoding."""
+        """The m rows most similar to each query, in one pass over the dataset that keeps q x m numbers and no vectors.
+        With a PoolIndex of the dataset, its vectors are read in place of encoding the rows."""
         if m < 1 or self.queries_ is None:
             raise ValueError(f"m is {m}; give at least 1." if m < 1 else "call fit(queries) first.")
         if index is not None:
@@ -263,7 +266,7 @@ class Similarity(Scorer):
             answer[f"{self.name}_similarities"] = similarity.tolist()
         return answer
 
-    # How queries are kept and rows compared with them; words have sparse vectors, gradients are compared elsewhere.
+    # Overridden where vectors are sparse (words), or full gradients that are compared on the device.
     def _stacked(self, vectors: list[Any]) -> Any:
         return unit(np.stack(vectors))
 
@@ -281,7 +284,7 @@ class Similarity(Scorer):
         return rows @ self.queries_.T
 
     def _parts(self, rows: Any, subtask_column: str | None, before: int) -> list[Any]:
-        """For each query of a task the part of the task that it belongs to."""
+        """The sub-task of each query of a task."""
         if subtask_column is None:
             return [before + i if self.default_subtask_per_query else 0 for i in range(len(rows))]
         if subtask_column not in rows.column_names:
@@ -304,21 +307,21 @@ class Similarity(Scorer):
         return columns.score_column(f"{self.name}_{task}")
 
 
-def names_of_tasks(queries: Any, task_column: str | None, tasks: list[str]) -> list[str]:
-    """The tasks of `by_task`, or none if the caller named none: one dataset without a task column."""
+def names_of_tasks(queries: Queries, task_column: str | None, tasks: list[str]) -> list[str]:
+    """The tasks of `by_task` if the caller named them, else none: for one dataset without a task column."""
     return tasks if isinstance(queries, Mapping) or task_column is not None else []
 
 
 def hash_of_rows(rows: Iterable[Conversation], more: list[Any] | None = None) -> str:
-    """Hash of all that conversations say, and of anything else that JSON can write."""
+    """Hash of conversations, and of further values that JSON can hold."""
     digest = xxhash.xxh3_128(json.dumps([list(part) for part in more or []]).encode())
     for row in rows:
         digest.update(json.dumps(vars(row), sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 
-def by_task(queries: Any, task_column: str | None) -> dict[str, Any]:
-    """Queries as task -> dataset, in the order in which the tasks are met."""
+def by_task(queries: Queries, task_column: str | None) -> dict[str, Dataset]:
+    """Queries as task -> dataset, in order of first appearance."""
     if isinstance(queries, Mapping):
         if task_column is not None:
             raise ValueError("give either a mapping from task to queries or task_column, not both.")
