@@ -362,7 +362,7 @@ def test_deepspeeds_pieces_are_refused_with_the_cure(model_path, checkpoints, qu
     shutil.copytree(checkpoints[0], folder)
     (folder / "optimizer.pt").unlink()
     (folder / "global_step5").mkdir()
-    with pytest.raises(ValueError, match="in files of DeepSpeed.*form=sgd"):
+    with pytest.raises(ValueError, match="in DeepSpeed files.*form=sgd"):
         LESS(model_path, [str(folder)]).fit(queries)
 
 
