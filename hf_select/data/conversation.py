@@ -20,15 +20,19 @@ chat template, see `chat_template.py`. A model without a template gets FALLBACK_
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from datasets.formatting.formatting import LazyBatch
+
 from hf_select.data.bad_rows import BadRow
 from hf_select.data.chat_template import REASONING, TRAIN_FLAGS, counts, refuse_surrogates
+from hf_select.data.exact_json import WrittenObject, columns_of, loads_marked
 
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+
 
 # ShareGPT speakers as found in public sets; anything else is refused, since a guess would move a response mask.
 SHAREGPT_ROLES = {
@@ -96,17 +100,35 @@ def conversations(batch: Mapping[str, Any]) -> list["Conversation | BadRow"]:
     """
     names = list(getattr(batch, "column_names", batch))
     read = _LAYOUTS[layout(names)]
-    columns = {name: _plain(batch[name]) for name in names if name in READ_COLUMNS}
+    columns = {name: _column(batch, name) for name in names if name in READ_COLUMNS}
     rows: list[Conversation | BadRow] = []
     for values in zip(*columns.values(), strict=True):
         try:
-            row = read(dict(zip(columns, values, strict=True)))
+            row = _read(read, dict(zip(columns, values, strict=True)))
             for text in (row.text or "", *(message["content"] for message in row.messages)):
                 refuse_surrogates(text)
             rows.append(row)
         except BadRow as reason:
             rows.append(reason)
     return rows
+
+
+def _read(read: Callable[[dict[str, Any]], Conversation], row: dict[str, Any]) -> Conversation:
+    settings = without_nulls(row.get("chat_template_kwargs"))
+    if settings and settings != "{}":
+        raise BadRow(
+            f"chat_template_kwargs is {settings}, which only TRL's trainers apply; put its effect into the chat "
+            "template and leave out the column"
+        )
+    return read(row)
+
+
+def _column(batch: Any, name: str) -> list[Any]:
+    """A column as Python values. Of a batch of Dataset.map it is decoded from its table, since `datasets` does not
+    decode JSON exactly."""
+    if isinstance(batch, LazyBatch) and name in batch.keys_to_format:
+        return columns_of(batch.pa_table.select([name]), batch.formatter.features)[name]
+    return _plain(batch[name])
 
 
 def _plain(value: Any) -> Any:
@@ -153,12 +175,27 @@ def _prompt_completion(row: dict[str, Any]) -> Conversation:
     for name in ("prompt", "completion"):
         if row[name] is None:
             raise BadRow(f"{name} is null")
+    if isinstance(prompt, str) and isinstance(completion, str):
+        parsed = _messages_of_text(prompt), _messages_of_text(completion)
+        if all(parsed):
+            prompt, completion = parsed
     if isinstance(prompt, list) != isinstance(completion, list):
         one = "prompt" if isinstance(prompt, list) else "completion"
         raise BadRow(f"{one} is list, not text; give prompt and completion both as text or both as lists of messages")
     if isinstance(prompt, list):
         return Conversation(_chat([*prompt, *completion], "prompt + completion"), _tools(row.get("tools")))
     return _pair(_string(prompt, "prompt"), _string(completion, "completion"), row)
+
+
+def _messages_of_text(text: str) -> list[Any]:
+    """The messages of which a text is the JSON; [] for any other text."""
+    if not text.lstrip().startswith("["):
+        return []
+    try:
+        value = loads_marked(text)
+    except json.JSONDecodeError:
+        return []
+    return value if all(isinstance(item, dict) and item.get("role") in ROLES for item in value) else []
 
 
 def _alpaca(row: dict[str, Any]) -> Conversation:
@@ -245,7 +282,9 @@ def _message(message: Any, where: str) -> dict[str, Any]:
         raise BadRow(f'unknown role "{message["role"]}" (known: {", ".join(ROLES)})')
     if len(message) == 2 and isinstance(message.get("content"), str):  # most are; nothing is to be changed
         return message
-    message = without_nulls(message)
+    message = {key: without_nulls(value) for key, value in message.items() if value is not None}
+    if isinstance(message.get("tool_calls"), list):
+        message["tool_calls"] = [_call(call) for call in message["tool_calls"]]
     content = message.get("content")
     if isinstance(content, list):  # parts, as OpenAI writes them
         if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
@@ -296,8 +335,21 @@ def _tools(tools: Any) -> list[dict[str, Any]] | None:
     return without_nulls(tools) or None
 
 
+def _call(call: Any) -> Any:
+    """A tool call without null keys of its own and of its function; nulls within its arguments stay."""
+    if not isinstance(call, dict):
+        return call
+    call = {key: value for key, value in call.items() if value is not None}
+    if isinstance(call.get("function"), dict):
+        call["function"] = {key: value for key, value in call["function"].items() if value is not None}
+    return call
+
+
 def without_nulls(value: Any) -> Any:
-    """Arrow gives every struct all keys of its column; a key that is null was not in the row."""
+    """A value without the null keys that an Arrow struct has because other rows have them. Objects that were decoded
+    from JSON keep their nulls: their author wrote them."""
+    if isinstance(value, WrittenObject):
+        return value
     if isinstance(value, dict):
         return {key: without_nulls(item) for key, item in value.items() if item is not None}
     return [without_nulls(item) for item in value] if isinstance(value, list) else value
@@ -313,7 +365,7 @@ def _string(value: Any, where: str) -> str:
 
 def _json(value: str, where: str) -> Any:
     try:
-        return json.loads(value)
+        return loads_marked(value)
     except json.JSONDecodeError:
         raise BadRow(f"{where} is not valid JSON") from None
 
@@ -334,7 +386,8 @@ _NEEDED = {
 }
 # The only columns that reading a row looks at: what `score` keeps of a row in memory.
 READ_COLUMNS = sorted(
-    {name for needed in _NEEDED.values() for name in needed} | {"history", "input", "system", "tools"}
+    {name for needed in _NEEDED.values() for name in needed}
+    | {"chat_template_kwargs", "history", "input", "system", "tools"}
 )
 
 

@@ -36,6 +36,10 @@ def _integer(text: str) -> int | float:
     return _number(text) if text == "-0" else int(text)
 
 
+class WrittenObject(dict[str, Any]):
+    """A JSON object with the keys that its author wrote; an Arrow struct also has null keys of other rows."""
+
+
 class RepeatedKey(ValueError):
     """An object that has a key twice, of which Python would keep the last."""
 
@@ -49,6 +53,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _decode = json.JSONDecoder(parse_float=_number, parse_int=_integer).decode
+_decode_marked = json.JSONDecoder(parse_float=_number, parse_int=_integer, object_hook=WrittenObject).decode
 _decode_strictly = json.JSONDecoder(parse_float=_number, parse_int=_integer, object_pairs_hook=_distinct).decode
 
 
@@ -58,6 +63,11 @@ def loads(text: str, *, distinct_keys: bool = False) -> Any:
     Raises: json.JSONDecodeError; RepeatedKey if keys are to be distinct and are not.
     """
     return _decode_strictly(text) if distinct_keys else _decode(text)
+
+
+def loads_marked(text: str) -> Any:
+    """`loads` with its objects as `WrittenObject`."""
+    return _decode_marked(text)
 
 
 def _plain(value: Any) -> Any:
@@ -93,25 +103,25 @@ def _has_spelling(value: Any) -> bool:
 
 
 def columns_of(table: pa.Table, features: Any, drop_filled: bool = False) -> dict[str, list[Any]]:
-    """The columns of an Arrow table as Python values, `Json` ones decoded exactly.
+    """The columns of an Arrow table as Python values, those of type `Json` decoded exactly, with `WrittenObject`s.
 
     Args:
         features: of the dataset that the table is from.
         drop_filled: leave out keys of nested objects that are null in a struct, which has the keys of all its rows
-            and fills in those that a row lacks. What stands in a `Json` column is as it was written.
+            and fills in those that a row lacks. Objects of a `Json` column stay as they were written.
     """
-    found = {}
+    decoded = {}
     for name in table.column_names:
         decode = _decoder(features[name], drop_filled)
         values = table[name].to_pylist()
-        found[name] = values if decode is None else [None if value is None else decode(value) for value in values]
-    return found
+        decoded[name] = values if decode is None else [None if value is None else decode(value) for value in values]
+    return decoded
 
 
 def _decoder(feature: Any, drop_filled: bool) -> Callable[[Any], Any] | None:
-    """What turns a value that is not null into the one that was written; None if it is that already."""
+    """A function from a stored value that is not null to the one that was written; None if they are the same."""
     if isinstance(feature, Json):
-        return loads
+        return loads_marked
     if isinstance(feature, (List, LargeList, list)):
         decode = _decoder(feature[0] if isinstance(feature, list) else feature.feature, drop_filled)
         return decode and (lambda items: [None if item is None else decode(item) for item in items])

@@ -9,6 +9,8 @@ from hf_select.data.bad_rows import BadRow
 from hf_select.data.chat_template import FALLBACK_TEMPLATE
 from hf_select.data.conversation import Conversation, conversations, layout
 from hf_select.data.encoding import encode, encode_all
+from hf_select.data.exact_json import columns_of
+from hf_select.data.loading import read_dataset
 
 
 CHATML_MARKED = (
@@ -35,6 +37,8 @@ def one(**row):
         {"messages": json.dumps([USER, REPLY])},
         {"prompt": "Name a tool.", "completion": "A saw."},
         {"prompt": [USER], "completion": [REPLY]},
+        {"prompt": json.dumps([USER]), "completion": json.dumps([REPLY])},
+        {"messages": [USER, REPLY], "chat_template_kwargs": {"enable_thinking": None}},
         {"instruction": "Name a tool.", "input": "", "output": "A saw."},
         {"instruction": "Name a tool.", "input": None, "output": "A saw."},
         {"instruction": "Name a tool.", "output": "A saw."},
@@ -135,6 +139,7 @@ def test_plain_text_has_no_roles():
         ({"messages": [USER, {**REPLY, "tool_calls": [{"id": "a"}]}]}, r"tool_calls\[0\] is not a call"),
         ({"messages": [USER, REPLY], "tools": "{"}, "tools is not valid JSON"),
         ({"text": None}, "text is null"),
+        ({"messages": [USER, REPLY], "chat_template_kwargs": {"enable_thinking": False}}, "which only TRL's trainers"),
     ],
 )
 def test_a_broken_row_says_why_and_leaves_its_neighbour_alone(row, reason):
@@ -230,6 +235,44 @@ def test_keys_that_arrow_filled_in_are_dropped_at_any_depth():
     )
     assert row.messages[1]["tool_calls"][0]["function"]["arguments"] == {"city": "x"}
     assert row.tools == [{"name": "f", "parameters": {"city": {"type": "string"}}}]
+
+
+@pytest.mark.parametrize(("prompt", "completion"), [("[1]", "[2]"), ("[]", "[]"), ('[{"role": "user"}]', "A saw.")])
+def test_text_that_is_not_all_messages_stays_text(prompt, completion):
+    assert [message["content"] for message in one(prompt=prompt, completion=completion).messages] == [
+        prompt,
+        completion,
+    ]
+
+
+def test_nulls_that_an_author_wrote_stay_and_those_of_arrow_go(tmp_path):
+    """Arguments as text and as objects are one call, in `map` as in a pass over the table that `score` makes."""
+
+    def row(as_text, **arguments):
+        function = {"name": "find", "arguments": json.dumps(arguments) if as_text else arguments}
+        schema = {"type": "object", "properties": {"unit": {"default": None}}}
+        tools = [{"type": "function", "function": {"name": "find", "parameters": schema}}]
+        call = {"type": "function", "function": function}
+        messages = [USER, {"role": "assistant", "content": None, "tool_calls": [call]}]
+        return {"messages": messages, "tools": json.dumps(tools) if as_text else tools}
+
+    asked = [{"lake": "Inari", "unit": None}, {"depth": 7}]
+    for as_text, name in ((True, "text"), (False, "objects")):
+        lines = [json.dumps(row(as_text, **arguments)) for arguments in asked]
+        lines.append(json.dumps({"messages": [USER, {**REPLY, "train": True}], "tools": None}))
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    found = []
+    for name in ("text", "objects"):
+        dataset = read_dataset(str(tmp_path / f"{name}.jsonl"))
+        found.append(conversations(columns_of(dataset.with_format("arrow")[:], dataset.features)))
+        seen = []
+        dataset.map(lambda batch, seen=seen: seen.append(conversations(batch)) or {}, batched=True)
+        found += seen[-1:]
+    calls = [[row.messages[1]["tool_calls"][0]["function"]["arguments"] for row in rows[:2]] for rows in found]
+    assert [[json.loads(each) for each in some] for some in calls[:2]] == calls[2:] == [asked] * 2
+    for rows in found:
+        assert rows[0].tools[0]["function"]["parameters"]["properties"] == {"unit": {"default": None}}
+        assert rows[2] == Conversation([USER, {**REPLY, "train": True}])
 
 
 def test_a_base_model_without_template_gets_the_documented_one(tokenizer, monkeypatch):
