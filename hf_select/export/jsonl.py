@@ -76,7 +76,7 @@ def _write_jsonl(subset: "Dataset", file: Path) -> tuple[bool, bool]:
     plain = True
     has_tools = False
     with atomic_path(file) as temporary, temporary.open("w", encoding="utf-8", newline="") as out:
-        for row in _rows(subset):
+        for row in _exported_rows(subset):
             tools = row.get("tools")
             plain &= "text" in row or (tools is None and is_plain(row["messages"]))
             has_tools |= tools is not None
@@ -87,7 +87,7 @@ def _write_jsonl(subset: "Dataset", file: Path) -> tuple[bool, bool]:
 def _write_for_llama_factory(subset: "Dataset", file: Path) -> None:
     left_out: Counter[str] = Counter()
     with atomic_path(file) as temporary, temporary.open("w", encoding="utf-8", newline="") as out:
-        for row in _rows(subset):
+        for row in _exported_rows(subset):
             try:
                 out.write(dumps(sharegpt_row(row["messages"], row.get("tools"))) + "\n")
             except NotExpressible as reason:
@@ -100,7 +100,7 @@ def _write_for_llama_factory(subset: "Dataset", file: Path) -> None:
         )
 
 
-def _rows(subset: "Dataset") -> Iterator[dict[str, Any]]:
+def _exported_rows(subset: "Dataset") -> Iterator[dict[str, Any]]:
     """Each row as it is written: `text`, or `messages` and, where it has some, `tools`."""
     names = readable_columns(subset.column_names)
     read = subset.select_columns(names).with_format("arrow")

@@ -55,7 +55,7 @@ def sharegpt_row(messages: list[dict[str, Any]], tools: str | None) -> dict[str,
 def _turn(message: dict[str, Any]) -> dict[str, str]:
     if not counts(message):
         raise NotExpressible("a response that is not to be trained on")
-    text = "".join(_texts(message.get("content")))
+    text = "".join(_text_parts(message.get("content")))
     reasoning = message.get("reasoning_content") or message.get("reasoning") or message.get("thinking")
     before = f"<think>\n{reasoning}\n</think>\n\n" if reasoning else ""
     if not message.get("tool_calls"):
@@ -65,7 +65,7 @@ def _turn(message: dict[str, Any]) -> dict[str, str]:
     return {"from": "function_call", "value": before + value}
 
 
-def _texts(content: object) -> Iterator[str]:
+def _text_parts(content: object) -> Iterator[str]:
     if isinstance(content, str):
         yield content
     for part in content if isinstance(content, list) else ():

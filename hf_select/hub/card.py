@@ -58,11 +58,11 @@ def selection_card(
         base_model=[model.name for model in provenance.models if model.on_hub] or None,
     )
     revision = f" at revision `{source.revision}`" if source.revision else ""
-    by_scores = f" on the scores {', '.join(scorers)}" if scorers else ""
+    scored = f"scored with {', '.join(scorers)} and " if scorers else ""
     summary = (
-        f"{rows['selected']:,} of the {rows['pool']:,} rows of {dataset_link(source)}{revision}, selected by "
-        f"{selectors}{by_scores}. The column `selection_reason` says why each row was selected. The config `scores` "
-        "has the scores of every row of the pool, selected or not."
+        f"{rows['selected']:,} of the {rows['pool']:,} rows of {dataset_link(source)}{revision}, "
+        f"{scored}selected by {selectors}. The column `selection_reason` says why each row was selected. The config "
+        "`scores` has the scores of every row of the pool, selected or not."
     )
     sections = report_sections(numbers, list(pictures))
     parts = [
@@ -70,7 +70,7 @@ def selection_card(
         summary,
         *([_origin_text(source.origin)] if source.origin else []),
         usage_section(repo_id, layout, has_scores=True),
-        _method_section(numbers, provenance.steps),
+        _selection_steps_section(numbers, provenance.steps),
         *(section_text(sections[name], pictures) for name in _SECTIONS if name in sections),
         *([_change_section(changes)] if changes else []),
         _reproduction_section(repo_id, source, has_recipe),
@@ -95,7 +95,7 @@ def _origin_text(origin: Origin) -> str:
     return f"The rows of the source are {kinds[origin.kind]}{by}; `provenance.json` has the settings."
 
 
-def _method_section(numbers: SelectionNumbers, steps: Sequence[Step]) -> str:
+def _selection_steps_section(numbers: SelectionNumbers, steps: Sequence[Step]) -> str:
     parts = ["## How it was selected", table_text(*step_table(numbers.steps))]
     scorers = [step for step in steps if step.scorer is not None]
     if scorers:
@@ -152,8 +152,12 @@ def _limitations(numbers: SelectionNumbers) -> list[str]:
         "part of a score.",
         "This card does not show that training on this subset is better than training on a random subset of the same "
         "size.",
-        *([f"{unscored:,} rows of the pool have no score and could not be selected."] if unscored else []),
+        *([f"{_rows_have(unscored)} no score and could not be selected."] if unscored else []),
     ]
+
+
+def _rows_have(count: int) -> str:
+    return "1 row of the pool has" if count == 1 else f"{count:,} rows of the pool have"
 
 
 def _papers(numbers: SelectionNumbers, steps: Sequence[Step]) -> list[Paper]:

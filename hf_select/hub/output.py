@@ -143,25 +143,25 @@ def push_output(
         ConnectionError if the Hub cannot be reached.
     """
     check_repo_id(repo_id)
-    found = output if isinstance(output, Output) else find_output(output)
-    if found is None:
+    run = output if isinstance(output, Output) else find_output(output)
+    if run is None:
         raise ValueError(f'"{output}" is not an output of hf-select generate or mix; give its folder.')
-    schema, num_rows = pq.read_schema(found.rows), pq.read_metadata(found.rows).num_rows
+    schema, num_rows = pq.read_schema(run.rows), pq.read_metadata(run.rows).num_rows
     if num_rows == 0:
-        raise ValueError(f'"{found.rows}" has no rows; there is nothing to publish.')
-    sources = _look_up_sources(found, source, split, token)
-    license = license or _known_license(found, sources)
+        raise ValueError(f'"{run.rows}" has no rows; there is nothing to publish.')
+    sources = _look_up_sources(run, source, split, token)
+    license = license or _known_license(run, sources)
     language = language or list(dict.fromkeys(name for each in sources for name in each.language or [])) or None
-    models = [look_up_model(model, token) for model in found.models]
-    public_names = _public_names(models)
-    made = OutputRecord.from_dict(scrubbed(OutputRecord(found.kind, models, sources, found.record).to_dict()))
+    models = [look_up_model(model, token) for model in run.models]
+    public_names = _published_names(models)
+    published = OutputRecord.from_dict(scrubbed(OutputRecord(run.kind, models, sources, run.record).to_dict()))
     with TemporaryDirectory() as temporary:
         folder = build_folder(dry_run, temporary)
-        _write_output_shards(found, folder / "data", public_names)
-        text = output_card(repo_id, made, rows=num_rows, names=schema.names, license=license, language=language)
+        _write_output_shards(run, folder / "data", public_names)
+        text = output_card(repo_id, published, rows=num_rows, names=schema.names, license=license, language=language)
         (folder / "README.md").write_text(text, encoding="utf-8")
         files = {str(path.relative_to(folder)): sha256_of(path) for path in sorted((folder / "data").iterdir())}
-        write_json(folder / PROVENANCE, {"hf_select": __version__, **made.to_dict(), "files": files})
+        write_json(folder / PROVENANCE, {"hf_select": __version__, **published.to_dict(), "files": files})
         if dry_run is not None:
             return str(folder)
         return push_files(repo_id, folder, lambda known, commit: None, private, revision, token)
@@ -204,7 +204,7 @@ def _known_license(output: Output, sources: list[SourceRecord]) -> License:
     return next(iter(names)) if len(names) == 1 else list(names)
 
 
-def _public_names(models: list[ModelRecord]) -> dict[str, str]:
+def _published_names(models: list[ModelRecord]) -> dict[str, str]:
     """Each model's name as it is published: of a path, the last component.
 
     Raises: ValueError if two models would get the same name.

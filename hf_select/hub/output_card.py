@@ -57,7 +57,7 @@ class OutputRecord:
 
 def output_card(
     repo_id: str,
-    made: OutputRecord,
+    output: OutputRecord,
     *,
     rows: int,
     names: Sequence[str],
@@ -67,24 +67,24 @@ def output_card(
     """The card as Markdown with its YAML header. It has no date, so the same output gives the same text.
 
     Args:
-        made: the output's record, without secrets.
+        output: the output's record, without secrets.
         rows: number of rows in the repository.
         names: names of their columns.
     """
-    kind, record = made.kind, made.record
+    kind, record = output.kind, output.record
     header = card_header(
         repo_id,
         rows=rows,
         license=license,
         language=language,
-        sources=made.sources,
-        tags=["hf_select", "sft", "trl", kind, *(["synthetic"] if made.models else [])],
+        sources=output.sources,
+        tags=["hf_select", "sft", "trl", kind, *(["synthetic"] if output.models else [])],
         configs=["data"],
     )
     layout = next((name for name in ("messages", "text") if name in names), "prompt-completion")
-    parts = [header, _SUMMARY[kind](made, rows), usage_section(repo_id, layout, has_scores=False)]
+    parts = [header, _SUMMARY[kind](output, rows), usage_section(repo_id, layout, has_scores=False)]
     parts.append("## How it was made")
-    tables = [_model_table(made), _source_table(made), *_TABLES[kind](record), _table_of_left_out(record)]
+    tables = [_model_table(output), _source_table(output), *_TABLES[kind](record), _table_of_left_out(record)]
     for caption, columns, lines in tables:
         parts += [f"{caption}:", table_text(columns, lines)] if lines else []
     parts += [text for text in (_evaluation_overlap(record), _cost_text(record)) if text]
@@ -92,7 +92,7 @@ def output_card(
     parts.append(f"Made with hf_select {inline(record.get('hf_select', ''))}; `provenance.json` has the full record.")
     paper = Paper(**record["paper"]) if record.get("paper") else None
     parts += [
-        _license_section(made),
+        _license_section(output),
         limitation_section(_LIMITATIONS[kind]),
         citation_section([paper] if paper else []),
     ]
@@ -102,8 +102,8 @@ def output_card(
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _glan_summary(made: OutputRecord, rows: int) -> str:
-    record, models = made.record, dict.fromkeys(model.name for model in made.models)
+def _glan_summary(output: OutputRecord, rows: int) -> str:
+    record, models = output.record, dict.fromkeys(model.name for model in output.models)
     return (
         f"{rows:,} synthetic questions with answers (subjects: {record['subjects']:,}, disciplines: "
         f"{record['disciplines']:,}), written by {' and '.join(map(inline, models))}. They were generated from a "
@@ -113,25 +113,25 @@ def _glan_summary(made: OutputRecord, rows: int) -> str:
     )
 
 
-def _responses_summary(made: OutputRecord, rows: int) -> str:
-    (source,), record = made.sources, made.record
+def _responses_summary(output: OutputRecord, rows: int) -> str:
+    (source,), record = output.sources, output.record
     history = {
         "reference_history": "the conversation as it is in the dataset",
         "own_history": "the model's own earlier replies",
     }[record["settings"]["history"]]
     return (
-        f"{rows:,} replies of {', '.join(inline(model.name) for model in made.models)} to the user turns of "
+        f"{rows:,} replies of {', '.join(inline(model.name) for model in output.models)} to the user turns of "
         f"{record['conversations']:,} conversations of {dataset_link(source)}. Before each turn a model sees "
         f"{history}. The prompt of a row is the text that the model replied to."
     )
 
 
-def _mixture_summary(made: OutputRecord, rows: int) -> str:
-    epochs = made.record["epochs"]
+def _mixture_summary(output: OutputRecord, rows: int) -> str:
+    epochs = output.record["epochs"]
     repeated = f", repeated for {epochs:,} epochs, each in another order (column `epoch`)" if epochs > 1 else ""
     return (
-        f"{rows:,} rows of {len(made.sources):,} sources, mixed in given amounts{repeated}. The columns `source` and "
-        "`source_row` say where each row comes from."
+        f"{rows:,} rows of {len(output.sources):,} sources, mixed in given amounts{repeated}. The columns `source` "
+        "and `source_row` say where each row comes from."
     )
 
 
@@ -142,15 +142,15 @@ _SUMMARY: dict[str, Callable[[OutputRecord, int], str]] = {
 }
 
 
-def _model_table(made: OutputRecord) -> _Table:
+def _model_table(output: OutputRecord) -> _Table:
     lines = [
         [model.wrote or "", model.name, model.revision or "not on record", _listed(model.license)]
-        for model in made.models
+        for model in output.models
     ]
     return "Models", ["wrote", "model", "revision", "licence of the model"], lines
 
 
-def _source_table(made: OutputRecord) -> _Table:
+def _source_table(output: OutputRecord) -> _Table:
     header = ["source", "dataset", "split", "revision", "licence", "rows"]
     lines = [
         [
@@ -161,7 +161,7 @@ def _source_table(made: OutputRecord) -> _Table:
             _listed(source.license),
             f"{source.rows:,}",
         ]
-        for source in made.sources
+        for source in output.sources
     ]
     return "Sources", header, lines
 
@@ -260,18 +260,18 @@ def _setting_rows(settings: Mapping[str, Any]) -> list[list[str]]:
     return [[name, str(value)] for name, value in flat.items() if value is not None]
 
 
-def _license_section(made: OutputRecord) -> str:
+def _license_section(output: OutputRecord) -> str:
     text = "## Licences\n\nThe publisher of these rows states the licence above."
-    if made.models:
+    if output.models:
         links = [
             f"[{inline(model.name)}](https://huggingface.co/{model.name})" if model.on_hub else inline(model.name)
-            for model in made.models
+            for model in output.models
         ]
         text += (
             " Whether text written by a model may be shared and trained on depends on the model's licence and on the "
             f"terms of its provider: {', '.join(dict.fromkeys(links))}."
         )
-    if made.sources:
+    if output.sources:
         text += " Rows that come from a source are also under the licence of that source; see the table of sources."
     return text
 

@@ -89,20 +89,21 @@ def push_selected(
     """
     check_repo_id(repo_id)
     given = source or next((step.pool["source"] for step in steps if step.pool), None)
-    found = look_up_source(given, split, token)
-    license, language = license or found.license, language or found.language
+    source_record = look_up_source(given, split, token)
+    license, language = license or source_record.license, language or source_record.language
     if not license:
+        card = f" from the card of {source_record.name}" if source_record.on_hub else ""
         raise ValueError(
-            f"the licence of the rows is not known{' from the card of ' + found.name if found.on_hub else ''}. "
+            f"the licence of the rows is not known{card}. "
             "Give it: license=... (--license), an identifier such as apache-2.0, or other."
         )
     origin = origin_of(given) if given else None
     if origin is not None:
         origin = Origin.from_dict(scrubbed(origin.to_dict()))
-    found = replace(found, license=None, language=None, origin=origin)
+    source_record = replace(source_record, license=None, language=None, origin=origin)
     with TemporaryDirectory() as temporary:
         folder = build_folder(dry_run, temporary)
-        build = _Build(folder, selection, dataset, repo_id, steps, found, recipe, source_column)
+        build = _Build(folder, selection, dataset, repo_id, steps, source_record, recipe, source_column)
         build.write_data()
         if dry_run is not None:
             build.write_card(None, None, license, language)

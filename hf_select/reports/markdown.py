@@ -21,9 +21,13 @@ def section_text(section: Section, pictures: Mapping[str, str], level: int = 2) 
 
 
 def table_text(header: list[str], rows: list[list[str]]) -> str:
-    """A table as Markdown. Cells may hold any text: characters that Markdown or HTML would interpret are escaped."""
+    """A table as Markdown, with columns of numbers to the right.
+
+    Cells may hold any text: characters that Markdown or HTML would interpret are escaped.
+    """
     lines = [[inline(cell) for cell in line] for line in (header, *rows)]
-    lines.insert(1, ["---", *["---:"] * (len(header) - 1)])
+    is_text = [any(character.isalpha() for row in rows for character in str(row[i])) for i in range(len(header))]
+    lines.insert(1, ["---" if i == 0 or is_text[i] else "---:" for i in range(len(header))])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

@@ -18,13 +18,13 @@ from hf_select.data import columns
 from hf_select.reports.ledger import COSTS, Step
 from hf_select.reports.pool_view import PoolView
 from hf_select.reports.report_numbers import (
-    Agreement,
     ComparisonNumbers,
     Cost,
     Distribution,
     Measured,
     Overlap,
     PartSummary,
+    ScoreAgreement,
     SelectionNumbers,
     SourceCount,
     SourceCounts,
@@ -132,10 +132,12 @@ def _distribution_of(values: np.ndarray, parts: Parts, log: bool = False) -> Dis
     if high <= low:
         low, high = low - 0.5, high + 0.5
     edges = np.geomspace(low, high, bins + 1) if log else np.linspace(low, high, bins + 1)
-    return Distribution(log, edges.tolist(), {name: _summarize(values[rows], edges) for name, rows in parts.items()})
+    return Distribution(
+        log, edges.tolist(), {name: _summarize_part(values[rows], edges) for name, rows in parts.items()}
+    )
 
 
-def _summarize(values: np.ndarray, edges: np.ndarray) -> PartSummary:
+def _summarize_part(values: np.ndarray, edges: np.ndarray) -> PartSummary:
     known = values[~np.isnan(values)]
     quantiles = np.quantile(known, _QUANTILES).tolist() if len(known) else []
     return PartSummary(
@@ -187,7 +189,7 @@ def _target_tasks(view: PoolView, parts: Parts, selection: Selection) -> dict[st
     return {name: TargetTask(chosen_by.get(name), _distribution_of(view.score(name), parts).parts) for name in tasks}
 
 
-def _agreement_of(view: PoolView, chosen: Parts) -> Agreement | None:
+def _agreement_of(view: PoolView, chosen: Parts) -> ScoreAgreement | None:
     """Rank correlations of the scores, and how many of their k highest rows they have in common with each other and
     with the selections; k is the size of the first selection."""
     scores = {name: view.score(name) for name in view.score_columns}
@@ -199,7 +201,7 @@ def _agreement_of(view: PoolView, chosen: Parts) -> Agreement | None:
     best = {name: set(highest(scores[name], k).tolist()) for name in names}
     best |= {name: set(rows.tolist()) for name, rows in chosen.items()}
     labels = [*names, *chosen]
-    return Agreement(
+    return ScoreAgreement(
         scores=names,
         left_out=varied[_SHOWN_SCORES:],
         spearman=[[rank_correlation(scores[a], scores[b]) for b in names] for a in names],

@@ -2,7 +2,7 @@
 "use strict";
 (async () => {
   const $ = (id) => document.getElementById(id);
-  // Everything that comes from a row goes through here: text, never markup.
+  // All content of rows passes through here: as text, never as markup.
   const make = (tag, className, text) => {
     const element = document.createElement(tag);
     if (className) element.className = className;
@@ -22,7 +22,7 @@
   const about = JSON.parse($("about").textContent);
   if (!about.numRows) return;
   if (typeof DecompressionStream === "undefined") {
-    $("count").textContent = "This browser is too old to look at single rows here (it has no DecompressionStream).";
+    $("count").textContent = "This browser is too old to show single rows (it has no DecompressionStream).";
     return;
   }
   const rows = await unpack("index");
@@ -33,20 +33,20 @@
     return (await blocks.get(block))[row % about.blockRows];
   };
 
-  // What can be sorted by: a name, and the values of all rows.
-  const sorts = [["order shown first", null]];
+  // Sort keys: a name, and the value of each row.
+  const sorts = [["default order", null]];
   about.ranks.forEach((name, i) => sorts.push([name, rows.ranks[i]]));
   about.numbers.forEach((name, i) => sorts.push([name, rows.numbers[i]]));
-  sorts.push(["row of the dataset", rows.row]);
+  sorts.push(["row number", rows.row]);
   const shownNumbers = about.numbers.map((name, i) => [name, rows.numbers[i]]).filter(([name], i, all) => i < 3 || i === all.length - 1);
 
   const state = { sort: 0, down: false, page: 0, found: [], open: new Set() };
   let haystacks = null, wholeTexts = null;
 
   const option = (select, text, value) => {
-    const made = make("option", "", text);
-    made.value = value;
-    select.append(made);
+    const element = make("option", "", text);
+    element.value = value;
+    select.append(element);
   };
   option($("group"), "all groups", "");
   for (const [group, shown, all] of about.groups)
@@ -64,7 +64,7 @@
     if (words.length && !haystacks)
       haystacks = rows.row.map((_, i) => (rows.opening[i] + "\n" + rows.id[i] + "\n" + rows.why[i]).toLowerCase());
     if (words.length && whole && !wholeTexts) {
-      $("count").textContent = "reading all texts …";
+      $("count").textContent = "searching all texts …";
       const texts = [];
       for (let i = 0; i < about.numRows; i++) texts.push((await turnsOf(i)).map((turn) => turn[1]).join("\n").toLowerCase());
       wholeTexts = texts;
@@ -79,7 +79,7 @@
     if (values)
       found.sort((a, b) => {
         const x = values[a], y = values[b];
-        if (x === null || y === null) return (x === null) - (y === null) || a - b; // what a row lacks goes last, both ways
+        if (x === null || y === null) return (x === null) - (y === null) || a - b; // missing values go last in both directions
         return sign * (x - y) || a - b;
       });
     else if (state.down) found.reverse();
@@ -104,7 +104,7 @@
   };
   const place = (name) => sorts.findIndex(([known]) => known === name);
   about.ranks.forEach((name) => head(name, place(name), "number"));
-  head("row, and why it is here", null, "what");
+  head("row and reason", null, "what");
   shownNumbers.forEach(([name]) => head(name, place(name), "number"));
   if (rows.source) head("source", null);
   head("group", null);
@@ -116,16 +116,16 @@
   };
 
   const cell = (line, name, text, className) => {
-    const made = make("td", className, text);
-    if (name) made.dataset.name = name;
-    line.append(made);
-    return made;
+    const element = make("td", className, text);
+    if (name) element.dataset.name = name;
+    line.append(element);
+    return element;
   };
   const show = () => {
     const size = Number($("size").value), pages = Math.max(1, Math.ceil(state.found.length / size));
     state.page = Math.min(Math.max(0, state.page), pages - 1);
     $("sort").value = state.sort;
-    $("direction").textContent = state.down ? "↓ falling" : "↑ rising";
+    $("direction").textContent = state.down ? "↓ descending" : "↑ ascending";
     for (const th of header.cells)
       if (th.dataset.sort === undefined || Number(th.dataset.sort) !== state.sort) th.removeAttribute("aria-sort");
       else th.setAttribute("aria-sort", state.down ? "descending" : "ascending");
@@ -166,9 +166,9 @@
     box.colSpan = header.cells.length;
     const all = make("div", "all");
     const fact = (name, value) => {
-      const one = make("span", "", name + " ");
-      one.append(make("b", "", value));
-      all.append(one);
+      const span = make("span", "", name + " ");
+      span.append(make("b", "", value));
+      all.append(span);
     };
     fact("row", counted(rows.row[i]));
     if (rows.id[i] !== String(rows.row[i])) fact("row_id", rows.id[i]);
@@ -177,13 +177,13 @@
     box.append(all);
     for (const [role, text, missing] of await turnsOf(i)) {
       const turn = make("div", "turn " + (role.startsWith("tool") ? "tool" : role === "as it is stored" ? "plain" : ""));
-      const said = make("div", "text", text.length > most ? text.slice(0, most) : text);
-      said.dir = "auto";
-      turn.append(make("div", "role", role), said);
+      const body = make("div", "text", text.length > most ? text.slice(0, most) : text);
+      body.dir = "auto";
+      turn.append(make("div", "role", role), body);
       if (text.length > most) {
         const rest = make("button", "", "show all " + counted(text.length) + " characters");
         rest.type = "button";
-        rest.addEventListener("click", () => { said.textContent = text; rest.remove(); });
+        rest.addEventListener("click", () => { body.textContent = text; rest.remove(); });
         turn.append(rest);
       }
       if (missing) turn.append(make("div", "why", counted(missing) + " more characters are not in this page"));

@@ -191,7 +191,7 @@ def _paint_matrix(
     for y, line in enumerate(values):
         for x, value in enumerate(line):
             strong = value is not None and abs(value) > 0.6
-            text = "–" if value is None else f"{value:.2f}"
+            text = "–" if value is None else f"{value:.2f}".replace("-0.00", "0.00")
             axes.text(x, y, text, ha="center", va="center", fontsize=7, color=ink["page" if strong else "text"])
     short = [wrapped(label.removeprefix("score_"), 22) for label in labels]
     axes.set_yticks(range(len(labels)), short)

@@ -94,7 +94,7 @@ class TargetTask:
 
 
 @dataclass(frozen=True)
-class Agreement:
+class ScoreAgreement:
     """How far scores agree.
 
     Args:
@@ -161,7 +161,7 @@ class Measured:
     scores: dict[str, Distribution]
     lengths: dict[str, Distribution]
     sources: SourceCounts | None
-    agreement: Agreement | None
+    agreement: ScoreAgreement | None
     unscored: dict[str, dict[str, int]]
     hf_select: str
 
@@ -186,7 +186,7 @@ class Measured:
             scores={name: Distribution.from_dict(item) for name, item in value["scores"].items()},
             lengths={name: Distribution.from_dict(item) for name, item in value["lengths"].items()},
             sources=None if sources is None else SourceCounts.from_dict(sources),
-            agreement=None if agreement is None else Agreement(**agreement),
+            agreement=None if agreement is None else ScoreAgreement(**agreement),
             unscored=value["unscored"],
             hf_select=value["hf_select"],
         )

@@ -9,11 +9,11 @@ from typing import Any
 
 from hf_select.reports.ledger import Step
 from hf_select.reports.report_numbers import (
-    Agreement,
     Cost,
     Distribution,
     Measured,
     ReportNumbers,
+    ScoreAgreement,
     SelectionNumbers,
     SourceCounts,
     TargetTask,
@@ -54,19 +54,19 @@ def report_sections(numbers: ReportNumbers, pictures: Sequence[str]) -> dict[str
     sections = {"selection": _selection_section(numbers)}
     if measured.scores:
         text = "The outermost bins include all values beyond them." + _lower_is_better(numbers)
-        sections["scores"] = Section("Scores", text, [_quantile_table(measured.scores)], drawn("score_"))
+        sections["scores"] = Section("Scores", text, [_quantile_table("score", measured.scores)], drawn("score_"))
     if measured.lengths:
         text = "A score that seems to measure quality often measures length."
         if isinstance(numbers, SelectionNumbers):
             text += " Compare the selected rows with the random draw."
-        lengths = _quantile_table(measured.lengths, digits=0)
+        lengths = _quantile_table("length", measured.lengths, digits=0)
         sections["lengths"] = Section("Lengths", text, [lengths], drawn("length_"))
     if measured.sources:
         sections["sources"] = _source_section(measured, measured.sources, drawn("sources"))
     if isinstance(numbers, SelectionNumbers) and numbers.tasks:
         sections["tasks"] = _task_section(numbers.tasks, list(measured.rows), drawn("tasks"))
     if measured.agreement:
-        sections["agreement"] = _agreement_section(measured.agreement, drawn("rank_correlation", "overlap"))
+        sections["agreement"] = _score_agreement_section(measured.agreement, drawn("rank_correlation", "overlap"))
     if measured.unscored:
         rows = [
             [name, shortened(reason), f"{n:,}"]
@@ -75,7 +75,7 @@ def report_sections(numbers: ReportNumbers, pictures: Sequence[str]) -> dict[str
         ]
         sections["unscored"] = Section("Rows without a score", "", [(["score", "reason", "rows"], rows)])
     if isinstance(numbers, SelectionNumbers) and numbers.cost.steps:
-        sections["cost"] = _cost_section(numbers.cost, drawn("cost"))
+        sections["cost"] = _step_cost_section(numbers.cost, drawn("cost"))
     return sections
 
 
@@ -100,7 +100,7 @@ def shortened(text: str, max_length: int = 160) -> str:
 def _selection_section(numbers: ReportNumbers) -> Section:
     rows = numbers.measured.rows
     pool = rows["pool"]
-    header = ["", "rows", "share of the pool"]
+    header = ["part", "rows", "share of the pool"]
     tables: list[Table] = [(header, [[name, f"{count:,}", percent(count, pool)] for name, count in rows.items()])]
     if isinstance(numbers, SelectionNumbers):
         tables.append(step_table(numbers.steps))
@@ -124,7 +124,7 @@ def _lower_is_better(numbers: ReportNumbers) -> str:
     return f" Lower is better for {', '.join(names)}." if names else ""
 
 
-def _quantile_table(values: Mapping[str, Distribution], digits: int | None = None) -> Table:
+def _quantile_table(title: str, values: Mapping[str, Distribution], digits: int | None = None) -> Table:
     def number(value: float | None) -> str:
         return "–" if value is None else f"{value:,.{digits}f}" if digits is not None else f"{value:,.4g}"
 
@@ -133,7 +133,7 @@ def _quantile_table(values: Mapping[str, Distribution], digits: int | None = Non
         for part, summary in distribution.parts.items():
             quantiles = [number(summary.quantiles.get(q)) for q in ("0.1", "0.5", "0.9")]
             rows.append([name, part, f"{summary.known:,}", number(summary.mean), *quantiles])
-    return ["", "of", "rows", "mean", "10 %", "median", "90 %"], rows
+    return [title, "part", "rows", "mean", "10 %", "median", "90 %"], rows
 
 
 def _source_section(measured: Measured, sources: SourceCounts, pictures: list[str]) -> Section:
@@ -158,10 +158,10 @@ def _task_section(tasks: Mapping[str, TargetTask], parts: list[str], pictures: l
     return Section("Similarity to each task", "", [(header, rows)], pictures)
 
 
-def _agreement_section(agreement: Agreement, pictures: list[str]) -> Section:
+def _score_agreement_section(agreement: ScoreAgreement, pictures: list[str]) -> Section:
     def matrix(title: str, names: list[str], values: Sequence[Sequence[float | None]]) -> Table:
         lines = [
-            [name, *("–" if value is None else f"{value:.2f}" for value in line)]
+            [name, *("–" if value is None else f"{value:.2f}".replace("-0.00", "0.00") for value in line)]
             for name, line in zip(names, values, strict=True)
         ]
         return [title, *names], lines
@@ -180,7 +180,7 @@ def _agreement_section(agreement: Agreement, pictures: list[str]) -> Section:
     return Section("Agreement between scores", text, tables, pictures)
 
 
-def _cost_section(cost: Cost, pictures: list[str]) -> Section:
+def _step_cost_section(cost: Cost, pictures: list[str]) -> Section:
     formats = {"seconds": ",.1f", "tokens": ",.0f", "flops": ".3g", "peak_memory_mib": ",.0f"}
 
     def line(step: Step) -> list[str]:

@@ -54,7 +54,7 @@ def test_they_are_reported_cited_and_explained(tmp_path):
     push_selected(selection, "me/few", dataset=scored, license="mit", steps=[step], dry_run=tmp_path / "built")
     card = (tmp_path / "built" / "README.md").read_text(encoding="utf-8")
     for text in (
-        "selected by Fewest on the scores vowels",
+        "scored with vowels and selected by Fewest",
         "2601.00001",
         "2601.00002",
         "Lower is better for score_vowels",

@@ -258,7 +258,7 @@ def test_the_errors_of_report(scored, capsys):
         assert run("report", *argv) == 2
         return capsys.readouterr().err
 
-    assert 'no record of a selection beside "pool.jsonl"' in error("pool.jsonl")
+    assert 'no record of a selection next to "pool.jsonl"' in error("pool.jsonl")
     longest = ("--selector", "longest", "--k", "3", "--output", "s.jsonl")
     assert run("select", "--scores", "scores", *longest) == 0
     Path("scores").rename("elsewhere")
