@@ -9,7 +9,7 @@ corrupted  3,000 of the damaged Alpaca rows, measured on clean rows that are not
 targeted   3,000 rows of 17 unnamed sources, measured on held-out rows of each target; methods that want examples are
            given other rows of the targets, and take turns among them; held-out rows that the pool repeats are left out
 Scores are made once and kept (FOLDER/POOL/scores), and cost what their runs took, LESS's warm-up included; the answer
-key stands beside them for what could be reached. Several processes of `compare` share the runs.
+key is listed with them as an upper bound. Several processes of `compare` share the runs.
 """
 
 import argparse

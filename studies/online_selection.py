@@ -198,7 +198,7 @@ def table(args: argparse.Namespace) -> None:
     cases = dict.fromkeys((line["method"], line["candidates"]) for line in lines)
     random = {line["seed"]: line["after"] for line in lines if line["method"] == "random"}
     print(
-        "| method | candidates | seeds | held-out loss | less random | damaged | scoring / run |\n"
+        "| method | candidates | seeds | held-out loss | difference to random | damaged | scoring / run |\n"
         "|---|---|---|---|---|---|---|"
     )
     for method, candidates in cases:

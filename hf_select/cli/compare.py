@@ -142,7 +142,7 @@ def _bounded(value: str) -> tuple[str, float | None]:
     try:
         return before, float(number)
     except ValueError:
-        raise ValueError(f'methods: "{number}" after at_most= is no number.') from None
+        raise ValueError(f'methods: "{number}" after at_most= is not a number.') from None
 
 
 def _scores(rows: Any, name: str, folder: Path) -> tuple[list[float | None], dict[str, float]]:

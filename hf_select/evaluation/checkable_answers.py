@@ -182,10 +182,12 @@ class CheckableAnswers(Measure):
         return self._find(last["content"]) if last["role"] == "assistant" and len(row.messages) > 1 else None
 
     def identity(self) -> dict[str, object]:
+        """Return a fingerprint of the rows, and how their answers are compared."""
         rows = pool_fingerprint(readable(self.rows))
         return {"answers to": rows, "final": self.final, "max_new_tokens": self.max_new_tokens}
 
     def rows_in_pool(self) -> Dataset:
+        """Return the rows of the task."""
         return self.rows
 
     def __call__(self, lm: CausalLM) -> list[float]:

@@ -34,9 +34,11 @@ class HeldOutLoss(Measure):
         self.rows, self.max_length = rows, max_length
 
     def identity(self) -> dict[str, object]:
+        """Return a fingerprint of the rows, and max_length."""
         return {"held-out rows": pool_fingerprint(readable(self.rows)), "max_length": self.max_length}
 
     def rows_in_pool(self) -> Dataset:
+        """Return the held-out rows."""
         return self.rows
 
     def __call__(self, lm: CausalLM) -> list[float]:

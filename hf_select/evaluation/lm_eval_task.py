@@ -50,7 +50,7 @@ class LMEvalTask(Measure):
         self._manager = _task_manager(self.include_path)
         if self.task not in self._manager.all_subtasks:
             raise ValueError(
-                f'lm-evaluation-harness has no single task "{self.task}" (a group is given as its tasks, one by one; '
+                f'lm-evaluation-harness has no single task "{self.task}" (name the tasks of a group one by one; '
                 "`lm-eval ls tasks` lists them)."
             )
         loaded = self._manager.load([self.task])["tasks"][self.task]
@@ -67,6 +67,7 @@ class LMEvalTask(Measure):
         self.unit = self.metric
 
     def identity(self) -> dict[str, object]:
+        """Return the settings of the task and its version."""
         of_task = ("task", "metric", "filter", "limit", "num_fewshot", "chat")
         return {**{name: getattr(self, name) for name in of_task}, "version": self._version}
 

@@ -1,7 +1,7 @@
 """A comparison as a page, Markdown and pictures: verdicts, differences with intervals, results against compute, costs.
 
-Held-out sets that are pooled are shown pooled first, and one by one in a section of their own. All numbers are those
-of result.json.
+Held-out sets that are pooled are shown pooled first, and one by one in a section of their own. All numbers are
+those of result.json.
 """
 
 import os

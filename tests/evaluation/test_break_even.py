@@ -99,7 +99,7 @@ def test_gains_and_verdicts_know_which_way_is_better():
         }  # fmt: skip
         costs = lines["good"].costs
         assert costs.gain == pytest.approx(0.1, abs=0.002)
-        # Scores of 1e13 beside a run of 4e13: the gain is over 1.25 runs.
+        # Scores of 1e13 next to a run of 4e13: the gain is over 1.25 runs.
         assert costs.gain_per_run == pytest.approx(costs.gain / 1.25)
         assert costs.total_seconds == 12.0 + 20.0
         # 1.25 runs are log2(1.25) doublings.

@@ -25,14 +25,14 @@ from hf_select.training.train_on_tokens import train_on_tokens
 
 def rows_of(kind: str, count: int, seed: int) -> list[dict]:
     """Sums with right answers ("good") or with words drawn at random ("bad")."""
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     found = []
     for _ in range(count):
-        a, b = dice.randrange(30), dice.randrange(30)
+        a, b = rng.randrange(30), rng.randrange(30)
         right = f"{a} and {b} make {a + b}"
         words = right.split()
-        dice.shuffle(words)
-        answer = right if kind == "good" else " ".join(dice.choice(words) for _ in range(len(words)))
+        rng.shuffle(words)
+        answer = right if kind == "good" else " ".join(rng.choice(words) for _ in range(len(words)))
         found.append({"prompt": f"Add {a} and {b}.", "completion": answer})
     return found
 
@@ -88,7 +88,7 @@ def test_a_planted_selection_is_found_better_and_noise_worse(compared):
     )
 
 
-def test_a_comparison_goes_on_and_gives_the_same_cells(compared, ground, monkeypatch):
+def test_a_comparison_resumes_with_the_same_cells(compared, ground, monkeypatch):
     pool, held_out, recipe = ground
     folder, methods, settings, result = compared
     cell = folder / "cells/planted/24-rows-seed-1.json"
@@ -151,7 +151,7 @@ def test_unequal_tokens_are_refused():
         tables(cells, ["m"], {"d": MeasureInfo("lower", "nats", 1)}, {})
 
 
-def test_only_methods_are_corrected_for_together_also_beside_matched_draws():
+def test_only_methods_are_corrected_for_together_also_for_matched_draws():
     """The longest rows are a baseline, asked alone: among the hypotheses they would make a method's p-value larger."""
     rng = np.random.default_rng(0)
 

@@ -275,7 +275,7 @@ def test_methods_of_like_length_share_their_baseline(ground, tmp_path, monkeypat
     wanted = {}
     monkeypatch.setattr(module.ComparisonRun, "_run_missing", lambda self, cells: wanted.update(cells))
     pool = pool.map(lambda row, i: {"completion": f"{i} ".ljust(3) + "and " * (2 + i % 2 * 20)}, with_indices=True)
-    pool = pool.add_column("num_tokens", [1] * len(pool))  # of another tokenizer: counted anew
+    pool = pool.add_column("num_tokens", [1] * len(pool))  # of another tokenizer: counted again
     pool = pool.add_column("a", [float(i % 2) * 100 + i for i in range(len(pool))])
     pool = pool.add_column("b", [float(i % 2) * 100 - i for i in range(len(pool))])
     with pytest.raises(KeyError, match="values"):  # there are no runs to make a table of

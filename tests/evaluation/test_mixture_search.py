@@ -83,7 +83,7 @@ def searched(ground, tmp_path_factory):  # noqa: F811
 
 
 @pytest.mark.slow
-def test_a_planted_source_is_found_and_a_killed_search_goes_on(searched):
+def test_a_planted_source_is_found_and_a_killed_search_resumes(searched):
     folder, sources, recipe, held_out, settings = searched
     result = search_mixture(sources, {"sums": held_out}, recipe, folder / "o", **settings)
     assert result.weights["good"] > 0.9 and sum(result.weights.values()) == pytest.approx(1)
