@@ -1,7 +1,8 @@
-"""The laws of every scorer and selector. A new method adds a case to test_contracts.py, not a test of its own for
-these.
+"""The laws of every scorer and selector. A new method adds a case to scoring/test_contracts.py or
+selection/test_selector_contracts.py, not a test of its own for these.
 """
 
+import json
 import pickle
 import random
 from typing import Any
@@ -13,6 +14,7 @@ from datasets.fingerprint import Hasher
 
 from hf_select.data import columns
 from hf_select.scoring.scorer import Scorer
+from hf_select.selection.selector import Selector
 
 
 def check_scorer(make: Any, rows: list[dict[str, Any]], tolerance: float = 1e-5) -> None:
@@ -79,6 +81,8 @@ def check_selector(make: Any, dataset: Any, unscored: set[int] = frozenset()) ->
     for bad in ({}, {"k": 1, "fraction": 0.5}, {"fraction": 0.0}, {"fraction": 1.01}, {"k": 0}, {"tokens": 0}):
         with pytest.raises(ValueError):
             make()(dataset, **bad)
+    assert isinstance(make(), Selector) and json.loads(json.dumps(selection.chain)) == selection.chain
+    assert selection.ranking is None or len(selection.ranking.values) == len(dataset)
     tokens = np.array(dataset[columns.NUM_TOKENS])
     budget = int(tokens.sum() // 3)
     spent = tokens[make()(dataset, tokens=budget).indices].sum()
