@@ -98,9 +98,9 @@ def memory(args: argparse.Namespace) -> dict:
         summary = glan.run(Path(folder) / "out")
         seconds, begin = time.perf_counter() - begin, time.perf_counter()
         again = glan.run(Path(folder) / "out")
-        assert again["pairs"] == summary["pairs"]
+        assert again.pairs == summary.pairs
         return {
-            "pairs": summary["pairs"],
+            "pairs": summary.pairs,
             "anonymous_mib_at": {name: round(model.anonymous_mib.get(at, 0), 1) for name, at in shares.items()},
             "peak_mib": int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024,
             "seconds": seconds,

@@ -133,6 +133,12 @@ class Generator(ABC):
         return settings
 
 
+def check_generator(value: object, name: str) -> None:
+    """Raise ValueError if a setting is not a Generator."""
+    if not isinstance(value, Generator):
+        raise ValueError(f"{name} is {value!r}; it must be a Generator, for example ServerGenerator(model).")
+
+
 def seeded(sampling: Sampling, *key: object) -> Sampling:
     """The sampling with a seed made from its own and the key; unchanged if it has no seed."""
     return sampling if sampling.seed is None else replace(sampling, seed=seed_of(sampling.seed, *key))

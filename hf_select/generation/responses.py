@@ -42,7 +42,7 @@ from hf_select.data.file_names import short_digest, slug
 from hf_select.data.loading import commit_of
 from hf_select.data.rows import Pool, pool_fingerprint, readable
 from hf_select.generation.answer_filters import read_refusals, rejection_reason, without_reasoning
-from hf_select.generation.generator import Answer, Generator, Request, seed_of
+from hf_select.generation.generator import Answer, Generator, Request, check_generator, seed_of
 from hf_select.generation.requests import Item, with_records
 from hf_select.generation.responses_summary import ModelCounts, ModelSummary, ResponsesSummary
 from hf_select.generation.turns import Turn, turns, unanswerable_reason
@@ -57,7 +57,7 @@ from hf_select.validation import check_choices
 # Conversations per file of records; a file is read as a whole.
 _PER_FILE = 500
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-SCHEMA = pa.schema(
+RESPONSES_SCHEMA = pa.schema(
     [
         (columns.ROW_ID, pa.string()),
         ("prompt", _MESSAGES),
@@ -125,6 +125,8 @@ class Responses:
         check_choices(self)
         if self.max_turns is not None and self.max_turns < 1:
             raise ValueError(f"max_turns is {self.max_turns}; it must be at least 1.")
+        for model in self.models():
+            check_generator(model, "model")
         names = [model.name for model in self.models()]
         if len(set(names)) < len(names):
             raise ValueError(f"models are {names}; each must have a name of its own.")
@@ -318,7 +320,7 @@ class _Run:
         models: dict[str, ModelSummary] = {}
         with atomic_path(self.folder / "responses.parquet") as parquet:
             with atomic_path(self.folder / "removed.jsonl") as other, other.open("w", encoding="utf-8") as out:
-                with pq.ParquetWriter(parquet, SCHEMA) as writer:
+                with pq.ParquetWriter(parquet, RESPONSES_SCHEMA) as writer:
                     for path in sorted(self.folder.glob("answers/*/model.json")):
                         model = cast(dict, read_json(path))
                         counts = self._write_model(path.parent, model["name"], writer, out)
@@ -361,7 +363,7 @@ class _Run:
             for row in rows:
                 counts.add(row)
             if rows:
-                writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
+                writer.write_table(pa.Table.from_pylist(rows, RESPONSES_SCHEMA))
         return counts
 
     def _row(self, turn: Turn, model: str, record: Line) -> dict[str, Any]:

@@ -203,7 +203,7 @@ class _Session:
             try:
                 output = await asyncio.wait_for(self._send(client, request, schema), self.settings.timeout)
                 self.answered = True
-                return _read(output, attempts, time.perf_counter() - begin)
+                return _parse_completion(output, attempts, time.perf_counter() - begin)
             except (asyncio.TimeoutError, InferenceTimeoutError):
                 timed_out += 1
                 reason, wait = f"no answer in {self.settings.timeout:g} s", 0.0
@@ -306,7 +306,7 @@ class _BadReply(Exception):
     """A reply that is not a chat completion."""
 
 
-def _read(output: Any, attempts: int, seconds: float) -> Answer:
+def _parse_completion(output: Any, attempts: int, seconds: float) -> Answer:
     choices = getattr(output, "choices", None)
     if not choices or getattr(choices[0], "message", None) is None:
         raise _BadReply("the server's reply has no choices")

@@ -57,6 +57,12 @@ def test_a_generator_of_a_third_party_needs_a_name_and_stream_alone():
         Generator()  # type: ignore[abstract]
 
 
+@pytest.mark.parametrize("user", [GLAN, Responses])
+def test_what_is_not_a_generator_is_rejected_with_its_name(user):
+    with pytest.raises(ValueError, match="model is 'Qwen/Qwen2.5-7B'; it must be a Generator"):
+        user("Qwen/Qwen2.5-7B")
+
+
 def test_glan_and_responses_take_a_generator_of_a_third_party(tmp_path):
     (tmp_path / "taxonomy.yaml").write_text("- Oceanography\n")
     summary = GLAN(MyGenerator("mine"), taxonomy=str(tmp_path / "taxonomy.yaml")).run(tmp_path / "glan")

@@ -30,8 +30,8 @@ from hf_select.selection.decontaminate import Decontaminate
 from hf_select.selection.dedup import Dedup
 
 
-_TEXTS = pa.list_(pa.string())
-SCHEMA = pa.schema(
+_STRING_LIST = pa.list_(pa.string())
+PAIRS_SCHEMA = pa.schema(
     [
         (columns.ROW_ID, pa.string()),
         ("prompt", pa.string()),
@@ -41,8 +41,8 @@ SCHEMA = pa.schema(
         ("discipline", pa.string()),
         ("subject", pa.string()),
         ("level", pa.string()),
-        ("sessions", _TEXTS),
-        ("concepts", _TEXTS),
+        ("sessions", _STRING_LIST),
+        ("concepts", _STRING_LIST),
         ("question_model", pa.string()),
         ("answer_model", pa.string()),
     ]
@@ -79,7 +79,9 @@ def finish(run: GLANRun, dedup: Dedup, decontaminate: Decontaminate | None, answ
     if answer:
         total, skipped = _skipped(run, dedup, decontaminate)
         questions = (
-            question for number, question in _numbered(run) if question.text is not None and number not in skipped
+            question
+            for number, question in _numbered_questions(run)
+            if question.text is not None and number not in skipped
         )
         run.make_answers(questions, total - len(skipped))
         _write(run, skipped, decontaminate, pairs, removed)
@@ -105,7 +107,7 @@ def _provenance(run: GLANRun) -> dict[str, Any]:
     }
 
 
-def _numbered(run: GLANRun) -> Iterator[tuple[int, Question]]:
+def _numbered_questions(run: GLANRun) -> Iterator[tuple[int, Question]]:
     """All questions with their numbers in the run."""
     yield from enumerate(question for questions in run.tree.all_questions() for question in questions)
 
@@ -116,7 +118,7 @@ def _skipped(run: GLANRun, dedup: Dedup, decontaminate: Decontaminate | None) ->
     texts: list[str] = []
     answered: list[int] = []
     path, keys = None, set()
-    for number, question in _numbered(run):
+    for number, question in _numbered_questions(run):
         if question.text is None:
             continue
         file = run.tree.file("answers", question.subject.discipline, question.subject)
@@ -162,7 +164,7 @@ def _write(
     """Write pairs.parquet and removed.jsonl, one subject at a time, and add to the counts."""
     number = -1
     with atomic_path(run.folder / "pairs.parquet") as parquet, atomic_path(run.folder / "removed.jsonl") as other:
-        with pq.ParquetWriter(parquet, SCHEMA) as writer, other.open("w", encoding="utf-8") as out:
+        with pq.ParquetWriter(parquet, PAIRS_SCHEMA) as writer, other.open("w", encoding="utf-8") as out:
             for questions in run.tree.all_questions():
                 if not questions:
                     continue
@@ -183,7 +185,7 @@ def _write(
                 rows = [row for i, row in enumerate(rows) if i not in overlaps]
                 pairs[subject_key(subject)] = len(rows)
                 if rows:
-                    writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
+                    writer.write_table(pa.Table.from_pylist(rows, PAIRS_SCHEMA))
 
 
 def _leave_out(out: TextIO, removed: Counter[str], reason: str, row: Mapping[str, Any]) -> None:

@@ -48,11 +48,11 @@ def subjects(text: str) -> list[SubjectFields]:
     """
     return [
         SubjectFields(
-            _text(item, "subject_name", i),
-            _text(item, "level", i, required=False),
-            _texts(item, "subtopics", i, required=False),
+            _text_of(item, "subject_name", i),
+            _text_of(item, "level", i, required=False),
+            _texts_of(item, "subtopics", i, required=False),
         )
-        for i, item in enumerate(_list(find_json(text), "subjects"))
+        for i, item in enumerate(_list_of(find_json(text), "subjects"))
     ]
 
 
@@ -64,11 +64,11 @@ def syllabus(text: str) -> Syllabus:
     value = find_json(text)
     sessions = [
         Session(
-            _text(item, "name", i),
-            _text(item, "description", i, required=False),
-            _texts(item, "key_concepts", i),
+            _text_of(item, "name", i),
+            _text_of(item, "description", i, required=False),
+            _texts_of(item, "key_concepts", i),
         )
-        for i, item in enumerate(_list(value, "sessions"))
+        for i, item in enumerate(_list_of(value, "sessions"))
     ]
     return Syllabus(str(value.get("introduction", "")) if isinstance(value, dict) else "", sessions)
 
@@ -78,13 +78,13 @@ def names(text: str) -> list[str]:
 
     Raises: Unparsed if there is no such list.
     """
-    items = _list(find_json(text), "names", str)
+    items = _list_of(find_json(text), "names", str)
     if not all(isinstance(name, str) and name.strip() for name in items):
         raise Unparsed("the list must hold names and nothing else")
     return list(dict.fromkeys(" ".join(name.split()) for name in items))
 
 
-def _list(value: object, name: str, item_type: type = dict) -> list[Any]:
+def _list_of(value: object, name: str, item_type: type = dict) -> list[Any]:
     """The requested list: under its name, under another name, bare, or as its only item."""
     if isinstance(value, dict) and not isinstance(value.get(name), list):
         lists = [
@@ -98,7 +98,7 @@ def _list(value: object, name: str, item_type: type = dict) -> list[Any]:
     return value
 
 
-def _text(item: object, key: str, i: int, required: bool = True) -> str:
+def _text_of(item: object, key: str, i: int, required: bool = True) -> str:
     value = item.get(key) if isinstance(item, dict) else None
     if isinstance(value, (str, int)) and str(value).strip():
         return " ".join(str(value).split())
@@ -107,7 +107,7 @@ def _text(item: object, key: str, i: int, required: bool = True) -> str:
     return ""
 
 
-def _texts(item: object, key: str, i: int, required: bool = True) -> list[str]:
+def _texts_of(item: object, key: str, i: int, required: bool = True) -> list[str]:
     value = item.get(key) if isinstance(item, dict) else None
     value = re.split(r"[;,]", value) if isinstance(value, str) else value
     texts = [" ".join(str(text).split()) for text in value if str(text).strip()] if isinstance(value, list) else []

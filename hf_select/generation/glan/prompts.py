@@ -13,7 +13,7 @@ from hf_select.generation.glan.parse import SubjectFields, Syllabus
 from hf_select.generation.glan.taxonomy import Discipline
 
 
-def _object(properties: dict[str, object]) -> dict[str, object]:
+def _object_schema(properties: dict[str, object]) -> dict[str, object]:
     return {
         "type": "object",
         "properties": properties,
@@ -22,23 +22,23 @@ def _object(properties: dict[str, object]) -> dict[str, object]:
     }
 
 
-_TEXT = {"type": "string"}
-_TEXTS = {"type": "array", "items": _TEXT}
-NAMES_SCHEMA = _object({"names": _TEXTS})
-SUBJECTS_SCHEMA = _object(
+_STRING = {"type": "string"}
+_STRINGS = {"type": "array", "items": _STRING}
+NAMES_SCHEMA = _object_schema({"names": _STRINGS})
+SUBJECTS_SCHEMA = _object_schema(
     {
         "subjects": {
             "type": "array",
-            "items": _object({"subject_name": _TEXT, "level": _TEXT, "subtopics": _TEXTS}),
+            "items": _object_schema({"subject_name": _STRING, "level": _STRING, "subtopics": _STRINGS}),
         }
     }
 )
-SYLLABUS_SCHEMA = _object(
+SYLLABUS_SCHEMA = _object_schema(
     {
-        "introduction": _TEXT,
+        "introduction": _STRING,
         "sessions": {
             "type": "array",
-            "items": _object({"name": _TEXT, "description": _TEXT, "key_concepts": _TEXTS}),
+            "items": _object_schema({"name": _STRING, "description": _STRING, "key_concepts": _STRINGS}),
         },
     }
 )

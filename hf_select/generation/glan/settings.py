@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
+from hf_select.generation.generator import check_generator
 from hf_select.models.sampling import Sampling
 from hf_select.paper import Paper
 from hf_select.validation import check_choices
@@ -84,6 +85,9 @@ class GLANSettings:
         for name in ("model", "answer_model"):
             if isinstance(getattr(self, name), list):
                 raise ValueError(f"{name} is a list; GLAN takes one {name}.")
+        check_generator(self.model, "model")
+        if self.answer_model is not None:
+            check_generator(self.answer_model, "answer_model")
         counts = ("queries_per_discipline", "subjects_per_query", "min_sessions", "questions_per_subject")
         for name in counts:
             if getattr(self, name) < 1:
