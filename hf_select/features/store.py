@@ -104,17 +104,17 @@ class PoolIndex:
 
         def load() -> None:
             featurizer.load()
-            here = _probe(featurizer)
+            here = _run_probe(featurizer)
             if probe.exists():
                 _refuse_other_vectors(json.loads(probe.read_text()), here, job.folder)
             else:
                 write_json(probe, here)
 
         def write(path: Path, first_row: int, rows: Dataset) -> dict[str, float]:
-            return _write_part(path, rows, featurizer, stored_dtype)
+            return _write_vectors(path, rows, featurizer, stored_dtype)
 
         job.open(source, when_running)
-        job.run(write, load, lambda: _finish(job), "index")
+        job.run(write, load, lambda: _write_summary(job), "index")
         return cls.open(folder)
 
     @classmethod
@@ -182,7 +182,7 @@ class PoolIndex:
             )
         featurizer.load()
         probe = json.loads((self.folder / "vectors" / "probe.json").read_text(encoding="utf-8"))
-        _refuse_other_vectors(probe, _probe(featurizer), self.folder)
+        _refuse_other_vectors(probe, _run_probe(featurizer), self.folder)
 
     def read(self, rows: range) -> list[Feature | BadRow]:
         """A Feature for each of these rows, or the BadRow with the reason why it has none."""
@@ -223,7 +223,7 @@ class PoolIndex:
     def _blocks(self, rows: range) -> Iterator[tuple[np.ndarray, np.ndarray, pa.Table]]:
         """(vectors (n, d), which rows have one (n,), their table) of each part that holds some of the rows."""
         for start, table in self._tables(rows):
-            vectors = _restored(_stored(table), self._stored_dtype, self.dimensions)
+            vectors = _restored(_stored_vectors(table), self._stored_dtype, self.dimensions)
             there = np.array(table["vector"].is_valid().to_pylist(), dtype=bool)
             bad = np.flatnonzero(there & ~np.isfinite(vectors).all(axis=1))
             if len(bad):
@@ -238,7 +238,7 @@ class PoolIndex:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _write_part(path: Path, rows: Dataset, featurizer: Featurizer, dtype: str) -> dict[str, float]:
+def _write_vectors(path: Path, rows: Dataset, featurizer: Featurizer, dtype: str) -> dict[str, float]:
     usage, parsed = featurizer.usage(), conversations(readable(rows)[:])
     features: list[Feature | BadRow] = on_readable(parsed, featurizer)
     if dtype == "1bit":
@@ -286,7 +286,7 @@ def _restored(stored: np.ndarray, dtype: str, dimensions: int) -> np.ndarray:
     return unit(stored)
 
 
-def _stored(table: pa.Table) -> np.ndarray:
+def _stored_vectors(table: pa.Table) -> np.ndarray:
     """(n, numbers a row) of a table's vectors as they are on disk; rows without one are zeros."""
     column = cast(Any, table["vector"].combine_chunks())
     size = column.type.list_size
@@ -294,7 +294,7 @@ def _stored(table: pa.Table) -> np.ndarray:
     return flat.reshape(-1, size)
 
 
-def _finish(job: ChunkedJob) -> None:
+def _write_summary(job: ChunkedJob) -> None:
     cost, reasons, with_vector, rows = Counter(), Counter(), 0, 0
     for chunk in range(job.pool.num_chunks):
         cost.update(cast(Any, job.record(chunk))["cost"])
@@ -313,7 +313,7 @@ def _finish(job: ChunkedJob) -> None:
     write_json(job.folder / job.summary, summary)
 
 
-def _probe(featurizer: Featurizer) -> dict[str, Any]:
+def _run_probe(featurizer: Featurizer) -> dict[str, Any]:
     """The details of the featurizer, and the unit vectors of the probe texts (or why one has none)."""
     features = featurizer(PROBE)
     vectors = [str(f) if isinstance(f, BadRow) else unit(f.vector).astype(float).tolist() for f in features]

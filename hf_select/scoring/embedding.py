@@ -59,8 +59,8 @@ class Embedding(Similarity):
     def identity(self) -> dict[str, object]:
         """Everything that the scores depend on."""
         where = ("encoder", "revision", "device", "batch_size")  # they change nothing but the time
-        found = {name: value for name, value in super().identity().items() if name not in where}
-        return {**found, **self._sentences.identity()}
+        settings = {name: value for name, value in super().identity().items() if name not in where}
+        return {**settings, **self._sentences.identity()}
 
     def _pickled(self) -> dict[str, object]:
         return {**self.settings(), "_source": self._sentences.source}

@@ -20,7 +20,7 @@ from hf_select.data.row_files import DELIMITERS, kind_of
 
 logger = logging.getLogger(__name__)
 
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_NUMERAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 class _NoScore(ValueError):
@@ -55,30 +55,32 @@ def import_scores(
     if score in dataset.column_names:
         raise ValueError(f'the dataset has a column "{score}" already; choose another name.')
     ids = _ids(dataset, row_id)
-    scores = _read(Path(path).expanduser(), id_key, score_key)
+    scores = _read_scores(Path(path).expanduser(), id_key, score_key)
     present = set(ids)
     known = {key: value for key, value in scores.items() if key in present}
     if not known:
-        there = f'the column "{row_id}"' if row_id in dataset.column_names else f'row numbers (it has no "{row_id}")'
+        ids_from = (
+            f'the column "{row_id}"' if row_id in dataset.column_names else f'row numbers (it has no "{row_id}")'
+        )
         other = [column for column in (id_key, "id") if column in dataset.column_names and column != row_id]
         hint = f' Is it the column "{other[0]}"? Then give row_id (--row-id {other[0]}).' if other else ""
         raise ValueError(
-            f'"{path}" names no row of the dataset, whose ids are {there}; it has ids such as '
+            f'"{path}" names no row of the dataset, whose ids are {ids_from}; it has ids such as '
             f"{', '.join(list(scores)[:3])}.{hint}"
         )
     if all(isinstance(value, str) for value in known.values()):
-        said = "; ".join(f"{count} x {reason}" for reason, count in Counter(known.values()).most_common(3))
+        reasons = "; ".join(f"{count} x {reason}" for reason, count in Counter(known.values()).most_common(3))
         raise ValueError(
-            f'"{path}" gives none of the {len(known)} rows that it names a score: {said}. Write numbers under '
+            f'"{path}" gives none of the {len(known)} rows that it names a score: {reasons}. Write numbers under '
             f'"{score_key}", or name another key with score_key (--score-key).'
         )
     if len(known) < len(scores):
         logger.warning('%d of %d ids in "%s" name no row of the dataset.', len(scores) - len(known), len(scores), path)
-    found = [known.get(key, "not among the imported") for key in ids]
+    values = [known.get(key, "not among the imported") for key in ids]
     dataset = dataset.add_column(
-        score, [None if isinstance(value, str) else value for value in found], feature=Value("float64")
+        score, [None if isinstance(value, str) else value for value in values], feature=Value("float64")
     )
-    reasons = [value if isinstance(value, str) else "" for value in found]
+    reasons = [value if isinstance(value, str) else "" for value in values]
     return dataset.add_column(columns.reason_column(score), reasons, feature=Value("string"))
 
 
@@ -90,11 +92,11 @@ def _ids(dataset: Any, row_id: str) -> list[str]:
     return [str(number) for number in range(len(dataset))]
 
 
-def _read(path: Path, id_key: str, score_key: str) -> dict[str, float | str]:
-    """id -> score, or the reason why its value is none."""
+def _read_scores(path: Path, id_key: str, score_key: str) -> dict[str, float | str]:
+    """id -> score, or the reason why it has none."""
     scores: dict[str, float | str] = {}
     first: dict[bool, tuple[int, Any]] = {}  # whether it is a fraction -> the first line with one, its value
-    for number, row in _rows(path):
+    for number, row in _numbered_lines(path):
         if not isinstance(row, dict) or id_key not in row or score_key not in row:
             has = f"it has {list(row)}" if isinstance(row, dict) else "it is not an object"
             raise ValueError(
@@ -120,7 +122,7 @@ def _read(path: Path, id_key: str, score_key: str) -> dict[str, float | str]:
     return scores
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Any]]:
+def _numbered_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """(line number, row) for each row of a CSV or TSV file, or each line of a JSONL file; either may be compressed."""
     kind = kind_of(path)
     try:
@@ -142,7 +144,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _score(value: Any) -> float:
-    """The finite number that a value is."""
+    """The value as a finite number."""
     shown = json.dumps(value, ensure_ascii=False)
     shown = shown if len(shown) <= 40 else shown[:37] + "..."
     if value is None:
@@ -150,15 +152,15 @@ def _score(value: Any) -> float:
     try:
         if isinstance(value, str):
             top, slash, bottom = (part.strip() for part in value.partition("/"))
-            if not all(_NUMBER.fullmatch(part) for part in ([top, bottom] if slash else [top])):
+            if not all(_NUMERAL.fullmatch(part) for part in ([top, bottom] if slash else [top])):
                 raise _NoScore(f"the imported score {shown} is not a number")
-            found = float(top) / float(bottom) if slash else float(top)
+            number = float(top) / float(bottom) if slash else float(top)
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            found = float(value)
+            number = float(value)
         else:
             raise _NoScore(f"the imported score {shown} is not a number")
     except (ZeroDivisionError, OverflowError):
         raise _NoScore(f"the imported score {shown} is not a finite number") from None
-    if not math.isfinite(found):
+    if not math.isfinite(number):
         raise _NoScore(f"the imported score {shown} is not a finite number")
-    return found
+    return number

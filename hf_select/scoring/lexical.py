@@ -157,8 +157,8 @@ class DSIR(Scorer):
                 if reason:
                     raise ValueError(f'query {i} of task "{task}" cannot be used: {reason}. Fix or remove it.')
         pool = _needed(pool, "DSIR")
-        raw = self._log_p(_texts(pool))
-        self.log_ratio_ = np.stack([self._log_p(_texts(rows)) - raw for rows in tasks.values()])
+        raw = self._log_p(_batches_of_texts(pool))
+        self.log_ratio_ = np.stack([self._log_p(_batches_of_texts(rows)) - raw for rows in tasks.values()])
         self.named_tasks_ = names_of_tasks(queries, task_column, list(tasks))
         of_tasks = [(task, _hash_of(rows)) for task, rows in tasks.items()]
         self.learned_from_ = {"queries": hash_of_rows([], [self.named_tasks_, *of_tasks]), "pool": _hash_of(pool)}
@@ -236,7 +236,7 @@ def _needed(pool: Dataset | None, name: str) -> Dataset:
     return pool
 
 
-def _texts(dataset: Dataset, batch_size: int = 1000) -> Iterator[list[str]]:
+def _batches_of_texts(dataset: Dataset, batch_size: int = 1000) -> Iterator[list[str]]:
     """Texts of the readable rows, in batches."""
     for batch in dataset.iter(batch_size=batch_size):
         yield [text_of(row) for row in readable_rows(conversations(cast(Batch, batch)))]
@@ -252,6 +252,6 @@ def _hash_of(dataset: Dataset) -> str:
 def _fitted(vectorizer: Any, pool: Dataset) -> None:
     layout(pool.column_names)  # raises if the columns are not those of conversations
     try:
-        vectorizer.fit(text for texts in _texts(pool) for text in texts)
+        vectorizer.fit(text for texts in _batches_of_texts(pool) for text in texts)
     except ValueError as error:
         raise ValueError(f"the pool has no words to learn from ({error}).") from None

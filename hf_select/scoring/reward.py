@@ -97,8 +97,8 @@ class Reward(Scorer):
     def identity(self) -> dict[str, object]:
         """Everything that the scores depend on."""
         where = ("revision", "device", "tokens_per_batch")  # of the same weights; they change nothing but the time
-        found = {name: value for name, value in super().identity().items() if name not in where}
-        return {**found, "reward_model": self.source.identity, "day": self._dated.day}
+        settings = {name: value for name, value in super().identity().items() if name not in where}
+        return {**settings, "reward_model": self.source.identity, "day": self._dated.day}
 
     def readers(self) -> list[Any]:
         """The models, whose chat templates may write the date."""

@@ -82,17 +82,17 @@ def score(
             raise ValueError(
                 "an index cannot be checked against a streaming dataset; load the dataset without streaming."
             )
-        index.check(pool.dataset, scorer.featurizer)
+        index.check(cast(Dataset, pool.dataset), scorer.featurizer)
         made_by = {**made_by, "index": index.manifest["made_by"]["hash"]}
     identity = identity_of(scorer.name, made_by, scorer.described())
     job = ChunkedJob(pool, folder, identity, "scored", ".parquet", "scores", "summary.json")
     job.open(source, when_running)
     job.run(
-        lambda path, first, rows: _write_part(
+        lambda path, first, rows: _write_scored(
             path, first, rows, scorer, index, bad_rows if stream else "null", source
         ),
         scorer.load,
-        lambda: _finish(job, scorer, index),
+        lambda: _write_scores(job, scorer, index),
         f"score {scorer.name}",
     )
     return read_scored(output_dir)
@@ -109,7 +109,7 @@ def whole_cost(output_dir: str | os.PathLike) -> dict[str, float]:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _write_part(
+def _write_scored(
     path: Path,
     first_row: int,
     rows: Dataset,
@@ -135,7 +135,7 @@ def _write_part(
     return {name: value - before.get(name, 0) for name, value in scorer.usage().items()}
 
 
-def _finish(job: ChunkedJob, scorer: Scorer, index: PoolIndex | None) -> None:
+def _write_scores(job: ChunkedJob, scorer: Scorer, index: PoolIndex | None) -> None:
     """Write scores.parquet and the summary, one part at a time; only one number per row stays in memory."""
     column = columns.score_column(scorer.name)
     cost, reasons, notes = Counter(), Counter(), Counter()

@@ -254,7 +254,7 @@ class SelectIT(Scorer):
         texts = [[RatingText(head + "Instruction:" + x + "\nResponse:", y, tail) for x, y in pairs] for head in heads]
         encode = partial(encode_before_rating, model) if first else model.encode_texts
         stems = model.encode_texts([head + "Instruction:" for head in heads])
-        ids = _encode(encode, texts, stems)  # heads x n
+        ids = _encode_under_heads(encode, texts, stems)  # heads x n
         ask_ids = [] if first else encode_before_rating(model, asks, add_special_tokens=False)
 
         context = model.load().max_length
@@ -294,7 +294,7 @@ class Rated:
     note: str = ""
 
 
-def _encode(
+def _encode_under_heads(
     encode: Callable[[list[str]], list[list[int]]], texts: list[list["RatingText"]], stems: list[list[int]]
 ) -> list[list[list[int]]]:
     """Token ids of the same rows under several heads, each row's own part tokenised once.
