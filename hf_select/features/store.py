@@ -188,17 +188,17 @@ class PoolIndex:
         """A Feature for each of these rows, or the BadRow with the reason why it has none."""
         return [
             Feature(vector, note) if valid else BadRow(note)
-            for vectors, there, table in self._blocks(rows)
-            for vector, valid, note in zip(vectors, there, table["reason"].to_pylist(), strict=True)
+            for vectors, has_vector, table in self._blocks(rows)
+            for vector, valid, note in zip(vectors, has_vector, table["reason"].to_pylist(), strict=True)
         ]
 
     def to_numpy(self, rows: range | None = None) -> np.ndarray:
         """Unit vectors (n, d) float32 of these rows (default all), NaN for a row that has none."""
-        found = [np.empty((0, self.dimensions), dtype=np.float32)]
-        for vectors, there, _ in self._blocks(range(len(self)) if rows is None else rows):
-            vectors[~there] = np.nan
-            found.append(vectors)
-        return np.concatenate(found)
+        blocks = [np.empty((0, self.dimensions), dtype=np.float32)]
+        for vectors, has_vector, _ in self._blocks(range(len(self)) if rows is None else rows):
+            vectors[~has_vector] = np.nan
+            blocks.append(vectors)
+        return np.concatenate(blocks)
 
     def row_ids(self) -> list[Any]:
         """The row_id of every row."""
@@ -224,15 +224,15 @@ class PoolIndex:
         """(vectors (n, d), which rows have one (n,), their table) of each part that holds some of the rows."""
         for start, table in self._tables(rows):
             vectors = _restored(_stored_vectors(table), self._stored_dtype, self.dimensions)
-            there = np.array(table["vector"].is_valid().to_pylist(), dtype=bool)
-            bad = np.flatnonzero(there & ~np.isfinite(vectors).all(axis=1))
+            has_vector = np.array(table["vector"].is_valid().to_pylist(), dtype=bool)
+            bad = np.flatnonzero(has_vector & ~np.isfinite(vectors).all(axis=1))
             if len(bad):
                 part = self.folder / "vectors" / f"part-{(start + bad[0]) // self.manifest['chunk_rows']:05d}.arrow"
                 raise ValueError(
                     f'the stored vector of row {start + bad[0]} is not finite: "{part}" is damaged. Delete that file '
                     "and run the same hf-select index command again; only that file is computed again."
                 )
-            yield vectors, there, table
+            yield vectors, has_vector, table
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -243,17 +243,17 @@ def _write_vectors(path: Path, rows: Dataset, featurizer: Featurizer, dtype: str
     features: list[Feature | BadRow] = on_readable(parsed, featurizer)
     if dtype == "1bit":
         features = map_rows(_not_zero, features)
-    there = np.array([isinstance(feature, Feature) for feature in features])
+    has_vector = np.array([isinstance(feature, Feature) for feature in features])
     size = featurizer.details()["dimensions"]
     vectors = np.zeros((len(features), size), dtype=np.float32)
-    if there.any():
-        vectors[there] = unit(np.stack([f.vector for f in features if isinstance(f, Feature)]))
+    if has_vector.any():
+        vectors[has_vector] = unit(np.stack([f.vector for f in features if isinstance(f, Feature)]))
     values = _shortened(vectors, dtype)
     table = pa.table(
         {
             columns.ROW_ID: rows[columns.ROW_ID][:],
             "vector": pa.FixedSizeListArray.from_arrays(
-                pa.array(values.ravel()), values.shape[1], mask=pa.array(~there)
+                pa.array(values.ravel()), values.shape[1], mask=pa.array(~has_vector)
             ),
             "reason": [f.note if isinstance(f, Feature) else str(f) for f in features],
         }
