@@ -160,7 +160,8 @@ class _Parser(argparse.ArgumentParser):
         what, _, words = message.partition(": ")
         if what == "the following arguments are required":
             missing = words.split(", ")[0].lower()
-            raise ValueError(f"{self.prog} needs a {missing}. See {self.prog} --help.")
+            article = "" if missing.endswith("s") else "a "
+            raise ValueError(f"{self.prog} needs {article}{missing}. See {self.prog} --help.")
         if what != "unrecognized arguments":
             raise ValueError(f"{message}. See {self.prog} --help.")
         flag = next((word.partition("=")[0] for word in words.split() if word.startswith("--")), None)
