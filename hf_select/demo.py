@@ -321,8 +321,8 @@ def teacher(body: dict[str, Any]) -> str:
         subjects = [{"subject_name": name, "level": "basic", "subtopics": ["a", "b"]} for name in names]
         return json.dumps({"subjects": subjects})
     if request.startswith("Put this syllabus into JSON"):
-        found = re.findall(r"^Session (.*): (.*)$", messages[-2]["content"], re.MULTILINE)
-        sessions = [{"name": n, "description": "It is taught.", "key_concepts": c.split(", ")} for n, c in found]
+        lines = re.findall(r"^Session (.*): (.*)$", messages[-2]["content"], re.MULTILINE)
+        sessions = [{"name": n, "description": "It is taught.", "key_concepts": c.split(", ")} for n, c in lines]
         return json.dumps({"introduction": "A course.", "sessions": sessions})
     if "Draw up a list" in request:
         return "\n".join(f"{i}. {word} {i}" for i in range(1, 3))

@@ -42,7 +42,7 @@ DEMO_STEPS = {
 
 
 def command_class(name: str) -> type[Command] | None:
-    """The class of a command, or None if there is no such command. Imports the command's module."""
+    """The class of a command, or None for an unknown name. Imports the module of the command."""
     home = COMMANDS[name][0] if name in COMMANDS else DEMO_STEPS.get(name)
     if home is None:
         return None

@@ -80,8 +80,8 @@ class Compare(Rows):
         rows, measures = self._read()
         pool, methods, costs = rows, {}, {}
         for name, value in self.methods.items():
-            folder, at_most = _bounded(value)
-            folder, which = _ending(folder, _WHICH, "best")
+            folder, at_most = _split_bound(value)
+            folder, which = _split_ending(folder, _WHICH, "best")
             scores, costs[name] = _scores(rows, name, Path(folder).expanduser())
             column = f"{SCORE_PREFIX}{name}_of_comparison"
             pool = pool.add_column(column, scores)
@@ -110,32 +110,33 @@ class Compare(Rows):
         print(f"\n{self.output_dir}/result.html (open it in a browser), result.md, result.json; the runs: cells/")
 
     def _read(self) -> tuple[Any, dict[str, Any]]:
-        """(the rows, the measures by name)"""
+        """(rows, measures by name)"""
         from hf_select.evaluation.checkable_answers import CheckableAnswers, Final
         from hf_select.evaluation.lm_eval_task import LMEvalTask
 
-        said = {name: _ending(value, get_args(Final), "number") for name, value in self.answers.items()}
-        rows, found, asked = self.read(self.held_out, {name: source for name, (source, _) in said.items()})
-        for name, (_, final) in said.items():
-            found[name] = CheckableAnswers(asked[name], final, self.max_new_tokens)  # type: ignore[arg-type]
+        answers = {name: _split_ending(value, get_args(Final), "number") for name, value in self.answers.items()}
+        sources = {name: source for name, (source, _) in answers.items()}
+        rows, measures, checked_rows = self.read(self.held_out, sources)
+        for name, (_, final) in answers.items():
+            measures[name] = CheckableAnswers(checked_rows[name], final, self.max_new_tokens)  # type: ignore[arg-type]
         for value in self.lm_eval:
             task, _, metric = value.partition(":")
-            metric, _, chosen = metric.partition(",")
+            metric, _, answer_filter = metric.partition(",")
             options = {"limit": self.lm_eval_limit, "include_path": self.lm_eval_path, "chat": self.lm_eval_chat}
-            found[value] = LMEvalTask(task, metric or None, chosen or None, **options)
-        if len(found) < len(self.held_out) + len(self.answers) + len(self.lm_eval):
-            raise ValueError("two measures have the same name; name held_out, answers and lm_eval apart.")
-        return rows, found
+            measures[value] = LMEvalTask(task, metric or None, answer_filter or None, **options)
+        if len(measures) < len(self.held_out) + len(self.answers) + len(self.lm_eval):
+            raise ValueError("two measures have the same name; give different names in held_out, answers and lm_eval.")
+        return rows, measures
 
 
-def _ending(value: str, endings: Sequence[str], default: str) -> tuple[str, str]:
-    """What stands before and after the last colon, if one of the endings does."""
+def _split_ending(value: str, endings: Sequence[str], default: str) -> tuple[str, str]:
+    """The value before and after its last colon, if one of the endings follows it; else the value and the default."""
     before, _, after = value.rpartition(":")
     return (before, after) if after in endings and before else (value, default)
 
 
-def _bounded(value: str) -> tuple[str, float | None]:
-    """A folder without its ":at_most=NUMBER", and the number."""
+def _split_bound(value: str) -> tuple[str, float | None]:
+    """The folder without ":at_most=NUMBER", and the number."""
     before, bound, number = value.rpartition(":at_most=")
     if not bound:
         return value, None
@@ -146,7 +147,7 @@ def _bounded(value: str) -> tuple[str, float | None]:
 
 
 def _scores(rows: Any, name: str, folder: Path) -> tuple[list[float | None], dict[str, float]]:
-    """The scores of a run over these rows, and what they cost."""
+    """The scores in a folder of hf-select score, checked to be those of the rows, and their cost."""
     import pyarrow.parquet as pq
 
     from hf_select.atomic import read_json
@@ -155,14 +156,15 @@ def _scores(rows: Any, name: str, folder: Path) -> tuple[list[float | None], dic
 
     manifest = read_json(folder / "manifest.json")
     if manifest is None or not (folder / "summary.json").exists():
-        raise ValueError(f'method {name}: "{folder}" is no finished run of hf-select score.')
+        raise ValueError(f'method {name}: "{folder}" is not a finished run of hf-select score.')
     if manifest["pool"]["fingerprint"] != Pool(rows, manifest["chunk_rows"]).fingerprint():
-        raise ValueError(f'method {name}: the scores in "{folder}" are of other rows than the dataset.')
+        raise ValueError(f'method {name}: the scores in "{folder}" do not belong to the rows of the dataset.')
     scores = pq.read_table(folder / "scores.parquet")
     return scores[f"{SCORE_PREFIX}{manifest['made_by']['name']}"].to_pylist(), whole_cost(folder)
 
 
 def _print_results(title: str, unit: str, results: "MethodResults") -> None:
+    """Print the results of one measure as a table, then the verdicts."""
     from hf_select.cli.table import print_table
     from hf_select.reports.comparison import shown_p
 

@@ -35,8 +35,8 @@ class Export(Command):
         from hf_select.export.jsonl import export_subset
 
         dataset = read_dataset(self.subset, self.split)
-        made = export_subset(dataset, self.output_dir, self.name, self.overwrite)
-        print(f"{len(dataset):,} rows: {', '.join(map(str, made))}")
+        files = export_subset(dataset, self.output_dir, self.name, self.overwrite)
+        print(f"{len(dataset):,} rows: {', '.join(map(str, files))}")
 
 
 @dataclass

@@ -37,7 +37,7 @@ class Run(Command):
 
     Args:
         recipe: name of a recipe that comes with hf_select (see the list below), or the path of a YAML file.
-        overrides: settings in place of the recipe's own, each as step.setting=value.
+        overrides: changed settings of the recipe, each as step.setting=value.
         output_dir: folder for all results; by default hf_select_runs/RECIPE.
         overwrite: replace results in this folder that were made with other settings.
     """

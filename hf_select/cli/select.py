@@ -11,6 +11,8 @@ from hf_select.selection import SELECTORS
 
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from hf_select.selection.selection import Selection
     from hf_select.selection.selector import Selector
 
@@ -82,16 +84,16 @@ class Select(Command):
         selection.chain[-1]["scores"] = self.scores  # for the report and the card
         subset = selection.apply(dataset)
         notes = write_dataset(subset, output)
-        _report(dataset, selection, subset)
+        _print_selection(dataset, selection, subset)
         if isinstance(selector, Filter):
-            _report_removed(selector.removed_)
+            _print_removed(selector.removed_)
         if earlier is not None:
             # The rows were selected before: the record tells the whole way from the first dataset.
             selection = earlier.compose(selection)
             steps = [f"{s['selector']} {s['num_rows']:,} -> {s['selected']:,}" for s in selection.chain]
             print("\nSteps: " + ", then ".join(steps))
         selection.save(record_of(output))
-        print(f"\n{len(subset)} rows: {output}; their ranks and reasons alone: {record_of(output)}")
+        print(f"\n{len(subset)} rows: {output}; only their ranks and reasons: {record_of(output)}")
         for note in notes:
             print(f"Note: {note}")
 
@@ -149,8 +151,8 @@ def selector_class(name: str) -> "type[Selector]":
     return import_class("selector", name, SELECTORS, Selector)
 
 
-def _report(dataset: Any, selection: Any, subset: Any) -> None:
-    """What was selected, beside the pool; then the first rows and why they are there."""
+def _print_selection(dataset: "Dataset", selection: "Selection", subset: Any) -> None:
+    """Print scores of the pool and of the selection, then the first rows with their reasons."""
     import numpy as np
 
     from hf_select.cli.table import print_table
@@ -162,7 +164,7 @@ def _report(dataset: Any, selection: Any, subset: Any) -> None:
             continue
         try:
             values = columns.numeric_column(dataset, name, "")
-        except ValueError:  # a column of that name that holds no numbers is not ours
+        except ValueError:  # a column of the user's with such a name and without numbers
             continue
         values = np.where(np.isfinite(values), values, np.nan)
         for label, part in ((f"{name}, mean", np.nanmean), (f"{name}, median", np.nanmedian)):
@@ -170,26 +172,26 @@ def _report(dataset: Any, selection: Any, subset: Any) -> None:
                 chosen = values[selection.indices]
                 rows.append([label, f"{part(values):,.4g}", "" if np.isnan(chosen).all() else f"{part(chosen):,.4g}"])
     print_table(["", "pool", "selected"], rows)
-    _report_lengths(dataset, selection)
+    _print_lengths(dataset, selection)
     top = [
         [str(row[columns.SELECTION_RANK]), _opening(row), row[columns.SELECTION_REASON]]
         for row in subset.select(range(min(5, len(subset))))
     ]
     width = max(len(line[1]) for line in top)
-    print("\nThe first rows, and why:")
+    print("\nThe first rows, with reasons:")
     for rank, text, reason in top:
         print(f"  {rank}  {text.ljust(width)}  {reason}")
 
 
-def _report_removed(removed: dict[int, str], shown: int = 5) -> None:
+def _print_removed(removed: dict[int, str], shown: int = 5) -> None:
     """The number of rows that a filter left out, and why the first of them."""
     print(f"\n{len(removed):,} rows removed{', the first of them:' if removed else '.'}")
     for row in sorted(removed)[:shown]:
         print(f"  row {row}: {removed[row]}")
 
 
-def _report_lengths(dataset: Any, selection: Any, sample: int = 20_000) -> None:
-    """Lengths of pool, selection and a random draw of its size: what looks like quality is often length."""
+def _print_lengths(dataset: "Dataset", selection: "Selection", sample: int = 20_000) -> None:
+    """Print lengths of the pool, the selection and random rows: scores often select by length."""
     import numpy as np
 
     from hf_select.cli.table import print_table

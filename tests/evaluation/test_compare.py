@@ -308,9 +308,9 @@ def test_the_command_compares_scored_runs(ground, tmp_path, monkeypatch, capsys)
     line = json.loads((tmp_path / "c" / "result.json").read_text())["budgets"]["8 rows"]["sums"]["low"]
     assert line["runs"]["selection_flops"] > 0 and line["runs"]["training_flops"] > 0
     assert main([*command, "--methods", "low=others"]) == 2
-    assert "are of other rows than the dataset" in capsys.readouterr().err
+    assert "do not belong to the rows of the dataset" in capsys.readouterr().err
     assert main([*command, "--methods", "low=nowhere"]) == 2
-    assert "is no finished run of hf-select score" in capsys.readouterr().err
+    assert "is not a finished run of hf-select score" in capsys.readouterr().err
 
 
 def test_budgets_of_a_recipe_may_be_numbers():
