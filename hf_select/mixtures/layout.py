@@ -65,7 +65,7 @@ class MixtureLayout:
 
 def _plain_type(datasets: Iterable[Dataset | IterableDataset]) -> List:
     """Messages of a role and a content, their keys in the order of the first source that has messages."""
-    types = (dataset.features["messages"] for dataset in datasets if "messages" in (dataset.features or {}))
+    types = ((dataset.features or {}).get("messages") for dataset in datasets)
     return next((kind for kind in types if kind == List(_PLAIN_MESSAGE)), List(_PLAIN_MESSAGE))
 
 
