@@ -16,9 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hf_select.data.chat_template import Messages
 from hf_select.data.file_names import slug
 from hf_select.generation import json_answers
-from hf_select.generation.generator import Generator, Messages
+from hf_select.generation.generator import Generator
 from hf_select.generation.requests import Item, RequestStage
 from hf_select.jobs import journal
 from hf_select.models.sampling import Sampling

@@ -11,10 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
+from hf_select.data.chat_template import Messages
 from hf_select.models.sampling import Sampling
-
-
-Messages = list[dict[str, str]]
 
 
 @dataclass(frozen=True)

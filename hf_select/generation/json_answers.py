@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterator
 
-from hf_select.generation.generator import Messages
+from hf_select.data.chat_template import Messages
 
 
 class Unparsed(ValueError):

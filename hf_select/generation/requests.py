@@ -7,8 +7,9 @@ from typing import cast
 
 from tqdm.auto import tqdm
 
+from hf_select.data.chat_template import Messages
 from hf_select.generation.answer_filters import rejection_reason, without_reasoning
-from hf_select.generation.generator import Answer, Generator, Messages, Request, seed_of
+from hf_select.generation.generator import Answer, Generator, Request, seed_of
 from hf_select.generation.json_answers import Unparsed, repair_messages
 from hf_select.jobs import journal
 from hf_select.jobs.journal import Line

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hf_select.data.bad_rows import BadRow
+from hf_select.data.chat_template import Messages
 from hf_select.data.conversation import Conversation
-from hf_select.generation.generator import Messages
 
 
 @dataclass(frozen=True)

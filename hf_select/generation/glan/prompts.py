@@ -7,7 +7,7 @@ at once, models give poorer content (arXiv:2402.13064, section 2.2).
 
 from collections.abc import Sequence
 
-from hf_select.generation.generator import Messages
+from hf_select.data.chat_template import Messages
 from hf_select.generation.glan.draws import Draw
 from hf_select.generation.glan.parse import SubjectFields, Syllabus
 from hf_select.generation.glan.taxonomy import Discipline

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import cast
 
 from hf_select.atomic import atomic_path
+from hf_select.data.chat_template import Messages
 from hf_select.generation.answer_filters import read_refusals
-from hf_select.generation.generator import Generator, Messages
+from hf_select.generation.generator import Generator
 from hf_select.generation.glan import parse, prompts
 from hf_select.generation.glan.settings import GLANSettings
 from hf_select.generation.glan.taxonomy import DEFAULT, Discipline
