@@ -133,7 +133,7 @@ def test_building_goes_on_after_a_kill_and_refuses_other_settings(pool, model_pa
     part = tmp_path / "i" / "vectors" / "part-00001.arrow"
     others = {p: p.stat().st_mtime_ns for p in part.parent.glob("part-*") if p != part}
     part.unlink()
-    with pytest.raises(ValueError, match="gone; run the same hf-select index"):
+    with pytest.raises(ValueError, match="does not exist; run the same hf-select index"):
         index.to_numpy()
     again = build(pool, model_path, tmp_path / "i")
     np.testing.assert_allclose(again.to_numpy(), whole, atol=1e-6)
