@@ -29,6 +29,7 @@ SELECTION_REASON = "selection_reason"
 
 
 def score_column(name: str) -> str:
+    """The score column of a method: ifd -> score_ifd."""
     return SCORE_PREFIX + name
 
 
@@ -82,7 +83,7 @@ def score_values(dataset: Any, column: str, cure: str = "") -> np.ndarray:
 
 
 def without_score(dataset: Any, column: str, values: np.ndarray) -> str:
-    """How many rows have no finite score, and the commonest reasons that stand beside it; empty if all have one."""
+    """A note on how many rows have no finite score, with the most common reasons; empty if all have one."""
     infinite, missing = int(np.isinf(values).sum()), np.flatnonzero(np.isnan(values))
     parts = [f"{infinite} infinite"] if infinite else []
     if len(missing):

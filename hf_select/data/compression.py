@@ -1,4 +1,4 @@
-"""Compressed files, told by their first bytes when they are read and by their name when they are written."""
+"""Compressed files, recognised by their first bytes when read and by their name when written."""
 
 import bz2
 import gzip

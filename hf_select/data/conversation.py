@@ -55,7 +55,7 @@ SHAREGPT_ROLES = {
 class Conversation:
     """One row in normal form: chat messages (role, content, tool_calls, ...) with their tools, or raw `text`.
 
-    `alpaca_input` is the `input` of an Alpaca row, which ends its user turn: Alpaca's own prompt sets it apart.
+    `alpaca_input` is the `input` of an Alpaca row. It is the end of the user turn; Alpaca's own prompt separates it.
     """
 
     messages: list[dict[str, Any]]
@@ -91,10 +91,10 @@ class Conversation:
 
 
 def conversations(batch: Mapping[str, Any]) -> list["Conversation | BadRow"]:
-    """Each row of a batch as a Conversation, or the BadRow that says why it is none.
+    """Each row of a batch as a Conversation, or a BadRow with the reason why it cannot be read.
 
     Args:
-        batch: columns by name: lists, or what a formatted dataset hands to `map` (NumPy arrays, tensors, a pandas
+        batch: columns by name: lists, or what a formatted dataset passes to `map` (NumPy arrays, tensors, a pandas
             DataFrame, an Arrow table).
     Raises: ValueError when the columns fit no layout; it lists the columns present.
     """
@@ -161,7 +161,7 @@ def layout(column_names: list[str]) -> str:
 
 
 def readable_columns(column_names: list[str]) -> list[str]:
-    """The columns that rows are read from; none if they form no layout, as with scores that stand alone."""
+    """The columns that rows are read from; none if they form no layout, as in a table of scores alone."""
     names = [name for name in column_names if name in READ_COLUMNS]
     return names if any(all(column in names for column in needed) for needed in _NEEDED.values()) else []
 
@@ -320,7 +320,7 @@ def _checked(message: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _from_json_text(value: Any, where: str) -> Any:
-    """Messages that stand in the row as JSON text, as in a CSV file or a column whose rows differ in type."""
+    """Messages that are given as JSON text, as in a CSV file or a column whose rows differ in type."""
     return _json(value, where) if isinstance(value, str) else value
 
 

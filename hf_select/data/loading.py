@@ -91,7 +91,7 @@ def read_scores(scores: str | list[str], split: str = "train") -> Any:
 
 
 def located(source: str, split: str = "train", config: str | None = None) -> tuple[str, str, str | None]:
-    """(path or id, split, configuration) of "ID", "ID#SPLIT" or "ID#CONFIG/SPLIT"; what stands after # comes first."""
+    """(path or id, split, configuration) of "ID", "ID#SPLIT" or "ID#CONFIG/SPLIT"; what follows # takes precedence."""
     name, _, where = source.partition("#")
     if not where or Path(source).expanduser().exists():
         return source, split, config

@@ -39,7 +39,7 @@ csv.field_size_limit(2**31 - 1)  # of the process; the default of 131,072 charac
 
 
 class Place(NamedTuple):
-    """Where a row stands: its file, its number from 0 on and its line from 1 on, as far as they are known."""
+    """The place of a row: its file, its number from 0 and its line from 1, as far as they are known."""
 
     file: str
     row: int | None = None

@@ -28,7 +28,7 @@ _NAMES = {str: "string", bool: "bool", int: "int64", float: "float64"}
 
 
 class TooLong(ValueError):
-    """An integer that 64 bits do not hold."""
+    """An integer that does not fit in 64 bits."""
 
 
 class TooDeep(ValueError):
@@ -36,10 +36,10 @@ class TooDeep(ValueError):
 
 
 class Seen:
-    """What values one place in the rows has had so far.
+    """The kinds of values seen so far at one place in the rows.
 
     Args:
-        depth: how many lists and objects the place lies in.
+        depth: number of lists and objects around the place.
     """
 
     def __init__(self, depth: int = 0) -> None:
@@ -85,6 +85,7 @@ class Seen:
             self.items.see(item)
 
     def feature(self, nested: bool = False) -> Any:
+        """The type that holds all values seen so far."""
         numbers = self.types and self.types <= {int, float, SpelledFloat}
         if not self.types:
             return Value("null")
@@ -146,7 +147,7 @@ def _as_it_is(value: Any) -> Any:
 
 
 def _stored(feature: Any) -> Any:
-    """The feature with its Json as the text that stands for it."""
+    """The feature with JSON text in place of `Json`."""
     if isinstance(feature, Json):
         return Value("string")
     if isinstance(feature, List):
@@ -171,6 +172,7 @@ class Cells:
         self.messages, self.is_empty = Seen(), True
 
     def see(self, field: str) -> None:
+        """Take one more field of the column into account."""
         if not field:
             return
         self.is_empty = False
@@ -181,6 +183,7 @@ class Cells:
             self.messages.see(loads(field))
 
     def feature(self) -> Any:
+        """The type that holds all fields seen so far."""
         kind = next((kind for kind in _CELL_TYPES if kind in self.may_be), "string")
         return Value("string") if self.is_empty else self.messages.feature() if kind == "messages" else Value(kind)
 

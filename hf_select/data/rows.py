@@ -39,12 +39,12 @@ class Pool:
         if distinct != len(self.dataset) or ids.null_count:
             raise ValueError(
                 f"row_id must name each row once; it has {distinct} values for {len(self.dataset)} rows and "
-                f"{ids.null_count} nulls. Mend it, or drop the column and rows are numbered."
+                f"{ids.null_count} nulls. Fix it, or drop the column and rows are numbered."
             )
 
     @property
     def rows(self) -> int | None:
-        """Number of rows, or None as long as nobody knows."""
+        """Number of rows; None while it is unknown."""
         return len(self.dataset)
 
     def fingerprint(self) -> str | None:
@@ -65,7 +65,7 @@ class Pool:
 @dataclass
 class Stream(Pool):
     """The rows of an IterableDataset in chunks. Every process reads the stream and keeps one chunk of it in memory;
-    reading is cheap beside scoring, and a row's place in the stream is its number.
+    reading is cheap compared with scoring, and a row's place in the stream is its number.
     """
 
     dataset: IterableDataset  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -76,9 +76,11 @@ class Stream(Pool):
 
     @property
     def rows(self) -> int | None:
+        """None: a stream does not know its length."""
         return None
 
     def fingerprint(self) -> str | None:
+        """None: a stream cannot be hashed before it is read."""
         return None
 
     def chunks(

@@ -44,7 +44,7 @@ def join_scores(parts: Mapping[str, Any]) -> Any:
 
 
 def _places(first: str, wanted: Any, name: str, ids: Any) -> list[int]:
-    """Where each wanted row_id stands among the others."""
+    """The position of each wanted row_id among the others."""
     place = {row_id: i for i, row_id in enumerate(ids)}
     missing = [row_id for row_id in wanted if row_id not in place]
     extra = set(place).difference(wanted)

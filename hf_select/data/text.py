@@ -102,6 +102,7 @@ def beside_text(reply: dict[str, Any]) -> str:
 
 
 def prompt_of(row: Conversation) -> str:
+    """The text of all turns that are not responses."""
     return text_of(row, "prompt")
 
 

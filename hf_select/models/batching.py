@@ -37,6 +37,7 @@ class TokenBudget:
     tokens: int
 
     def halve(self) -> None:
+        """Halve the budget, to 1 at least."""
         self.tokens = max(1, self.tokens // 2)
 
 
@@ -56,11 +57,11 @@ def run(
 ) -> list[Result | BadRow]:
     """`forward(indices)` over micro-batches; one result for each index, in input order.
 
-    `passes` is the number of passes through the model that `forward` spreads its tokens over: the budget is that of
-    one.
+    `passes` is the number of passes through the model over which `forward` spreads its tokens; the budget is that of
+    one pass.
 
-    Out of memory halves the budget and plans what is left anew. A sequence that does not fit alone gets an
-    `OutOfMemory` in its place.
+    When memory runs out, the budget is halved and the remaining sequences are planned again. The result of a sequence
+    that does not fit alone is an `OutOfMemory`.
     """
     results: list[Result | BadRow | None] = [None] * len(lengths)
     waiting = plan(lengths, budget.tokens * passes)[::-1]  # a stack: the longest batch on top
@@ -94,6 +95,7 @@ def run(
 
 
 def release_cached_memory() -> None:
+    """Return memory that Python and the accelerator's allocator keep for later."""
     import gc
 
     import torch

@@ -3,7 +3,7 @@
 What keeps it fast, in the order that matters: rows sorted by length and cut by a token budget (no padding to speak
 of), the backbone run without the output head, the head applied only to the positions that a measure reads, and the
 key/value cache of a shared prefix computed once. Rows are padded on the right and no mask is needed for that: in a
-causal model a real token never sees what stands after it.
+causal model a real token never sees what follows it.
 
 Left out: encoder-decoder models, prompt-tuning adapters, padding-free (varlen) kernels.
 """
@@ -123,7 +123,7 @@ class CausalLM:
         self.dated = DatedTokenizer(lambda: loading.load_tokenizer(self), state["day"])
 
     def fresh(self) -> "CausalLM":
-        """The same model loaded anew, for whoever will change it.
+        """A separate copy of the model, loaded again, that may be changed.
 
         Raises: ValueError for a model that was given loaded: there is only the one.
         """
@@ -135,6 +135,7 @@ class CausalLM:
         return again
 
     def settings(self) -> dict[str, Any]:
+        """Constructor arguments by name."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "usage"}
 
     def described(self) -> dict[str, Any]:
@@ -209,10 +210,12 @@ class CausalLM:
 
     @property
     def name(self) -> str:
+        """The model's path or Hub id, or the class of one that was given loaded."""
         return self.model if isinstance(self.model, str) else type(self.model).__name__
 
     @property
     def num_parameters(self) -> int:
+        """Number of parameters of the model, which is loaded if it is not yet."""
         return self.load().num_parameters
 
     def encode_texts(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
@@ -272,7 +275,7 @@ class CausalLM:
                 with loaded.last_layer_at(torch.zeros_like(lengths)):  # only its keys and values are wanted
                     self._backbone(input_ids, cache)
                 cache.batch_repeat_interleave(len(suffixes))
-                # Padding now stands between a context and its suffix: it is masked, and positions go on from the
+                # Padding is now between a context and its suffix: it is masked, and positions continue from the
                 # context's true end.
                 real = torch.arange(input_ids.shape[1], device=input_ids.device) < lengths[:, None]  # (B, T)
                 real = real.repeat_interleave(len(suffixes), dim=0)  # (B * J, T)

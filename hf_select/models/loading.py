@@ -17,6 +17,7 @@ from hf_select.models.loaded_model import LoadedModel
 
 if TYPE_CHECKING:
     from hf_select.models.sources import ResolvedSource
+    from hf_select.models.template_day import DatedTokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ _IMPORTING_PROCESS = os.getpid()
 
 
 class ModelSpec(Protocol):
-    """What describes a model that is to be loaded; `CausalLM` says what each setting means."""
+    """The description of a model to load; `CausalLM` documents the settings."""
 
     model: Any
     tokenizer: Any
@@ -39,15 +40,23 @@ class ModelSpec(Protocol):
     batch_invariant: bool
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """As `CausalLM.name`."""
+        ...
+
     @property
-    def sources(self) -> Any: ...  # Sources
+    def sources(self) -> Any:  # a cached_property of Sources
+        """As `CausalLM.sources`."""
+        ...
+
     @property
-    def dated(self) -> Any: ...  # DatedTokenizer
+    def dated(self) -> "DatedTokenizer":
+        """The tokenizer with a fixed day in its template."""
+        ...
 
 
 def load(spec: ModelSpec, rank: int | None) -> LoadedModel:
-    """The model, tokenizer and adapter that a CausalLM describes, probed."""
+    """Load and probe the model, tokenizer and adapter that a CausalLM describes."""
     if os.getpid() != _IMPORTING_PROCESS:
         # A forked `map` worker. GNU OpenMP hangs when a child enters a parallel region after its parent has been in
         # one, and N workers with all cores each would be slower anyway.
@@ -68,7 +77,7 @@ def load(spec: ModelSpec, rank: int | None) -> LoadedModel:
 
 
 def load_tokenizer(spec: ModelSpec) -> Any:
-    """The tokenizer that a CausalLM describes, as it came but for a template that was given."""
+    """The tokenizer that a CausalLM describes, with its chat template replaced if one was given."""
     if (source := spec.sources.tokenizer) is not None:
         return tokenizer_of(source, spec.trust_remote_code, spec.chat_template)
     tokenizer = spec.tokenizer
@@ -169,7 +178,7 @@ def _probe(loaded: LoadedModel, name: str) -> None:
     hidden = loaded.backbone(input_ids=ids, use_cache=False).last_hidden_state  # (1, 8, D)
     changed = loaded.backbone(input_ids=other, use_cache=False).last_hidden_state
     if not hidden.isfinite().all():
-        raise ValueError(f'the hidden states of "{name}" are no numbers: damaged weights, or a run that has diverged.')
+        raise ValueError(f'the hidden states of "{name}" are not finite: damaged weights, or a run that has diverged.')
     # The same arithmetic on the same shapes, but 8bit rounds each batch by its largest numbers.
     limit = 5e-2 if getattr(loaded.model, "is_loaded_in_8bit", False) else 1e-4
     if not _near(changed[:, :-1], hidden[:, :-1], limit):
@@ -225,7 +234,7 @@ def _padded_cache_continues(loaded: LoadedModel, ids: Tensor, hidden: Tensor) ->
     if hasattr(loaded.config, "window_size"):  # eight tokens are too few to see a window
         return False
     cache = loaded.new_cache()
-    # Of these eight tokens, the last three stand for padding.
+    # The last three of these eight tokens are used as padding.
     loaded.backbone(input_ids=ids, **loaded.inputs(cache))
     mask = torch.ones(1, 11, dtype=torch.long, device=loaded.device)
     mask[0, 5:8] = 0

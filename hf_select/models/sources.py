@@ -31,7 +31,7 @@ _READ = (
     *("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt", "*.py"),
     *("additional_chat_templates/*.jinja", "[0-9]*_*/*.safetensors", "[0-9]*_*/*.json"),
 )
-# What training leaves beside them, and what only generation reads.
+# Files that training writes next to them, or that only generation reads.
 _NOT_READ = re.compile(r"generation_config\.json|trainer_state\.json|train\.json|.*_results\.json")
 
 # A repository with a tokenizer has at least one of these.
@@ -63,12 +63,13 @@ class ResolvedSource:
 
     @property
     def identity(self) -> str:
+        """The commit, or the hash of the content, as identities of jobs name it."""
         return f"commit {self.commit}" if self.commit else f"content {self.content}"
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Of a causal LM; None for what was given loaded, and for an adapter that there is none of."""
+    """The sources of a causal LM; None for what was given loaded, and if there is no adapter."""
 
     model: ResolvedSource | None
     tokenizer: ResolvedSource | None
@@ -93,7 +94,7 @@ def find(name: str, revision: str | None = None, files: Sequence[str] = ("config
 def find_all(model: Any, tokenizer: Any, adapter: str | None, revision: str | None) -> Sources:
     """The sources of a causal LM. The revision is that of the model's repository, and of its tokenizer in it.
 
-    A name that is an adapter's stands for the base model that its configuration names, with the adapter on it.
+    The name of an adapter means the base model that its configuration names, with the adapter on it.
     """
     base, base_revision = model, revision
     if isinstance(model, str) and adapter is None and (config := _adapter_config(model, revision)) is not None:
@@ -239,8 +240,10 @@ def _starts(length: int, block: int, count: int = 3) -> list[int]:
 
 
 def resolve_source(source: str) -> str:
-    """The path or Hub id to load from. A path that is not there would be taken for a Hub id, with an error about
-    authentication."""
+    """The path or Hub id to load from.
+
+    Raises: ValueError for a path that does not exist, which the Hub client would take for an id.
+    """
     looks_local = source.startswith((".", "/", "~")) or source.count("/") > 1
     if looks_local and not Path(source).expanduser().is_dir():
         raise ValueError(f'no model folder "{source}"; give the path of a saved model or a Hub id such as "org/name".')

@@ -35,6 +35,7 @@ class DatedTokenizer:
 
     @property
     def tokenizer(self) -> Any:
+        """The tokenizer with the day in its template; loaded on first use."""
         if self._dated is None:
             self._own = self._load() if self._own is None else self._own
             self._dated = self._own
@@ -82,7 +83,7 @@ def today() -> str:
 
 
 def began_on(manifest: Path) -> str | None:
-    """The day on which the job, index or warm-up of a manifest began; None if there is none, or no day in it."""
+    """The day on which the job, index or warm-up of a manifest began; None if it is not recorded."""
     return _day_in(read_json(manifest))
 
 
