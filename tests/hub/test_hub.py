@@ -122,7 +122,7 @@ def test_the_same_selection_again_changes_nothing_and_another_makes_a_commit_tha
     assert "20 rows are in both, 5 were added" in hub.files(repo)["README.md"].decode()
 
 
-def test_shards_of_the_version_before_are_taken_away(hub, one_picture, monkeypatch):
+def test_shards_of_the_previous_version_are_deleted(hub, one_picture, monkeypatch):
     from hf_select.hub import push as module
 
     monkeypatch.setattr(module, "_SHARD_BYTES", 2000)
@@ -168,7 +168,7 @@ def test_a_commit_whose_answer_was_lost_is_not_made_twice(hub, one_picture):
     assert len(hub.repos["me/subset"].commits) == 2
 
 
-def test_a_push_that_was_given_up_goes_on_where_it_was(hub, one_picture):
+def test_a_failed_push_resumes(hub, one_picture):
     hub.fail(STEPS["commit"], 500, times=50)
     with pytest.raises(ValueError, match=r"refused.*500: fault 500.*to resume"):
         push(pool())
@@ -180,7 +180,7 @@ def test_a_push_that_was_given_up_goes_on_where_it_was(hub, one_picture):
     assert parquet(hub, f"data/{SHARD}").num_rows == 20
 
 
-def test_what_the_hub_refuses_is_said_in_a_line_and_not_tried_again(hub, one_picture, monkeypatch):
+def test_an_error_of_the_hub_is_explained_and_not_retried(hub, one_picture, monkeypatch):
     hub.fail(STEPS["commit"], 403, times=50)
     with pytest.raises(ValueError, match="may not write there"):
         push(pool())
@@ -257,7 +257,7 @@ def test_a_changed_source_is_noticed(hub, one_picture, caplog):
         load_selection("me/nothing")
 
 
-def test_a_selection_published_without_hashes_is_held_to_the_fingerprint_of_its_source(hub, one_picture, monkeypatch):
+def test_a_selection_without_hashes_is_checked_by_the_fingerprint_of_its_source(hub, one_picture, monkeypatch):
     """As earlier versions published it."""
     dataset = pool()
     save = Selection.save
@@ -433,7 +433,7 @@ def test_settings_about_tokens_are_no_secrets():
     assert scrubbed(settings) == {**settings, "token": "[removed]"}
 
 
-def test_the_last_look_stops_a_push():
+def test_a_secret_in_a_text_stops_a_push():
     with pytest.raises(ValueError, match="nothing was pushed"):
         check_clean("README.md", f"see {Path.cwd()}/x")
 
@@ -469,7 +469,7 @@ def test_names_that_the_hub_takes(repo_id):
     check_repo_id(repo_id)
 
 
-def test_no_path_of_windows_is_a_name_on_the_hub():
+def test_a_windows_path_is_not_a_hub_id():
     from hf_select.reports.ledger import is_hub_id
 
     assert is_hub_id("Qwen/Qwen2.5-0.5B") and is_hub_id("gpt2")

@@ -236,7 +236,7 @@ def test_settings_are_removed_by_their_names_in_any_spelling():
          {"output_dir": "scores", "scores": ["scores", "more"]}),
     ],
 )  # fmt: skip
-def test_a_relative_path_without_an_ending_is_known_by_its_setting_and_its_depth(settings, clean):
+def test_a_deep_relative_path_in_a_setting_is_shortened(settings, clean):
     assert scrubbed(settings) == clean
 
 
@@ -253,7 +253,7 @@ def test_a_relative_path_without_an_ending_is_known_by_its_setting_and_its_depth
         {"model": "accounts/fireworks/models/llama-v3", "base_url": "https://api.fireworks.ai/inference/v1"},
     ],
 )
-def test_what_is_no_path_of_this_machine_stays(value):
+def test_hub_ids_and_other_values_are_not_shortened(value):
     assert scrubbed(value) == value
 
 
