@@ -66,7 +66,8 @@ class MixtureLayout:
 def _plain_type(datasets: Iterable[Dataset | IterableDataset]) -> List:
     """Messages of a role and a content, their keys in the order of the first source that has messages."""
     types = ((dataset.features or {}).get("messages") for dataset in datasets)
-    return next((kind for kind in types if kind == List(_PLAIN_MESSAGE)), List(_PLAIN_MESSAGE))
+    plain = List(_PLAIN_MESSAGE)
+    return next((kind for kind in types if isinstance(kind, List) and kind == plain), plain)
 
 
 def _is_plain(kind: str, features: Mapping[str, Any]) -> bool:
