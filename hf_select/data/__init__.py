@@ -1,1 +1,1 @@
-"""Rows: conversations in any layout, their text under a chat template, files, columns."""
+"""Rows: parsing of conversations, chat templates, response spans, row files and columns."""

@@ -20,9 +20,9 @@ else:
         class Json:
             """`datasets.Json` for releases without it: any JSON value, stored as JSON text.
 
-            A dataset that a newer release saved with this type can be read, and the other way round: both write
-            `{"_type": "Json"}` into the schema's metadata. The newer one stores Arrow's JSON type, this one plain
-            text, because these releases know no `datasets` type for the former.
+            Datasets saved by either version can be read by the other: both write `{"_type": "Json"}` into the
+            schema's metadata. Newer releases store Arrow's JSON type. This class stores plain text, because older
+            releases of `datasets` have no type for Arrow's JSON.
             """
 
             decode: bool = True
@@ -34,7 +34,7 @@ else:
                 return self.pa_type
 
             def encode_example(self, value: Any) -> str | None:
-                """JSON text of a value; text that is JSON already stays as it is."""
+                """Encode a value as JSON text. Text that is already valid JSON is unchanged."""
                 if value is None:
                     return None
                 if isinstance(value, str):
@@ -46,11 +46,11 @@ else:
                 return json.dumps(value, ensure_ascii=False)
 
             def decode_example(self, value: str | None, token_per_repo_id: Any = None) -> Any:
-                """The value that JSON text stands for."""
+                """Decode JSON text."""
                 return None if value is None else json.loads(value)
 
             def cast_storage(self, storage: pa.Array) -> pa.Array:
-                """The array as JSON text."""
+                """Convert an array to JSON text."""
                 if isinstance(storage, pa.ExtensionArray):
                     storage = storage.storage
                 if pa.types.is_string(storage.type):

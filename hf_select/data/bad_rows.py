@@ -1,6 +1,6 @@
-"""Rows that cannot be used, and functions over batches that hold some.
+"""Invalid rows, and functions over batches that contain them.
 
-A row never leaves its place: where it has no value there is a `BadRow`, whose message is the reason.
+A batch keeps its length and order: a row without a value is replaced by a `BadRow`, whose message is the reason.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -12,11 +12,11 @@ Result = TypeVar("Result")
 
 
 class BadRow(ValueError):
-    """A row that cannot be read, rendered or measured; the message is the reason that its scores carry."""
+    """A row that cannot be read, rendered or measured; the message is written to the reason column."""
 
 
 def attempt(f: Callable[..., Result], *values: Any) -> Result | BadRow:
-    """`f(*values)`, or a BadRow: the first among the values, else the one that `f` raises."""
+    """Return the first BadRow among the values, else `f(*values)`, or the BadRow that `f` raises."""
     for value in values:
         if isinstance(value, BadRow):
             return value
@@ -27,18 +27,18 @@ def attempt(f: Callable[..., Result], *values: Any) -> Result | BadRow:
 
 
 def map_rows(f: Callable[..., Result], *columns: Iterable[Any]) -> list[Result | BadRow]:
-    """`attempt(f, ...)` for each row of columns of one length."""
+    """Apply `attempt(f, ...)` to each row. All columns must have the same length."""
     return [attempt(f, *values) for values in zip(*columns, strict=True)]
 
 
 def on_readable(
     rows: Sequence[Row | BadRow], f: Callable[[list[Row]], Iterable[Result | BadRow]]
 ) -> list[Result | BadRow]:
-    """The results of one call of `f` with all usable rows, one for each; every BadRow stays in its place."""
+    """Call `f` once with all valid rows; return its result for each of them, and each BadRow at its position."""
     results = iter(f(readable_rows(rows)))
     return [row if isinstance(row, BadRow) else next(results) for row in rows]
 
 
 def readable_rows(rows: Iterable[Row | BadRow]) -> list[Row]:
-    """The rows without the BadRows among them."""
+    """Return the rows that are not a BadRow."""
     return [row for row in rows if not isinstance(row, BadRow)]

@@ -1,9 +1,9 @@
-"""The text that a chat template writes for a conversation, and whether it writes all that the conversation says.
+"""Renders conversations with a chat template, and checks that the template writes their full content.
 
-The text is one rendering of the whole conversation, as in training: where a template drops the reasoning of earlier
-turns, so does the text, and a note says so. A row of which the template leaves out words, calls or reasoning otherwise
-is refused with the reason. Tool arguments are given as objects or as JSON text, whichever the template writes.
-`response_spans` places the responses in the text.
+The whole conversation is rendered once, as in training. If a template drops the reasoning of earlier turns, the text
+lacks it too, and a note records this. If the template leaves out any other words, calls or reasoning, the row is
+rejected with the reason. Tool arguments are passed as objects or as JSON text, whichever the template supports.
+`response_spans` locates the responses in the text.
 """
 
 import hashlib
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-# For base models without a template: the layout of the Tulu sets, which the RDS+ study (arXiv:2503.01807) uses for
-# every base model. Turns are stripped and start with their role; a response ends with EOS, which is part of it. The
-# sets have no tools, calls, reasoning or names: those are written as in the templates of Hermes and Qwen.
+# For base models without a template: the format of the Tulu datasets, which the RDS+ study (arXiv:2503.01807) uses for
+# every base model. Turns are stripped and start with their role. A response includes the EOS that ends it. The Tulu
+# datasets have no tools, calls, reasoning or names: these are written as in the templates of Hermes and Qwen.
 _TULU_TURNS = (
     "{% if tools %}{{ '<|tools|>\n' }}{% for tool in tools %}{{ tool | tojson + '\n' }}{% endfor %}{% endif %}"
     "{% for message in messages %}"
@@ -46,18 +46,18 @@ FALLBACK_TEMPLATE = (
     + "{% if add_generation_prompt %}{{ '\n<|assistant|>\n' }}{% endif %}"
 )
 
-# LESS's (arXiv:2402.04333): the same, but every turn ends with a line break, which is part of a response.
+# The format of LESS (arXiv:2402.04333): the same, but every turn ends with a line break. Responses include theirs.
 LESS_TEMPLATE = _TULU_TURNS.replace("CLOSE", "'\n'") + "{% endfor %}"
 
 _GENERATION_MARK = re.compile(r"\{%-?\s*generation\b")
 _THOUGHT = re.compile(r"\s*(?:<think>)?(.*)</think>", re.DOTALL)
 _PIECE = re.compile(r"(?:\A|(?<=<think>)|(?<=</think>))(?:(?!</?think>).)+", re.DOTALL)
 _SURROGATE = re.compile("[\ud800-\udfff]")
-# A message's reasoning: DeepSeek's and Qwen's name first, then OpenRouter's and gpt-oss's.
+# Keys of a message's reasoning: that of DeepSeek and Qwen, then those of OpenRouter and gpt-oss.
 REASONING = ("reasoning_content", "reasoning", "thinking")
-# Keys that say whether a message is trained on: axolotl's names, then OpenAI's.
+# Keys that include or exclude a message from training: those of axolotl, then that of OpenAI.
 TRAIN_FLAGS = ("train", "training", "weight")
-QUESTION = {"role": "user", "content": "x"}  # a probe
+QUESTION = {"role": "user", "content": "x"}  # to probe templates
 
 Message = dict[str, Any]
 Messages = list[Message]
@@ -65,12 +65,12 @@ Span = tuple[int, int]
 
 
 class _NotWritten(BadRow):
-    """The template leaves out a part of the row."""
+    """The template does not write a part of the row."""
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """The text of a conversation with the character spans of its responses; `note` says what the text leaves out."""
+    """The text of a conversation and the character spans of its responses; `note` lists what the text leaves out."""
 
     text: str
     spans: list[Span]
@@ -79,13 +79,13 @@ class Rendered:
 
 @dataclass(frozen=True)
 class Renderer:
-    """A chat template with a tokenizer's special tokens, the tools of a row, and the form in which it takes messages.
+    """A chat template, the tokenizer's special tokens, a row's tools, and the message format of the template.
 
     Args:
         special: names and values of the special tokens.
-        arguments_as_text: tool arguments are given as JSON text, which DeepSeek's template concatenates.
-        null_for_empty: the empty content of a call is given as null, which DeepSeek R1's distilled models test for.
-        content_in_parts: content is given as a list of parts, as vision models take it.
+        arguments_as_text: pass tool arguments as JSON text. DeepSeek's template concatenates them.
+        null_for_empty: pass the empty content of a tool call as null. The distilled DeepSeek R1 models test for it.
+        content_in_parts: pass content as a list of parts, as vision models expect.
     """
 
     template: str
@@ -101,22 +101,22 @@ class Renderer:
         return bool(_GENERATION_MARK.search(self.template))
 
     def text(self, messages: Messages, prompt: bool = False) -> str:
-        """What the template writes for the messages; `prompt` adds the generation prompt."""
+        """Render the messages; `prompt` adds the generation prompt."""
         return self._render(messages, add_generation_prompt=prompt)[0]
 
     def text_or_none(self, messages: Messages) -> str | None:
-        """`text`, or None if the template refuses the messages."""
+        """`text`, or None if the template rejects the messages."""
         try:
             return self.text(messages)
         except BadRow:
             return None
 
     def marks(self, messages: Messages) -> list[Span]:
-        """Character spans between the template's generation marks."""
+        """Character spans between the template's `{% generation %}` marks."""
         return self._render(messages, return_assistant_tokens_mask=True)[1]
 
     def _render(self, messages: Messages, **options: bool) -> tuple[str, list[Span]]:
-        """Raises: ValueError if the template is not valid Jinja; BadRow if it refuses these messages."""
+        """Raises: ValueError if the template is not valid Jinja; BadRow if it rejects these messages."""
         from jinja2 import TemplateError, TemplateSyntaxError
         from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -138,7 +138,7 @@ class Renderer:
         return str(texts[0]), [(start, end) for start, end in (spans[0] if spans else [])]
 
     def _message(self, message: Message) -> Message:
-        """The message in the form that the template takes."""
+        """Convert a message to the format that the template expects."""
         calls, content = message.get("tool_calls"), message["content"]
         if calls and self.arguments_as_text:
             texts = [json.dumps(call["function"]["arguments"], ensure_ascii=False) for call in calls]
@@ -151,59 +151,59 @@ class Renderer:
 
 
 def template_text(given: str) -> str:
-    """The text of a chat template that is given as text or as the path of a file.
+    """Return the text of a chat template, given as text or as the path of a file.
 
-    Raises: ValueError if there is no such file, or if the template is not valid Jinja.
+    Raises: ValueError if the file does not exist, or if the template is not valid Jinja.
     """
     text = given
     if "{" not in given:
         path = Path(given).expanduser()
         if not path.is_file():
             raise ValueError(
-                f'chat_template is "{given}": no such file, and not the text of a template (that has {{% or {{{{).'
+                f'chat_template is "{given}", which is neither a file nor template text (with {{% or {{{{).'
             )
         text = path.read_text(encoding="utf-8")
     try:
         Renderer(text, ()).text([QUESTION])
-    except BadRow:  # this template may refuse the probe and take other messages
+    except BadRow:  # a template may reject the probe and accept other messages
         pass
     return text
 
 
 def template_digest(text: str | None) -> str | None:
-    """SHA-256 of a template's text, as identities of jobs name it."""
+    """SHA-256 of a template's text, as recorded in job identities."""
     return None if text is None else f"sha256 {hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def renderer(
     template: str, tokenizer: "PreTrainedTokenizerBase", tools: list[dict[str, Any]] | None = None
 ) -> Renderer:
-    """The Renderer of a template with a tokenizer's special tokens."""
+    """Build the Renderer of a template with a tokenizer's special tokens."""
     special = tokenizer.special_tokens_map.items()
     return Renderer(template, tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in special), tools)
 
 
 def refuse_surrogates(text: str) -> None:
-    """Raise BadRow for half of a surrogate pair, which no tokenizer takes. JSON may hold one where a text was cut
-    within a character."""
+    """Raise BadRow for an unpaired surrogate, which no tokenizer accepts. JSON may contain one where text was cut in
+    the middle of a character."""
     half = None if text.isascii() else _SURROGATE.search(text)
     if half:
-        raise BadRow(f"the text holds half a character (\\u{ord(half[0]):04x} without its other half)")
+        raise BadRow(f"the text contains an unpaired surrogate (\\u{ord(half[0]):04x})")
 
 
 def counts(message: Mapping[str, Any]) -> bool:
-    """Whether a response is scored and trained on; `train` (axolotl) or `weight` (OpenAI) may exclude it."""
+    """Whether a message is scored and trained on; `train` (axolotl) or `weight` (OpenAI) can exclude it."""
     return all(message.get(name) is None or message[name] for name in TRAIN_FLAGS)
 
 
 # --------------------------------------------------------------------------------------------------------------------
 def written(messages: Messages, render: Renderer) -> tuple[Messages, str, str, Renderer]:
-    """(messages as they are rendered, their text, note on what it leaves out, renderer in the form of the template)
+    """(messages as rendered, their text, note on what it leaves out, renderer with the format of the template)
 
-    Where the template has no system role (Gemma 1 and 2, some of Mistral's), the system turn becomes the start of the
-    first user turn.
+    If the template has no system role (Gemma 1 and 2, some Mistral models), the system turn is prepended to the first
+    user turn.
 
-    Raises: BadRow if the template refuses the messages or does not write all that they say.
+    Raises: BadRow if the template rejects the messages or does not write their full content.
     """
     messages = [_with_objects(message) if "tool_calls" in message else message for message in messages]
     try:
@@ -216,9 +216,9 @@ def written(messages: Messages, render: Renderer) -> tuple[Messages, str, str, R
 
 
 def _whole(messages: Messages, render: Renderer) -> tuple[Messages, str, str, Renderer]:
-    """`written` in the first form of which the template writes everything.
+    """`written` with the first message format for which the template writes the full content.
 
-    Raises: BadRow with what it does not write, or why it refuses the messages.
+    Raises: BadRow that names what the template does not write, or why it rejects the messages.
     """
     refusals: list[BadRow] = []
     for form in _forms(messages, render):
@@ -234,6 +234,7 @@ def _whole(messages: Messages, render: Renderer) -> tuple[Messages, str, str, Re
 
 
 def _forms(messages: Messages, render: Renderer) -> Iterator[Renderer]:
+    """Renderers with each message format that may apply to these messages."""
     if _reads_parts(replace(render, tools=None)):
         render = replace(render, content_in_parts=True)
     calling = [message for message in messages if message.get("tool_calls")]
@@ -244,7 +245,7 @@ def _forms(messages: Messages, render: Renderer) -> Iterator[Renderer]:
 
 @lru_cache(maxsize=64)
 def _reads_parts(render: Renderer) -> bool:
-    """Whether the template writes content in parts only, and no content that is text."""
+    """Whether the template writes only content given as a list of parts, not content given as text."""
     other = [{"role": "user", "content": "y"}]
     for form in (render, replace(render, content_in_parts=True)):
         try:
@@ -256,8 +257,8 @@ def _reads_parts(render: Renderer) -> bool:
 
 
 def _with_objects(message: Message) -> Message:
-    """The message with the arguments of its calls as objects, and without an empty list of calls, which DeepSeek's
-    template takes for calls."""
+    """The message with the arguments of its calls as objects. An empty list of calls is removed, because DeepSeek's
+    template treats it as a call."""
     if not message["tool_calls"]:
         return {key: value for key, value in message.items() if key != "tool_calls"}
     calls = []
@@ -281,14 +282,14 @@ def _arguments(function: dict[str, Any]) -> dict[str, Any]:
 
 
 def _arguments_of(messages: Messages) -> Iterator[dict[str, Any]]:
-    """The arguments of all calls, where there are some."""
+    """The non-empty arguments of all calls."""
     calls = (call for message in messages for call in message.get("tool_calls") or ())
     return (call["function"]["arguments"] for call in calls if call["function"]["arguments"])
 
 
 def _note(messages: Messages, text: str, render: Renderer) -> str:
-    """A note on what the template leaves out by design: tools, names, and what it writes of a response only while that
-    is the last one (mostly reasoning).
+    """A note on what the template leaves out by design: tools, names, and parts that it writes only in the last
+    response (mostly reasoning).
 
     Raises: BadRow if it leaves out more than that.
     """
@@ -296,8 +297,8 @@ def _note(messages: Messages, text: str, render: Renderer) -> str:
     position = 0
     for i, message in enumerate(messages):
         for what, words, other in _statements(message):
-            # Most words are in the text as they are, in order. Others are replaced: if the text stays the same, the
-            # template does not write them.
+            # Most words occur in the text unchanged and in order. Replace those that do not: if the text stays the
+            # same, the template does not write them.
             at = text.find(words, position) if words else -1
             if at >= 0:
                 position = at + len(words)
@@ -317,11 +318,11 @@ def _note(messages: Messages, text: str, render: Renderer) -> str:
 
 
 def _statements(message: Message) -> Iterator[tuple[str, str, Message]]:
-    """(what, its words, the message with other words) for everything that a message says. The words are empty where
-    finding them in the text would not show that the template writes them."""
+    """(description, words, the message with other words) for each part of a message. The words are empty if finding
+    them in the text would not prove that the template writes them."""
     content, role = message["content"], message["role"]
     reasoning = {key: message[key] for key in REASONING if isinstance(message.get(key), str) and message[key].strip()}
-    for words in dict.fromkeys(reasoning.values()):  # several fields may hold the same text
+    for words in dict.fromkeys(reasoning.values()):  # several keys may have the same text
         keys = [key for key in reasoning if reasoning[key] == words]
         yield "the reasoning of a response", words.strip(), {**message, **dict.fromkeys(keys, different_text(words))}
     thought = _THOUGHT.match(content) if role == "assistant" else None
@@ -351,22 +352,22 @@ def _is_written_when_last(messages: Messages, other: Message, render: Renderer) 
 
 
 def _same(render: Renderer, text: str, messages: Messages) -> bool:
-    """Whether the template writes this text for the messages; False if it refuses them."""
+    """Whether the template renders the messages to this text; False if it rejects them."""
     return render.text_or_none(messages) == text
 
 
 def after_thought(message: Message) -> int:
-    """Where the content of a response goes on after a thought in <think> tags at its start; 0 without one."""
+    """Position in the content of a response after a leading <think> block; 0 without one."""
     thought = _THOUGHT.match(message["content"]) if message["role"] == "assistant" else None
     return thought.end() if thought else 0
 
 
 def different_text(text: str) -> str:
-    """A letter other than the first and the last character of a text, white space apart."""
+    """A letter that differs from the first and last characters of the stripped text."""
     ends = text.strip()[:1], text.strip()[-1:]
     return next(letter for letter in "xyz" if letter not in ends)
 
 
 def different_arguments(function: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of a call with another name and value."""
+    """Arguments of a call whose name and value differ from all of its own."""
     return {letter: letter for letter in "xyz" if letter not in function["arguments"]}

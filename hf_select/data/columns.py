@@ -1,8 +1,8 @@
-"""Every column name that hf_select reads or writes, and the one error for a column that is not there.
+"""The column names that hf_select reads and writes, and the error for a missing column.
 
-A method called `name` adds `score_<name>` (float, null where a row cannot be scored) and `<name>_reason` (why there is
-no score, or what was done to get one; empty otherwise). The reason is a string and never null: `datasets` fixes the
-type of a column by its first batch, and a batch of nulls would fix the wrong one.
+A method called `name` adds two columns: `score_<name>` (float; null if the row cannot be scored) and `<name>_reason`
+(why there is no score, or what was changed to compute it; otherwise empty). The reason is a string and never null:
+`datasets` infers a column's type from the first batch, and would infer the wrong type from a batch of nulls.
 """
 
 import difflib
@@ -39,14 +39,14 @@ def reason_column(score: str) -> str:
 
 
 def target_of(score: str) -> str:
-    """The target of a score column in a reader's words: "task math" for score_rds_math (a targeted method adds
-    `score_<name>_<task>`); a score without a task is called by its column."""
+    """A readable name for the target of a score column: "task math" for score_rds_math, since a targeted method adds
+    `score_<name>_<task>`; the column itself for a score without a task."""
     task = score.removeprefix(SCORE_PREFIX).partition("_")[2] if score.startswith(SCORE_PREFIX) else ""
     return f"task {task}" if task else score
 
 
 def missing_column(column: str, present: Iterable[str], cure: str) -> ValueError:
-    """The error for a column that is not there: what was asked for, what there is, what to do."""
+    """The error for a missing column: the requested name, the available ones, and how to fix it."""
     present = list(present)
     near = difflib.get_close_matches(column, present, n=1)
     hint = f' Did you mean "{near[0]}"?' if near else ""
@@ -54,7 +54,7 @@ def missing_column(column: str, present: Iterable[str], cure: str) -> ValueError
 
 
 def check_rows(dataset: Any) -> None:
-    """Raise ValueError if the rows cannot be picked by number: a stream, or several splits."""
+    """Raise ValueError if rows cannot be selected by number, as in a stream or in several splits."""
     if hasattr(dataset, "select"):
         return
     cures = {
@@ -63,14 +63,14 @@ def check_rows(dataset: Any) -> None:
     }
     kind = type(dataset).__name__
     raise ValueError(
-        f"rows are selected from a datasets.Dataset, and this is {kind}. "
+        f"rows can only be selected from a datasets.Dataset, and this is {kind}. "
         f"{cures.get(kind, 'Make one, e.g. with Dataset.from_list.')}"
     )
 
 
 def score_values(dataset: Any, column: str, cure: str = "") -> np.ndarray:
-    """A score column as float64 (n,), NaN where a row has no score. Only finite scores are ranked: a warning counts
-    the infinite ones."""
+    """A score column as float64 (n,), with NaN for rows without a score. Warns about infinite scores, which are not
+    ranked."""
     cure = cure or "Add it first: dataset.map(scorer, batched=True), or hf-select score."
     values = numeric_column(dataset, column, cure)
     infinite = np.flatnonzero(np.isinf(values))
@@ -83,7 +83,7 @@ def score_values(dataset: Any, column: str, cure: str = "") -> np.ndarray:
 
 
 def without_score(dataset: Any, column: str, values: np.ndarray) -> str:
-    """A note on how many rows have no finite score, with the most common reasons; empty if all have one."""
+    """A note that counts the rows without a finite score, with the most common reasons; empty if there are none."""
     infinite, missing = int(np.isinf(values).sum()), np.flatnonzero(np.isnan(values))
     parts = [f"{infinite} infinite"] if infinite else []
     if len(missing):
@@ -96,9 +96,10 @@ def without_score(dataset: Any, column: str, values: np.ndarray) -> str:
 
 
 def numeric_column(dataset: Any, column: str, cure: str) -> np.ndarray:
-    """A number column as float64 of shape (n,), with NaN for null (and for a stored NaN: both mean "no score").
+    """A numeric column as float64 (n,), with NaN for null. A stored NaN also means "no score".
 
-    Texts that all spell numbers are numbers: a CSV column of 1 and 0.50 is text, so that its spelling stays.
+    A text column is converted if every text is a number: a CSV column with 1 and 0.50 is read as text, to preserve
+    its spelling.
     """
     check_rows(dataset)
     if column not in dataset.column_names:
@@ -122,16 +123,16 @@ def numeric_column(dataset: Any, column: str, cure: str) -> np.ndarray:
 
 
 def _text(value: str | None) -> str | None:
-    """A text as it is; any other JSON value by its spelling."""
+    """Decode a JSON string; leave any other JSON value as its text."""
     if value is None or not value.startswith('"'):
         return value
     return json.loads(value)
 
 
 def _numbers_of(texts: pa.Array, column: str, kind: str) -> pa.Array:
-    """The numbers that all the texts spell; an empty text is null.
+    """Convert texts to numbers; empty text becomes null.
 
-    Raises: ValueError that names the first that is not a number.
+    Raises: ValueError that names the first text that is not a number.
     """
     texts = pc.if_else(pc.equal(texts, ""), None, texts)  # type: ignore[attr-defined]
     try:
@@ -154,19 +155,19 @@ def _is_number(text: pa.Scalar) -> bool:
 
 
 def _check_exact(values: pa.Array, column: str) -> None:
-    """Raise for the first integer that a float would round."""
+    """Raise ValueError for the first integer that float64 cannot represent exactly."""
     try:
         values.cast(pa.float64())
     except pa.ArrowInvalid:
         row, value = next((i, each.as_py()) for i, each in enumerate(values) if abs(each.as_py() or 0) > 2**53)
         raise ValueError(
-            f'column "{column}": row {row} is {value}, beyond the integers that can be ranked exactly (2^53). Write '
+            f'column "{column}": row {row} is {value}, but integers are exact in float64 only up to 2^53. Write '
             "smaller numbers, or name another column."
         ) from None
 
 
 def list_column(dataset: Any, column: str, cure: str) -> np.ndarray:
-    """A column of lists of numbers, all of one length, as float32 (n, length), with NaN for null."""
+    """A column of equally long lists of numbers as float32 (n, length), with NaN for null."""
     check_rows(dataset)
     if column not in dataset.column_names:
         raise missing_column(column, dataset.column_names, cure)
@@ -181,12 +182,12 @@ def list_column(dataset: Any, column: str, cure: str) -> np.ndarray:
     if len(lengths) > 1:
         row = np.flatnonzero(valid)[int(np.argmax(sizes != sizes[0]))]
         raise ValueError(
-            f'the lists in column "{column}" have lengths {lengths[:5]}, and row {row} is the first that differs; '
-            f"all rows need equally many numbers. {cure}"
+            f'the lists in column "{column}" have different lengths {lengths[:5]}, from row {row} on; all need the '
+            f"same length. {cure}"
         )
     if lengths == [0]:
         raise ValueError(f'the lists in column "{column}" are empty; each needs at least 1 number. {cure}')
-    found = np.full((len(values), lengths[0] if lengths else 0), np.nan, dtype=np.float32)
+    vectors = np.full((len(values), lengths[0] if lengths else 0), np.nan, dtype=np.float32)
     flat = values.drop_null().flatten().cast(pa.float32()).to_numpy(zero_copy_only=False)
-    found[valid] = flat.reshape(len(sizes), -1)
-    return found
+    vectors[valid] = flat.reshape(len(sizes), -1)
+    return vectors

@@ -1,4 +1,4 @@
-"""Compressed files, recognised by their first bytes when read and by their name when written."""
+"""Compressed files: detected by their first bytes on reading, selected by the file name on writing."""
 
 import bz2
 import gzip
@@ -10,14 +10,14 @@ from typing import BinaryIO, cast
 
 
 SUFFIXES = (".gz", ".zst", ".xz", ".bz2")
-# What the readers raise for a file that is damaged or cut off. bz2 and gzip also raise an OSError without errno.
+# Errors that the readers raise for a damaged or truncated file. bz2 and gzip also raise an OSError without errno.
 DAMAGED = (EOFError, zlib.error, lzma.LZMAError)
 
 
 def open_to_read(path: str | Path) -> BinaryIO:
-    """The bytes of a file, decompressed if it is compressed, whatever its name.
+    """Open a file for reading bytes. A compressed file is decompressed, whatever its name.
 
-    Raises: ImportError where zstandard is needed and missing; while reading, one of DAMAGED or OSError.
+    Raises: ImportError if zstandard is needed and not installed. Reading raises one of DAMAGED or OSError.
     """
     file = open(path, "rb")
     head = file.read(6)
@@ -34,7 +34,7 @@ def open_to_read(path: str | Path) -> BinaryIO:
 
 
 def open_to_write(path: Path, suffix: str) -> BinaryIO:
-    """A file to write bytes to, compressed as the suffix says (any other: as they are)."""
+    """Open a file for writing bytes, compressed according to the suffix; not compressed for any other suffix."""
     if suffix == ".gz":
         return cast(BinaryIO, gzip.GzipFile(path, "wb", mtime=0))
     if suffix == ".bz2":
@@ -57,11 +57,11 @@ def _zstandard(path: str):  # noqa: ANN202
 
 
 class _ZstdReader(io.RawIOBase):
-    """Zstandard's own reader ends a file that was cut off without a word, as if it ended there."""
+    """A reader that raises EOFError for a truncated file; the reader of zstandard ends there without an error."""
 
     def __init__(self, file: BinaryIO, path: str):
         self._file, self._zstandard = file, _zstandard(path)
-        self._frame, self._held, self._began = self._new_frame(), b"", False
+        self._frame, self._unread, self._in_frame = self._new_frame(), b"", False
 
     def _new_frame(self):  # noqa: ANN202
         return self._zstandard.ZstdDecompressor().decompressobj()
@@ -70,29 +70,29 @@ class _ZstdReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
-        while not self._held:
+        while not self._unread:
             block = self._file.read(1 << 17)
             if not block:
-                if self._began:
+                if self._in_frame:
                     raise EOFError("the compressed data ends before its end mark")
                 return 0
             self._decompress(block)
-        size = min(len(buffer), len(self._held))
-        buffer[:size], self._held = self._held[:size], self._held[size:]
+        size = min(len(buffer), len(self._unread))
+        buffer[:size], self._unread = self._unread[:size], self._unread[size:]
         return size
 
     def _decompress(self, block: bytes) -> None:
         parts = []
         try:
             while block:
-                self._began = True
+                self._in_frame = True
                 parts.append(self._frame.decompress(block))
                 block = b""
                 if self._frame.eof:
-                    block, self._frame, self._began = self._frame.unused_data, self._new_frame(), False
+                    block, self._frame, self._in_frame = self._frame.unused_data, self._new_frame(), False
         except self._zstandard.ZstdError as error:
             raise EOFError(str(error)) from None
-        self._held = b"".join(parts)
+        self._unread = b"".join(parts)
 
     def close(self) -> None:
         self._file.close()

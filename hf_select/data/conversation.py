@@ -1,22 +1,22 @@
-"""Rows in any of the field's layouts -> one conversation, and the tokens that are its responses.
+"""Parses rows of any common layout into conversations.
 
-Layouts, by the columns that are there (first match wins):
+The column names determine the layout (the first match wins):
 
 layout            | columns                                   | becomes
 ----------------- | ----------------------------------------- | ----------------------------------------------------
-messages          | `messages` [, `tools`]                    | as it is
+messages          | `messages` [, `tools`]                    | unchanged
 sharegpt          | `conversations` [, `system`, `tools`]     | from/value turns; function_call -> tool_calls
 prompt-completion | `prompt`, `completion` (text or messages) | one user and one assistant turn, or the joined lists
 alpaca            | `instruction`, `output` [, `input`,       | user = instruction + blank line + input, after the
                   | `system`, `history`]                      | system turn and the pairs of the history
 text              | `text`                                    | raw text without roles
 
-A message may say that its response does not count: `train: false` (axolotl; also `training`) or `weight: 0` (OpenAI).
-It stays in the conversation and has no response span, hence no part in the scores and losses of responses. Weights
-between 0 and 1 are refused, since losses do not know them; so is a turn of another role that asks to be trained on.
+A message can be excluded from training: `train: false` (axolotl; also `training`) or `weight: 0` (OpenAI). It stays in
+the conversation but has no response span, so it is not part of scores and losses. Weights between 0 and 1 are
+rejected, because the losses do not support them. A flag that includes a turn of another role is rejected, too.
 
-A broken row raises `BadRow` with the reason; it is never repaired by a guess. Response spans come from the model's own
-chat template, see `chat_template.py`. A model without a template gets FALLBACK_TEMPLATE.
+An invalid row raises `BadRow` with the reason and is never repaired. Response spans follow from the model's chat
+template, see `response_spans.py`. A model without a template uses FALLBACK_TEMPLATE.
 """
 
 import json
@@ -34,7 +34,7 @@ from hf_select.data.exact_json import WrittenObject, columns_of, loads_marked
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
-# ShareGPT speakers as found in public sets; anything else is refused, since a guess would move a response mask.
+# ShareGPT speakers in public datasets. Others are rejected, because a wrong role would change the response mask.
 SHAREGPT_ROLES = {
     "system": "system",
     "human": "user",
@@ -53,9 +53,9 @@ SHAREGPT_ROLES = {
 
 @dataclass(frozen=True)
 class Conversation:
-    """One row in normal form: chat messages (role, content, tool_calls, ...) with their tools, or raw `text`.
+    """One normalised row: chat messages (role, content, tool_calls, ...) with their tools, or raw `text`.
 
-    `alpaca_input` is the `input` of an Alpaca row. It is the end of the user turn; Alpaca's own prompt separates it.
+    `alpaca_input` is the `input` of an Alpaca row. Here it ends the user turn; Alpaca's prompt has a section for it.
     """
 
     messages: list[dict[str, Any]]
@@ -64,18 +64,18 @@ class Conversation:
     alpaca_input: str = ""
 
     def responses(self) -> list[dict[str, Any]]:
-        """The assistant turns that count."""
+        """The assistant turns that are scored and trained on."""
         return [message for message in self.messages if message["role"] == "assistant" and counts(message)]
 
     def first_pair(self) -> tuple[str, str]:
-        """(instruction, response): the texts of the first exchange."""
+        """(instruction, response) texts of the first exchange."""
         user, reply = self.first_exchange()
         if reply.get("tool_calls") and not reply["content"]:
             raise BadRow("the first reply is a tool call, not an answer")
         return user["content"], reply["content"]
 
     def first_exchange(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The first user turn with an assistant turn right after it that counts."""
+        """The first user turn that is followed by an assistant turn that is scored, with that turn."""
         for user, reply in zip(self.messages, self.messages[1:], strict=False):
             if user["role"] == "user" and reply["role"] == "assistant" and counts(reply):
                 return user, reply
@@ -91,12 +91,12 @@ class Conversation:
 
 
 def conversations(batch: Mapping[str, Any]) -> list["Conversation | BadRow"]:
-    """Each row of a batch as a Conversation, or a BadRow with the reason why it cannot be read.
+    """Parse each row of a batch into a Conversation, or a BadRow with the reason.
 
     Args:
         batch: columns by name: lists, or what a formatted dataset passes to `map` (NumPy arrays, tensors, a pandas
             DataFrame, an Arrow table).
-    Raises: ValueError when the columns fit no layout; it lists the columns present.
+    Raises: ValueError if the columns match no layout; it lists the columns of the batch.
     """
     names = list(getattr(batch, "column_names", batch))
     read = _LAYOUTS[layout(names)]
@@ -124,7 +124,7 @@ def _read(read: Callable[[dict[str, Any]], Conversation], row: dict[str, Any]) -
 
 
 def _column(batch: Any, name: str) -> list[Any]:
-    """A column as Python values. Of a batch of Dataset.map it is decoded from its table, since `datasets` does not
+    """A column as Python values. A batch of Dataset.map is decoded from its Arrow table, because `datasets` does not
     decode JSON exactly."""
     if isinstance(batch, LazyBatch) and name in batch.keys_to_format:
         return columns_of(batch.pa_table.select([name]), batch.formatter.features)[name]
@@ -132,7 +132,7 @@ def _column(batch: Any, name: str) -> list[Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A value in Python's own types, at any depth."""
+    """Convert a nested value to built-in Python types."""
     kind = type(value)
     if kind is str or value is None:
         return value
@@ -140,15 +140,15 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if kind is dict:
         return {key: _plain(item) for key, item in value.items()}
-    if hasattr(value, "to_pylist"):  # Arrow, whose items are Python's already
+    if hasattr(value, "to_pylist"):  # Arrow: converts its items, too
         return value.to_pylist()
-    if hasattr(value, "notna"):  # pandas writes NaN for a text that is null
+    if hasattr(value, "notna"):  # pandas represents a null text as NaN
         value = value.astype(object).where(value.notna(), None)
     return _plain(value.tolist()) if hasattr(value, "tolist") else value
 
 
 def layout(column_names: list[str]) -> str:
-    """Name of the layout that these columns form."""
+    """Name of the layout that these columns match."""
     for name, needed in _NEEDED.items():
         if all(column in column_names for column in needed):
             return name
@@ -161,7 +161,7 @@ def layout(column_names: list[str]) -> str:
 
 
 def readable_columns(column_names: list[str]) -> list[str]:
-    """The columns that rows are read from; none if they form no layout, as in a table of scores alone."""
+    """The columns that conversations are parsed from; empty if they match no layout, as in a table of scores."""
     names = [name for name in column_names if name in READ_COLUMNS]
     return names if any(all(column in names for column in needed) for needed in _NEEDED.values()) else []
 
@@ -180,15 +180,15 @@ def _prompt_completion(row: dict[str, Any]) -> Conversation:
         if all(parsed):
             prompt, completion = parsed
     if isinstance(prompt, list) != isinstance(completion, list):
-        one = "prompt" if isinstance(prompt, list) else "completion"
-        raise BadRow(f"{one} is list, not text; give prompt and completion both as text or both as lists of messages")
+        name = "prompt" if isinstance(prompt, list) else "completion"
+        raise BadRow(f"{name} is list, not text; give prompt and completion both as text or both as lists of messages")
     if isinstance(prompt, list):
         return Conversation(_chat([*prompt, *completion], "prompt + completion"), _tools(row.get("tools")))
     return _pair(_string(prompt, "prompt"), _string(completion, "completion"), row)
 
 
 def _messages_of_text(text: str) -> list[Any]:
-    """The messages of which a text is the JSON; [] for any other text."""
+    """Parse a text that is a JSON list of messages; [] for any other text."""
     if not text.lstrip().startswith("["):
         return []
     try:
@@ -200,7 +200,7 @@ def _messages_of_text(text: str) -> list[Any]:
 
 def _alpaca(row: dict[str, Any]) -> Conversation:
     instruction = _string(row["instruction"], "instruction")
-    extra = _string(row.get("input") or "", "input")  # null and absent both mean "no input" in the Alpaca family
+    extra = _string(row.get("input") or "", "input")  # null and a missing column both mean "no input"
     if extra:
         instruction = f"{instruction}\n\n{extra}"
     last = _pair(instruction, _string(row["output"], "output"), row)
@@ -210,7 +210,7 @@ def _alpaca(row: dict[str, Any]) -> Conversation:
 
 
 def _history(history: Any) -> list[dict[str, Any]]:
-    """Earlier exchanges, as LLaMA-Factory defines them: a list of [user, assistant] pairs."""
+    """The messages of earlier exchanges, a list of [user, assistant] pairs as in LLaMA-Factory."""
     if isinstance(history, str):  # CSV has no lists
         history = _json(history, "history") if history.strip() else None
     history = [] if history is None else history
@@ -224,7 +224,7 @@ def _history(history: Any) -> list[dict[str, Any]]:
 
 
 def _with_system(messages: list[dict[str, Any]], row: dict[str, Any]) -> list[dict[str, Any]]:
-    """The messages after the row's `system` column, where it has one."""
+    """Prepend the row's `system` column, if it has one."""
     system = _string(row.get("system") or "", "system")
     if not system or (messages and messages[0] == {"role": "system", "content": system}):
         return messages
@@ -280,13 +280,13 @@ def _message(message: Any, where: str) -> dict[str, Any]:
         raise BadRow(f"{where} has no role")
     if message["role"] not in ROLES:
         raise BadRow(f'unknown role "{message["role"]}" (known: {", ".join(ROLES)})')
-    if len(message) == 2 and isinstance(message.get("content"), str):  # most are; nothing is to be changed
+    if len(message) == 2 and isinstance(message.get("content"), str):  # the common case: nothing to change
         return message
     message = {key: without_nulls(value) for key, value in message.items() if value is not None}
     if isinstance(message.get("tool_calls"), list):
         message["tool_calls"] = [_call(call) for call in message["tool_calls"]]
     content = message.get("content")
-    if isinstance(content, list):  # parts, as OpenAI writes them
+    if isinstance(content, list):  # a list of parts, as in the OpenAI API
         if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
             raise BadRow(f"{where} has content other than text")
         content = "".join(_string(part.get("text"), f"{where}.content") for part in content)
@@ -296,13 +296,13 @@ def _message(message: Any, where: str) -> dict[str, Any]:
 
 
 def _checked(message: dict[str, Any], where: str) -> dict[str, Any]:
-    """The message, if what it says of training can be honoured, its calls are in tool_calls, its reasoning is text."""
+    """Return the message after validating its training flags, tool calls, reasoning and name."""
     flags = {name: message[name] for name in TRAIN_FLAGS if name in message}
     for name, value in flags.items():
-        if value not in (0, 1):  # True and False are these, too
-            raise BadRow(f"{where}.{name} is {value!r}; a response counts (1 or true) or does not (0 or false)")
+        if value not in (0, 1):  # includes True and False
+            raise BadRow(f"{where}.{name} is {value!r}; it must be 1 or true (trained on), or 0 or false (not)")
     if len({bool(value) for value in flags.values()}) > 1:
-        raise BadRow(f"{where} says both that it is trained on and that it is not: {flags}")
+        raise BadRow(f"{where} has contradictory training flags: {flags}")
     if message["role"] != "assistant" and any(flags.values()):
         raise BadRow(f"{where} is a {message['role']} turn that asks to be trained on; only responses are")
     for name in (*REASONING, "name"):
@@ -320,7 +320,7 @@ def _checked(message: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _from_json_text(value: Any, where: str) -> Any:
-    """Messages that are given as JSON text, as in a CSV file or a column whose rows differ in type."""
+    """Parse messages given as JSON text, as in a CSV file or in a column of mixed types."""
     return _json(value, where) if isinstance(value, str) else value
 
 
@@ -336,7 +336,7 @@ def _tools(tools: Any) -> list[dict[str, Any]] | None:
 
 
 def _call(call: Any) -> Any:
-    """A tool call without null keys of its own and of its function; nulls within its arguments stay."""
+    """A tool call without its null keys and those of its function. Nulls within its arguments are kept."""
     if not isinstance(call, dict):
         return call
     call = {key: value for key, value in call.items() if value is not None}
@@ -346,8 +346,8 @@ def _call(call: Any) -> Any:
 
 
 def without_nulls(value: Any) -> Any:
-    """A value without the null keys that an Arrow struct has because other rows have them. Objects that were decoded
-    from JSON keep their nulls: their author wrote them."""
+    """Remove the null keys that an Arrow struct has because other rows have these keys. Objects decoded from JSON keep
+    their nulls, which are part of the data."""
     if isinstance(value, WrittenObject):
         return value
     if isinstance(value, dict):
@@ -384,12 +384,8 @@ _NEEDED = {
     "alpaca": ("instruction", "output"),
     "text": ("text",),
 }
-# The only columns that reading a row looks at: what `score` keeps of a row in memory.
+# The columns that a conversation is parsed from, which are all that `score` keeps in memory.
 READ_COLUMNS = sorted(
     {name for needed in _NEEDED.values() for name in needed}
     | {"chat_template_kwargs", "history", "input", "system", "tools"}
 )
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# conversations -> tokens

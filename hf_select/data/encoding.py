@@ -19,9 +19,9 @@ from hf_select.data.text import says_something
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of a row, and its responses as half-open token spans, one for each assistant turn that counts.
+    """Token ids of a row and half-open token spans of its responses, one for each assistant turn that is scored.
 
-    `note` says what the template leaves out of the row by design.
+    `note` lists what the template leaves out of the row by design.
     """
 
     input_ids: list[int]
@@ -30,15 +30,15 @@ class Encoded:
 
 
 def encode(conversation: Conversation, tokenizer: Any, chat_template: str | None = None) -> Encoded:
-    """Token ids of a conversation under the chat template, with the spans of its responses.
+    """Render a conversation with the chat template and tokenize it, with the spans of its responses.
 
-    A response span starts after the generation prompt and ends with the template's end mark. In raw text everything
-    after a start token is response.
+    A response span starts after the generation prompt and includes the template's end mark. In raw text, all tokens
+    after the start token are the response.
 
     Args:
-        tokenizer: a fast tokenizer (character offsets are needed to place the spans).
-        chat_template: Jinja template in place of the tokenizer's own, e.g. FALLBACK_TEMPLATE.
-    Raises: BadRow if the template refuses the row, or rewrites earlier turns so that a response cannot be placed.
+        tokenizer: a fast tokenizer; the spans need character offsets.
+        chat_template: Jinja template that replaces the tokenizer's own, e.g. FALLBACK_TEMPLATE.
+    Raises: BadRow if the template rejects the row, or rewrites earlier turns so that a response cannot be located.
     """
     (encoded,) = encode_all([conversation], tokenizer, chat_template)
     if isinstance(encoded, BadRow):
@@ -49,16 +49,16 @@ def encode(conversation: Conversation, tokenizer: Any, chat_template: str | None
 def encode_all(
     rows: list[Conversation], tokenizer: Any, chat_template: str | None = None, responses: bool = True
 ) -> list["Encoded | BadRow"]:
-    """`encode` for many rows, tokenised in one call; a row that cannot be encoded gives a BadRow.
+    """`encode` for many rows, tokenized in one call. The result for a row that cannot be encoded is a BadRow.
 
     Args:
-        responses: whether to place the response spans. Without them, rows whose responses cannot be placed are encoded
-            as well.
+        responses: whether to locate the response spans. If False, rows whose responses cannot be located are encoded,
+            too.
     """
     if responses and not tokenizer.is_fast:
         raise ValueError(f"{type(tokenizer).__name__} gives no character offsets; a fast tokenizer is needed.")
     templates = [_template(row, tokenizer, chat_template) for row in rows]
-    # A model's own template writes its start token; for raw text and our templates the tokenizer adds it.
+    # A model's own template writes the start token. For raw text and our templates, the tokenizer adds it.
     adds_special = [
         row.text is not None or template in (FALLBACK_TEMPLATE, LESS_TEMPLATE)
         for row, template in zip(rows, templates, strict=True)
@@ -97,8 +97,8 @@ def _render(row: Conversation, render: Renderer, responses: bool) -> Rendered:
 def encode_prompts(
     rows: list[Conversation], tokenizer: Any, chat_template: str | None = None
 ) -> list["list[int] | BadRow"]:
-    """Token ids of each conversation before its last response, with the generation prompt. They are a prefix of what
-    `encode_all` gives, unless the template or the tokenizer rewrites it."""
+    """Token ids of each conversation up to its last response, with the generation prompt. They are a prefix of the ids
+    of `encode_all`, unless the template or the tokenizer rewrites the prompt."""
 
     def prompt_ids(row: Conversation) -> list[int]:
         if len(row.messages) < 2 or row.messages[-1]["role"] != "assistant":
@@ -115,19 +115,19 @@ def encode_prompts(
 def response_end(tokenizer: Any, chat_template: str | None = None) -> int:
     """The token that ends a response: the first special token that the template writes after it, else EOS.
 
-    Raises: ValueError if there is neither.
+    Raises: ValueError if neither exists.
     """
     close = response_close(tokenizer, chat_template)
     if not close and tokenizer.eos_token_id is None:
         raise ValueError(
-            "neither the chat template nor the tokenizer has a token that ends a response, so no answer could end; "
+            "neither the chat template nor the tokenizer has a token that ends a response, so generation cannot stop; "
             "set tokenizer.eos_token."
         )
     return close[0] if close else tokenizer.eos_token_id
 
 
 def response_close(tokenizer: Any, chat_template: str | None = None) -> list[int]:
-    """Token ids that the template writes after a response, from the first special token on; [] if it writes none."""
+    """Token ids that the template writes after a response, starting at the first special token; [] without one."""
     user = {"role": "user", "content": "x"}
     twice = [Conversation([user, {"role": "assistant", "content": word}]) for word in ("a", "b")]
     encoded = [e for e in encode_all(twice, tokenizer, chat_template, responses=False) if not isinstance(e, BadRow)]
@@ -141,7 +141,7 @@ def response_close(tokenizer: Any, chat_template: str | None = None) -> list[int
 
 
 def cut(encoded: Encoded, max_length: int | None, context: int | None) -> tuple[Encoded, str]:
-    """The row cut on the right to `max_length` tokens, and a note on the cut and on what the template left out.
+    """Truncate a row on the right to `max_length` tokens; also return a note on the cut and on missing parts.
 
     Raises: BadRow if the row is still longer than the model's context.
     """
@@ -158,13 +158,13 @@ def cut(encoded: Encoded, max_length: int | None, context: int | None) -> tuple[
 
 
 def generation_prompt(tokenizer: Any, chat_template: str | None = None) -> str:
-    """What the template writes before a response: the assistant's header, or nothing."""
+    """The assistant header that the template writes before a response; may be empty."""
     template = _template(Conversation([]), tokenizer, chat_template)
     return response_header(renderer(template, tokenizer)).lstrip("\n")
 
 
 def _template(row: Conversation, tokenizer: Any, chat_template: str | None) -> str:
-    """The Jinja template of a row; some tokenizers have one for rows with tools and one for those without."""
+    """The Jinja template of a row; some tokenizers have separate templates for rows with and without tools."""
     if chat_template is not None:
         return chat_template
     if not tokenizer.chat_template:
@@ -173,8 +173,8 @@ def _template(row: Conversation, tokenizer: Any, chat_template: str | None) -> s
 
 
 def _token_spans(spans: list[tuple[int, int]], offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Character spans as token spans. A token belongs to the span in which it starts: one that starts in the prompt is
-    predicted from the prompt alone. A start token has no characters and belongs to none."""
+    """Convert character spans to token spans. A token belongs to the span in which it starts: one that starts in the
+    prompt is predicted from the prompt alone. A start token has no characters and belongs to no span."""
     token_spans = []
     position = 0
     for start, end in spans:
@@ -188,15 +188,15 @@ def _token_spans(spans: list[tuple[int, int]], offsets: list[tuple[int, int]]) -
 
 
 def nonempty_turns(row: Conversation) -> list[bool]:
-    """For each assistant turn that counts, whether it says anything; raw text is one response."""
+    """For each assistant turn that is scored, whether it is not empty. Raw text is one response."""
     if row.text is not None:
         return [bool(row.text.strip())]
     return [says_something(turn) for turn in row.responses()]
 
 
 def drop_empty_responses(row: Conversation, encoded: Encoded) -> Encoded:
-    """The row with the spans of those responses that say something; unchanged if a template marks other spans than one
-    per turn."""
+    """Remove the spans of empty responses. The row is unchanged if the template does not mark exactly one span per
+    turn."""
     nonempty = nonempty_turns(row)
     if len(encoded.responses) != len(nonempty):
         return encoded

@@ -1,8 +1,8 @@
-"""JSON and Arrow values in and out without a change.
+"""Lossless encoding and decoding of JSON and Arrow values.
 
-`datasets` keeps values whose keys or types differ from row to row as JSON text (its `Json` feature). Its own encoder
-and decoder (pandas' ujson) round floats to ten digits, turn NaN into null and fail on long integers. Here a number
-keeps its value and its spelling: 1.10 is not written 1.1, nor 1e5 100000.0.
+`datasets` stores values whose keys or types differ between rows as JSON text (its `Json` feature). Its encoder and
+decoder (ujson of pandas) round floats to ten digits, convert NaN to null and fail on long integers. The functions here
+preserve the value and the spelling of a number: 1.10 is not written as 1.1, nor 1e5 as 100000.0.
 """
 
 import json
@@ -18,7 +18,7 @@ from hf_select.data._compat import Json
 
 
 class SpelledFloat(float):
-    """A float that remembers a spelling which is not Python's own."""
+    """A float that stores its original spelling, if that differs from its repr."""
 
     text: str
 
@@ -37,11 +37,11 @@ def _integer(text: str) -> int | float:
 
 
 class WrittenObject(dict[str, Any]):
-    """A JSON object with the keys that its author wrote; an Arrow struct also has null keys of other rows."""
+    """An object decoded from JSON text. Unlike an Arrow struct, it has no null keys that only other rows use."""
 
 
 class RepeatedKey(ValueError):
-    """An object that has a key twice, of which Python would keep the last."""
+    """An object has the same key twice; Python would keep only the last value."""
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -58,20 +58,22 @@ _decode_strictly = json.JSONDecoder(parse_float=_number, parse_int=_integer, obj
 
 
 def loads(text: str, *, distinct_keys: bool = False) -> Any:
-    """The value of a JSON text.
+    """Decode JSON text.
 
-    Raises: json.JSONDecodeError; RepeatedKey if keys are to be distinct and are not.
+    Args:
+        distinct_keys: reject objects with repeated keys.
+    Raises: json.JSONDecodeError; RepeatedKey if `distinct_keys` is set and a key is repeated.
     """
     return _decode_strictly(text) if distinct_keys else _decode(text)
 
 
 def loads_marked(text: str) -> Any:
-    """`loads` with its objects as `WrittenObject`."""
+    """`loads`, with objects decoded as `WrittenObject`."""
     return _decode_marked(text)
 
 
 def _plain(value: Any) -> Any:
-    """What JSON has no type for, as text: dates as ISO 8601, decimals by their digits."""
+    """Convert types that JSON lacks to text: dates to ISO 8601, decimals to their digits."""
     if isinstance(value, (date, time)):
         return value.isoformat()
     if isinstance(value, Decimal):
@@ -83,9 +85,9 @@ _encode = json.JSONEncoder(ensure_ascii=False, default=_plain).encode
 
 
 def dumps(value: Any) -> str:
-    """The JSON text of a value.
+    """Encode a value as JSON text.
 
-    Raises: TypeError for values that JSON does not have, such as bytes.
+    Raises: TypeError for values that JSON cannot represent, such as bytes.
     """
     if not _has_spelling(value):
         return _encode(value)
@@ -103,12 +105,12 @@ def _has_spelling(value: Any) -> bool:
 
 
 def columns_of(table: pa.Table, features: Any, drop_filled: bool = False) -> dict[str, list[Any]]:
-    """The columns of an Arrow table as Python values, those of type `Json` decoded exactly, with `WrittenObject`s.
+    """Convert the columns of an Arrow table to Python values. `Json` columns are decoded exactly, to `WrittenObject`s.
 
     Args:
-        features: of the dataset that the table is from.
-        drop_filled: leave out keys of nested objects that are null in a struct, which has the keys of all its rows
-            and fills in those that a row lacks. Objects of a `Json` column stay as they were written.
+        features: features of the dataset that the table belongs to.
+        drop_filled: remove null keys from nested objects. An Arrow struct has the keys of all rows, and is null where
+            a row lacks one. Objects of a `Json` column are unchanged.
     """
     decoded = {}
     for name in table.column_names:
@@ -119,7 +121,7 @@ def columns_of(table: pa.Table, features: Any, drop_filled: bool = False) -> dic
 
 
 def _decoder(feature: Any, drop_filled: bool) -> Callable[[Any], Any] | None:
-    """A function from a stored value that is not null to the one that was written; None if they are the same."""
+    """A function that decodes a stored non-null value; None if stored and original values are the same."""
     if isinstance(feature, Json):
         return loads_marked
     if isinstance(feature, (List, LargeList, list)):
@@ -137,7 +139,7 @@ def _decoder(feature: Any, drop_filled: bool) -> Callable[[Any], Any] | None:
             if item is not None:
                 each = decoders[key]
                 known[key] = each(item) if each else item
-            elif not drop_filled or (key == "content" and value.get("role") is not None):  # a message has a content
+            elif not drop_filled or (key == "content" and value.get("role") is not None):  # messages have a content
                 known[key] = None
         return known
 

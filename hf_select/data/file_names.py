@@ -1,4 +1,4 @@
-"""Names of files and folders, made from text that may hold any character."""
+"""File and folder names derived from arbitrary text."""
 
 import hashlib
 import json
@@ -11,6 +11,6 @@ def slug(text: str, max_length: int | None = None) -> str:
 
 
 def short_digest(value: object) -> str:
-    """Eight hex digits of the SHA-256 of a JSON value, to keep equal slugs apart."""
+    """Eight hex digits of the SHA-256 of a JSON value, to distinguish equal slugs."""
     text = json.dumps(value, ensure_ascii=False, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]

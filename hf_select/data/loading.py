@@ -1,4 +1,4 @@
-"""Rows from wherever they lie: a local file, a saved dataset, the folder of hf-select score, the Hub."""
+"""Loads rows from a local file, a folder, a saved dataset, the output folder of hf-select score, or the Hub."""
 
 import glob
 import re
@@ -23,20 +23,22 @@ def read_dataset(
     revision: str | None = None,
     config: str | None = None,
 ) -> Any:
-    """A dataset from a file (JSON, JSONL, CSV, TSV, Parquet, also compressed), a folder of such files, a saved
-    dataset, the folder of hf-select score or the Hub (there at a revision, and of several configurations one by name).
+    """Load a dataset from a file (JSON, JSONL, CSV, TSV, Parquet, also compressed), a folder of such files, a saved
+    dataset, the output folder of hf-select score, or the Hub.
 
-    As a stream it is read while it is used, and nothing is downloaded or kept before; of a file on this machine the
-    types are read first.
+    A stream is read on demand, without downloading or caching it first. For local files, a first pass over the file
+    determines the column types.
 
     Args:
-        source: its path or id; "ID#SPLIT" or "ID#CONFIG/SPLIT" names the split, and the configuration, along with it.
-    Raises: ValueError that says what is missing and what to do.
+        source: path or Hub id; "ID#SPLIT" or "ID#CONFIG/SPLIT" also selects the split and the configuration.
+        revision: branch, tag or commit on the Hub.
+        config: name of the configuration, if the dataset has several.
+    Raises: ValueError that names what is missing and how to fix it.
     """
-    said, (source, split, config) = source, located(source, split, config)
+    address, (source, split, config) = source, located(source, split, config)
     path = Path(source).expanduser()
-    if path.is_file() and said != source:
-        raise ValueError(f'"{source}" is a file, which has no splits; leave out {said.removeprefix(source)}.')
+    if path.is_file() and address != source:
+        raise ValueError(f'"{source}" is a file, which has no splits; leave out {address.removeprefix(source)}.')
     if path.is_file():
         dataset = _from_file(path, stream)
     else:
@@ -52,19 +54,20 @@ def read_dataset(
 
 
 def renamed(datasets: Iterable[Any], rename: Mapping[str, str] | None) -> list[Any]:
-    """The datasets with columns by their new names, each in all that have it.
+    """Rename columns, each in all datasets that have it.
 
-    Raises: ValueError for a column that none has, or for a new name that is taken.
+    Raises: ValueError if no dataset has a column, or if a new name already exists.
     """
     datasets = list(datasets)
     for old, new in (rename or {}).items():
-        there = [dataset.column_names or list(next(iter(dataset))) for dataset in datasets]  # a stream may not know
-        if not any(old in names for names in there):
-            known = dict.fromkeys(name for names in there for name in names)
-            raise columns.missing_column(old, known, "It was to be renamed: check --rename.")
-        for i, names in enumerate(there):
+        # A stream may not know its columns before its first row.
+        column_names = [dataset.column_names or list(next(iter(dataset))) for dataset in datasets]
+        if not any(old in names for names in column_names):
+            known = dict.fromkeys(name for names in column_names for name in names)
+            raise columns.missing_column(old, known, "It cannot be renamed: check --rename.")
+        for i, names in enumerate(column_names):
             if old in names and new in names:
-                raise ValueError(f'cannot rename "{old}" to "{new}": the dataset has a column of that name already.')
+                raise ValueError(f'cannot rename "{old}" to "{new}": the dataset already has a column of that name.')
             if old in names:
                 datasets[i] = datasets[i].rename_column(old, new)
     return datasets
@@ -73,25 +76,25 @@ def renamed(datasets: Iterable[Any], rename: Mapping[str, str] | None) -> list[A
 def read_named(
     sources: Mapping[str, str] | None, split: str = "train", rename: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Name -> the dataset at its path or id; columns as in `renamed`."""
-    found = {name: read_dataset(source, split) for name, source in (sources or {}).items()}
-    return dict(zip(found, renamed(found.values(), rename if found else None), strict=True))
+    """Load several datasets, given by name -> path or id, and rename their columns as in `renamed`."""
+    datasets = {name: read_dataset(source, split) for name, source in (sources or {}).items()}
+    return dict(zip(datasets, renamed(datasets.values(), rename if datasets else None), strict=True))
 
 
 def as_list(scores: str | list[str]) -> list[str]:
-    """One place of scores or several, as a list."""
+    """One source of scores or several, as a list."""
     return scores if isinstance(scores, list) else [scores]
 
 
 def read_scores(scores: str | list[str], split: str = "train") -> Any:
-    """Scored rows from one place, or from several, joined by row_id."""
+    """Load scored rows from one source, or from several joined by row_id."""
     from hf_select.data.scores import join_scores
 
     return join_scores({place: read_dataset(place, split) for place in as_list(scores)})
 
 
 def located(source: str, split: str = "train", config: str | None = None) -> tuple[str, str, str | None]:
-    """(path or id, split, configuration) of "ID", "ID#SPLIT" or "ID#CONFIG/SPLIT"; what follows # takes precedence."""
+    """(path or id, split, configuration) of "ID", "ID#SPLIT" or "ID#CONFIG/SPLIT". What follows # takes precedence."""
     name, _, where = source.partition("#")
     if not where or Path(source).expanduser().exists():
         return source, split, config
@@ -100,16 +103,16 @@ def located(source: str, split: str = "train", config: str | None = None) -> tup
 
 
 def commit_of(dataset: Any) -> str | None:
-    """The commit of a dataset of the Hub, from the addresses of its files."""
+    """The commit of a Hub dataset, parsed from the URLs of its files."""
     for address in (dataset.info.download_checksums or {}) if dataset.info else {}:
-        if found := re.search(r"@([0-9a-f]{40})/", address):
-            return found.group(1)
+        if match := re.search(r"@([0-9a-f]{40})/", address):
+            return match.group(1)
     return None
 
 
 def _from_file(path: Path, stream: bool) -> Any:
     if kind_of(path) is None:
-        raise ValueError(f'"{path}" has no ending that is known here; they are {KNOWN}.')
+        raise ValueError(f'"{path}" has an unknown file extension; supported: {KNOWN}.')
     if path.stat().st_size == 0:
         raise ValueError(f'"{path}" is empty; there is nothing to do.')
     return _from_files([str(path)], stream)
@@ -130,12 +133,12 @@ def _from_folder_or_hub(
     source: str, path: Path, split: str, stream: bool, revision: str | None, config: str | None
 ) -> Any:
     if path.is_dir():
-        if (path / "scored").is_dir():  # a finished scoring run: its rows with their scores
+        if (path / "scored").is_dir():  # the output folder of a scoring run
             from hf_select.data.scores import read_scored
 
             return _streamed(read_scored(path), stream)
         if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
-            saved = load_from_disk(str(path))  # memory-mapped: nothing is read before its turn
+            saved = load_from_disk(str(path))  # memory-mapped: rows are read on demand
             return _streamed(saved if isinstance(saved, Dataset) else _split(saved, split, source), stream)
     elif source.startswith((".", "/", "~")) or source.count("/") > 1 or path.suffix in (*KINDS, *compression.SUFFIXES):
         raise ValueError(f'no file or folder "{source}"; give a file ({KNOWN}), a saved dataset or a Hub id.')
@@ -148,8 +151,8 @@ def _from_folder_or_hub(
                 return _from_files(files, stream)
         return _split(load_dataset(source, config, streaming=stream, revision=revision), split, source, config)
     except (EmptyDatasetError, DataFilesNotFoundError) as error:
-        pattern = " Its name has one of *?[, which datasets takes for a pattern." if set("*?[") & set(source) else ""
-        raise ValueError(f'"{source}" is a folder without files of rows ({KNOWN}).{pattern} Name a file.') from error
+        pattern = " datasets treats the *, ? or [ in its name as a pattern." if set("*?[") & set(source) else ""
+        raise ValueError(f'folder "{source}" has no data files ({KNOWN}).{pattern} Name a file.') from error
     except (DatasetNotFoundError, ConnectionError) as error:
         raise ValueError(
             f'no file or folder "{source}", and no dataset of that name on the Hub ({str(error).splitlines()[0]}).'
@@ -159,51 +162,51 @@ def _from_folder_or_hub(
         raise ValueError(
             f'cannot read "{source}" ({cause}). Give all its files the same columns and types.'
         ) from error
-    except ValueError as error:  # no configuration is named, or one that is not there
+    except ValueError as error:  # the configuration is missing or unknown
         known = re.search(r"(?i)available(?: configs)?: \[(.*)\]", str(error))
         if known is None:
             raise
         names = known[1].replace("'", "").split(", ")
         what = "has several configurations" if config is None else f'has no configuration "{config}"'
-        one = f"{split}/train" if split in names else f"{names[0]}/{split}"
-        raise ValueError(f'"{source}" {what} ({", ".join(names)}). Name one: {source}#{one}') from error
+        example = f"{split}/train" if split in names else f"{names[0]}/{split}"
+        raise ValueError(f'"{source}" {what} ({", ".join(names)}). Name one: {source}#{example}') from error
 
 
 def _refuse_uppercase_endings(folder: Path) -> None:
-    """Raise ValueError for a file such as "X.JSONL": `datasets` does not see it in a folder."""
+    """Raise ValueError for a file such as "X.JSONL", which `datasets` ignores in a folder."""
     for file in sorted(folder.rglob("*")):
         ending = next((suffix for suffix in file.suffixes if KINDS.get(suffix.lower())), "")
         if kind_of(file) and ending != ending.lower() and file.is_file():
             renamed_to = file.name.replace(ending, ending.lower())
             raise ValueError(
-                f'"{folder}" holds "{file.name}", which would be left out for its uppercase ending. Rename it to '
+                f'"{folder}" contains "{file.name}", which datasets ignores for its uppercase extension. Rename it to '
                 f'"{renamed_to}".'
             )
 
 
 def _are_read_here(folder: str, files: list[str], files_of_all_splits: list[str]) -> bool:
-    """Whether the files of a folder are of the kinds known here. `datasets` reads only the commonest of several kinds
-    without a word, but with it copies such as "a.jsonl.bak".
+    """Whether this package reads the files of a folder. If they have different formats, `datasets` silently reads only
+    the most common one, together with backup copies such as "a.jsonl.bak".
 
-    Raises: ValueError for a file of rows, or a copy, that does not belong with the others.
+    Raises: ValueError if the data files, backup copies included, have different formats.
     """
     kinds = {_family(file) for file in files}
     if kinds == {None}:
         return False
-    beside = {file for each in files for file in Path(each).parent.iterdir() if file.name not in FILES_TO_IGNORE}
-    left_out = {str(file) for file in beside if not file.name.startswith((".", "_"))} - {*files_of_all_splits}
+    siblings = {file for each in files for file in Path(each).parent.iterdir() if file.name not in FILES_TO_IGNORE}
+    left_out = {str(file) for file in siblings if not file.name.startswith((".", "_"))} - {*files_of_all_splits}
     first = next(file for file in files if _family(file))
     others = [*files, *sorted(file for file in left_out if _family(file))]
     if other := next((file for file in others if _family(file) != _family(first)), None):
         raise ValueError(
-            f'"{folder}" holds "{Path(first).name}" and "{Path(other).name}", which are of different kinds. Name one '
-            "of them, or move what are not rows of this dataset."
+            f'"{folder}" contains "{Path(first).name}" and "{Path(other).name}", which have different formats. Name '
+            "one of them, or move the files that do not belong to this dataset."
         )
     return True
 
 
 def _family(file: str) -> str | None:
-    """What is read as one kind: JSON with JSON lines, CSV with TSV."""
+    """The format family: JSON for JSON and JSON lines, CSV for CSV and TSV; None for other files."""
     kind = kind_of(file)
     return {"jsonl": "json", "tsv": "csv"}.get(kind, kind) if kind else None
 
@@ -214,9 +217,9 @@ def _streamed(dataset: Dataset, stream: bool) -> Any:
 
 def _split(dataset: Any, split: str, source: str, config: str | None = None) -> Dataset:
     if split not in dataset:
-        one = "/".join(filter(None, (config, next(iter(dataset)))))
+        example = "/".join(filter(None, (config, next(iter(dataset)))))
         raise ValueError(
-            f'"{source}" has no split "{split}"; it has {", ".join(dataset)}. Choose one with --split, or by the '
-            f"name: {source}#{one}"
+            f'"{source}" has no split "{split}"; it has {", ".join(dataset)}. Choose one with --split, or in '
+            f"the name: {source}#{example}"
         )
     return dataset[split]

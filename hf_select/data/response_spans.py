@@ -1,17 +1,19 @@
-"""Character spans of the responses in what a chat template writes for a conversation.
+"""Locates the character spans of the responses in a rendered conversation.
 
-Responses are placed by what the template does, never by searching for their words:
+Responses are located by how the template renders the conversation, never by searching for their words:
 
-- by its `{% generation %}` marks, if it has some;
-- else from prefixes of the conversation: a response starts where the prefix before it ends, generation prompt
-  included, and ends where the prefix through it ends;
-- where the template writes a prefix differently from the whole (Qwen3 moves its thinking block, Phi-3.5 closes with
-  EOS, DeepSeek's generation prompt opens a thought), both are aligned at the end of a message. That place is found by
-  rendering once more with other words in that message: what follows the last difference follows the message.
+- If the template has `{% generation %}` marks, they are the spans.
+- Otherwise, prefixes of the conversation are rendered. A response starts where the prefix before it ends, including
+  the generation prompt, and ends where the prefix that includes it ends.
+- Some templates render a prefix differently from the whole conversation (Qwen3 moves its thinking block, Phi-3.5
+  appends EOS, DeepSeek's generation prompt opens a thought). Then both texts are aligned at the end of a message. To
+  find it, the conversation is rendered again with other words in that message: the message ends at the last
+  difference.
 
-Rendering a prefix for every response takes time quadratic in the turns. So all plain messages are located first by one
-rendering with a marker in place of each content. If the template writes the same around the markers as around the
-contents, these places are exact, and what it writes between a message and a response is looked up once per role.
+Rendering a prefix for each response takes time quadratic in the number of turns. So all plain messages are first
+located with a single rendering, in which markers replace the contents. If the template writes the same text around
+markers and contents, these positions are exact. The text between a message and the next response is then rendered only
+once per role.
 """
 
 import re
@@ -35,14 +37,14 @@ from hf_select.data.chat_template import (
 )
 
 
-_MARKER = re.compile("\ue000(\\d+)\ue001")  # private-use characters, which no template looks for
+_MARKER = re.compile("\ue000(\\d+)\ue001")  # private-use characters, which no template tests for
 
 
 def render_with_spans(messages: Messages, render: Renderer) -> Rendered:
-    """The text of a conversation and the spans of those responses that count.
+    """Render a conversation, and locate the responses that are scored.
 
-    Raises: BadRow if the template refuses the messages or does not write all that they say, or if a response cannot be
-        placed.
+    Raises: BadRow if the template rejects the messages or does not write their full content, or if a response cannot
+        be located.
     """
     messages, text, note, render = written(messages, render)
     responses = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
@@ -60,14 +62,14 @@ def render_with_spans(messages: Messages, render: Renderer) -> Rendered:
 
 
 def response_header(render: Renderer) -> str:
-    """What the template writes before a response that follows a user turn, such as `<|im_start|>assistant`."""
+    """The header that the template writes before a response to a user turn, such as `<|im_start|>assistant`."""
     return _header(replace(render, tools=None))
 
 
 def _place(messages: Messages, text: str, render: Renderer) -> list[Span]:
     """The span of each assistant turn.
 
-    Raises: BadRow if one cannot be placed.
+    Raises: BadRow if one cannot be located.
     """
     placement = _Placement(messages, text, render)
     spans: list[Span] = []
@@ -77,10 +79,10 @@ def _place(messages: Messages, text: str, render: Renderer) -> list[Span]:
         try:
             start, end = placement.start(i), placement.end(i)
             if not (spans[-1][1] if spans else 0) <= start <= end:
-                raise BadRow("it overlaps its neighbours")
+                raise BadRow("it overlaps another one")
         except BadRow as reason:
             raise BadRow(
-                f"a response cannot be placed in what the chat template writes ({reason}); give a template with "
+                f"a response cannot be located in the rendered chat template ({reason}); give a template with "
                 "{% generation %} marks (chat_template; trl.get_training_chat_template has some)"
             ) from None
         spans.append((start, end))
@@ -89,7 +91,7 @@ def _place(messages: Messages, text: str, render: Renderer) -> list[Span]:
 
 @dataclass
 class _Placement:
-    """Where the responses of one conversation start and end in its text."""
+    """Start and end positions of the responses of one conversation in its text."""
 
     messages: Messages
     text: str
@@ -103,7 +105,7 @@ class _Placement:
         self.contents = _content_spans(self.messages, self.text, self.render) if several else {}
 
     def start(self, i: int) -> int:
-        """Where response i starts: after as much of the generation prompt as the template writes before it."""
+        """Start of response i: after the part of the generation prompt that the template writes before it."""
         if i == 0:  # templates write no generation prompt for an empty conversation
             reply = _reply_start(i, self.messages, self.text, self.render)
             at = self.text.rfind(self.header, 0, reply) if self.header else -1
@@ -112,7 +114,7 @@ class _Placement:
         if start is None:
             start = self._start_by_prefix(i)
         if self.messages[i - 1]["role"] == "tool" and self.text.startswith(self.header, start):
-            start += len(self.header)  # DiffusionGemma's prompt has no header after a tool result, its turn has one
+            start += len(self.header)  # DiffusionGemma: only the turn has a header after a tool result, not the prompt
         return start
 
     def _start_by_contents(self, i: int) -> int | None:
@@ -129,40 +131,40 @@ class _Placement:
         prefix = self.render.text(self.messages[:i], prompt=True)
         if self.text.startswith(prefix):
             return len(prefix)
-        here = _message_end(i - 1, self.messages, self.text, self.render)
-        there = _message_end(i - 1, self.messages[:i], prefix, self.render, prompt=True)
+        in_text = _message_end(i - 1, self.messages, self.text, self.render)
+        in_prefix = _message_end(i - 1, self.messages[:i], prefix, self.render, prompt=True)
         reply = _reply_start(i, self.messages, self.text, self.render)
-        return min(here + _common_length(self.text[here:], prefix[there:]), reply)
+        return min(in_text + _common_length(self.text[in_text:], prefix[in_prefix:]), reply)
 
     def _tail(self, i: int) -> str:
-        """What a prompt of the messages before response i has after the last of them; looked up once per role."""
+        """The end of the prompt before response i, after the content of the last message; cached per role."""
         role = self.messages[i - 1]["role"]
         if role not in self._tails:
             prefix = self.render.text(self.messages[:i], prompt=True)
-            there = _message_end(i - 1, self.messages[:i], prefix, self.render, prompt=True)
-            self._tails[role] = prefix[there:]
+            in_prefix = _message_end(i - 1, self.messages[:i], prefix, self.render, prompt=True)
+            self._tails[role] = prefix[in_prefix:]
         return self._tails[role]
 
     def end(self, i: int) -> int:
-        """Where response i ends, its end mark included."""
+        """End of response i, including its end mark."""
         if i == len(self.messages) - 1:
             return len(self.text)
         if i in self.contents:
-            here, close = self.contents[i][1], attempt(self._close, i)  # a prompt after a response may be refused
-            if isinstance(close, str) and self.text.startswith(close, here):
-                return here + len(close)
+            content_end, close = self.contents[i][1], attempt(self._close, i)  # may reject a prompt after a response
+            if isinstance(close, str) and self.text.startswith(close, content_end):
+                return content_end + len(close)
         if _closes_alike(replace(self.render, tools=None)):
             through = self.render.text_or_none(self.messages[: i + 1])
             if through is not None and self.text.startswith(through):
                 return len(through)
-        here, close = _message_end(i, self.messages, self.text, self.render), self._close(i)
-        if close is None or not self.text.startswith(close, here):
-            raise BadRow("what closes it in other conversations does not follow it")
-        return here + len(close)
+        content_end, close = _message_end(i, self.messages, self.text, self.render), self._close(i)
+        if close is None or not self.text.startswith(close, content_end):
+            raise BadRow("it is not followed by the end mark of other responses")
+        return content_end + len(close)
 
     def _close(self, i: int) -> str | None:
-        """What closes response i: in a conversation of a question and this response, what is written between it and
-        the next generation prompt. None if the prompt does not end as others do."""
+        """The end mark of response i: the text between it and the next generation prompt in a conversation of a probe
+        question and this response. None if that conversation does not end with the usual header."""
         is_plain = i in self.contents and not _has_thought(self.messages[i])
         if is_plain and self._plain_close is not None:
             return self._plain_close
@@ -178,8 +180,8 @@ class _Placement:
 
 
 def _content_spans(messages: Messages, text: str, render: Renderer) -> dict[int, Span]:
-    """The span of the content, without its thought, of each message that has some and calls no tool; {} if the
-    template does not write the same around other contents.
+    """Spans of the contents, without a thought, of all non-empty messages without tool calls. {} if the template
+    writes other text around the contents than around markers.
     """
     contents = {
         i: message["content"][after_thought(message) :]
@@ -215,18 +217,18 @@ def _has_thought(message: Message) -> bool:
 
 
 def _reply_start(i: int, messages: Messages, text: str, render: Renderer) -> int:
-    """Where the text first differs if another reply stands in place of message i."""
+    """First position at which the text changes if another reply replaces message i."""
     plain = {"role": "assistant", "content": different_text(messages[i]["content"])}
     for other in (plain, _with_other_words(messages[i])):
         try:
             return _common_length(text, render.text([*messages[:i], other, *messages[i + 1 :]]))
-        except BadRow as reason:  # a tool result without its call
+        except BadRow as reason:  # e.g. for a tool result without its call
             refusal = reason
     raise refusal
 
 
 def _message_end(i: int, messages: Messages, text: str, render: Renderer, prompt: bool = False) -> int:
-    """The place right after the content of message i: what follows the last difference to a text with other words."""
+    """End of the content of message i: the last position at which the text changes with other words in it."""
     other = render.text([*messages[:i], _with_other_words(messages[i]), *messages[i + 1 :]], prompt=prompt)
     if other == text:
         raise BadRow(f"the {messages[i]['role']} turn before it is not written")
@@ -234,7 +236,7 @@ def _message_end(i: int, messages: Messages, text: str, render: Renderer, prompt
 
 
 def _with_other_words(message: Message) -> Message:
-    """The message with other words wherever it has some, of the same structure."""
+    """A message of the same structure with all words replaced."""
     texts = {key: message[key] for key in ("content", *REASONING) if isinstance(message.get(key), str)}
     changed: Message = {key: different_text(value) for key, value in texts.items() if value.strip()}
     if message.get("tool_calls"):
@@ -246,7 +248,7 @@ def _with_other_words(message: Message) -> Message:
 
 
 def _common_length(a: str, b: str) -> int:
-    """Length of the common beginning, by bisection: a comparison by characters takes longer than to render."""
+    """Length of the common prefix, by bisection: comparing single characters is slower than rendering."""
     low, high = 0, min(len(a), len(b))
     while low < high:
         middle = (low + high + 1) // 2
@@ -267,7 +269,7 @@ def _header(render: Renderer) -> str:
 
 @lru_cache(maxsize=64)
 def _closes_alike(render: Renderer) -> bool:
-    """Whether the template closes the last response as one that is followed by a generation prompt; True if it refuses
+    """Whether the template ends the last response like one that is followed by a generation prompt. True if it rejects
     the probe."""
     pair = [QUESTION, {"role": "assistant", "content": "x"}]
     try:

@@ -1,10 +1,10 @@
-"""Files of rows, read without a change: JSON lines, JSON, CSV, TSV and Parquet, also compressed.
+"""Lossless reading of JSON lines, JSON, CSV, TSV and Parquet files, also compressed.
 
-`datasets.load_dataset` changes rows on the way: texts that look like dates become dates, "007" in a CSV becomes 7,
-floats within objects lose digits, and a row that differs from the first ten megabytes is an error. Here each file is
-read from front to back twice: once for the types of all its rows, once for the rows.
+`datasets.load_dataset` changes rows: it converts text that looks like a date, reads "007" in a CSV as 7, rounds floats
+within objects, and fails on a row whose types differ from those of the first ten megabytes. Here each file is read
+twice: first to determine the column types over all rows, then to load the rows.
 
-A row lies at a line of JSON, at an item of a JSON array or at a record of a CSV; blank lines are passed over.
+A row is a line of JSON lines, an item of a JSON array, or a record of a CSV. Blank lines are skipped.
 """
 
 import codecs
@@ -28,18 +28,18 @@ from hf_select.data.row_types import Cells, Seen, TooDeep, TooLong, cell_value, 
 KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
 KNOWN = f"{', '.join(KINDS)}, also compressed ({', '.join(compression.SUFFIXES)})"
 DELIMITERS = {"csv": ",", "tsv": "\t"}
-# Rows that are made into an Arrow table together.
+# Rows per Arrow table.
 _BATCH = 1000
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-_OTHER_UNICODE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32-LE begins as UTF-16-LE does
-_ONE_A_LINE = "Give one JSON object a line, or an array of objects."
+_OTHER_UNICODE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32-LE starts like UTF-16-LE
+_ONE_A_LINE = "Write one JSON object per line, or an array of objects."
 _TOO_DEEP_CURE = "Write the innermost values as text."
 
-csv.field_size_limit(2**31 - 1)  # of the process; the default of 131,072 characters is less than a long text has
+csv.field_size_limit(2**31 - 1)  # for the whole process; the default of 131,072 characters is too small for long texts
 
 
 class Place(NamedTuple):
-    """The place of a row: its file, its number from 0 and its line from 1, as far as they are known."""
+    """The location of a row for error messages: file, row number from 0 and line from 1, if known."""
 
     file: str
     row: int | None = None
@@ -54,7 +54,7 @@ class Place(NamedTuple):
 
 
 def _shown(file: str) -> str:
-    """As its user knows it: below the working directory by the path from there."""
+    """The path for messages: relative if the file is below the working directory."""
     try:
         return str(Path(file).relative_to(Path.cwd()))
     except ValueError:
@@ -62,15 +62,15 @@ def _shown(file: str) -> str:
 
 
 def kind_of(path: str | Path) -> str | None:
-    """jsonl, json, csv, tsv or parquet, by the ending of the name; None for any other."""
+    """The format (jsonl, json, csv, tsv or parquet) of a file by its extension; None for any other."""
     suffixes = [suffix.lower() for suffix in Path(path).suffixes if suffix.lower() not in compression.SUFFIXES]
     return KINDS.get(suffixes[-1]) if suffixes else None
 
 
 class RowFiles(ArrowBasedBuilder):
-    """The rows of `data_files` as the split `train`; `datasets` keeps them as it keeps what load_dataset reads."""
+    """Builds the split `train` from the rows of `data_files`. `datasets` caches it as it does for load_dataset."""
 
-    VERSION = "1.0.0"  # part of the name they are kept under: to be raised when the same file gives other rows
+    VERSION = "1.0.0"  # part of the cache key: increase it if the same file is read as other rows
     BUILDER_CONFIG_CLASS = BuilderConfig
 
     def _info(self) -> DatasetInfo:
@@ -89,17 +89,17 @@ class RowFiles(ArrowBasedBuilder):
 
 
 def features_of(files: list[str]) -> Features:
-    """The types that the columns have over all rows of all files.
+    """Determine the column types over all rows of all files.
 
-    Raises: ValueError that names file, row and column if a row cannot be read, if a file has other columns than the
-        first, or if there is no row.
+    Raises: ValueError that names file, row and column if a row cannot be read, if the columns of a file differ from
+        those of the first, or if there are no rows.
     """
     if kind_of(files[0]) == "parquet":
         return _parquet_features(files)
     columns: dict[str, Any] = {}
     names: dict[str, set[str]] = {}
     for file in files:
-        found: set[str] = set()
+        row_keys: set[str] = set()
         for place, row in _rows(file, strict=True):
             for name, value in row.items():
                 if name not in columns:
@@ -110,9 +110,9 @@ def features_of(files: list[str]) -> Features:
                     raise place.error(f"the integer {number} is beyond 64 bits", "Write it as text.", name) from None
                 except TooDeep:
                     raise place.error("it is nested too deeply", _TOO_DEEP_CURE, name) from None
-            found |= row.keys()
-        if found:
-            names[file] = found
+            row_keys |= row.keys()
+        if row_keys:
+            names[file] = row_keys
     if not names:
         raise ValueError(f'"{_shown(files[0])}" is empty; there is nothing to do.')
     _refuse_other_columns(names)
@@ -120,19 +120,19 @@ def features_of(files: list[str]) -> Features:
 
 
 def _refuse_other_columns(names: dict[str, set[str]]) -> None:
-    (first, known), *others = names.items()
-    for file, found in others:
-        if found != known:
-            more, fewer = (", ".join(sorted(part)) for part in (found - known, known - found))
+    (first, expected), *others = names.items()
+    for file, columns in others:
+        if columns != expected:
+            more, fewer = (", ".join(sorted(part)) for part in (columns - expected, expected - columns))
             what = "; ".join(f"{word} {part}" for word, part in (("it also has", more), ("it lacks", fewer)) if part)
             raise ValueError(
                 f'"{_shown(file)}" has other columns than "{_shown(first)}": {what}. Give all files of a dataset the '
-                "same columns, or read them one by one."
+                "same columns, or read each file on its own."
             )
 
 
 def tables_of(file: str, features: Features) -> Iterator[pa.Table]:
-    """The rows of a file in the types of `features_of`, some at a time."""
+    """Read the rows of a file in batches, with the types of `features_of`."""
     if kind_of(file) == "parquet":
         yield from _parquet_tables(file, features)
         return
@@ -151,10 +151,10 @@ def tables_of(file: str, features: Features) -> Iterator[pa.Table]:
 
 
 def _rows(file: str, strict: bool = False) -> Iterator[tuple[Place, dict[str, Any]]]:
-    """Each row with its place: of JSON its values, of CSV its fields.
+    """Each row with its location: the values of a JSON row, the text fields of a CSV row.
 
     Args:
-        strict: look for what a second reading need not look for again.
+        strict: also run the checks that only the first of the two passes needs.
     """
     with _damage_named(file), compression.open_to_read(file) as opened:
         raw = io.BufferedReader(opened, 1 << 20)  # pyright: ignore
@@ -195,7 +195,7 @@ def _line_rows(file: str, raw: BinaryIO, strict: bool) -> Iterator[tuple[Place, 
 
 
 def _array_rows(file: str, raw: BinaryIO, strict: bool) -> Iterator[tuple[Place, dict[str, Any]]]:
-    """The items of one array, which is held in memory; a text is a row of the column `text`."""
+    """The items of a JSON array, which is loaded into memory. A string becomes a row with the column `text`."""
     for row, value in enumerate(_json(raw.read(), Place(file), strict)):
         place = Place(file, row)
         yield place, _object({"text": value} if isinstance(value, str) else value, place)
@@ -211,7 +211,7 @@ _JSON_TYPES = {list: "array", str: "text", bool: "boolean", type(None): "null"}
 
 
 def _json(raw: bytes, place: Place, strict: bool) -> Any:
-    """The value of a JSON text, all of whose texts are Unicode."""
+    """Decode JSON, and reject strings that are not valid Unicode."""
     is_utf8 = True
     try:
         text = raw.decode()
@@ -234,16 +234,16 @@ def _json(raw: bytes, place: Place, strict: bool) -> Any:
 
 
 def _refuse_surrogates(value: Any, place: Place) -> None:
-    """Raise for a text with half a surrogate pair, which no file in UTF-8 can hold: one that was written as such, or
-    a byte that is not UTF-8."""
+    """Raise ValueError for a string with an unpaired surrogate, which UTF-8 cannot encode: an escape in the file, or a
+    byte that is not UTF-8."""
     try:
-        found = next(_broken(value, ""), None)
+        invalid = next(_broken(value, ""), None)
     except RecursionError:
         raise place.error("it is nested too deeply", _TOO_DEEP_CURE) from None
-    if found is None:
+    if invalid is None:
         return
-    path, character = found
-    if place.row is None and (item := re.match(r"\[(\d+)\]\.?", path)):  # of an array
+    path, character = invalid
+    if place.row is None and (item := re.match(r"\[(\d+)\]\.?", path)):  # an item of an array
         place, path = place._replace(row=int(item[1])), path[item.end() :]
     if 0xDC80 <= character <= 0xDCFF:
         raise place.error(
@@ -252,12 +252,12 @@ def _refuse_surrogates(value: Any, place: Place) -> None:
             path,
         )
     raise place.error(
-        f"\\u{character:04x} is half of a surrogate pair, and no character", "Remove it, or write both halves.", path
+        f"\\u{character:04x} is an unpaired surrogate, not a character", "Remove it, or write the whole pair.", path
     )
 
 
 def _broken(value: Any, path: str) -> Iterator[tuple[str, int]]:
-    """(path, character) of each text that cannot be encoded."""
+    """(path, character) of each string that cannot be encoded."""
     if isinstance(value, str):
         try:
             value.encode()
@@ -274,7 +274,7 @@ def _broken(value: Any, path: str) -> Iterator[tuple[str, int]]:
 
 
 def _csv_rows(file: str, raw: BinaryIO, delimiter: str) -> Iterator[tuple[Place, dict[str, str]]]:
-    # newline="" leaves line ends within a field as they are.
+    # newline="" preserves line ends within a field.
     reader = csv.reader(
         io.TextIOWrapper(raw, "utf-8", errors="surrogateescape", newline=""), delimiter=delimiter, strict=True
     )
@@ -301,12 +301,12 @@ def _csv_rows(file: str, raw: BinaryIO, delimiter: str) -> Iterator[tuple[Place,
             continue
         if len(fields) != len(header):
             raise place.error(
-                f"it has {len(fields)} fields, and the header {len(header)}",
-                f"Quote fields that hold {delimiter!r}, a quote or a line break.",
+                f"it has {len(fields)} fields, and the header has {len(header)}",
+                f"Quote fields that contain {delimiter!r}, a quote or a line break.",
             )
-        found = dict(zip(header, fields, strict=True))
-        _refuse_surrogates(found, place)
-        yield place, found
+        record = dict(zip(header, fields, strict=True))
+        _refuse_surrogates(record, place)
+        yield place, record
         row += 1
 
 
@@ -322,8 +322,8 @@ def _parquet_named(file: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise ValueError(
-            f'cannot read "{_shown(file)}" as Parquet ({str(error).splitlines()[0]}). It is damaged, cut off or of '
-            "types that datasets does not have; write it again."
+            f'cannot read "{_shown(file)}" as Parquet ({str(error).splitlines()[0]}). It is damaged, cut off, or '
+            "has types that datasets does not support; write it again."
         ) from None
 
 
@@ -348,7 +348,7 @@ def _parquet_features(files: list[str]) -> Features:
         return features
     together = schemas[0]
     for file, schema in zip(files[1:], schemas[1:], strict=True):
-        try:  # a column of nulls alone takes the type that it has in another file
+        try:  # a column with only nulls takes its type from another file
             together = pa.unify_schemas([together, schema])
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             raise ValueError(
@@ -361,6 +361,6 @@ def _parquet_features(files: list[str]) -> Features:
 def _parquet_tables(file: str, features: Features) -> Iterator[pa.Table]:
     schema = features.arrow_schema
     with _parquet_named(file), _parquet(file) as opened:
-        for group in range(opened.num_row_groups):  # one by one: pyarrow reads ahead of a slow reader within a call
+        for group in range(opened.num_row_groups):  # one group per call: pyarrow prefetches within a call
             for batch in opened.iter_batches(_BATCH, row_groups=[group]):
                 yield pa.Table.from_batches([batch]).select(schema.names).cast(schema)

@@ -1,9 +1,9 @@
-"""The column types of rows that are plain Python values, and Arrow columns made of such rows.
+"""Determines the column types of rows of Python values, and converts such rows to Arrow.
 
-A column, or what lies within one, has an Arrow type if every row has the same type of value there and, of objects, the
-same keys in the same order. All else is kept as JSON text (`datasets.Json`), and so is an object with a key that is
-null: in a struct it could not be told from a key that Arrow fills in. Numbers within an object or list are of one type
-and in Python's spelling, or are kept as text, too.
+A column, or a field within one, has an Arrow type if all rows have the same type of value there; objects must also
+have the same keys in the same order. All other values are stored as JSON text (`datasets.Json`). This includes objects
+with a null key, which a struct cannot distinguish from a missing one. It also includes numbers within an object or
+list if their types differ or if their spelling is not that of Python.
 """
 
 import re
@@ -20,8 +20,8 @@ from hf_select.data.exact_json import SpelledFloat, dumps, loads
 
 
 _EXACT_AS_FLOAT = 2**53
-# Levels of lists and objects: of an Arrow type, where each doubles the time that `datasets` takes to decode a list,
-# and of any value, which is read by functions that call themselves.
+# Maximum nesting of lists and objects: in an Arrow type, where each level doubles the time that `datasets` takes to
+# decode a list; and in any value, because the reading functions are recursive.
 _DEEPEST_TYPE, _DEEPEST = 8, 100
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 _NAMES = {str: "string", bool: "bool", int: "int64", float: "float64"}
@@ -32,14 +32,14 @@ class TooLong(ValueError):
 
 
 class TooDeep(ValueError):
-    """A value within too many lists and objects."""
+    """A value nested in too many lists and objects."""
 
 
 class Seen:
-    """The kinds of values seen so far at one place in the rows.
+    """Collects the types of the values of a column, or of a field within one.
 
     Args:
-        depth: number of lists and objects around the place.
+        depth: number of lists and objects around the field.
     """
 
     def __init__(self, depth: int = 0) -> None:
@@ -52,7 +52,10 @@ class Seen:
         self.is_exact_as_float = True
 
     def see(self, value: Any) -> None:
-        """Raises: TooLong, TooDeep."""
+        """Take a value into account.
+
+        Raises: TooLong, TooDeep.
+        """
         if self.depth > _DEEPEST:
             raise TooDeep
         kind = type(value)
@@ -79,7 +82,7 @@ class Seen:
             for key, item in value.items():
                 self.fields[key].see(item)
             return
-        self.fields = {}  # it is kept as text, and only its integers are looked at
+        self.fields = {}  # stored as text: only its integers need a check
         self.items = self.items or Seen(self.depth + 1)
         for item in value.values():
             self.items.see(item)
@@ -107,14 +110,14 @@ class Seen:
 
 
 def table_of(rows: Sequence[Mapping[str, Any]], features: Features) -> pa.Table:
-    """The rows as an Arrow table; a column that a row lacks is null in it."""
+    """Convert rows to an Arrow table. Columns that a row lacks are null."""
     schema = features.arrow_schema
     arrays = [column_of([row.get(name) for row in rows], feature) for name, feature in features.items()]
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def column_of(values: list[Any], feature: Any) -> pa.Array:
-    """The values as an Arrow array of the feature's type."""
+    """Convert values to an Arrow array of the feature's type."""
     encode = _encoder(feature)
     kind = Features({"": feature}).arrow_schema.field(0).type
     if encode is None:
@@ -124,7 +127,7 @@ def column_of(values: list[Any], feature: Any) -> pa.Array:
 
 
 def _encoder(feature: Any) -> Callable[[Any], Any] | None:
-    """What turns a value into the one that is stored: JSON text where the feature is Json."""
+    """A function that encodes `Json` values as JSON text for storage; None if the feature has none."""
     if isinstance(feature, Json):
         return dumps
     if isinstance(feature, List):
@@ -147,7 +150,7 @@ def _as_it_is(value: Any) -> Any:
 
 
 def _stored(feature: Any) -> Any:
-    """The feature with JSON text in place of `Json`."""
+    """The feature with `Json` replaced by strings."""
     if isinstance(feature, Json):
         return Value("string")
     if isinstance(feature, List):
@@ -156,19 +159,19 @@ def _stored(feature: Any) -> Any:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# fields of CSV, which are all text
+# CSV fields
 
 
 class Cells:
-    """What the fields of one CSV column have been so far.
+    """Determines the type of a CSV column from its fields.
 
-    A column is numbers or booleans if each field is spelled as it would be written again, messages if each field is a
-    JSON list of them, and text otherwise. Empty fields are of any type. What a conversation is read from is never
-    numbers: the answers of an arithmetic set are text.
+    A column has numbers or booleans if each field would be written again with the same spelling, messages if each
+    field is a JSON list of messages, and text otherwise. Empty fields match any type. Columns that conversations are
+    parsed from are never numeric: the answers of an arithmetic dataset are text.
     """
 
     def __init__(self, name: str) -> None:
-        self.may_be = {"messages"} if name in READ_COLUMNS else set(_CELL_TYPES)
+        self.candidates = {"messages"} if name in READ_COLUMNS else set(_CELL_TYPES)
         self.messages, self.is_empty = Seen(), True
 
     def see(self, field: str) -> None:
@@ -176,20 +179,20 @@ class Cells:
         if not field:
             return
         self.is_empty = False
-        for kind in [*self.may_be]:
+        for kind in [*self.candidates]:
             if not _CELL_TYPES[kind](field):
-                self.may_be.discard(kind)
-        if "messages" in self.may_be:
+                self.candidates.discard(kind)
+        if "messages" in self.candidates:
             self.messages.see(loads(field))
 
     def feature(self) -> Any:
         """The type that holds all fields seen so far."""
-        kind = next((kind for kind in _CELL_TYPES if kind in self.may_be), "string")
+        kind = next((kind for kind in _CELL_TYPES if kind in self.candidates), "string")
         return Value("string") if self.is_empty else self.messages.feature() if kind == "messages" else Value(kind)
 
 
 def cell_value(field: str, feature: Any) -> Any:
-    """The value of a field in a column of the feature's type."""
+    """Convert a CSV field to the feature's type."""
     if feature == Value("string"):
         return field
     if feature == Value("float64"):
@@ -209,7 +212,7 @@ def _is_float(field: str) -> bool:
 
 
 def _is_messages(field: str) -> bool:
-    """A JSON list of objects that have a role, or a ShareGPT speaker."""
+    """Whether a field is a JSON list of messages or of ShareGPT turns."""
     if not field.startswith("["):
         return False
     try:

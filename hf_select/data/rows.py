@@ -1,4 +1,4 @@
-"""The rows of a long job in chunks: those of a dataset, or of a stream that is read from front to back."""
+"""Splits the rows of a long job into chunks, for datasets and for streams."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,10 +16,10 @@ from hf_select.data.conversation import READ_COLUMNS
 
 @dataclass
 class Pool:
-    """The rows of a dataset in chunks. Each row has a `row_id`; by default its number.
+    """The rows of a dataset in chunks. Each row has a `row_id`, by default its row number.
 
     Args:
-        compared: columns that tell this pool from another, by default all.
+        compared: columns of the fingerprint, by default all.
     """
 
     dataset: Dataset
@@ -38,24 +38,24 @@ class Pool:
         distinct = pc.count_distinct(ids, mode="all").as_py()  # pyright: ignore[reportAttributeAccessIssue]
         if distinct != len(self.dataset) or ids.null_count:
             raise ValueError(
-                f"row_id must name each row once; it has {distinct} values for {len(self.dataset)} rows and "
-                f"{ids.null_count} nulls. Fix it, or drop the column and rows are numbered."
+                f"row_id must be unique; it has {distinct} values for {len(self.dataset)} rows and "
+                f"{ids.null_count} nulls. Fix it, or drop the column to use row numbers."
             )
 
     @property
     def rows(self) -> int | None:
-        """Number of rows; None while it is unknown."""
+        """Number of rows; None if unknown."""
         return len(self.dataset)
 
     def fingerprint(self) -> str | None:
-        """Hash of all rows, or None if they cannot be read before the job."""
+        """Hash of all rows; None if they cannot be read before the job."""
         return pool_fingerprint(self.dataset.select_columns(self.compared) if self.compared else self.dataset)
 
     def chunks(
         self, wanted: Callable[[int], bool], seen: Callable[[int, Dataset], None]
     ) -> Iterator[tuple[int, int, Dataset]]:
-        """(chunk, its first row, its rows) of every chunk that is wanted when its turn comes; `seen` is shown what is
-        read of the others."""
+        """(chunk, first row, rows) of each chunk for which `wanted(chunk)` is true, evaluated just before the chunk is
+        read. A stream calls `seen` with the rows of every chunk that it reads."""
         for chunk in range(self.num_chunks):
             if wanted(chunk):
                 start = chunk * self.chunk_rows
@@ -64,8 +64,8 @@ class Pool:
 
 @dataclass
 class Stream(Pool):
-    """The rows of an IterableDataset in chunks. Every process reads the stream and keeps one chunk of it in memory;
-    reading is cheap compared with scoring, and a row's place in the stream is its number.
+    """The rows of an IterableDataset in chunks. Every process reads the whole stream and keeps one chunk in memory,
+    since reading is cheap compared with scoring. The row number is the position in the stream.
     """
 
     dataset: IterableDataset  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -76,7 +76,7 @@ class Stream(Pool):
 
     @property
     def rows(self) -> int | None:
-        """None: a stream does not know its length."""
+        """None: the length of a stream is unknown."""
         return None
 
     def fingerprint(self) -> str | None:
@@ -99,15 +99,15 @@ class Stream(Pool):
             raise ValueError("the dataset is empty; there is nothing to do.")
 
     def _typed(self, rows: Dataset, start: int) -> Dataset:
-        """With the column types of the whole stream; where it does not say them, those of the first chunk."""
+        """Cast rows to the column types of the stream; if it declares none, to those of the first chunk."""
         if self._features is None:
             self._features = rows.features
         try:
             return rows if rows.features == self._features else rows.cast(self._features)
         except (ValueError, pa.ArrowInvalid) as error:
             raise ValueError(
-                f"the rows from {start:,} on have other columns or types than the first "
-                f"({str(error).splitlines()[0]}). Give the stream its features."
+                f"the columns or types of the rows from {start:,} on differ from those of the first chunk "
+                f"({str(error).splitlines()[0]}). Declare the features of the stream."
             ) from None
 
 
@@ -123,20 +123,19 @@ def _numbered(dataset: Dataset, first: int) -> Dataset:
 
 
 def readable(dataset: Dataset) -> Dataset:
-    """The columns that a conversation is read from, or all of them if there are none such (for the error that
-    names them)."""
+    """Keep the columns that conversations are parsed from. Without any, keep all, so that the error can list them."""
     wanted = [name for name in dataset.column_names if name in READ_COLUMNS]
     return dataset.select_columns(wanted) if wanted else dataset
 
 
 def pool_fingerprint(dataset: Dataset) -> str:
-    """Hash of all rows and column types: the same for the same content, whatever file or process it came from."""
+    """Hash of all rows and column types. It depends on the content only, not on its file or the process."""
     digest = xxhash.xxh3_128()
     digest.update(str(sorted((name, str(kind)) for name, kind in dataset.features.items())).encode())
     for start in range(0, len(dataset), 4096):
         rows = range(start, min(start + 4096, len(dataset)))
         table = cast(pa.Table, dataset.with_format("arrow").select(rows)[:])
-        # `take` copies into fresh buffers: those of a slice hold bytes of its neighbours.
+        # `take` copies into new buffers: the buffers of a slice contain bytes of adjacent rows.
         table = table.select(sorted(table.column_names)).take(pa.array(range(len(rows)))).combine_chunks()
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, table.replace_schema_metadata(None).schema) as writer:

@@ -1,9 +1,9 @@
-"""The text of a row: what it says, its words, and when two texts are the same or nearly the same.
+"""The text of a row, its words, and normal forms to find exact and near duplicates.
 
-exact   the same after Unicode normalisation (NFC) and with all white space as one space; letter case and symbols count
-near    lower-case words and the symbols that carry meaning ("C++", "a < b", "5!"), in runs of five; sentence
-        punctuation and quotes are left out
-words   lower-case words alone, for word statistics and the search for shared runs of words
+exact   text after Unicode normalisation (NFC), with each run of white space as one space; case and symbols matter
+near    n-grams (n = 5) of lower-case words and meaningful symbols ("C++", "a < b", "5!"); sentence punctuation and
+        quotes are ignored
+words   only lower-case words, for word statistics and to find shared n-grams
 """
 
 import functools
@@ -20,11 +20,11 @@ from hf_select.data.conversation import Conversation
 
 Part = Literal["all", "prompt", "response"]
 
-# Letters, marks and digits of every script. `re` leaves out marks, and so splits Devanagari, Tamil or Thai at their
-# vowel signs. The symbols of a script are the letters of Braille and SignWriting; variation selectors choose a glyph.
+# Letters, marks and digits of every script. The \w of `re` excludes marks, and splits Devanagari, Tamil or Thai at
+# vowel signs. Script-specific symbols are letters of Braille and SignWriting. Variation selectors only choose a glyph.
 _CHARACTER = r"[[\w\p{N}[\p{S}--[\p{sc=Zyyy}\p{sc=Zinh}]]]--[\uFE00-\uFE0F]]"
 # Scripts without spaces between words, by Unicode's line breaking classes: Han, kana, Yi, Thai, Lao, Khmer, Burmese,
-# Javanese, ... Each of their letters with its marks is a word.
+# Javanese, ... Each letter of these, with its marks, is a word.
 _SYLLABIC = r"\p{lb=SA}\p{lb=AK}\p{lb=AP}\p{lb=AS}"
 _UNSPACED = rf"[[{_CHARACTER}&&[\p{{lb=ID}}\p{{lb=CJ}}{_SYLLABIC}]]--\p{{M}}]"
 _WORD = rf"{_UNSPACED}[\p{{M}}\p{{Join_Control}}]*|[{_CHARACTER}--{_UNSPACED}]+"
@@ -34,70 +34,69 @@ _PAUSE = rf"(?<=(?<!\S){_DASH}*){_DASH}+(?!\S)(?<!(?<!\S){_DASH})"  # several da
 _SYMBOL = "|".join(
     [
         r"[[\p{S}--[`]]#%&*/\\@()\[\]{}§‰′″＃％＆＊／＠（）［］｛｝]",
-        rf"(?!{_PAUSE})(?:(?<!{_LETTER}){_DASH}|{_DASH}(?!{_LETTER}))",  # a minus, but no hyphen and no " -- "
+        rf"(?!{_PAUSE})(?:(?<!{_LETTER}){_DASH}|{_DASH}(?!{_LETTER}))",  # a minus, but not a hyphen or " -- "
         rf"(?<=\d)!|(?<![\p{{L}}\p{{M}})\]*{_LIGHT}])!(?=[^\s{_LIGHT}])",  # "5!", "!a", "a != b", but not "Hello!"
-        # Within numbers, formulas and code ("3.5", "12:30", "f'(x)"), but neither between letters nor at an edge.
+        # Within numbers, formulas and code ("3.5", "12:30", "f'(x)"), but not between letters or at either end.
         rf"(?<=[^\s{_LIGHT}(\[{{])(?<!{_LETTER}(?=.{_LETTER}))[{_LIGHT}](?=[^\s{_LIGHT})\]}}])",
     ]
 )
 _WORDS = regex.compile(_WORD, regex.V1)
 _WORDS_AND_SYMBOLS = regex.compile(f"{_WORD}|{_SYMBOL}", regex.V1)
 _SYLLABIC_LETTER = regex.compile(f"[{_SYLLABIC}]", regex.V1)
-_CACHED = 24  # characters of the longest piece between white space that is kept in memory: most come again and again
+_CACHED = 24  # pieces between white space up to this length are cached: most of them recur
 
 _SHINGLE = 5
 
 
 def exact(text: str) -> str:
-    """What exact copies have in common."""
+    """The normal form that exact duplicates share."""
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words; a letter of a script without spaces, with its marks, is a word."""
-    return _found(_WORDS, text)
+    """Lower-case words. In scripts without spaces, each letter with its marks is a word."""
+    return _matches(_WORDS, text)
 
 
 def half_words(word: str) -> int:
-    """How much a word counts where runs of words are asked for: two, or one for a letter of Thai, Lao, Khmer, Burmese
-    and the like, of which a word has three or four. A Chinese character counts as a word."""
+    """Length of a word in an n-gram, in half words: 2, or 1 for a letter of Thai, Lao, Khmer, Burmese and similar
+    scripts, in which a word has three or four letters. A Chinese character counts as a word."""
     return 2 if word.isascii() or not _SYLLABIC_LETTER.match(word) else 1
 
 
 def words_and_symbols(text: str) -> list[str]:
-    """Lower-case words and the symbols that carry meaning; a text of other signs alone, as "?!", is one token."""
-    return _found(_WORDS_AND_SYMBOLS, text) or ([exact(text)] if text.strip() else [])
+    """Lower-case words and meaningful symbols. Text with only other characters, such as "?!", is one token."""
+    return _matches(_WORDS_AND_SYMBOLS, text) or ([exact(text)] if text.strip() else [])
 
 
 def shingles(text: str, n: int = _SHINGLE) -> set[tuple[str, ...]]:
-    """Runs of n words and symbols; a shorter text is one run."""
+    """N-grams of words and symbols. A shorter text is one n-gram."""
     tokens = words_and_symbols(text)
     return {tuple(tokens[i : i + n]) for i in range(max(1, len(tokens) - n + 1))} if tokens else set()
 
 
 def text_of(row: Conversation, of: Part = "all") -> str:
-    """All that is said in the row, in its prompt or in its responses: names, reasoning, content and tool calls. The
-    tools that the row may call are not said."""
-    return " ".join(_said(row, of))
+    """The text of a row, its prompt or its responses: names, reasoning, content and tool calls. Definitions of tools
+    are not included."""
+    return " ".join(_parts_of(row, of))
 
 
 def characters_of(row: Conversation, of: Part = "all") -> int:
-    """Characters of what is said in the row, in its prompt or in its responses."""
-    return sum(map(len, _said(row, of)))
+    """Number of characters of a row, its prompt or its responses, as in `text_of`."""
+    return sum(map(len, _parts_of(row, of)))
 
 
 def says_something(message: dict[str, Any]) -> bool:
-    """Whether a message has words, reasoning or tool calls."""
+    """Whether a message has content, reasoning or tool calls."""
     return bool(message.get("tool_calls")) or any(
         words.strip() for words in (message["content"], *_reasoning(message))
     )
 
 
 def beside_text(reply: dict[str, Any]) -> str:
-    """A note for methods that read a reply's text alone: what else it says."""
-    parts = [
-        name for name, said in (("reasoning", _reasoning(reply)), ("tool calls", reply.get("tool_calls"))) if said
-    ]
+    """A note for methods that read only the content of a reply: it lists the parts that they ignore."""
+    ignored = {"reasoning": _reasoning(reply), "tool calls": reply.get("tool_calls")}
+    parts = [name for name, value in ignored.items() if value]
     return f"read without its {' and '.join(parts)}" if parts else ""
 
 
@@ -106,7 +105,7 @@ def prompt_of(row: Conversation) -> str:
     return text_of(row, "prompt")
 
 
-def _said(row: Conversation, of: Part) -> Iterator[str]:
+def _parts_of(row: Conversation, of: Part) -> Iterator[str]:
     if row.text is not None:
         yield from [] if of == "prompt" else [row.text]
     for message in row.messages:
@@ -121,7 +120,7 @@ def _reasoning(message: dict[str, Any]) -> list[str]:
 
 
 def _call(call: dict[str, Any]) -> str:
-    """A tool call as its name and arguments; arguments as an object or as JSON text, in any order, are the same."""
+    """The name and arguments of a tool call. Arguments given as an object or as JSON text, in any order, are equal."""
     function = call.get("function", call)
     arguments = function.get("arguments")
     if isinstance(arguments, str):
@@ -132,19 +131,19 @@ def _call(call: dict[str, Any]) -> str:
     return f"{function.get('name')} {json.dumps(arguments, ensure_ascii=False, sort_keys=True)}"
 
 
-def _found(pattern: regex.Pattern[str], text: str) -> list[str]:
-    """All matches in the text in lower case; none of them depends on what is beyond white space."""
+def _matches(pattern: regex.Pattern[str], text: str) -> list[str]:
+    """All matches in the lower-case text, piece by piece: no match depends on text beyond white space."""
     if not text.isascii():
         text = unicodedata.normalize("NFC", text)
-    found: list[str] = []
-    # Not casefold, by which "Maße" and "Masse" would be one word.
+    matches: list[str] = []
+    # Not casefold, which would equate "Maße" and "Masse".
     for piece in text.lower().split():
-        found += _found_before(pattern, piece) if len(piece) <= _CACHED else _in_piece(pattern, piece)
-    return found
+        matches += _cached_matches(pattern, piece) if len(piece) <= _CACHED else _piece_matches(pattern, piece)
+    return matches
 
 
-def _in_piece(pattern: regex.Pattern[str], piece: str) -> list[str]:
+def _piece_matches(pattern: regex.Pattern[str], piece: str) -> list[str]:
     return pattern.findall(piece if piece.isascii() else unicodedata.normalize("NFC", piece))
 
 
-_found_before = functools.lru_cache(maxsize=1 << 16)(_in_piece)
+_cached_matches = functools.lru_cache(maxsize=1 << 16)(_piece_matches)

@@ -1,7 +1,7 @@
-"""Rows into a file, by the ending of its name, or into a folder that `datasets.load_from_disk` reads.
+"""Writes rows to a file, in the format of its extension, or to a folder for `datasets.load_from_disk`.
 
-Parquet and a saved dataset keep every type. JSON keeps every value and spelling; dates and decimals become text. CSV
-and TSV have neither types nor nulls nor nesting: what changes in them is returned as notes for the user.
+Parquet and saved datasets preserve all types. JSON preserves values and their spelling; dates and decimals become
+text. CSV and TSV have no types, nulls or nesting: the changes are returned as notes for the user.
 """
 
 import csv
@@ -23,20 +23,20 @@ _BATCH = 1000
 
 
 def check_ending(path: Path) -> None:
-    """Raise ValueError for the ending of a file that cannot be written, which would else be the name of a folder."""
+    """Raise ValueError for an unsupported file extension, which would otherwise be taken for a folder name."""
     if kind_of(path) is None and re.fullmatch(r"\.[A-Za-z]\w*", path.suffix):
         raise ValueError(
-            f'"{path}" ends in "{path.suffix}", which is not known here. Known endings: {KNOWN}; a name without an '
-            "ending is a folder for a saved dataset."
+            f'"{path}" has the unknown file extension "{path.suffix}". Supported: {KNOWN}; a name without an '
+            "extension is a folder for a saved dataset."
         )
     if kind_of(path) == "parquet" and path.suffix.lower() != ".parquet":
-        raise ValueError(f'"{path}": Parquet is compressed within the file; leave out "{path.suffix}".')
+        raise ValueError(f'"{path}": Parquet files are compressed internally; leave out "{path.suffix}".')
 
 
 def write_dataset(dataset: Any, path: Path) -> list[str]:
-    """Write the rows, whole or not at all, and return what the file could not keep of them, in a line each.
+    """Write the rows atomically, and return a note for each change that the format requires.
 
-    Raises: ValueError for values that the kind of file does not have.
+    Raises: ValueError for values that the format cannot represent.
     """
     check_ending(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,18 +90,18 @@ def _write_csv(dataset: Any, file: BinaryIO, delimiter: str) -> list[str]:
                     nested.add(name)
             writer.writerow([_field(value, name) for name, value in row.items()])
     notes = [
-        f'column "{name}": nulls ({count:,}) are written as empty fields, which are read as empty text.'
+        f'column "{name}": nulls ({count:,}) are written as empty fields, which are read back as empty text.'
         for name, count in nulls.items()
         if count
     ]
     if nested:
         names = ", ".join(sorted(nested))
-        notes.append(f"{names}: written as JSON text, of which only lists of messages are read back as such.")
+        notes.append(f"{names}: written as JSON text; only lists of messages are parsed again when read.")
     return notes
 
 
 def _field(value: Any, column: str) -> Any:
-    """As the CSV writer takes it: numbers, which it writes bare, or text, which it quotes."""
+    """Convert a value for the CSV writer, which quotes text but not numbers."""
     if value is None or isinstance(value, str):
         return value or ""
     if type(value) in (int, float):

@@ -1,1 +1,1 @@
-"""Long jobs: chunks, run folders, journals, retries, progress, processes of a launch."""
+"""Long jobs: chunked jobs, run folders, journals, retries, progress and distributed launches."""

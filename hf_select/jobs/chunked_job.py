@@ -1,15 +1,15 @@
-"""A resumable job over the chunks of a dataset, shared by any number of processes.
+"""A resumable job over the chunks of a dataset, shared by multiple processes.
 
 folder/
-  manifest.json             rows and settings of the job; a run with others is refused
+  manifest.json             rows and settings of the job; a run with other ones is rejected
   PARTS/part-00000.*        the result of a chunk, written atomically
   done/part-00000.json      process, cost and checksum of a part; written after it
   failed/part-00000.json    why the last attempt at a chunk failed; removed when the chunk is done
   running/                  a lock for each chunk in progress; a lock and a name for each live process
 
-Processes do not communicate. Each takes the next chunk that is neither done nor locked. The kernel releases the locks
-of a process that dies, so another takes its chunk. Results do not depend on the locks: two processes that compute the
-same chunk, as on a network file system without working locks, write the same part.
+Processes do not communicate. Each one takes the next chunk that is neither done nor locked. The kernel releases the
+locks of a process that dies, so that another process can take its chunk. Results do not depend on the locks: if two
+processes compute the same chunk (on a network file system without working locks), they write the same part.
 """
 
 import errno
@@ -42,13 +42,13 @@ WritePart = Callable[[Path, int, Dataset], dict[str, float]]
 
 @dataclass
 class ChunkedJob:
-    """One job: its rows, what is computed from them, and its folder.
+    """A job: its rows, the identity of its results, and its folder.
 
     Args:
-        identity: what the parts depend on besides the rows, as `identity_of` gives it.
+        identity: what the parts depend on besides the rows, from `identity_of`.
         parts: folder of the parts within `folder`.
-        suffix: file name ending of a part.
-        what: what the folder holds, for messages: "scores", "an index".
+        suffix: file extension of a part.
+        what: contents of the folder, for messages: "scores", "an index".
         summary: file within `folder` that is written when all chunks are done.
     """
 
@@ -72,10 +72,10 @@ class ChunkedJob:
         return read_json(self._done(chunk))
 
     def open(self, source: str | None = None, when_running: WhenRunning = "refuse") -> None:
-        """Create the folder, or check that an existing one is of these rows and settings.
+        """Create the folder, or check that an existing one has the same rows and settings.
 
-        Raises: ValueError if it is of others, holds other files, or if another job is running in it and `when_running`
-            is "refuse".
+        Raises: ValueError if the rows or settings differ, if the folder holds other files, or if another job is
+            running in it and `when_running` is "refuse".
         """
         manifest = {
             "pool": {"source": source, "rows": self.pool.rows, "fingerprint": self.pool.fingerprint()},
@@ -118,10 +118,10 @@ class ChunkedJob:
         finish: Callable[[], None],
         description: str,
     ) -> None:
-        """Compute every chunk that is not done, shared with other processes, and return when all are done.
+        """Compute the unfinished chunks, shared with other processes. Returns when all chunks are done.
 
         Args:
-            write: (path, first row, rows) writes a part and returns its cost.
+            write: called with (path, first row, rows); writes a part and returns its cost.
             load: called before the first chunk that this process computes.
             finish: writes the summary when all chunks are done; called in one process.
         """
@@ -137,9 +137,9 @@ class ChunkedJob:
             self._remove_if_empty()
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            kept = len(list((self.folder / "done").glob("part-*.json")))
+            done = len(list((self.folder / "done").glob("part-*.json")))
             raise ValueError(
-                f'no space is left for "{self.folder}"; its {kept} finished chunks are kept. Make space and run the '
+                f'no space is left for "{self.folder}"; its {done} finished chunks are kept. Free space and run the '
                 "same command again."
             ) from None
         except BaseException:
@@ -163,7 +163,7 @@ class ChunkedJob:
                 missing = [chunk for chunk in range(self.pool.num_chunks) if not self._is_done(chunk)]
                 if not missing:
                     return
-                # Other processes have locked them. Wait, and take over the chunks of one that dies.
+                # Other processes have locked these. Wait, and take over the chunks of a process that dies.
                 while not any(self._is_free(chunk) for chunk in missing):
                     time.sleep(0.1)
                     progress.look()
@@ -183,7 +183,7 @@ class ChunkedJob:
         return FileLock(self.folder / "running" / f"part-{chunk:05d}.lock")
 
     def _take(self, chunk: int) -> bool:
-        """Lock a chunk that is neither done nor locked; return whether that succeeded."""
+        """Try to lock a chunk that is neither done nor locked; return whether this succeeded."""
         if self._is_done(chunk):
             return False
         lock = self._lock(chunk)
@@ -200,7 +200,7 @@ class ChunkedJob:
 
     @contextmanager
     def _locked_chunk(self, chunk: int, worker: "_Worker") -> Iterator[None]:
-        """Release the chunk's lock at the end of the block, and record an error."""
+        """Release the chunk's lock after the block, and record an error raised in it."""
         failed = self.folder / "failed" / f"part-{chunk:05d}.json"
         try:
             yield
@@ -231,7 +231,7 @@ class ChunkedJob:
         write_json(self._done(chunk), record)
 
     def _drop_damaged(self) -> None:
-        """Remove the records of damaged parts, so that these are computed again."""
+        """Remove the records of damaged parts, so that the parts are computed again."""
         for path in sorted((self.folder / "done").glob("part-*.json")):
             record, part = read_json(path), self.folder / self.parts / f"{path.stem}{self.suffix}"
             intact = (
@@ -244,33 +244,33 @@ class ChunkedJob:
                 (self.folder / self.summary).unlink(missing_ok=True)
                 path.unlink(missing_ok=True)
 
-    # Checks that one folder holds one job.
+    # Checks that a folder is used by one job only.
 
     def _verify_streamed_chunk(self, chunk: int, rows: Dataset) -> None:
-        """Compare the rows of a finished chunk with those it was computed from: a stream has no fingerprint before it
-        is read."""
+        """Check that a finished chunk was computed from these rows. A stream has no fingerprint before it is read, so
+        its chunks are checked one at a time."""
         record = None if chunk in self._verified else self.record(chunk)
         if record is None:
             return
         self._verified.add(chunk)
         if record["read_xxh3"] != pool_fingerprint(rows):
             raise ValueError(
-                f'"{self.folder}" holds {self.what} of other rows: those from row {record["first_row"]:,} on differ. '
+                f'"{self.folder}" holds {self.what} of other rows: the rows from {record["first_row"]:,} on differ. '
                 "Choose another output folder."
             )
 
-    def _refuse_other(self, there: dict[str, Any], here: dict[str, Any]) -> None:
-        mine, made_by = here["made_by"], there["made_by"]
+    def _refuse_other(self, recorded: dict[str, Any], current: dict[str, Any]) -> None:
+        theirs, ours = recorded["made_by"], current["made_by"]
         differing = []
-        if there["pool"]["fingerprint"] != here["pool"]["fingerprint"]:
-            differing.append(f"other rows ({there['pool']['rows']} there, {here['pool']['rows']} here)")
-        if made_by["name"] != mine["name"]:
-            differing.append(f"made by {made_by['name']} there, {mine['name']} here")
-        elif made_by["hash"] != mine["hash"]:
-            changed = changed_settings(made_by.get("identity", {}), mine["identity"])
+        if recorded["pool"]["fingerprint"] != current["pool"]["fingerprint"]:
+            differing.append(f"other rows ({recorded['pool']['rows']} there, {current['pool']['rows']} here)")
+        if theirs["name"] != ours["name"]:
+            differing.append(f"made by {theirs['name']} there, {ours['name']} here")
+        elif theirs["hash"] != ours["hash"]:
+            changed = changed_settings(theirs.get("identity", {}), ours["identity"])
             differing += changed or ["made by another version of hf_select"]
-        if there["chunk_rows"] != here["chunk_rows"]:
-            differing.append(f"chunk_rows {there['chunk_rows']} there, {here['chunk_rows']} here")
+        if recorded["chunk_rows"] != current["chunk_rows"]:
+            differing.append(f"chunk_rows {recorded['chunk_rows']} there, {current['chunk_rows']} here")
         if differing:
             moved = any("weights commit" in text for text in differing)
             cure = ", or give the commit of that run as the revision" if moved else ""
@@ -289,8 +289,8 @@ class ChunkedJob:
             )
 
     def _tidy(self) -> None:
-        """If no process is running, remove the locks and what killed processes of this machine left. The folder stays:
-        another process may be about to create its lock there."""
+        """If no process is running, remove the locks and the files of killed processes of this machine. The folder is
+        kept, because another process may be about to create its lock in it."""
         running = self.folder / "running"
         if not list(live_workers(self.folder)):
             for pattern in ("part-*.lock", f"worker-{socket.gethostname()}-*"):
@@ -301,7 +301,7 @@ class ChunkedJob:
             (self.folder / "failed").rmdir()  # if it is empty
 
     def _remove_if_empty(self) -> None:
-        """Remove the folders that this run created, if no process has written a part or is running."""
+        """Remove the folders that this run created, unless a process has written a part or is running."""
         if not (self.folder / "running").is_dir():
             return
         with suppress(OSError), FileLock(self.folder / "running" / "manifest.lock"):  # no process enters meanwhile
@@ -318,7 +318,7 @@ class ChunkedJob:
 
 
 class _Worker:
-    """This process as others see it while it lives: a lock, and a file with its name."""
+    """Announces this process to others while it runs, by a lock and a file with its name."""
 
     def __init__(self, running: Path):
         self.name = f"{socket.gethostname()}, process {os.getpid()}"
@@ -334,7 +334,7 @@ class _Worker:
                     self.lock.acquire()
                     write_json(self.card, self.card_content)
                 return
-            except FileNotFoundError:  # a process that failed removed the new folder in between
+            except FileNotFoundError:  # a failed process removed the new folder in the meantime
                 self.lock.release(force=True)
                 if attempt == 9:
                     raise
@@ -348,7 +348,7 @@ class _Worker:
 
 
 def live_workers(folder: Path) -> Iterator[dict[str, Any]]:
-    """Name, job and start time of each process that is running in a folder."""
+    """Name, job and start time of each process that runs in a folder."""
     for card in sorted((folder / "running").glob("worker-*.json")):
         if _is_held(FileLock(card.with_suffix(".lock"))) and (content := read_json(card)) is not None:
             yield content

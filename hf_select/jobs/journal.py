@@ -1,11 +1,11 @@
 """Append-only JSONL files of requests and their results.
 
-A block of lines is written by one system call, so a killed process leaves at most an incomplete end, which is removed
-when the file is next read. Users may edit, delete and add lines between runs.
+Each block of lines is appended with one system call. A killed process leaves at most an incomplete last block, which
+is removed when the file is next read. Users may edit, delete and add lines between runs.
 
-There are two kinds of lines. A record has a `key`, its request; the last record of a key is valid. A node has an `id`
-and, under `of`, the key of the record that it came with. A record is written after its nodes: nodes without a record
-are part of an incomplete end.
+There are two kinds of lines. A record has a `key`, which identifies its request; the last record with a key is valid.
+A node has an `id` and, in `of`, the key of the record that it belongs to. A record is written after its nodes, so
+nodes without a record belong to an incomplete block.
 """
 
 import json
@@ -21,15 +21,15 @@ Line = dict[str, Any]
 
 
 def read_lines(path: Path) -> list[Line]:
-    """The lines of a journal; removes an incomplete end. [] if there is no file.
+    """Read the lines of a journal, and remove an incomplete end. [] if the file does not exist.
 
-    Raises: ValueError if a line other than the last is not a JSON object: an error of editing, not an incomplete end.
+    Raises: ValueError if a line other than the last is not a JSON object, e.g. after a manual edit.
     """
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return []
-    # Not splitlines(): a model may write U+2028, which JSON leaves as it is.
+    # Not splitlines(): model outputs may contain U+2028, which JSON does not escape.
     lines, kept, written = text.split("\n"), [], []
     if lines[-1] == "":
         lines.pop()
@@ -56,9 +56,9 @@ def read_lines(path: Path) -> list[Line]:
 
 
 def append(path: Path, lines: Iterable[Line]) -> None:
-    """Write lines to the end of a journal in one system call.
+    """Append lines to a journal with one system call.
 
-    Raises: OSError if not all of them could be written.
+    Raises: OSError if not all lines were written.
     """
     block = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,5 +81,5 @@ def records(lines: Iterable[Line]) -> dict[str, list[Line]]:
 
 
 def nodes(lines: Iterable[Line]) -> list[Line]:
-    """The lines that are nodes, in their order."""
+    """The lines that are nodes, in file order."""
     return [line for line in lines if "key" not in line]

@@ -1,5 +1,7 @@
-"""Rank of this process in its launch: torchrun and `accelerate launch` (RANK, LOCAL_RANK, WORLD_SIZE) or plain `srun`
-(SLURM_PROCID, SLURM_LOCALID, SLURM_NTASKS). A launcher inside `srun` takes precedence.
+"""Rank of this process in a distributed launch.
+
+Reads the variables of torchrun and `accelerate launch` (RANK, LOCAL_RANK, WORLD_SIZE), else those of plain `srun`
+(SLURM_PROCID, SLURM_LOCALID, SLURM_NTASKS).
 """
 
 import os
@@ -12,7 +14,7 @@ def is_main_process() -> bool:
 
 
 def local_rank() -> int:
-    """Rank of this process on its machine, which picks its device."""
+    """Rank of this process on its machine, which determines its device."""
     return _variable("LOCAL_RANK", "SLURM_LOCALID", 0)
 
 

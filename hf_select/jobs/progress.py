@@ -1,4 +1,4 @@
-"""One progress bar for a job of several processes, from their records of finished chunks."""
+"""A progress bar for a job of several processes, updated from their records of finished chunks."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -13,12 +13,12 @@ from hf_select.atomic import read_json
 
 
 class Progress:
-    """Rows done by all processes, and tokens per second since this one started.
+    """Shows the rows done by all processes, and the tokens per second since this process started.
 
     Args:
         done: folder of the records of finished chunks.
-        rows: of the pool; None if unknown, as of a stream.
-        me: name of this process, whose tokens are counted as they run and not when a chunk is done.
+        rows: number of rows in the pool; None if unknown, as for a stream.
+        me: name of this process. Its tokens are counted after each micro-batch, not when a chunk is done.
         shown: whether this process shows the bar.
     """
 
@@ -39,13 +39,13 @@ class Progress:
         self.bar.close()
 
     def count(self, tokens: int) -> None:
-        """Add tokens that this process has run."""
+        """Add tokens that this process has processed."""
         self.tokens += tokens
         if time.perf_counter() - self.looked > 1:
             self.look()
 
     def look(self) -> None:
-        """Add what all processes have finished since the last call."""
+        """Add the chunks that any process has finished since the last call."""
         self.looked = time.perf_counter()
         new = self._new_records()
         self.tokens += sum(record["cost"].get("tokens", 0) for record in new if record["by"] != self.me)

@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 Loaded = TypeVar("Loaded")
 
-# Errors of httpx, and of requests (huggingface_hub before 1.0).
+# Names of errors of httpx, and of requests (used by huggingface_hub before 1.0).
 _TRANSIENT = {"NetworkError", "TimeoutException", "RemoteProtocolError"} | {
     "ConnectionError",
     "Timeout",
@@ -20,8 +20,8 @@ _TRANSIENT = {"NetworkError", "TimeoutException", "RemoteProtocolError"} | {
 
 
 def with_retries(load: Callable[[], Loaded], what: str) -> Loaded:
-    """`load()`, repeated with increasing waits after transient errors. huggingface_hub retries metadata requests, but
-    not downloads (seen in 2.4)."""
+    """Call `load()`, and retry after transient errors with increasing waits. huggingface_hub retries metadata requests
+    but not downloads (as of 2.4)."""
     for wait in (1, 4, 16):
         try:
             return load()
@@ -34,7 +34,7 @@ def with_retries(load: Callable[[], Loaded], what: str) -> Loaded:
 
 
 def is_transient(error: BaseException | None) -> bool:
-    """Whether an error, or one that caused it, may not occur again later."""
+    """Whether an error, or one of its causes, is transient."""
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     while error is not None:

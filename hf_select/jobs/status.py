@@ -14,7 +14,7 @@ from hf_select.jobs.chunked_job import live_workers
 
 @dataclass
 class WorkerStatus:
-    """The finished work of one process, and whether the process is running."""
+    """The finished work of one process, and whether it is running."""
 
     live: bool
     chunks: int = 0
@@ -24,13 +24,13 @@ class WorkerStatus:
 
 @dataclass
 class JobStatus:
-    """What a job has done. `of` and `of_chunks` are None while a stream is read for the first time.
+    """The progress of a job. `of` and `of_chunks` are the totals, None for a stream.
 
     Attributes:
-        name: of the scorer or of the vectors.
-        rows_per_second: of all processes together, over the last ten minutes; 0 where it is not known.
-        seconds_left: None where no process is running or the rate is not known.
-        failed: chunk -> when it failed, by which process, and why.
+        name: name of the scorer or of the vectors.
+        rows_per_second: of all processes together, over the last ten minutes; 0 if unknown.
+        seconds_left: None if no process is running or the rate is unknown.
+        failed: chunk -> time, process and reason of its last failure.
     """
 
     name: str
@@ -46,9 +46,9 @@ class JobStatus:
 
 
 def job_status(folder: str | os.PathLike) -> JobStatus:
-    """The state of the job in the folder of `score`, PoolIndex.build, hf-select score or hf-select index.
+    """The state of the job in an output folder of `score`, PoolIndex.build, hf-select score or hf-select index.
 
-    Raises: ValueError if the folder is not that of a job.
+    Raises: ValueError if the folder is not the output folder of a job.
     """
     folder = Path(folder).expanduser()
     manifest = read_json(folder / "manifest.json")
@@ -80,7 +80,7 @@ def job_status(folder: str | os.PathLike) -> JobStatus:
 
 
 def _rows_per_second(finished: list[str], per_chunk: int, live: bool) -> float:
-    """From the times at which chunks were finished: the last ten minutes of a running job, else all of them."""
+    """The rate from the times at which chunks finished: in the last ten minutes for a running job, else all."""
     times = sorted(datetime.fromisoformat(each).timestamp() for each in finished)
     if live:
         times = [each for each in times if each > time.time() - 600]

@@ -1,1 +1,1 @@
-"""A causal LM as a measuring device: loading, batching, what identifies it."""
+"""Models: loading, batching, generation, and the identity of a model."""

@@ -1,7 +1,7 @@
-"""PEFT adapters on a causal LM, loaded whole or refused.
+"""Loads PEFT adapters onto a causal LM, and rejects those that do not match it.
 
-PEFT only warns about adapter tensors that are missing from the file and says nothing about stored tensors that no
-layer takes, so an adapter of another architecture loads without an error and changes nothing.
+PEFT only warns about adapter tensors that are missing from the file, and silently ignores stored tensors without a
+matching layer. An adapter of another architecture would load without an error and have no effect.
 """
 
 import warnings
@@ -16,13 +16,13 @@ _PICKLED = "adapter_model.bin"
 
 
 def put_adapter(model: Any, adapter: str, name: str = "default", revision: str | None = None) -> Any:
-    """The model with the adapter on it, as a PeftModel; more adapters can be put on that under other names.
+    """Load an adapter onto a model; returns a PeftModel, which accepts more adapters under other names.
 
     Args:
         adapter: folder or Hub id of the adapter.
-        revision: branch, tag or commit of the adapter's own repository.
-    Raises: ValueError if its weights are not in safetensors, or if they and the model's adapter layers do not match
-        tensor by tensor.
+        revision: branch, tag or commit of the adapter's repository.
+    Raises: ValueError if the weights are not in safetensors, or if they do not match the model's adapter layers tensor
+        by tensor.
     """
     from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
     from safetensors import SafetensorError
@@ -34,14 +34,14 @@ def put_adapter(model: Any, adapter: str, name: str = "default", revision: str |
             model.load_adapter(source, name, revision=revision)
         else:
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Found missing adapter keys")  # refused below
+                warnings.filterwarnings("ignore", message="Found missing adapter keys")  # rejected below
                 model = PeftModel.from_pretrained(model, source, adapter_name=name, revision=revision)
         if model.peft_config[name].is_prompt_learning:
-            raise ValueError("it learns a prompt, and only adapters inside the layers (LoRA ...) work.")
-        # Once more, for the report: PeftModel.from_pretrained does not return it (seen in PEFT 0.21).
+            raise ValueError("prompt learning is not supported, only adapters inside the layers (LoRA ...).")
+        # Load again to get the report, which PeftModel.from_pretrained does not return (PEFT 0.21).
         stored = load_peft_weights(source, device="cpu", revision=revision)
         report = set_peft_model_state_dict(model, stored, adapter_name=name)
-    except KeyError as error:  # of a layer that was trained whole (modules_to_save)
+    except KeyError as error:  # of a fully trained layer (modules_to_save)
         raise _no_fit(adapter, f"its file lacks {error}") from error
     except (RuntimeError, ValueError, SafetensorError) as error:
         heading, *details = str(error).splitlines()
@@ -56,26 +56,26 @@ def put_adapter(model: Any, adapter: str, name: str = "default", revision: str |
 
 
 def _check_files(adapter: str, source: str, revision: str | None) -> None:
-    """Refuse pickled weights, which PEFT would fall back to."""
+    """Raise ValueError for pickled weights, which PEFT would fall back to."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
     if Path(source).is_dir():
-        pickled, whole = ((Path(source) / file).exists() for file in (_PICKLED, _WEIGHTS))
+        has_pickle, has_safetensors = ((Path(source) / file).exists() for file in (_PICKLED, _WEIGHTS))
     else:
-        pickled, whole = False, True
+        has_pickle, has_safetensors = False, True
         try:
             hf_hub_download(source, _WEIGHTS, revision=revision)
         except EntryNotFoundError:
-            whole = False
-    if whole:
+            has_safetensors = False
+    if has_safetensors:
         return
-    found = f"only a pickled {_PICKLED}, which could run code" if pickled else f"no {_WEIGHTS}"
-    raise ValueError(f'adapter "{adapter}" has {found}; save it with save_pretrained(), which writes safetensors.')
+    fault = f"only a pickled {_PICKLED}, which could run code" if has_pickle else f"no {_WEIGHTS}"
+    raise ValueError(f'adapter "{adapter}" has {fault}; save it with save_pretrained(), which writes safetensors.')
 
 
 def _missing(model: Any, keys: list[str], name: str) -> list[str]:
-    """The adapter's own tensors among these; one that several layers share is stored once."""
+    """The tensors of this adapter among the missing keys. A tensor shared by several layers is stored once."""
     tensors = model.state_dict(keep_vars=True)
     absent = set(keys)
     loaded = {id(tensor) for key, tensor in tensors.items() if key not in absent}

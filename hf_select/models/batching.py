@@ -1,8 +1,8 @@
-"""Length-sorted micro-batches under a token budget that halves itself when memory runs out.
+"""Length-sorted micro-batches under a token budget, which is halved when memory runs out.
 
-Time on every device follows processed tokens, padding included, so rows are sorted by length (longest first: memory
-runs out in the first batch or never) and cut where rows x longest would pass the budget. Results come back in the
-order of the input.
+Run time is proportional to the number of processed tokens, padding included. Therefore rows are sorted by length and
+split into batches with rows x longest <= budget. The longest come first, so that memory runs out in the first batch or
+not at all. Results are returned in input order.
 """
 
 import logging
@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 
 class OutOfMemory(BadRow):
-    """A sequence of `tokens` tokens that does not fit in memory even alone."""
+    """A sequence of `tokens` tokens does not fit in memory, even in a batch of its own."""
 
     def __init__(self, tokens: int):
         super().__init__("out of memory on this row alone; lower max_length")
@@ -31,18 +31,18 @@ class OutOfMemory(BadRow):
 
 @dataclass
 class TokenBudget:
-    """Tokens, padding included, that one forward pass may process; shared by all calls so that one halving is
-    enough."""
+    """Maximum number of tokens of a forward pass, padding included. All calls share one budget, so it is halved only
+    once."""
 
     tokens: int
 
     def halve(self) -> None:
-        """Halve the budget, to 1 at least."""
+        """Halve the budget; the minimum is 1."""
         self.tokens = max(1, self.tokens // 2)
 
 
 def plan(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Indices in micro-batches, longest first, each with len(batch) * longest <= max_tokens (or a single index)."""
+    """Split indices into micro-batches, longest first, with len(batch) * longest <= max_tokens or a single index."""
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= max_tokens:
@@ -55,13 +55,14 @@ def plan(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
 def run(
     lengths: Sequence[int], budget: TokenBudget, forward: Callable[[list[int]], Iterable[Result]], passes: int = 1
 ) -> list[Result | BadRow]:
-    """`forward(indices)` over micro-batches; one result for each index, in input order.
+    """Call `forward(indices)` for each micro-batch; returns one result per index, in input order.
 
-    `passes` is the number of passes through the model over which `forward` spreads its tokens; the budget is that of
-    one pass.
+    When memory runs out, the budget is halved and the remaining sequences are batched again. The result of a sequence
+    that does not fit in a batch of its own is an `OutOfMemory`.
 
-    When memory runs out, the budget is halved and the remaining sequences are planned again. The result of a sequence
-    that does not fit alone is an `OutOfMemory`.
+    Args:
+        budget: token budget of one pass through the model.
+        passes: number of passes over which `forward` spreads the tokens of a batch.
     """
     results: list[Result | BadRow | None] = [None] * len(lengths)
     waiting = plan(lengths, budget.tokens * passes)[::-1]  # a stack: the longest batch on top
@@ -73,7 +74,7 @@ def run(
             if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
                 raise
             outputs = None
-        # Outside the handler, which would keep the failed pass's tensors alive through its traceback.
+        # Outside the except block: its traceback would keep the tensors of the failed pass in memory.
         if outputs is not None:
             for i, output in zip(batch, outputs, strict=True):
                 results[i] = output
@@ -87,15 +88,14 @@ def run(
         budget.tokens = min(budget.tokens, len(batch) * lengths[batch[0]] // passes)
         budget.halve()
         logger.warning("Out of memory: the token budget of a micro-batch is now %d.", budget.tokens)
-        left = [i for waiting_batch in reversed([*waiting, batch]) for i in waiting_batch]
-        waiting = [[left[j] for j in again] for again in plan([lengths[i] for i in left], budget.tokens * passes)][
-            ::-1
-        ]
-    return results  # type: ignore[return-value]  # every index has been answered
+        remaining = [i for waiting_batch in reversed([*waiting, batch]) for i in waiting_batch]
+        batches = plan([lengths[i] for i in remaining], budget.tokens * passes)
+        waiting = [[remaining[j] for j in positions] for positions in batches][::-1]
+    return results  # type: ignore[return-value]  # every index has a result
 
 
 def release_cached_memory() -> None:
-    """Return memory that Python and the accelerator's allocator keep for later."""
+    """Release memory that Python and the accelerator's allocator cache."""
     import gc
 
     import torch

@@ -1,8 +1,8 @@
 """Sampling from a causal LM in this process, with an independent random stream for each row.
 
-A row's answer depends on the weights, its prompt and its seed only: not on the other rows of its batch, the number of
-processes or what was sampled before. Each token takes one uniform number of the row's stream and inverts the
-cumulative distribution at it. `generate` then runs a greedy search over one-hot scores.
+The answer of a row depends only on the weights, its prompt and its seed: not on the other rows of the batch, the
+number of processes or earlier samples. For each token, one uniform number of the row's stream is mapped to a token by
+the inverse cumulative distribution. `generate` then runs greedy search over the one-hot scores of this token.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,19 +28,19 @@ from hf_select.models.sampling import Sampling
 
 
 class RowSampler(LogitsProcessor):
-    """Scores (B, V) -> one-hot scores of the token that each row samples.
+    """Replaces scores (B, V) by one-hot scores of the token sampled for each row.
 
     Args:
-        uniforms: (B, N) in [0, 1), one number per new token; on the CPU where the model is on Apple's MPS, which has
-            no float64.
-        start: tokens before the first new one.
+        uniforms: (B, N) in [0, 1), one number per new token. On the CPU for models on Apple's MPS, which has no
+            float64.
+        start: number of tokens before the first new one.
     """
 
     def __init__(self, uniforms: Tensor, start: int):
         self.uniforms, self.start = uniforms, start
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
-        # In float64: float32 would move the bounds of rare tokens by more than their probability.
+        # float64, because rounding in float32 can exceed the probability of a rare token.
         exact = scores.cpu() if scores.device.type == "mps" else scores
         cumulative = exact.to(torch.float64).softmax(-1).cumsum(-1)  # (B, V)
         u = self.uniforms[:, input_ids.shape[1] - self.start, None] * cumulative[:, -1:]
@@ -49,13 +49,13 @@ class RowSampler(LogitsProcessor):
 
 
 def uniforms(seeds: Sequence[int | None], count: int) -> np.ndarray:
-    """(B, count) numbers in [0, 1): the beginning of each seed's stream; a random stream where the seed is None."""
+    """The first `count` numbers in [0, 1) of each seed's stream, (B, count). Seed None is a random stream."""
     return np.stack([np.random.Generator(np.random.Philox(seed)).random(count) for seed in seeds])
 
 
 @contextmanager
 def without_generation_defaults(model: PreTrainedModel) -> Iterator[None]:
-    """Hide the checkpoint's generation settings: `generate` takes from them whatever its own config leaves open."""
+    """Disable the checkpoint's generation settings, which `generate` uses for all values missing in its config."""
     before = model.generation_config
     model.generation_config = GenerationConfig()
     try:
@@ -73,17 +73,17 @@ def sample_batch(
     stop_ids: Sequence[int],
     synced_gpus: bool = False,
 ) -> list[list[int]]:
-    """Token ids of an answer to each prompt, in one batch. An answer ends with a stop token, or is cut at its limit.
+    """Sample an answer to each prompt, in one batch. An answer ends with a stop token, or is cut at its limit.
 
     Args:
         model: in eval mode.
-        seeds: of the rows' random streams.
-        limits: most new tokens of each row; `sampling.max_new_tokens` is not read.
-        stop_ids: may be empty; then every answer is cut at its limit.
+        seeds: seed of each row's random stream.
+        limits: maximum number of new tokens of each row; `sampling.max_new_tokens` is ignored.
+        stop_ids: if empty, every answer is cut at its limit.
         synced_gpus: all processes run each forward pass together (FSDP, DeepSpeed ZeRO-3).
     """
     start, count = max(map(len, prompts)), max(limits)
-    padding = stop_ids[0] if stop_ids else 0  # any id will do: it is masked
+    padding = stop_ids[0] if stop_ids else 0  # any id works, because it is masked
     input_ids = torch.full((len(prompts), start), padding)  # (B, T), padded on the left
     mask = torch.zeros_like(input_ids)
     for row, prompt in enumerate(prompts):
@@ -114,6 +114,6 @@ def sample_batch(
 
 
 def cut_answer(ids: list[int], stop_ids: Sequence[int], limit: int) -> list[int]:
-    """The answer up to and with its first stop token, or cut at the limit."""
+    """The answer up to and including its first stop token, or cut at the limit."""
     end = next((place for place, token in enumerate(ids[:limit]) if token in stop_ids), limit - 1)
     return ids[: end + 1]

@@ -1,4 +1,4 @@
-"""A loaded causal LM: its parts, its logits, and forward passes that end early."""
+"""A loaded causal LM: its components, logits, and partial forward passes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,29 +13,26 @@ from hf_select.models.batching import TokenBudget
 from hf_select.models.parameters import active_parameters
 
 
-# Elements of one block of (N, V) logits, the largest temporary of a response NLL. On an accelerator 256 MiB of fp32;
-# on a CPU what its caches hold (twice as fast as logits of a whole batch), but rows enough for a matrix product.
+# Elements of one block of (N, V) logits, the largest temporary tensor of a response NLL. On an accelerator: 256 MiB in
+# fp32. On a CPU: what fits in its caches (twice as fast as logits of a whole batch), with enough rows for an efficient
+# matrix product.
 _LOGITS_BLOCK = 1 << 26
-
-
 _LOGITS_BLOCK_CPU = 1 << 20
-
-
 _FEWEST_ROWS_CPU = 256
 
 
 class LoadedModel:
-    """Everything that loading brings, dropped as one when a CausalLM is pickled."""
+    """The loaded state of a CausalLM, which is dropped as a whole when the CausalLM is pickled."""
 
     def __init__(self, model: Any, tokenizer: Any, tokens_per_batch: int | None):
         self.model = model
         self.tokenizer = tokenizer
-        # Llama 4's causal LM is its own base model; its decoder is the part without the head.
+        # The causal LM of Llama 4 is its own base model; the decoder is the model without the head.
         self.backbone = model.base_model if model.base_model is not model else model.get_decoder()
         self.head = model.get_output_embeddings()
         self.config = model.config.get_text_config()
         embedding = model.get_input_embeddings().weight
-        # Of a model that is partly offloaded, the device that its parts are brought to.
+        # If a model is partly offloaded, the device on which its layers run.
         spread = [device for device in getattr(model, "hf_device_map", {}).values() if device not in ("cpu", "disk")]
         self.device = torch.device(spread[0] if spread else "cpu") if embedding.is_meta else embedding.device
         self.budget = TokenBudget(tokens_per_batch or self._tokens_per_batch())
@@ -44,46 +41,46 @@ class LoadedModel:
         self.num_parameters = model.num_parameters()
         self.head_parameters = self.vocab_size * embedding.shape[1]
         self.backbone_parameters = active_parameters(model) - self.head_parameters
-        # The longest sequence that the model was built for; models with relative positions may name none.
+        # Maximum sequence length; the config of models with relative positions may not have one.
         self.max_length: int | None = getattr(self.config, "max_position_embeddings", None)
         self._cache_argument = cache_argument(self.backbone)
         self._takes_position_ids = takes_position_ids(self.backbone)
-        # Until the probe has shown that this architecture's cache can be copied, cropped and continued.
+        # Set by the probe, if the cache of this architecture can be copied, cropped and continued.
         self.shares_cache = False
-        self.shares_padded_cache = False  # the same with masked padding between what is cached and what follows
-        # The feed-forward block of the last layer, whose output matters only at the positions that are read.
+        self.shares_padded_cache = False  # the same, with masked padding between cached and new tokens
+        # The feed-forward block of the last layer. Its output is needed only at the positions that are read.
         stacks = [m for m in self.backbone.modules() if isinstance(m, torch.nn.ModuleList)]
         self.layers: Any = next((stack for stack in stacks if len(stack) == self.num_layers), None)
         self.last_mlp = None if self.layers is None else getattr(self.layers[-1], "mlp", None)
 
     def _tokens_per_batch(self) -> int:
-        """The default token budget: on an accelerator enough to fill it, on a CPU as many tokens as make the widest
-        activation 4 MiB in fp32. Larger batches exceed its caches (25 % slower at 30M parameters); smaller ones are
-        dominated by overhead."""
+        """The default token budget. On an accelerator it is large enough for full utilisation. On a CPU, the largest
+        activation is 4 MiB in fp32: larger batches exceed the caches (25 % slower at 30M parameters), smaller ones
+        are dominated by overhead."""
         if self.device.type != "cpu":
             return 32768
         widest = getattr(self.config, "intermediate_size", None) or 4 * self.config.hidden_size
         return max(256, (1 << 20) // widest)
 
     def head_rows(self) -> int:
-        """Hidden states that the head is applied to at a time where logits of the whole vocabulary are wanted."""
+        """Number of hidden states per call of the head, for logits of the whole vocabulary."""
         if self.device.type == "cpu":
             return max(_FEWEST_ROWS_CPU, _LOGITS_BLOCK_CPU // self.vocab_size)
         return max(1, _LOGITS_BLOCK // self.vocab_size)
 
     def logits(self, hidden: Tensor, token_ids: Sequence[int] | None = None) -> Tensor:
-        """fp32 logits (N, V) of hidden states (N, D), or (N, K) of the named tokens alone. Differentiable where the
-        states are."""
+        """fp32 logits (N, V) of hidden states (N, D), or (N, K) for the given tokens only. Differentiable if the
+        hidden states are."""
         with torch.inference_mode(not hidden.requires_grad):
             if token_ids is not None and type(self.head) is torch.nn.Linear and not self.head.weight.is_meta:
                 index = torch.as_tensor(token_ids, device=self.head.weight.device)
                 bias = None if self.head.bias is None else self.head.bias[index].float()
                 out = F.linear(hidden.to(index.device).float(), self.head.weight[index].float(), bias)
-            else:  # a quantised, adapted or offloaded head is used as it is
+            else:  # a quantized, adapted or offloaded head is called unchanged
                 out = self.head(hidden)
                 out = out.to(torch.promote_types(out.dtype, torch.float32))
                 out = out if token_ids is None else out[..., list(token_ids)]
-            # What some architectures do after their head, by the name that their config gives it.
+            # Operations of some architectures after the head, by their config setting.
             if (scale := getattr(self.config, "logit_scale", None)) is not None:  # Cohere
                 out = out * scale
             if (scale := getattr(self.config, "logits_scaling", None)) is not None:  # Granite
@@ -94,19 +91,19 @@ class LoadedModel:
 
     @contextmanager
     def last_layer_at(self, positions: Tensor) -> Iterator[None]:
-        """Within the block, the last layer's feed-forward runs at one position (B,) a sequence; other final states are
-        void.
+        """Within the block, run the feed-forward of the last layer at only one position (B,) per sequence. The final
+        hidden states at other positions are invalid.
 
-        Nothing after the last layer's attention mixes positions, so what is not read need not be computed: most of a
-        layer's arithmetic. Its one-position output is added to the residual stream by broadcasting, right at that
-        position.
+        Nothing after the attention of the last layer mixes positions, so the other positions need not be computed.
+        This saves most of the layer's operations. The output at one position is broadcast over the residual stream,
+        which is correct only at that position.
         """
         if self.last_mlp is None:
             yield
             return
 
         def pick(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            at = positions.to(args[0].device)  # of a model over several devices, the last layer's
+            at = positions.to(args[0].device)  # the last layer's, for a model on several devices
             return args[0][torch.arange(len(at), device=at.device), at][:, None], *args[1:]
 
         handle = self.last_mlp.register_forward_pre_hook(pick)
@@ -117,7 +114,7 @@ class LoadedModel:
 
     @contextmanager
     def stopped_after(self, layer: int | None) -> Iterator[Callable[..., Tensor]]:
-        """The backbone as a function that gives final hidden states (B, T, D), or ends at a decoder layer (from 1)."""
+        """The backbone as a function that returns the final hidden states (B, T, D), or those of a layer (from 1)."""
         if layer is None:
             yield lambda **inputs: self.backbone(**inputs).last_hidden_state
             return
@@ -132,7 +129,7 @@ class LoadedModel:
                 self.backbone(**inputs)
             except _LayerReached as reached:
                 return reached.hidden
-            raise AssertionError("the forward pass did not come through its own layer")
+            raise AssertionError("the forward pass did not reach the layer")
 
         handle = self.layers[layer - 1].register_forward_hook(stop)
         try:
@@ -141,16 +138,16 @@ class LoadedModel:
             handle.remove()
 
     def inputs(self, cache: Any, position_ids: Tensor | None = None) -> dict[str, Any]:
-        """Keyword arguments of the backbone's forward pass for a KV cache and positions, as far as it takes them."""
-        found: dict[str, Any] = {"use_cache": cache is not None}
+        """Keyword arguments of the backbone for a KV cache and position ids, without those that it does not accept."""
+        arguments: dict[str, Any] = {"use_cache": cache is not None}
         if cache is not None and self._cache_argument is not None:
-            found[self._cache_argument] = cache
+            arguments[self._cache_argument] = cache
         if position_ids is not None and self._takes_position_ids:
-            found["position_ids"] = position_ids
-        return found
+            arguments["position_ids"] = position_ids
+        return arguments
 
     def new_cache(self) -> Any:
-        """An empty key/value cache of this model's configuration."""
+        """An empty KV cache for this model's configuration."""
         from transformers import DynamicCache
 
         return DynamicCache(config=self.config)

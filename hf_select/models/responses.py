@@ -1,4 +1,4 @@
-"""Rows with response tokens, as a model reads them."""
+"""Encodes rows for models that are trained or scored on response tokens."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from hf_select.models.causal_lm import CausalLM, predicted
 def encode_responses(
     lm: CausalLM, rows: list[Conversation], text_format: str, max_length: int | None
 ) -> list[tuple[Encoded, str] | BadRow]:
-    """Token ids with response spans and the note of a cut, or why a row has nothing to learn from."""
+    """Token ids with response spans and a note; a BadRow for a row without response tokens after truncation."""
     loaded = lm.load()
     template = LESS_TEMPLATE if text_format == "tulu" else None
 
@@ -32,22 +32,22 @@ def encode_responses(
 def with_responses(
     lm: CausalLM, rows: Sequence[Conversation | BadRow], text_format: str, max_length: int | None
 ) -> list[tuple[Encoded, str] | BadRow]:
-    """Rows that have a response to learn, encoded, with the note of a cut; or why they are left out."""
+    """`encode_responses` for the readable rows; each BadRow stays at its position."""
     return on_readable(rows, lambda readable: encode_responses(lm, readable, text_format, max_length))
 
 
 def tokenize_with_labels(
     lm: CausalLM, dataset: Any, text_format: str, max_length: int | None
 ) -> tuple[Dataset, Counter[str], Counter[str]]:
-    """(rows as `input_ids` and `labels`, responses alone being learned; why rows are left out; why shortened)"""
-    found = with_responses(lm, conversations(dataset[:]), text_format, max_length)
-    bad = Counter(str(row) for row in found if isinstance(row, BadRow))
-    whole = readable_rows(found)
-    encoded, notes = [e for e, _ in whole], Counter(note for _, note in whole if note)
+    """(`input_ids` and `labels` with loss on responses only, counts of reasons for omitted rows, counts of notes)"""
+    rows = with_responses(lm, conversations(dataset[:]), text_format, max_length)
+    bad = Counter(str(row) for row in rows if isinstance(row, BadRow))
+    valid = readable_rows(rows)
+    encoded, notes = [e for e, _ in valid], Counter(note for _, note in valid if note)
     labels = []
     for e in encoded:
-        of_row = [-100] * len(e.input_ids)
+        row_labels = [-100] * len(e.input_ids)
         for start, end in e.responses:
-            of_row[start:end] = e.input_ids[start:end]
-        labels.append(of_row)
+            row_labels[start:end] = e.input_ids[start:end]
+        labels.append(row_labels)
     return Dataset.from_dict({"input_ids": [e.input_ids for e in encoded], "labels": labels}), bad, notes

@@ -1,4 +1,4 @@
-"""Loading a reward model: a sequence classifier with one label, and the token ids that it reads."""
+"""Loads a reward model (a sequence classifier with one label), and encodes its inputs."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,10 +20,10 @@ from hf_select.models.loading import device_of
 def whole_rows(
     rows: Sequence[Conversation], tokenizer: Any, ended: Sequence[bool] | None = None
 ) -> list["list[int] | BadRow"]:
-    """Token ids of conversations that end with a response, as a reward model reads them.
+    """Token ids of conversations that end with a response, as input of a reward model.
 
     Args:
-        ended: whether the response ended by itself; one that was cut stops before what closes it.
+        ended: whether the response ended with a stop token. Without it, the template's end mark is left out.
     """
     return map_rows(attrgetter("input_ids"), encode_whole(rows, tokenizer, ended))
 
@@ -31,7 +31,7 @@ def whole_rows(
 def encode_whole(
     rows: Sequence[Conversation], tokenizer: Any, ended: Sequence[bool] | None = None
 ) -> list[Encoded | BadRow]:
-    """`whole_rows` with the notes of their encoding."""
+    """`whole_rows` as Encoded, with the notes of the template."""
     close = response_close(tokenizer)
 
     def closed(encoded: Encoded, whole: bool) -> Encoded:
@@ -47,7 +47,7 @@ def encode_whole(
 
 
 def padded(sequences: Sequence[Any], device: Any) -> tuple[Tensor, Tensor]:
-    """(B, T) ids, padded on the right with 0, and their mask."""
+    """(B, T) ids, padded on the right with 0, and the attention mask."""
     longest = max(map(len, sequences))
     ids = np.zeros((2, len(sequences), longest), dtype=np.int64)
     for b, sequence in enumerate(sequences):
@@ -77,7 +77,7 @@ def _load(spec: Any, rank: int | None = None) -> Any:
         if "Unrecognized configuration class" not in str(error):
             raise
         raise _no_reward_model(spec.reward_model, "transformers knows no classifier of this type") from None
-    if info["missing_keys"]:  # transformers only warns and fills them with random numbers
+    if info["missing_keys"]:  # transformers only warns, and initialises them randomly
         raise _no_reward_model(spec.reward_model, f"its files lack {sorted(info['missing_keys'])[:2]}")
     if model.config.num_labels != 1:
         raise _no_reward_model(spec.reward_model, f"it has {model.config.num_labels} labels, not one")
@@ -87,5 +87,5 @@ def _load(spec: Any, rank: int | None = None) -> Any:
 def _no_reward_model(name: str, why: str) -> ValueError:
     return ValueError(
         f'"{name}" is not a reward model: {why}. Give a sequence-classification model with one label, as '
-        "RewardTrainer makes it."
+        "RewardTrainer trains it."
     )

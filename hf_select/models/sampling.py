@@ -1,4 +1,4 @@
-"""How answers are sampled, by every generator and trainer."""
+"""Sampling settings shared by all generators and trainers."""
 
 from dataclasses import dataclass
 
@@ -33,7 +33,7 @@ class Sampling:
             raise ValueError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1.")
 
     def settings(self) -> dict[str, float | int]:
-        """The settings without the seed, which each answer has for itself."""
+        """The settings without the seed, which differs between answers."""
         return {
             "temperature": self.temperature,
             "top_p": self.top_p,

@@ -1,13 +1,13 @@
-"""Where the files of a model come from, and what identifies them: a commit on the Hub, or the content of a folder.
+"""Resolves the sources of a model, and identifies them: by the commit on the Hub, or by the content of a folder.
 
-A branch or tag is resolved to its commit once, and that commit is what is loaded. Without a network the local cache
-answers. A folder is identified by the content of the files that a model is loaded from, not by its path or their
-times, so a copy on a node's own disk is the same model.
+A branch or tag is resolved to a commit once, and this commit is loaded. Without a network, the local cache is used. A
+folder is identified by the content of the files that a model is loaded from, not by its path or modification times, so
+a copy on a node's local disk is the same model.
 
-What is hashed of a folder (xxh3, 128 bits): configuration, tokenizer, templates and code whole. Weights up to 64 MiB
-whole, larger ones by their size, their header (names, types, shapes and places of all tensors) and the first, middle
-and last 4 KiB of every tensor: 1.2 MB of reads for each hundred tensors, however large they are. A change that leaves
-all these bytes as they were, such as one edited row of an embedding, is not seen.
+The content hash (xxh3, 128 bits) covers all bytes of the configuration, tokenizer, templates, code, and weight files
+up to 64 MiB. Of larger weight files, it covers the size, the header (names, types, shapes and offsets of all tensors)
+and the first, middle and last 4 KiB of every tensor. This reads 1.2 MB per hundred tensors of any size. A change that
+does not affect these bytes, such as one edited row of an embedding, is not detected.
 """
 
 import json
@@ -31,7 +31,7 @@ _READ = (
     *("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt", "*.py"),
     *("additional_chat_templates/*.jinja", "[0-9]*_*/*.safetensors", "[0-9]*_*/*.json"),
 )
-# Files that training writes next to them, or that only generation reads.
+# Matching files that are not loaded: written by training, or only used for generation.
 _NOT_READ = re.compile(r"generation_config\.json|trainer_state\.json|train\.json|.*_results\.json")
 
 # A repository with a tokenizer has at least one of these.
@@ -39,7 +39,7 @@ TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "vocab.json", "con
 
 _WHOLE = 64 << 20
 _BLOCK = 4 << 10
-_BLOCKS_OF_A_FILE = 256  # that has no header
+_BLOCKS_OF_A_FILE = 256  # for large files without a safetensors header
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class ResolvedSource:
     """A folder, or a repository on the Hub at one commit.
 
     Args:
-        name: path or Hub id, as it was given.
-        commit: of a repository on the Hub.
-        content: hash of a folder's files.
+        name: path or Hub id, as given by the user.
+        commit: commit of a Hub repository.
+        content: content hash of a folder.
     """
 
     name: str
@@ -58,18 +58,18 @@ class ResolvedSource:
 
     @property
     def location(self) -> str:
-        """What `from_pretrained` takes, together with the commit as its revision."""
+        """Path or Hub id for `from_pretrained`, to be used with the commit as its revision."""
         return resolve_source(self.name)
 
     @property
     def identity(self) -> str:
-        """The commit, or the hash of the content, as identities of jobs name it."""
+        """The commit or the content hash, as recorded in job identities."""
         return f"commit {self.commit}" if self.commit else f"content {self.content}"
 
 
 @dataclass(frozen=True)
 class Sources:
-    """The sources of a causal LM; None for what was given loaded, and if there is no adapter."""
+    """The sources of a causal LM. None for objects that were passed loaded, and for a missing adapter."""
 
     model: ResolvedSource | None
     tokenizer: ResolvedSource | None
@@ -77,12 +77,12 @@ class Sources:
 
 
 def find(name: str, revision: str | None = None, files: Sequence[str] = ("config.json",)) -> ResolvedSource:
-    """The folder or the commit behind a name.
+    """Resolve a path or Hub id.
 
     Args:
-        revision: branch, tag or commit; of a repository on the Hub.
-        files: names of which its repository has at least one.
-    Raises: ValueError if there is no such folder, repository or revision.
+        revision: branch, tag or commit of a Hub repository.
+        files: file names of which the repository has at least one.
+    Raises: ValueError if the folder, repository or revision does not exist.
     """
     if Path(resolve_source(name)).is_dir():
         return ResolvedSource(name, content=content_of(resolve_source(name)))
@@ -92,45 +92,45 @@ def find(name: str, revision: str | None = None, files: Sequence[str] = ("config
 
 
 def find_all(model: Any, tokenizer: Any, adapter: str | None, revision: str | None) -> Sources:
-    """The sources of a causal LM. The revision is that of the model's repository, and of its tokenizer in it.
+    """Resolve the sources of a causal LM. The revision applies to the model's repository, including its tokenizer.
 
-    The name of an adapter means the base model that its configuration names, with the adapter on it.
+    If `model` names an adapter, the base model of its configuration is used, with the adapter on top.
     """
     base, base_revision = model, revision
     if isinstance(model, str) and adapter is None and (config := _adapter_config(model, revision)) is not None:
         base, base_revision, adapter = config["base_model_name_or_path"], config.get("revision"), model
         if not base:
             raise ValueError(f'"{model}" is an adapter and does not name its base model; give that as the model.')
-    of_model = find(base, base_revision) if isinstance(base, str) else None
+    model_source = find(base, base_revision) if isinstance(base, str) else None
     if tokenizer is None or tokenizer == model:
-        of_tokenizer = of_model if base == model else find(model, revision, TOKENIZER_FILES)
+        tokenizer_source = model_source if base == model else find(model, revision, TOKENIZER_FILES)
     else:
-        of_tokenizer = find(tokenizer, None, TOKENIZER_FILES) if isinstance(tokenizer, str) else None
-    of_adapter = None
+        tokenizer_source = find(tokenizer, None, TOKENIZER_FILES) if isinstance(tokenizer, str) else None
+    adapter_source = None
     if adapter is not None:
-        of_adapter = find(adapter, revision if adapter == model else None, ("adapter_config.json",))
-    return Sources(of_model, of_tokenizer, of_adapter)
+        adapter_source = find(adapter, revision if adapter == model else None, ("adapter_config.json",))
+    return Sources(model_source, tokenizer_source, adapter_source)
 
 
 def _adapter_config(name: str, revision: str | None) -> dict[str, Any] | None:
-    """Of a folder or repository that holds an adapter and no model."""
+    """The configuration of a folder or repository with an adapter and without a model; None for others."""
     folder = Path(resolve_source(name))
     if folder.is_dir():
-        found = folder / "adapter_config.json"
-        if (folder / "config.json").exists() or not found.exists():
+        path = folder / "adapter_config.json"
+        if (folder / "config.json").exists() or not path.exists():
             return None
     else:
-        found = with_retries(lambda: _from_hub(name, revision, ("config.json", "adapter_config.json")), name)
-    if found.name != "adapter_config.json":
+        path = with_retries(lambda: _from_hub(name, revision, ("config.json", "adapter_config.json")), name)
+    if path.name != "adapter_config.json":
         return None
     try:
-        return json.loads(found.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f'"{found}" is not valid JSON ({error}); the file is damaged.') from None
+        raise ValueError(f'"{path}" is not valid JSON ({error}); the file is damaged.') from None
 
 
 def _from_hub(name: str, revision: str | None, files: Sequence[str]) -> Path:
-    """The first of the files that the repository has, in the local cache, in a folder named by the commit."""
+    """The path in the local cache of the first of the files that the repository has; its folder is the commit."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -151,7 +151,7 @@ def _from_hub(name: str, revision: str | None, files: Sequence[str]) -> Path:
         except EntryNotFoundError:
             continue
         except GatedRepoError as error:
-            raise ValueError(f'access to "{name}" on the Hub is restricted; ask for it there, then log in.') from error
+            raise ValueError(f'access to "{name}" on the Hub is restricted; request access, then log in.') from error
         except RevisionNotFoundError as error:
             raise ValueError(f'"{name}" has no revision "{revision}" on the Hub.') from error
         except (RepositoryNotFoundError, HFValidationError) as error:
@@ -169,10 +169,10 @@ def _from_hub(name: str, revision: str | None, files: Sequence[str]) -> Path:
 
 
 def content_of(folder: str, names: Sequence[str] = _READ) -> str:
-    """Hash of a folder's files, wherever it lies and whenever they were written.
+    """Hash of the files of a folder. It does not depend on the path or on modification times.
 
     Args:
-        names: patterns of the files, by default those that a model is loaded from.
+        names: glob patterns of the files, by default those that a model is loaded from.
     """
     root = Path(folder).expanduser()
     files = {path for pattern in names for path in root.glob(pattern) if not _NOT_READ.fullmatch(path.name)}
@@ -186,7 +186,7 @@ def content_of(folder: str, names: Sequence[str] = _READ) -> str:
 
 
 def content_of_loaded(model: Any) -> str:
-    """Hash of a loaded model: names, types and shapes of its tensors, and of each the ends and the middle."""
+    """Hash of a loaded model: name, type and shape of each tensor, and blocks at its start, middle and end."""
     digest = xxhash.xxh3_128()
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -225,7 +225,7 @@ def _blocks(file: BinaryIO, path: Path) -> Iterator[bytes]:
 
 
 def _offsets(header: bytes) -> list[tuple[int, int]]:
-    """Where the tensors lie; none if the header is damaged, which loading will say."""
+    """(start, end) offsets of the tensors. [] if the header is damaged; loading raises the error."""
     try:
         entries = json.loads(header)
     except ValueError:
@@ -234,7 +234,7 @@ def _offsets(header: bytes) -> list[tuple[int, int]]:
 
 
 def _starts(length: int, block: int, count: int = 3) -> list[int]:
-    """Evenly spread beginnings of blocks, the first and the last among them."""
+    """Evenly spaced start positions of blocks, including the first and the last block."""
     last = max(0, length - block)
     return sorted({round(last * i / (count - 1)) for i in range(count)})
 
@@ -242,7 +242,7 @@ def _starts(length: int, block: int, count: int = 3) -> list[int]:
 def resolve_source(source: str) -> str:
     """The path or Hub id to load from.
 
-    Raises: ValueError for a path that does not exist, which the Hub client would take for an id.
+    Raises: ValueError for a path that does not exist, which the Hub client would treat as an id.
     """
     looks_local = source.startswith((".", "/", "~")) or source.count("/") > 1
     if looks_local and not Path(source).expanduser().is_dir():

@@ -191,7 +191,7 @@ def test_the_errors_of_score(capsys, pool, model_path, tokenizer):
     Path("half.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a", "comp\n')
     assert 'cannot read "half.jsonl"' in error(dataset="half.jsonl")
     Path("pool.txt").write_text("x")
-    assert "has no ending that is known" in error(dataset="pool.txt")
+    assert "has an unknown file extension" in error(dataset="pool.txt")
     assert "no model folder" in error(model="./none")
     assert "Did you mean selectit" in error(scorer="selectitt")
     assert "rating prompts" in error(**{"rating-prompts": "none.txt"})
@@ -309,7 +309,7 @@ def test_a_folder_does_not_leave_out_uppercase_endings(rows, capsys, name, cure,
     for each in [name, *others]:
         Path("d", each).write_text("".join(json.dumps(row) + "\n" for row in rows))
     said = fails(capsys, "score", "--scorer", "length", "--dataset", "d", "--output-dir", "o")
-    assert f'"{name}", which would be left out for its uppercase ending. Rename it to "{cure}"' in said
+    assert f'"{name}", which datasets ignores for its uppercase extension. Rename it to "{cure}"' in said
 
 
 def test_brackets_in_a_file_name_are_no_pattern(rows):

@@ -175,7 +175,7 @@ def test_every_shipped_template_places_responses_or_says_truly_why_not(name, kin
 
 def assert_true(reason, row, tokenizer, template):
     """What a refusal says, seen from outside: by what transformers itself renders, in any form of the messages."""
-    if "cannot be placed" in reason:
+    if "cannot be located" in reason:
         return
     texts = []
     for messages in (row.messages, [with_text(message) for message in row.messages]):
@@ -446,7 +446,7 @@ def test_sharegpt_turns_carry_their_weights(tokenizer):
     [
         ({1: {"weight": 0.5}}, r"messages\[1\].weight is 0.5"),
         ({1: {"train": "no"}}, r"messages\[1\].train is 'no'"),
-        ({1: {"train": True, "weight": 0}}, "both"),
+        ({1: {"train": True, "weight": 0}}, "contradictory"),
         ({0: {"train": True}}, r"messages\[0\] is a user turn that asks to be trained on"),
         ({1: {"weight": 0}}, "no response counts"),
         ({1: {"function_call": {"name": "depth"}}}, "give it as tool_calls"),
@@ -486,7 +486,7 @@ def test_a_template_is_given_as_text_or_as_a_file_and_identifies_the_model(model
 
 
 def test_a_template_that_cannot_be_read_or_would_have_no_effect_is_refused(model_path):
-    with pytest.raises(ValueError, match=r'chat_template is "none.jinja": no such file'):
+    with pytest.raises(ValueError, match=r'chat_template is "none.jinja", which is neither a file'):
         CausalLM(model_path, chat_template="none.jinja")
     with pytest.raises(ValueError, match="not valid Jinja"):
         CausalLM(model_path, chat_template="{% if %}")

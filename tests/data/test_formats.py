@@ -322,7 +322,7 @@ def test_a_response_that_stands_in_two_places_is_refused(tokenizer):
         "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
         "{% if add_generation_prompt %}[assistant]{% else %}{{ messages[1]['content'] }}{% endif %}"
     )
-    with pytest.raises(BadRow, match="a response cannot be placed in what the chat template writes"):
+    with pytest.raises(BadRow, match="a response cannot be located in the rendered chat template"):
         encode(Conversation([USER, REPLY, USER, REPLY]), tokenizer, template)
 
 
@@ -350,9 +350,9 @@ HALF = json.loads('"cut off \\ud83d"')
         ({"messages": [USER, REPLY], "tools": ["depth"]}, r"tools\[0\] is str, not an object"),
         ({"messages": [USER, {**REPLY, "reasoning": ["Hm."]}]}, r"messages\[1\].reasoning is list, not text"),
         ({"messages": [{**USER, "name": 7}, REPLY]}, r"messages\[0\].name is int, not text"),
-        ({"messages": [USER, {**REPLY, "content": HALF}]}, r"half a character \(\\ud83d without"),
-        ({"messages": json.dumps([USER, {**REPLY, "content": HALF}])}, "half a character"),
-        ({"text": HALF}, "half a character"),
+        ({"messages": [USER, {**REPLY, "content": HALF}]}, r"unpaired surrogate \(\\ud83d\)"),
+        ({"messages": json.dumps([USER, {**REPLY, "content": HALF}])}, "unpaired surrogate"),
+        ({"text": HALF}, "unpaired surrogate"),
     ],
 )
 def test_a_row_that_cannot_be_read_has_a_reason(row, reason):
@@ -364,7 +364,7 @@ def test_half_a_character_within_the_arguments_of_a_call_gives_a_reason(tokenize
     call = {"function": {"name": "depth", "arguments": '{"lake": "\\ud83d"}'}}
     bad = Conversation([USER, {**REPLY, "tool_calls": [call]}])
     refused, encoded = encode_all([bad, Conversation([USER, REPLY])], tokenizer, FALLBACK_TEMPLATE)
-    assert "half a character" in str(refused) and not isinstance(encoded, BadRow)
+    assert "unpaired surrogate" in str(refused) and not isinstance(encoded, BadRow)
 
 
 def test_sharegpt_turns_keep_their_reasoning():

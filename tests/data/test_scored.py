@@ -47,18 +47,18 @@ def test_what_does_not_fit_together_is_named(folders):
             join_scores({"a": first, name: other})
         return str(caught.value)
 
-    assert "'r0'" in error(second.filter(lambda row: row["row_id"] != "r0")) and '1 of "a" are not in it' in error(
+    assert "'r0'" in error(second.filter(lambda row: row["row_id"] != "r0")) and '1 of "a" are missing' in error(
         second.filter(lambda row: row["row_id"] != "r0")
     )
     more = Dataset.from_list([*second.to_list(), {**second[0], "row_id": "new"}], features=second.features)
-    assert "1 are in it alone (first: 'new')" in error(more)
+    assert "1 are additional (first: 'new')" in error(more)
     twice = Dataset.from_list([*second.to_list(), second[0]], features=second.features)
-    assert "1 come twice" in error(twice)
+    assert "1 are repeated" in error(twice)
     changed = second.map(lambda row: {"prompt": row["prompt"] + "!" * (row["row_id"] == "r5")})
-    assert "column \"prompt\" each, which differ (first: row_id 'r5')" in error(changed)
+    assert 'column "prompt" differs between "a" and "b" (first: row_id \'r5\')' in error(changed)
     assert "no column row_id" in error(second.remove_columns("row_id"))
     other = Dataset.from_dict({"row_id": second["row_id"], "score_length": [0.0] * len(second)})
-    assert 'column "score_length" each' in error(other)
+    assert 'column "score_length" differs' in error(other)
 
 
 def test_select_and_report_take_several_folders(folders, capsys):

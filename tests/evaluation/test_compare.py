@@ -195,7 +195,7 @@ def test_every_run_reads_rows_under_the_template_that_is_given(ground):
     rows, bad, _ = tokenize_with_labels(given.base(), pool.select([0]), "chat", None)
     assert not bad and tokenizer.decode(rows[0]["input_ids"]).startswith("[user]Add")
     assert given.described()["chat_template"].startswith("sha256 ") and recipe.described()["chat_template"] is None
-    with pytest.raises(ValueError, match="no such file"):
+    with pytest.raises(ValueError, match="neither a file"):
         replace(recipe, chat_template="none.jinja")
 
 

@@ -254,7 +254,7 @@ def test_a_stream_of_other_rows_is_refused_at_the_first_that_differs(rows, tmp_p
         ).to_iterable_dataset()
 
     score(stream(), Length(), tmp_path / "o", chunk_rows=7)
-    with pytest.raises(ValueError, match="of other rows: those from row 14 on differ"):
+    with pytest.raises(ValueError, match="of other rows: the rows from 14 on differ"):
         score(stream(changed=17), Length(), tmp_path / "o", chunk_rows=7)
     with pytest.raises(ValueError, match="other rows"):
         score(Dataset.from_list(rows), Length(), tmp_path / "o", chunk_rows=7)
@@ -270,7 +270,7 @@ def test_bad_streams_are_refused(rows, tmp_path, model_path):
     kept = score(broken, Length(), tmp_path / "o", chunk_rows=4, bad_rows="null")
     assert kept["score_length"][9] is None and len(kept) == 10
     changing = IterableDataset.from_generator(lambda: iter([{"prompt": "a", "completion": "b"}, {"text": "c"}]))
-    with pytest.raises(ValueError, match="the rows from 1 on have other columns"):
+    with pytest.raises(ValueError, match="columns or types of the rows from 1 on differ"):
         score(changing, Length(), tmp_path / "p", chunk_rows=1)
     with pytest.raises(ValueError, match="takes a Dataset or an IterableDataset"):
         score(rows, Length(), tmp_path / "q")

@@ -147,7 +147,7 @@ def test_a_first_chunk_without_any_score_does_not_fix_a_wrong_type(tmp_path):
 
 def test_row_ids_must_name_each_row_once(rows, tmp_path):
     data = dataset_of(rows).add_column("row_id", [0] * len(rows))
-    with pytest.raises(ValueError, match="row_id must name each row once"):
+    with pytest.raises(ValueError, match="row_id must be unique"):
         score(data, Length(), tmp_path / "o")
 
 

@@ -80,7 +80,7 @@ def test_a_device_beyond_the_last_is_refused(monkeypatch, model_path):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
-    with pytest.raises(ValueError, match='device is "cuda:2", but there are 2 here, counted from cuda:0'):
+    with pytest.raises(ValueError, match='device is "cuda:2", but the number of devices is 2, from cuda:0 on'):
         CausalLM(model_path, device="cuda:2").load()
 
 

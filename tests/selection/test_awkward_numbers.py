@@ -171,7 +171,7 @@ def test_rows_without_a_count_are_left_out_of_a_budget_in_tokens(name, caplog):
 def test_ragged_lists_are_refused_and_not_shared_out_among_rows(lists):
     """[2, 1, 3] numbers are as many as three rows of two."""
     data = Dataset.from_dict({"rds_similarities": lists})
-    with pytest.raises(ValueError, match=r'lists in column "rds_similarities" have lengths .*row \d'):
+    with pytest.raises(ValueError, match=r'lists in column "rds_similarities" have different lengths .*row \d'):
         RoundRobin("rds_similarities")(data, k=1)
     empty = Dataset(pa.table({"rds_similarities": pa.array([[], []], pa.list_(pa.float32()))}))
     with pytest.raises(ValueError, match="at least 1"):
