@@ -45,15 +45,17 @@ class TransformersGenerator(Generator):
 
     @property
     def name(self) -> str:  # type: ignore[override]
+        """The model's name; answers are stored under it."""
         return self.model.name
 
     @property
     def revision(self) -> str | None:  # type: ignore[override]
+        """The commit of a model on the Hub, or the revision that was given."""
         return self.model.details(None)["commit"] or self.model.revision
 
     @classmethod
     def settings_class(cls) -> type[CausalLM]:
-        """The settings of the command line are those of the model."""
+        """CausalLM: the flags of the command line are its settings."""
         return CausalLM
 
     @classmethod
@@ -169,6 +171,7 @@ class VLLMGenerator(Generator):
 
     @property
     def name(self) -> str:  # type: ignore[override]
+        """The model's name; answers are stored under it."""
         return self.model
 
     def release(self) -> None:

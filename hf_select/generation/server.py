@@ -94,6 +94,7 @@ class ServerGenerator(Generator):
 
     @property
     def name(self) -> str:  # type: ignore[override]
+        """The model's name; answers are stored under it."""
         return self.model
 
     def stream(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Answer]]:

@@ -167,7 +167,7 @@ class Mixture:
             raise ValueError("near copies are searched for in loaded rows; with stream=True use dedup exact.")
         for name, source in self.sources.items():
             if source.selector is not None or isinstance(source.data, Dataset):
-                raise ValueError(f'source "{name}" is to be at hand; leave out stream=True.')
+                raise ValueError(f'source "{name}" needs random access to its rows; leave out stream=True.')
             if source.shortfall == "repeat":
                 raise ValueError(f'source "{name}" is read once as a stream; to repeat it leave out stream=True.')
 

@@ -147,14 +147,14 @@ class Source:
         return [self._question({name: values[i] for name, values in rows.items()}) for i in range(size)]
 
     def rows_of(self, numbers: np.ndarray, batch: Mapping[str, list[Any]]) -> Iterator[SourceRow]:
-        """The rows of a batch, whose numbers in the source are given."""
+        """The rows of a batch; `numbers` are their row numbers in the source."""
         tokens = batch.get(columns.NUM_TOKENS) or [None] * len(numbers)
         kept = [name for name in batch if name in READ_COLUMNS] if self.reads == "conversation" else []
         for i, (number, row) in enumerate(zip(numbers.tolist(), self.read(batch), strict=True)):
             yield SourceRow(number, row, {name: batch[name][i] for name in kept}, tokens[i])
 
     def columns_read(self, names: list[str], where: bool) -> list[str]:
-        """Those of the columns that are read, for `where` too or for the rows alone."""
+        """The columns that reading a row needs and, with `where`, those that its filter needs."""
         wanted = {*(READ_COLUMNS if self.reads == "conversation" else _QUESTION_COLUMNS), columns.NUM_TOKENS}
         if where and self.where is not None:
             if callable(self.where):

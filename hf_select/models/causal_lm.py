@@ -161,11 +161,11 @@ class CausalLM:
 
     @property
     def day(self) -> str | None:
-        """The day that the template writes, if it asks for one: that of the first use, or of the job."""
+        """The date that the chat template renders, or None: of the first use, or of the resumed job."""
         return self.dated.day
 
     def begin_on(self, day: str | None) -> bool:
-        """Go on with the day on which a job began; says whether that is another one."""
+        """Render chat templates with the date on which a job began; returns whether the date changed."""
         changed = self.dated.begin_on(day)
         if changed and self._loaded is not None:
             self._loaded.tokenizer = self.dated.tokenizer
@@ -173,7 +173,7 @@ class CausalLM:
 
     @property
     def commit(self) -> str | None:
-        """Of a model on the Hub."""
+        """The commit of a model on the Hub; None for other models."""
         return None if self.sources.model is None else self.sources.model.commit
 
     def refuse_template(self, why: str) -> None:
@@ -187,7 +187,7 @@ class CausalLM:
             self.refuse_template(f"text_format {text_format} is a layout of its own")
 
     def details(self, template: str | None) -> dict[str, Any]:
-        """What exactly runs: the commit of the weights, their type, a hash of the template (None: the model's own)."""
+        """What runs: name, commit and dtype of the model, and a hash of the template (None: the model's own)."""
         loaded = self.load()
         template = template or self.dated.own_template or FALLBACK_TEMPLATE
         return {
@@ -204,13 +204,13 @@ class CausalLM:
         return self._loaded
 
     def release(self) -> None:
-        """Give its memory back, of a model that was named; the next measurement loads it again."""
+        """Free the memory of the model; the next measurement loads it again."""
         self._loaded = None
         batching.release_cached_memory()
 
     @property
     def name(self) -> str:
-        """The model's path or Hub id, or the class of one that was given loaded."""
+        """The model's path or Hub id, or the class name of a loaded model."""
         return self.model if isinstance(self.model, str) else type(self.model).__name__
 
     @property
@@ -353,7 +353,7 @@ class CausalLM:
             return batching.run([len(s) for s in sequences], loaded.budget, forward)
 
     def pad(self, sequences: Sequence[list[int]]) -> Tensor:
-        """(B, T) ids, padded on the right; any id does for padding, since nothing real ever attends to it."""
+        """Token ids (B, T), padded on the right with 0; no real token attends to padding."""
         longest = max(map(len, sequences))
         ids = np.zeros((len(sequences), longest), dtype=np.int64)
         for row, sequence in zip(ids, sequences, strict=True):
@@ -391,7 +391,7 @@ class CausalLM:
 
     @contextmanager
     def measuring(self, sequences: Sequence[list[int]]) -> Iterator[None]:
-        """The clock and eval mode around a measurement; the model's mode is put back after it."""
+        """Measure the time of the block and run the model in eval mode; its mode is restored afterwards."""
         model = self.load().model
         training = model.training
         if training:  # a walk over all modules: not for every call

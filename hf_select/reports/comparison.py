@@ -113,7 +113,7 @@ def _parts_section(result: Comparison, pictures: Mapping[tuple[str, ...], str]) 
     """The pooled held-out sets one by one."""
     text = (
         f"The {len(result.parts)} sets that are pooled above. Each has fewer rows, so only larger differences are "
-        "found, and with so many verdicts some are due to chance."
+        "found, and with this number of verdicts some are due to chance."
     )
     tables = [
         _difference_table(measure, result, by_measure[measure], f"{shown_budget(budget)}: {measure}")

@@ -166,7 +166,7 @@ class IFD(LMScorer):
         return map_rows(_with_note, passes, rows)
 
     def _texts(self, row: Conversation) -> tuple[str, str, str]:
-        """(prompt, what stands before the lone response, response) of the row's first exchange."""
+        """(prompt, the text before the response alone, response) of the row's first exchange."""
         user, response = row.first_pair()
         if not response.strip():
             raise BadRow("empty response")
@@ -229,14 +229,14 @@ def _with_note(passes: Passes, row: Conversation) -> Passes:
 
 
 def _header_before(ids: list[int], start: int, header: list[int]) -> list[int]:
-    """As much of the generation prompt as stands before a response: DeepSeek's and Qwen3.5's opens a thought that they
+    """The part of the generation prompt that precedes a response: DeepSeek's and Qwen3.5's opens a thought that they
     do not write in a finished turn. All of it where the row's tokens run over its edge."""
     sizes = (n for n in range(len(header), 0, -1) if ids[max(start - n, 0) : start] == header[:n])
     return header[: next(sizes, len(header))]
 
 
 def _same_tokens(ids: list[int], spans: list[tuple[int, int]], leads: list[list[int]], note: str) -> Passes:
-    """Both passes over the same response tokens: with what stands before them in the row, and after its lead alone.
+    """Both passes over the same response tokens: with the text before them in the row, and after its lead alone.
 
     Without a lead (no start token, no header) the first token of a response has nothing before it when alone, so it
     counts in neither.

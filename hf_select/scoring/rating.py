@@ -77,7 +77,7 @@ def cut_body(
     inside = [t for t, (a, b) in enumerate(offsets) if start <= a and b <= end and a < b]
     excess = len(ids) - room
     if excess > len(inside):
-        raise BadRow(f"what stands around the {body} is alone longer than {limit} tokens")
+        raise BadRow(f"the text around the {body} alone is longer than {limit} tokens")
     dropped = set(inside[len(inside) - excess :])
     return [token for t, token in enumerate(ids) if t not in dropped], f"{body} cut to fit {limit} tokens"
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 BLOCK = 256  # rows that are compared with all others in one matrix product
 
-# Similarities are float32, and the last bits of a product depend on where in its block a row stands. What agrees to
+# Similarities are float32, and the last bits of a product depend on the position of a row in its block. What agrees to
 # this limit counts as equal, so that ties go to the lower row in any block.
 EQUAL_SIMILARITY = 1e-6
 

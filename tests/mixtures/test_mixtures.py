@@ -429,7 +429,7 @@ def test_settings_of_a_source_that_make_no_sense(source, reason):
         ([0, 0], {"rows": 10}, "all weights are 0"),
         ([1, 1], {"rows": 0}, "rows is 0"),
         ([1, 1], {"rows": 5, "stream": True, "dedup": "near"}, "with stream=True use dedup exact"),
-        ([1, 1], {"rows": 5, "stream": True}, 'source "a" is to be at hand; leave out stream=True'),
+        ([1, 1], {"rows": 5, "stream": True}, 'source "a" needs random access to its rows; leave out stream=True'),
         ([None, None], {"stream": True}, "give every source rows, or every source tokens"),
     ],
 )
