@@ -49,6 +49,8 @@ def render_with_spans(messages: Messages, render: Renderer) -> Rendered:
     messages, text, note, render = written(messages, render)
     responses = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     spans = render.marks(messages) if render.is_marked else _place(messages, text, render)
+    if len(spans) > len(responses):  # Phi-3's training template marks the final EOS apart from its turn
+        spans = _joined(spans)
     if all(counts(messages[i]) for i in responses):
         return Rendered(text, spans, note)
     turns = spans if len(spans) == len(responses) else _place(messages, text, render)
@@ -59,6 +61,17 @@ def render_with_spans(messages: Messages, render: Renderer) -> Rendered:
         return Rendered(text, kept, note)
     inside = [(max(a, start), min(b, end)) for a, b in spans for start, end in kept]
     return Rendered(text, [(start, end) for start, end in inside if start < end], note)
+
+
+def _joined(spans: list[Span]) -> list[Span]:
+    """The spans with those that touch each other as one."""
+    joined: list[Span] = []
+    for start, end in spans:
+        if joined and joined[-1][1] == start:
+            joined[-1] = (joined[-1][0], end)
+        else:
+            joined.append((start, end))
+    return joined
 
 
 def response_header(render: Renderer) -> str:

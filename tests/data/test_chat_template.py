@@ -207,6 +207,13 @@ def in_parts(messages):
     return [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
 
 
+def test_touching_marks_of_a_training_template_are_one_span(tokenizer):
+    """Phi-3's marks the EOS at the end apart from the last turn."""
+    chat = [user("Two plus two?"), reply("Four."), user("And three?"), reply("Five.")]
+    encoded = encode(Conversation(chat), tokenizer, TEMPLATES["phi3_training"])
+    assert [text.partition("<")[0].strip() for text in texts(encoded, tokenizer)] == ["Four.", "Five."]
+
+
 @pytest.mark.parametrize("name", sorted(TRAINING - {"glm4moe_training"}))  # it writes another text
 def test_trls_training_templates_mark_the_same_ends_and_the_same_starts_but_for_generation_prompts(name, tokenizer):
     """Where a training template writes the same text, its marks are an independent answer. They may open before what
