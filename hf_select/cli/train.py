@@ -11,7 +11,8 @@ from hf_select.cli.score import Rows, build_parts, scorer_class
 from hf_select.cli.settings import import_name, settable, suggest
 from hf_select.data import columns
 from hf_select.data.chat_template import TRAIN_FLAGS, counts
-from hf_select.data.conversation import Conversation, conversations, readable_columns
+from hf_select.data.conversation import Conversation, readable_columns
+from hf_select.data.rows import conversations_of
 
 
 if TYPE_CHECKING:
@@ -236,16 +237,15 @@ def _refuse_left_out_turns(rows: "Dataset") -> None:
     ]
     if not any(_may_have_marks(feature) for feature in chats):
         return
-    for start in range(0, len(rows), 1000):
-        for i, row in enumerate(conversations(rows[start : start + 1000]), start):
-            messages = row.messages if isinstance(row, Conversation) else []
-            turn = next((n for n, m in enumerate(messages) if m["role"] == "assistant" and not counts(m)), None)
-            if turn is not None:
-                raise ValueError(
-                    f"turn {turn} of row {i} is not to be trained on (train: false or weight: 0), and TRL's "
-                    "SFTTrainer ignores such marks. Use sft-baseline to train on the last reply only, or remove the "
-                    "row or the mark."
-                )
+    for i, row in enumerate(conversations_of(rows)):
+        messages = row.messages if isinstance(row, Conversation) else []
+        turn = next((n for n, m in enumerate(messages) if m["role"] == "assistant" and not counts(m)), None)
+        if turn is not None:
+            raise ValueError(
+                f"turn {turn} of row {i} is not to be trained on (train: false or weight: 0), and TRL's "
+                "SFTTrainer ignores such marks. Use sft-baseline to train on the last reply only, or remove the "
+                "row or the mark."
+            )
 
 
 def _may_have_marks(feature: Any) -> bool:

@@ -11,7 +11,9 @@ from datasets import Dataset, Features, IterableDataset, Value, concatenate_data
 from datasets.table import InMemoryTable
 
 from hf_select.data import columns
-from hf_select.data.conversation import READ_COLUMNS
+from hf_select.data.bad_rows import BadRow
+from hf_select.data.conversation import READ_COLUMNS, Conversation, conversations
+from hf_select.data.exact_json import columns_of
 
 
 @dataclass
@@ -126,6 +128,15 @@ def readable(dataset: Dataset) -> Dataset:
     """Keep the columns that conversations are parsed from. Without any, keep all, so that the error can list them."""
     wanted = [name for name in dataset.column_names if name in READ_COLUMNS]
     return dataset.select_columns(wanted) if wanted else dataset
+
+
+def conversations_of(dataset: Dataset, batch_rows: int = 1000) -> Iterator[Conversation | BadRow]:
+    """Each row as a Conversation, or a BadRow with the reason why it cannot be read, a batch at a time. JSON columns
+    are decoded exactly, as in `score` and `map`; those of `dataset[:]` lose the nulls that their author wrote."""
+    rows = readable(dataset)
+    table = rows.with_format("arrow")
+    for start in range(0, max(len(rows), 1), batch_rows):  # an empty dataset is checked for its columns too
+        yield from conversations(columns_of(table[start : start + batch_rows], rows.features))
 
 
 def pool_fingerprint(dataset: Dataset) -> str:

@@ -32,8 +32,8 @@ from datasets.fingerprint import Hasher
 
 from hf_select.atomic import read_json, write_json
 from hf_select.data import columns
-from hf_select.data.conversation import Conversation, conversations
-from hf_select.data.rows import readable
+from hf_select.data.conversation import Conversation
+from hf_select.data.rows import conversations_of, readable
 from hf_select.data.text import Part, characters_of
 from hf_select.evaluation.recommend import recommend
 from hf_select.evaluation.sample_measurements import FEWEST_ROWS, Which, measure_sample
@@ -161,7 +161,7 @@ def _check_arguments(
 
 def _lengths(sample: Dataset) -> dict[str, np.ndarray]:
     """Return characters of the rows and of their responses; 0 for a row that cannot be read, which has no score."""
-    parsed = conversations(readable(sample)[:])
+    parsed = list(conversations_of(sample))
     parts: dict[str, Part] = {"row": "all", "responses": "response"}
     return {
         name: np.array([characters_of(row, of) if isinstance(row, Conversation) else 0 for row in parsed], dtype=float)

@@ -16,8 +16,8 @@ from typing import Any, Literal
 from datasets import Dataset
 
 from hf_select.data.bad_rows import BadRow
-from hf_select.data.conversation import Conversation, conversations
-from hf_select.data.rows import pool_fingerprint, readable
+from hf_select.data.conversation import Conversation
+from hf_select.data.rows import conversations_of, pool_fingerprint, readable
 from hf_select.evaluation.measure import Measure
 from hf_select.generation.local import TransformersGenerator
 from hf_select.models.causal_lm import CausalLM
@@ -168,7 +168,7 @@ class CheckableAnswers(Measure):
             _math_verify()
         find: Callable[[str], str | None] = {"number": number, "letter": letter}.get(self.final, plain)  # type: ignore[arg-type]
         self._find, self._prompts, self._correct = find, [], []
-        for place, row in enumerate(conversations(self.rows[:])):
+        for place, row in enumerate(conversations_of(self.rows)):
             if isinstance(row, BadRow):
                 raise ValueError(f"row {place} of a task cannot be read: {row}.")
             correct = self._correct_answer(row)

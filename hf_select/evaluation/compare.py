@@ -29,6 +29,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -41,9 +42,8 @@ from tqdm.auto import tqdm
 from hf_select.atomic import atomic_path, read_json, write_json
 from hf_select.data import columns
 from hf_select.data.bad_rows import BadRow
-from hf_select.data.conversation import conversations
 from hf_select.data.file_names import slug
-from hf_select.data.rows import readable
+from hf_select.data.rows import conversations_of
 from hf_select.evaluation.break_even import add_costs
 from hf_select.evaluation.held_out_loss import as_measures
 from hf_select.evaluation.measure import Measure
@@ -392,8 +392,9 @@ def _trainable(pool: Dataset, recipe: Recipe, cache: Path) -> tuple[Dataset, dic
         lengths, reasons = cached["lengths"], json.loads(str(cached["reasons"]))
     else:
         lm, tokens, bad = recipe.base(), [], Counter()
-        for batch in readable(pool).iter(batch_size=1000):
-            for row in with_responses(lm, conversations(cast(dict, batch)), "chat", recipe.max_length):
+        rows = conversations_of(pool)
+        while batch := list(islice(rows, 1000)):
+            for row in with_responses(lm, batch, "chat", recipe.max_length):
                 tokens.append(0 if isinstance(row, BadRow) else len(row[0].input_ids))
                 bad[str(row)] += isinstance(row, BadRow)
         lengths, reasons = np.array(tokens), {reason: count for reason, count in bad.most_common() if count}

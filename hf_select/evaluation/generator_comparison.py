@@ -25,8 +25,8 @@ from datasets import Dataset
 from scipy.stats import kendalltau, spearmanr
 
 from hf_select.data import columns
-from hf_select.data.conversation import Conversation, conversations
-from hf_select.data.rows import readable
+from hf_select.data.conversation import Conversation
+from hf_select.data.rows import conversations_of
 from hf_select.evaluation.answer_statistics import AnswerFeaturizer, answer_agreement, answer_statistics, consensus
 from hf_select.evaluation.compare import compare
 from hf_select.evaluation.judge import Pair, Verdict, judge, pair_verdicts
@@ -112,7 +112,7 @@ def score_answers(
             values = answers.column(model, score)
         else:
             chosen = answers.dataset.select([answers.rows[model][prompt] for prompt in answers.prompts])
-            values = score([cast(Conversation, row) for row in conversations(cast(dict, readable(chosen)[:]))])
+            values = score([cast(Conversation, row) for row in conversations_of(chosen)])
         by_model[model] = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
     present = ~np.isnan(np.stack(list(by_model.values()))).any(axis=0)
     if present.sum() < 2:

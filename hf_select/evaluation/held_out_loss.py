@@ -7,8 +7,7 @@ import numpy as np
 from datasets import Dataset
 
 from hf_select.data.bad_rows import BadRow
-from hf_select.data.conversation import conversations
-from hf_select.data.rows import pool_fingerprint, readable
+from hf_select.data.rows import conversations_of, pool_fingerprint, readable
 from hf_select.evaluation.measure import Measure
 from hf_select.models.causal_lm import CausalLM
 from hf_select.models.responses import with_responses
@@ -42,7 +41,7 @@ class HeldOutLoss(Measure):
         return self.rows
 
     def __call__(self, lm: CausalLM) -> list[float]:
-        rows = with_responses(lm, conversations(self.rows[:]), "chat", self.max_length)
+        rows = with_responses(lm, list(conversations_of(self.rows)), "chat", self.max_length)
         encoded = [row[0] for row in rows if not isinstance(row, BadRow)]
         nll = iter(lm.response_nll([e.input_ids for e in encoded], [e.responses for e in encoded]))
         values = [row if isinstance(row, BadRow) else next(nll) for row in rows]

@@ -3,15 +3,14 @@
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
 from hf_select.data import columns
 from hf_select.data.bad_rows import BadRow
-from hf_select.data.conversation import conversations
-from hf_select.data.rows import readable
+from hf_select.data.rows import conversations_of
 from hf_select.data.text import words
 
 
@@ -51,18 +50,16 @@ class Answers:
         models = self.dataset[self.model_column]
         names = self._prompt_names()
         counts: Counter[tuple[str, str]] = Counter()
-        rows = readable(self.dataset)
-        for start in range(0, len(rows), 1000):
-            for row, parsed in enumerate(conversations(cast(dict, rows[start : start + 1000])), start):
-                if isinstance(parsed, BadRow) or not parsed.messages or parsed.messages[-1]["role"] != "assistant":
-                    self.unreadable += 1
-                    continue
-                text = "\n\n".join(message["content"] for message in parsed.messages[:-1])
-                name = text if names is None else names[row]
-                counts[models[row], name] += 1
-                self.rows[models[row]][f"{name}#{counts[models[row], name]}"] = row
-                self.texts[row] = parsed.messages[-1]["content"]
-                self.prompt_texts[row] = text
+        for row, parsed in enumerate(conversations_of(self.dataset)):
+            if isinstance(parsed, BadRow) or not parsed.messages or parsed.messages[-1]["role"] != "assistant":
+                self.unreadable += 1
+                continue
+            text = "\n\n".join(message["content"] for message in parsed.messages[:-1])
+            name = text if names is None else names[row]
+            counts[models[row], name] += 1
+            self.rows[models[row]][f"{name}#{counts[models[row], name]}"] = row
+            self.texts[row] = parsed.messages[-1]["content"]
+            self.prompt_texts[row] = text
 
     def _prompt_names(self) -> list[str] | None:
         present = [name for name in ("conversation", "turn") if name in self.dataset.column_names]

@@ -29,8 +29,8 @@ from datasets import Dataset
 from hf_select.atomic import write_json
 from hf_select.data import columns
 from hf_select.data.bad_rows import BadRow, map_rows, on_readable
-from hf_select.data.conversation import Conversation, conversations
-from hf_select.data.rows import Pool, pool_fingerprint, readable
+from hf_select.data.conversation import Conversation
+from hf_select.data.rows import Pool, conversations_of, pool_fingerprint, readable
 from hf_select.features.featurizer import Feature, Featurizer, unit
 from hf_select.jobs.chunked_job import ChunkedJob, WhenRunning
 from hf_select.jobs.run_folder import changed_settings, identity_of
@@ -239,7 +239,7 @@ class PoolIndex:
 
 
 def _write_vectors(path: Path, rows: Dataset, featurizer: Featurizer, dtype: str) -> dict[str, float]:
-    usage, parsed = featurizer.usage(), conversations(readable(rows)[:])
+    usage, parsed = featurizer.usage(), list(conversations_of(rows))
     features: list[Feature | BadRow] = on_readable(parsed, featurizer)
     if dtype == "1bit":
         features = map_rows(_not_zero, features)

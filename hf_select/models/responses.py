@@ -8,8 +8,9 @@ from datasets import Dataset
 
 from hf_select.data.bad_rows import BadRow, map_rows, on_readable, readable_rows
 from hf_select.data.chat_template import LESS_TEMPLATE
-from hf_select.data.conversation import Conversation, conversations
+from hf_select.data.conversation import Conversation
 from hf_select.data.encoding import Encoded, cut, encode_all
+from hf_select.data.rows import conversations_of
 from hf_select.models.causal_lm import CausalLM, predicted
 
 
@@ -40,7 +41,7 @@ def tokenize_with_labels(
     lm: CausalLM, dataset: Any, text_format: str, max_length: int | None
 ) -> tuple[Dataset, Counter[str], Counter[str]]:
     """(`input_ids` and `labels` with loss on responses only, counts of reasons for omitted rows, counts of notes)"""
-    rows = with_responses(lm, conversations(dataset[:]), text_format, max_length)
+    rows = with_responses(lm, list(conversations_of(dataset)), text_format, max_length)
     bad = Counter(str(row) for row in rows if isinstance(row, BadRow))
     valid = readable_rows(rows)
     encoded, notes = [e for e, _ in valid], Counter(note for _, note in valid if note)

@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from hf_select.data import columns
 from hf_select.data.bad_rows import BadRow
-from hf_select.data.conversation import Conversation, conversations, readable_columns
-from hf_select.data.rows import pool_fingerprint
+from hf_select.data.conversation import Conversation, readable_columns
+from hf_select.data.rows import conversations_of, pool_fingerprint
 from hf_select.data.text import characters_of
 
 
@@ -55,16 +55,14 @@ class PoolView:
         self._lengths = {}
         if not self.text_columns:
             return
-        texts = self.dataset.with_format(None).select_columns(self.text_columns)
         of_row, of_responses = (np.full(len(self), np.nan) for _ in range(2))
         kept = set(keep)
-        for start in range(0, len(self), _BATCH_ROWS):
-            for row, parsed in enumerate(conversations(texts[start : start + _BATCH_ROWS]), start):
-                if row in kept:
-                    self._kept[row] = parsed
-                if not isinstance(parsed, BadRow):
-                    of_row[row] = characters_of(parsed, "all")
-                    of_responses[row] = characters_of(parsed, "response")
+        for row, parsed in enumerate(conversations_of(self.dataset)):
+            if row in kept:
+                self._kept[row] = parsed
+            if not isinstance(parsed, BadRow):
+                of_row[row] = characters_of(parsed, "all")
+                of_responses[row] = characters_of(parsed, "response")
         self._lengths = {"characters": of_row, "characters of responses": of_responses}
 
     @property

@@ -9,18 +9,20 @@ the resampling, which is the selector Sample.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from itertools import islice
+from typing import Any, ClassVar
 
 import numpy as np
 from datasets import Dataset, List, Value
 
 from hf_select.data import columns
-from hf_select.data.bad_rows import BadRow, readable_rows
-from hf_select.data.conversation import Conversation, conversations, layout
+from hf_select.data.bad_rows import BadRow
+from hf_select.data.conversation import Conversation, layout
+from hf_select.data.rows import conversations_of
 from hf_select.data.text import text_of, words
 from hf_select.features.featurizer import Feature
 from hf_select.paper import DSIR_PAPER, Paper
-from hf_select.scoring.scorer import Answer, Batch, Queries, Scorer, records_fit_cost
+from hf_select.scoring.scorer import Answer, Queries, Scorer, records_fit_cost
 from hf_select.scoring.similarity import Similarity, by_task, hash_of_rows, names_of_tasks
 
 
@@ -152,7 +154,7 @@ class DSIR(Scorer):
             raise ValueError("DSIR compares with whole tasks; leave out subtask_column.")
         tasks = by_task(queries, task_column)
         for task, rows in tasks.items():
-            for i, row in enumerate(conversations(rows[:])):
+            for i, row in enumerate(conversations_of(rows)):
                 reason = row if isinstance(row, BadRow) else "" if words(text_of(row)) else "no word in the row"
                 if reason:
                     raise ValueError(f'query {i} of task "{task}" cannot be used: {reason}. Fix or remove it.')
@@ -238,15 +240,14 @@ def _needed(pool: Dataset | None, name: str) -> Dataset:
 
 def _batches_of_texts(dataset: Dataset, batch_size: int = 1000) -> Iterator[list[str]]:
     """Texts of the readable rows, in batches."""
-    for batch in dataset.iter(batch_size=batch_size):
-        yield [text_of(row) for row in readable_rows(conversations(cast(Batch, batch)))]
+    texts = (text_of(row) for row in conversations_of(dataset) if isinstance(row, Conversation))
+    while batch := list(islice(texts, batch_size)):
+        yield batch
 
 
 def _hash_of(dataset: Dataset) -> str:
     """Hash of the readable rows."""
-    return hash_of_rows(
-        row for batch in dataset.iter(batch_size=1000) for row in readable_rows(conversations(cast(Batch, batch)))
-    )
+    return hash_of_rows(row for row in conversations_of(dataset) if isinstance(row, Conversation))
 
 
 def _fitted(vectorizer: Any, pool: Dataset) -> None:

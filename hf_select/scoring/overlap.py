@@ -5,13 +5,12 @@ exactly with those that share one.
 """
 
 from collections import Counter
-from typing import cast
 
 from datasets import Dataset
 
 from hf_select.data.bad_rows import readable_rows
-from hf_select.data.conversation import Conversation, conversations
-from hf_select.data.rows import readable
+from hf_select.data.conversation import Conversation
+from hf_select.data.rows import conversations_of
 from hf_select.data.text import prompt_of, shingles, text_of, words_and_symbols
 
 
@@ -45,8 +44,5 @@ class QueryOverlap:
 
 def rows_that_repeat(dataset: Dataset, queries: Dataset) -> int:
     """The number of rows of a dataset that repeat a row of `queries`."""
-    repeats = QueryOverlap(readable_rows(conversations(queries[:])))
-    count = 0
-    for batch in readable(dataset).iter(batch_size=1000):
-        count += sum(bool(repeats(row)) for row in readable_rows(conversations(cast(dict, batch))))
-    return count
+    repeats = QueryOverlap(readable_rows(conversations_of(queries)))
+    return sum(isinstance(row, Conversation) and bool(repeats(row)) for row in conversations_of(dataset))

@@ -25,9 +25,8 @@ from datasets import Dataset, Features, IterableDataset
 from hf_select.atomic import atomic_path, write_json
 from hf_select.data import columns
 from hf_select.data.bad_rows import BadRow
-from hf_select.data.conversation import conversations
 from hf_select.data.exact_json import columns_of
-from hf_select.data.rows import Pool, Stream, readable
+from hf_select.data.rows import Pool, Stream, conversations_of, readable
 from hf_select.data.scores import read_scored
 from hf_select.features.store import PoolIndex
 from hf_select.jobs.chunked_job import ChunkedJob, WhenRunning
@@ -176,11 +175,8 @@ def _write_scores(job: ChunkedJob, scorer: Scorer, index: PoolIndex | None) -> N
 
 def _refuse_bad_rows(dataset: Dataset, source: str | None, first_row: int = 0) -> None:
     """Raise if a row is not a conversation. This reads every row once, before a model is loaded."""
-    bad: list[tuple[int, BadRow]] = []
-    texts = readable(dataset)
-    for start in range(0, len(dataset), 1000):
-        rows = conversations(texts[start : start + 1000])
-        bad += [(first_row + start + i, row) for i, row in enumerate(rows) if isinstance(row, BadRow)]
+    rows = enumerate(conversations_of(dataset), first_row)
+    bad = [(number, row) for number, row in rows if isinstance(row, BadRow)]
     if bad:
         first = "; ".join(f"row {i}: {reason}" for i, reason in bad[:3])
         part = f" from row {first_row} on" if first_row else ""

@@ -13,6 +13,7 @@ from datasets import Dataset, List, Value
 from hf_select.data import columns
 from hf_select.data.bad_rows import BadRow, map_rows, on_readable, readable_rows
 from hf_select.data.conversation import Conversation, conversations
+from hf_select.data.rows import conversations_of
 from hf_select.features.featurizer import Feature, unit
 from hf_select.scoring.overlap import QueryOverlap
 from hf_select.scoring.scorer import Answer, Batch, Queries, Scorer, records_fit_cost
@@ -123,7 +124,7 @@ class Similarity(Scorer):
         notes: Counter[str] = Counter()
         for number, (task, rows) in enumerate(named.items()):
             parts += [(number, part) for part in self._parts(rows, subtask_column, len(parts))]
-            parsed = conversations(rows[:])
+            parsed = list(conversations_of(rows))
             for i, feature in enumerate(self._encoded(parsed, queries=True)):
                 if isinstance(feature, BadRow):
                     raise ValueError(f'query {i} of task "{task}" cannot be used: {feature}. Fix or remove it.')

@@ -7,7 +7,8 @@ import numpy as np
 
 from hf_select.data import columns
 from hf_select.data.bad_rows import BadRow
-from hf_select.data.conversation import conversations, readable_columns
+from hf_select.data.conversation import readable_columns
+from hf_select.data.rows import conversations_of
 from hf_select.data.text import characters_of
 from hf_select.selection.budget import Budget, ties_at_the_cut
 from hf_select.selection.ranking import Ranking, rank
@@ -90,9 +91,5 @@ class TopK(Selector):
             raise ValueError(
                 f"length = {self.length} needs lengths, and the dataset has no text to count; name a length_column."
             )
-        characters = []
-        rows = dataset.with_format(None).select_columns(readable)
-        for start in range(0, len(rows), 1000):
-            parsed = conversations(rows[start : start + 1000])
-            characters += [np.nan if isinstance(row, BadRow) else characters_of(row) for row in parsed]
-        return np.array(characters, dtype=np.float64)
+        characters = (np.nan if isinstance(row, BadRow) else characters_of(row) for row in conversations_of(dataset))
+        return np.fromiter(characters, dtype=np.float64, count=len(dataset))

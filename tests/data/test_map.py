@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from hf_select import Length, Perplexity, SelectIT
+from hf_select import Length, Perplexity, SelectIT, read_dataset
+from hf_select.data.conversation import conversations
+from hf_select.data.rows import conversations_of
 
 
 USER, REPLY = {"role": "user", "content": "Name a tool."}, {"role": "assistant", "content": "A saw."}
@@ -87,3 +89,15 @@ def test_two_workers_give_the_same_scores_even_after_the_parent_has_scored(rows,
     )["score_selectit"]
     np.testing.assert_allclose(two, one, rtol=1e-5)
     np.testing.assert_allclose(ranked, one, rtol=1e-5)
+
+
+def test_all_readers_of_a_dataset_keep_the_nulls_of_json_columns(tmp_path):
+    call = {"type": "function", "function": {"name": "f", "arguments": {"unit": None, "x": 1.5}}}
+    row = {"messages": [{"role": "user", "content": "Go"}, {"role": "assistant", "content": "", "tool_calls": [call]}]}
+    plain = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(each) + "\n" for each in (row, plain)))
+    dataset, seen = read_dataset(str(tmp_path / "rows.jsonl")), []
+    dataset.map(lambda batch: seen.extend(conversations(batch)), batched=True, load_from_cache_file=False)
+    assert list(conversations_of(dataset, batch_rows=1)) == seen
+    (found,) = seen[0].messages[1]["tool_calls"]
+    assert found["function"]["arguments"] == {"unit": None, "x": 1.5}
