@@ -424,6 +424,6 @@ def test_processes_of_a_launch_share_the_runs(ground, tmp_path):  # noqa: F811
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("8 rows: sums") == 1, "one process speaks"
     result = json.loads((tmp_path / "c" / "result.json").read_text())
-    assert set(result.measures) == {"sums", "right"}
+    assert set(result["measures"]) == {"sums", "right"}
     by = {json.loads(path.read_text())["by"] for path in (tmp_path / "c" / "cells").rglob("*.json")}
     assert len(by) == 2

@@ -121,6 +121,6 @@ def test_compare_trains_on_its_rows(signs, pool, tmp_path):
     recipe = Recipe(str(tmp_path / "model"), learning_rate=1e-3, rows_per_step=4, max_length=64)
     measures = {"own": HeldOutLoss(pool.select(range(4)))}
     result = compare(pool, {"by sign": signs.BySign()}, measures, recipe, tmp_path / "c", [5], seeds=2, passes=1.0)
-    assert result["methods"] == ["by sign"] and "by sign" in result["budgets"]["5 rows"]["own"]
+    assert result.methods == ["by sign"] and "by sign" in result.budgets["5 rows"]["own"]
     record = json.loads(next((tmp_path / "c" / "cells" / "by-sign").iterdir()).read_text())
     assert record["rows"] == 5
