@@ -258,11 +258,12 @@ def configured(config: type, values: dict[str, Any]) -> Any:
     """The configuration of a trainer from plain values, with names checked and types as its own flags have them."""
     from transformers import HfArgumentParser
 
+    from hf_select.training._compat import checkpointing
+
     known = {f.name for f in fields(config)}
-    checkpointing = {"gradient_checkpointing", "activation_checkpointing"}
-    if checkpointing <= known and not checkpointing & values.keys():
-        # TRL's default, under the name that transformers does not override (TRL 1.16, transformers 5.23).
-        values = {**values, "gradient_checkpointing": False, "activation_checkpointing": True}
+    on = checkpointing(config, True)
+    if on.keys() <= known and not {"gradient_checkpointing", "activation_checkpointing"} & values.keys():
+        values = {**values, **on}
     flags = []
     for name, value in values.items():
         if name not in known:

@@ -3,6 +3,7 @@ with; tests check their signatures."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -13,6 +14,22 @@ from torch.utils.data import DataLoader, Sampler
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer
+
+
+def checkpointing(config: type, on: bool) -> dict[str, bool]:
+    """Arguments of a trainer's configuration for activation checkpointing. transformers 5.23 calls the setting
+    `activation_checkpointing`; before (4.57, 5.5) it is `gradient_checkpointing`, which TRL turns on by default in all
+    of these."""
+    if "activation_checkpointing" in {field.name for field in fields(config)}:
+        return {"gradient_checkpointing": False, "activation_checkpointing": on}
+    return {"gradient_checkpointing": on}
+
+
+def checkpoint_activations(model: "PreTrainedModel") -> None:
+    """Recompute activations in the backward pass (transformers 5.23: `activation_checkpointing_enable`, before:
+    `gradient_checkpointing_enable`)."""
+    name = "activation_checkpointing_enable"
+    getattr(model, name if hasattr(model, name) else "gradient_checkpointing_enable")()
 
 
 def use_sampler(trainer: "Trainer", sampler: Sampler) -> None:
@@ -53,7 +70,8 @@ def given_rows(trainer: "Trainer") -> tuple[np.ndarray | None, int]:
     unchanged = np.arange(len(dataset)), len(dataset)
     if isinstance(trainer, SFTTrainer):
         prepared = not (args.dataset_kwargs or {}).get("skip_prepare_dataset", False)
-        prepared = prepared and (args.max_length is not None or args.shuffle_dataset)  # which drop or move rows
+        moved = getattr(args, "shuffle_dataset", False)  # trl 0.24 has no such setting
+        prepared = prepared and (args.max_length is not None or moved)
     elif isinstance(trainer, DPOTrainer | KTOTrainer):
         prepared = args.max_length is not None and getattr(args, "truncation_mode", "keep_start") == "keep_start"
         prepared = prepared and "prompt" in dataset.column_names  # pairs given as tokens are not prepared
@@ -73,7 +91,17 @@ def given_rows(trainer: "Trainer") -> tuple[np.ndarray | None, int]:
 def watch_checkpoint(trainer: "Trainer", seen: Callable[[str | None], None]) -> None:
     """Call `seen` with the checkpoint that training resumes from, or None, before on_train_begin (transformers 5.23:
     Trainer._init_training_state(self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint,
-    trial)). Callbacks do not get it otherwise."""
+    trial); transformers 4.57 has no such method, and its Trainer calls `_inner_training_loop` with this keyword).
+    Callbacks do not get it otherwise."""
+    if not hasattr(trainer, "_init_training_state"):
+        train: Callable[..., Any] = trainer._inner_training_loop
+
+        def watched_loop(*args: Any, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
+            seen(resume_from_checkpoint)
+            return train(*args, resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+        cast(Any, trainer)._inner_training_loop = watched_loop
+        return
     init = trainer._init_training_state
 
     def watched(max_steps: int, updates: int, epochs: int, resume_from_checkpoint: str | None, trial: Any) -> Any:
@@ -93,6 +121,15 @@ def has_fused_head(model: nn.Module) -> bool:
             return True
         forward = getattr(forward, "__wrapped__", None)
     return False
+
+
+def offers_fused_head() -> bool:
+    """Whether TRL is installed and has a fused head (trl 1.16 has, 0.24 and 1.0 have not)."""
+    try:
+        from trl.trainer import add_fused_lm_head  # noqa: F401  # pyright: ignore[reportPrivateImportUsage]
+    except ImportError:
+        return False
+    return True
 
 
 @contextmanager

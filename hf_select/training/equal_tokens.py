@@ -16,11 +16,13 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, TrainerCallback
 
 from hf_select.data.chat_template import template_digest, template_text
 from hf_select.models.causal_lm import CausalLM
 from hf_select.models.reward_model import padded
+from hf_select.training import _compat
 from hf_select.training.lora import all_linear_lora
 from hf_select.validation import check_choices
 
@@ -168,6 +170,7 @@ def train(
         peft_config=None if recipe.lora_r is None else all_linear_lora(recipe.lora_r),
         callbacks=[LinearDecayByTokens(of_steps)],
     )
+    _compat.use_sampler(trainer, SequentialSampler(shares))
     trainer.remove_callback(PrinterCallback)  # a comparison of many runs shows one progress bar
     begin = time.perf_counter()
     trainer.train()
@@ -192,14 +195,12 @@ def _config(recipe: Recipe, folder: str, batches: int, seed: int, loaded: bool) 
         num_train_epochs=1,
         per_device_train_batch_size=1,  # share of a step
         gradient_accumulation_steps=batches,
-        train_sampling_strategy="sequential",
         learning_rate=recipe.learning_rate,
         lr_scheduler_type="constant",  # LinearDecayByTokens sets the rate
         weight_decay=0.0,
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
-        gradient_checkpointing=False,  # TRL's default, under a name that transformers overrides
-        activation_checkpointing=torch.accelerator.is_available(),
+        **_compat.checkpointing(SFTConfig, torch.accelerator.is_available()),
         save_strategy="no",
         logging_strategy="no",
         seed=seed,

@@ -3,8 +3,8 @@
     causal                    the output at t predicts the label at t + 1
     masked, encoder-decoder   the output at t predicts the label at t
 
-With TRL's fused head, which TRL's trainers use, logits of a causal model are never computed for all positions and the
-whole vocabulary (B, T, V); `fused_head` adds it to other models.
+With the fused head of TRL 1.16, which its trainers use, logits of a causal model are never computed for all positions
+and the whole vocabulary (B, T, V); `fused_head` adds it to other models. Earlier releases of TRL have none.
 """
 
 from collections.abc import Iterator, Mapping
@@ -74,7 +74,7 @@ def fused_head(model: nn.Module) -> Iterator[None]:
     """Within the block a causal model has TRL's fused head, if that reproduces the model's log-probabilities on a few
     tokens; it would silently skip a head with further layers, such as BERT's."""
     base = unwrapped(model)
-    if kind(base) != "causal" or _compat.has_fused_head(base):
+    if kind(base) != "causal" or _compat.has_fused_head(base) or not _compat.offers_fused_head():
         yield
         return
     if base.get_output_embeddings() is None or not _fused_head_agrees(model, base):

@@ -21,6 +21,7 @@ from hf_select.models.causal_lm import CausalLM
 from hf_select.models.responses import tokenize_with_labels
 from hf_select.models.template_day import began_on
 from hf_select.selection.baselines import Random
+from hf_select.training import _compat
 from hf_select.training.lora import lora_config
 from hf_select.training.resuming import last_whole_checkpoint
 from hf_select.validation import check_choices
@@ -131,8 +132,7 @@ class WarmUp:
             lr_scheduler_type="linear",
             warmup_steps=0.03,
             max_length=None,  # rows are cut already
-            gradient_checkpointing=False,  # TRL's default, under a name that transformers overrides
-            activation_checkpointing=True,
+            **_compat.checkpointing(SFTConfig, True),
             save_strategy="epoch",
             logging_steps=1,
             seed=self.seed,

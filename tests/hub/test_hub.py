@@ -17,6 +17,7 @@ import pytest
 from datasets import Dataset
 from hub_server import TOKEN, Hub
 from huggingface_hub import DatasetCard
+from selection_training import NO_CHECKPOINTING
 
 from hf_select import (
     IFD,
@@ -350,7 +351,7 @@ def test_the_published_subset_trains_with_the_stock_trainer(hub, one_picture, mo
     push(rows, k=8)
     (tmp_path / "train.parquet").write_bytes(hub.files("me/subset")[f"data/{SHARD}"])
     dataset = Dataset.from_parquet(str(tmp_path / "train.parquet"))
-    quiet = {"report_to": "none", "gradient_checkpointing": False, "activation_checkpointing": False}
+    quiet = {"report_to": "none", **NO_CHECKPOINTING}
     args = SFTConfig(output_dir=str(tmp_path / "sft"), max_steps=1, use_cpu=True, bf16=False, **quiet)
     trainer = SFTTrainer(model_path, args=args, train_dataset=dataset)
     assert trainer.train().training_loss > 0

@@ -10,6 +10,7 @@ from datasets import Dataset
 from hub_server import Repo
 from huggingface_hub import DatasetCard
 from scripted_server import Reply, ScriptedServer
+from selection_training import NO_CHECKPOINTING
 
 from hf_select import push_output
 from hf_select.cli.main import main
@@ -297,7 +298,7 @@ def test_many_rows_come_in_shards_in_their_order(hub, folders, monkeypatch):
 def test_the_published_rows_load_and_train_as_the_card_says(folders, tmp_path, model_path):
     from trl import SFTConfig, SFTTrainer
 
-    quiet = {"report_to": "none", "gradient_checkpointing": False, "activation_checkpointing": False}
+    quiet = {"report_to": "none", **NO_CHECKPOINTING}
     args = SFTConfig(output_dir=str(tmp_path / "sft"), max_steps=1, use_cpu=True, bf16=False, **quiet)
     for kind in ("glan", "replies", "mix"):
         push_output(folders / kind, "me/x", license="mit", dry_run=tmp_path / kind)

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, load_dataset
+from selection_training import NO_CHECKPOINTING
 
 from hf_select import Length, Mixture, Source, TopK
 from hf_select.cli.main import main
@@ -127,7 +128,7 @@ def test_layouts_are_one_in_the_end_and_the_trainer_reads_them(tmp_path, model_p
     }  # fmt: skip
     args = SFTConfig(
         str(tmp_path / "sft"), max_steps=1, use_cpu=True, report_to="none", save_strategy="no", bf16=False,
-        gradient_checkpointing=False, activation_checkpointing=False, disable_tqdm=True,
+        **NO_CHECKPOINTING, disable_tqdm=True,
     )  # fmt: skip
     template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
     from transformers import AutoTokenizer

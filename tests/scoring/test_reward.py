@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from selection_training import NO_CHECKPOINTING
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, RLOOConfig, RLOOTrainer
 
@@ -202,15 +203,16 @@ def test_the_saved_model_goes_through_trls_reward_trainer_and_rloo(reward, model
     fitted(made, 5)
     made.save_pretrained(tmp_path / "r")
     quiet = {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
+    quiet |= NO_CHECKPOINTING
     pairs = [{"prompt": [a.messages[0]], "chosen": [a.messages[1]], "rejected": [b.messages[1]]}
              for a, b in zip(ROWS, OTHER, strict=True)]  # fmt: skip
-    args = RewardConfig(str(tmp_path / "on"), max_steps=1, logging_steps=1, activation_checkpointing=False, **quiet)
+    args = RewardConfig(str(tmp_path / "on"), max_steps=1, logging_steps=1, **quiet)
     trainer = RewardTrainer(str(tmp_path / "r"), args=args, train_dataset=Dataset.from_list(pairs))
     trainer.train()
     assert trainer.state.log_history[0]["accuracy"] == 1.0, "it tells them apart before its first step"
     prompts = Dataset.from_list([{"prompt": [row.messages[0]]} for row in ROWS])
     args = RLOOConfig(str(tmp_path / "rloo"), max_steps=1, per_device_train_batch_size=4, max_completion_length=8,
-                      activation_checkpointing=False, **quiet)  # fmt: skip
+                      **quiet)  # fmt: skip
     RLOOTrainer(model_path, reward_funcs=str(tmp_path / "r"), args=args, train_dataset=prompts).train()
 
 
@@ -228,7 +230,7 @@ def online(kind, folder, model_path, made, callbacks=None, **settings):
         "beta": 0.1,
         "max_steps": 4,
         "save_strategy": "no",
-        "activation_checkpointing": False,
+        **NO_CHECKPOINTING,
         "use_cpu": True,
         "bf16": False,
         "report_to": "none",

@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 
 from hf_select import DataSelectionCallback
 from hf_select.training import online_scores
+from hf_select.training._compat import checkpointing
 
 
 ROWS = 48
@@ -22,9 +23,10 @@ TRL = {
     "use_cpu": True,
     "bf16": False,
     "disable_tqdm": True,
-    "gradient_checkpointing": False,
-    "activation_checkpointing": True,
+    **checkpointing(TrainingArguments, True),
 }
+# TRL's own default is to checkpoint activations.
+NO_CHECKPOINTING = checkpointing(TrainingArguments, False)
 
 
 def pool() -> Dataset:

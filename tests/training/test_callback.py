@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers as hf
 from datasets import Dataset
-from selection_training import ROWS, TRL, Collator, chosen, make, pool, rounds, select
+from selection_training import NO_CHECKPOINTING, ROWS, TRL, Collator, chosen, make, pool, rounds, select
 from transformers import Trainer, TrainingArguments
 
 from hf_select import IFD, CausalLM, DataSelectionCallback, Perplexity, RDSPlus, SelectIT, TopK
@@ -428,7 +428,7 @@ def test_dpo_trainer_takes_it(tmp_path, model_path):
     from trl import DPOConfig, DPOTrainer  # pyright: ignore[reportPrivateImportUsage]
 
     pairs = [{"prompt": f"Say {i}.", "chosen": f" {i}" * (1 + i % 3), "rejected": " no"} for i in range(16)]
-    args = DPOConfig(str(tmp_path / "dpo"), **TRL | {"activation_checkpointing": False})
+    args = DPOConfig(str(tmp_path / "dpo"), **TRL | NO_CHECKPOINTING)
     trainer = DPOTrainer(model_path, args=args, train_dataset=Dataset.from_list(pairs))
 
     def margin(model, batch):  # pairs stand one below the other: chosen, then rejected

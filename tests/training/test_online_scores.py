@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers as hf
 from datasets import Dataset
-from selection_training import ROWS, TRL, Collator, chosen, make, pool, rounds, select
+from selection_training import NO_CHECKPOINTING, ROWS, TRL, Collator, chosen, make, pool, rounds, select
 from torch.utils.data import DataLoader, RandomSampler
 from transformers import Trainer, TrainingArguments
 
@@ -227,7 +227,7 @@ def test_kto_trainer_takes_it(tmp_path, model_path, loss):
     from trl import KTOConfig, KTOTrainer  # pyright: ignore[reportPrivateImportUsage]
 
     rows = [{"prompt": f"Say {i}.", "completion": f" {i}", "label": i % 2 == 0, "mark": i} for i in range(16)]
-    settings = TRL | {"activation_checkpointing": False, "num_train_epochs": 1, "save_strategy": "no"}
+    settings = TRL | NO_CHECKPOINTING | {"num_train_epochs": 1, "save_strategy": "no"}
     args = KTOConfig(str(tmp_path), loss_type=loss, **settings)
     trainer = KTOTrainer(model_path, args=args, train_dataset=Dataset.from_list(rows))
     trainer.add_callback(DataSelectionCallback(trainer, "mark", TopK("score"), rows=8))
@@ -244,7 +244,7 @@ def test_scorers_run_the_layers_in_the_precision_that_trains(tmp_path, model_pat
     from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
 
     data = Dataset.from_list([row for row in rows if row["completion"]][:16])
-    settings = TRL | {"bf16": bf16, "num_train_epochs": 1, "save_strategy": "no", "activation_checkpointing": False}
+    settings = TRL | {"bf16": bf16, "num_train_epochs": 1, "save_strategy": "no"} | NO_CHECKPOINTING
     trainer = SFTTrainer(
         model_path, args=SFTConfig(str(tmp_path), max_length=64, model_init_kwargs={"dtype": "float32"}, **settings),
         train_dataset=data,

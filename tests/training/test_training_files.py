@@ -13,7 +13,7 @@ import pytest
 import transformers.trainer
 from datasets import Dataset
 from huggingface_hub.utils import filter_repo_objects
-from selection_training import TRL, chosen, make, pool, rounds, select
+from selection_training import NO_CHECKPOINTING, TRL, chosen, make, pool, rounds, select
 
 from hf_select import DataSelectionCallback, TopK
 from hf_select.training import online_scores
@@ -76,7 +76,7 @@ def test_dpo_trainers_dropped_rows_are_numbered_or_warned_of(tmp_path, model_pat
         for i in range(16)
     ]
     for known in (True, False):
-        settings = TRL | {"activation_checkpointing": False, "precompute_ref_log_probs": not known, "max_length": 32}
+        settings = TRL | NO_CHECKPOINTING | {"precompute_ref_log_probs": not known, "max_length": 32}
         args = DPOConfig(str(tmp_path / str(known)), **settings)
         trainer = DPOTrainer(model_path, args=args, train_dataset=Dataset.from_list(rows))
         caplog.clear()
@@ -101,7 +101,7 @@ def test_reward_trainers_dropped_pairs_are_numbered_or_warned_of(tmp_path, model
         ]
     data = Dataset.from_list([{**row, "mark": i} for i, row in enumerate(rows)])
     data = data.select(range(15, -1, -1)) if view else data
-    settings = TRL | {"activation_checkpointing": False, "max_length": 32, "num_train_epochs": 1}
+    settings = TRL | NO_CHECKPOINTING | {"max_length": 32, "num_train_epochs": 1}
     args = RewardConfig(str(tmp_path), **settings)
     trainer = RewardTrainer(model_path, args=args, train_dataset=data)
     trainer.add_callback(DataSelectionCallback(trainer, "mark", rows=8))
@@ -225,8 +225,8 @@ def test_a_push_of_a_run_in_stages_uploads_no_rows(tmp_path, model_path, sixteen
     from hf_select.training.reward_learning.irft_config import IRFTConfig
     from hf_select.training.reward_learning.irft_trainer import IRFTTrainer
 
-    settings = TRL | {"num_stages": 2, "max_length": 160, "max_completion_length": 64, "num_train_epochs": 1,
-                       "activation_checkpointing": False}  # fmt: skip
+    settings = TRL | {"num_stages": 2, "max_length": 160, "max_completion_length": 64, "num_train_epochs": 1}
+    settings |= NO_CHECKPOINTING
     args = IRFTConfig(
         str(tmp_path / "o"), push_to_hub=True, hub_model_id="me/model", log_completions=logged, seed=3, **settings
     )

@@ -160,7 +160,7 @@ class DemonstrationReward(TrainerCallback):
             self.model: Any = base if lora is None else add_reward_adapter(base, lora)
         disable_dropout(self.model)
         if checkpointing:
-            self.model.activation_checkpointing_enable()
+            _compat.checkpoint_activations(self.model)
         self.model.eval()
 
     # Rewards.

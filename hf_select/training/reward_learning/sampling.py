@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from transformers import ContinuousBatchingConfig, GenerationConfig
+from transformers import GenerationConfig
 
 from hf_select.models import batching
 from hf_select.models.batching import OutOfMemory
@@ -80,6 +80,8 @@ def answers_continuously(
 ) -> list[list[int]]:
     """As `answers`, by the continuous batching of transformers: a prompt takes the place of an answer that has ended.
     Its sampler is its own, so answers repeat for the same prompts together, not for each prompt by itself."""
+    from transformers import ContinuousBatchingConfig  # transformers 5.23 has it, 4.57 does not
+
     if not prompts:
         return []
     greedy = sampling.temperature == 0
