@@ -260,7 +260,8 @@ def test_the_first_row_that_is_not_a_number_is_named(tmp_path, good, bad, shown)
 
 
 def test_integers_that_a_float_would_round_are_named_and_not_ranked():
-    with pytest.raises(ValueError, match=r'"score_x": row 2 is 9007199254740993, beyond .*2\^53'):
+    expected = r'"score_x": row 2 is 9007199254740993, but .*up to 2\^53'
+    with pytest.raises(ValueError, match=expected):
         TopK("score_x")(Dataset.from_dict({"score_x": [1, None, 2**53 + 1]}), k=1)
 
 
