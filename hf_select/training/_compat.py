@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer
 
 
-def checkpointing(config: type, on: bool) -> dict[str, bool]:
+def checkpointing(config: type, on: bool) -> dict[str, Any]:
     """Arguments of a trainer's configuration for activation checkpointing. transformers 5.23 calls the setting
     `activation_checkpointing`; before (4.57, 5.5) it is `gradient_checkpointing`, which TRL turns on by default in all
     of these."""
