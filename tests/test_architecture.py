@@ -130,6 +130,21 @@ def test_importing_loads_no_torch_and_takes_under_half_a_second():
     assert float(done.stdout) < 0.5
 
 
+@pytest.mark.parametrize(
+    "words", ["score", "index", "train", "select --selector top_k", "select --selector dedup", "report", "publish"]
+)
+def test_help_loads_no_datasets_and_no_torch(words):
+    code = (
+        "import sys; from hf_select.cli.main import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "heavy = [m for m in ('torch', 'transformers', 'datasets') if m in sys.modules]; assert not heavy, heavy"
+    )
+    command = [sys.executable, "-c", code, *words.split(), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and "usage" in done.stdout, done.stderr
+
+
 def test_every_public_name_can_be_imported_and_a_wrong_one_says_what_there_is():
     for name in hf_select.__all__:
         assert getattr(hf_select, name) is not None

@@ -12,7 +12,6 @@ from hf_select.cli.settings import import_name, settable, suggest
 from hf_select.data import columns
 from hf_select.data.chat_template import TRAIN_FLAGS, counts
 from hf_select.data.conversation import Conversation, readable_columns
-from hf_select.data.rows import conversations_of
 
 
 if TYPE_CHECKING:
@@ -237,6 +236,8 @@ def _refuse_left_out_turns(rows: "Dataset") -> None:
     ]
     if not any(_may_have_marks(feature) for feature in chats):
         return
+    from hf_select.data.rows import conversations_of
+
     for i, row in enumerate(conversations_of(rows)):
         messages = row.messages if isinstance(row, Conversation) else []
         turn = next((n for n, m in enumerate(messages) if m["role"] == "assistant" and not counts(m)), None)

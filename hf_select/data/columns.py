@@ -16,8 +16,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hf_select.data._compat import Json
-
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +99,8 @@ def numeric_column(dataset: Any, column: str, cure: str) -> np.ndarray:
     A text column is converted if every text is a number: a CSV column with 1 and 0.50 is read as text, to preserve
     its spelling.
     """
+    from hf_select.data._compat import Json  # here, so that --help does not load `datasets`
+
     check_rows(dataset)
     if column not in dataset.column_names:
         raise missing_column(column, dataset.column_names, cure)

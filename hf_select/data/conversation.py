@@ -24,8 +24,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from datasets.formatting.formatting import LazyBatch
-
 from hf_select.data.bad_rows import BadRow
 from hf_select.data.chat_template import REASONING, TRAIN_FLAGS, counts, refuse_surrogates
 from hf_select.data.exact_json import WrittenObject, columns_of, loads_marked
@@ -126,6 +124,8 @@ def _read(read: Callable[[dict[str, Any]], Conversation], row: dict[str, Any]) -
 def _column(batch: Any, name: str) -> list[Any]:
     """A column as Python values. A batch of Dataset.map is decoded from its Arrow table, because `datasets` does not
     decode JSON exactly."""
+    from datasets.formatting.formatting import LazyBatch  # here, so that --help does not load `datasets`
+
     if isinstance(batch, LazyBatch) and name in batch.keys_to_format:
         return columns_of(batch.pa_table.select([name]), batch.formatter.features)[name]
     return _plain(batch[name])

@@ -12,9 +12,6 @@ from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
-from datasets import LargeList, List
-
-from hf_select.data._compat import Json
 
 
 class SpelledFloat(float):
@@ -122,6 +119,10 @@ def columns_of(table: pa.Table, features: Any, drop_filled: bool = False) -> dic
 
 def _decoder(feature: Any, drop_filled: bool) -> Callable[[Any], Any] | None:
     """A function that decodes a stored non-null value; None if stored and original values are the same."""
+    from datasets import LargeList, List  # here, so that --help does not load `datasets`
+
+    from hf_select.data._compat import Json
+
     if isinstance(feature, Json):
         return loads_marked
     if isinstance(feature, (List, LargeList, list)):

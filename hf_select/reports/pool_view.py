@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-_BATCH_ROWS = 1000
-
-
 class PoolView:
     """Lengths, scores, reasons and fingerprint of a pool, each computed once.
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from hf_select.data import columns
 from hf_select.data.bad_rows import BadRow, map_rows
-from hf_select.data.conversation import READ_COLUMNS, Conversation, conversations, layout
+from hf_select.data.conversation import Conversation, layout
 from hf_select.data.text import Part, text_of
 from hf_select.selection.budget import Budget
 from hf_select.selection.selector import Choice, Selector
@@ -74,15 +74,12 @@ def require_texts(dataset: "Dataset", of: Part) -> tuple[list[str], dict[int, st
 
 def compared_texts(dataset: "Dataset", of: Part) -> tuple[list[str], dict[int, str]]:
     """The compared part of each row, and for each row that has none the reason (its text is then empty)."""
+    from hf_select.data.rows import conversations_of  # here, so that --help does not load `datasets`
+
     layout(dataset.column_names)  # its error names all columns
-    batches = dataset.with_format(None).select_columns([c for c in dataset.column_names if c in READ_COLUMNS])
-    texts, unreadable = [], {}
-    for start in range(0, len(dataset), 1000):
-        for text in map_rows(partial(_compared_text, of=of), conversations(batches[start : start + 1000])):
-            if isinstance(text, BadRow):
-                unreadable[len(texts)] = str(text)
-            texts.append("" if isinstance(text, BadRow) else text)
-    return texts, unreadable
+    texts = map_rows(partial(_compared_text, of=of), conversations_of(dataset))
+    unreadable = {row: str(text) for row, text in enumerate(texts) if isinstance(text, BadRow)}
+    return ["" if isinstance(text, BadRow) else text for text in texts], unreadable
 
 
 def _compared_text(row: Conversation, of: Part) -> str:

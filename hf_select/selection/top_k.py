@@ -8,7 +8,6 @@ import numpy as np
 from hf_select.data import columns
 from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import readable_columns
-from hf_select.data.rows import conversations_of
 from hf_select.data.text import characters_of
 from hf_select.selection.budget import Budget, ties_at_the_cut
 from hf_select.selection.ranking import Ranking, rank
@@ -86,6 +85,8 @@ class TopK(Selector):
             if (lengths < 0).any():
                 raise ValueError(f'column "{self.length_column}" has negative numbers, which are not lengths.')
             return lengths
+        from hf_select.data.rows import conversations_of  # here, so that --help does not load `datasets`
+
         readable = readable_columns(dataset.column_names)
         if not readable or len(dataset) == 0:
             raise ValueError(
