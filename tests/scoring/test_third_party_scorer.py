@@ -2,12 +2,12 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
 from contracts import check_scorer
 from datasets import Dataset, load_dataset
+from third_party import their_module
 
 from hf_select import TopK, load_scores, push_selected, score
 from hf_select.cli.main import main
@@ -84,15 +84,7 @@ def pool() -> Dataset:
 
 @pytest.fixture
 def signs(tmp_path, monkeypatch, pool):
-    """Their module, in the folder that one works in."""
-    (tmp_path / "signs.py").write_text(MODULE)
-    pool.to_json(tmp_path / "pool.jsonl")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "signs", raising=False)
-    import signs  # pyright: ignore[reportMissingImports]
-
-    return signs
+    return their_module(tmp_path, monkeypatch, MODULE, pool)
 
 
 def test_it_keeps_the_laws_and_has_its_defaults(signs, pool):

@@ -1,12 +1,12 @@
 """A selector that is not part of the package works wherever the package's own do."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 from contracts import check_selector
 from datasets import Dataset, load_dataset
+from third_party import their_module
 
 from hf_select import Recipe, Selection, compare, demo, push_selected
 from hf_select.cli.main import main
@@ -63,15 +63,7 @@ def pool() -> Dataset:
 
 @pytest.fixture
 def signs(tmp_path, monkeypatch, pool):
-    """Their module, in the folder that one works in."""
-    (tmp_path / "signs.py").write_text(MODULE)
-    pool.to_json(tmp_path / "pool.jsonl")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "signs", raising=False)
-    import signs  # pyright: ignore[reportMissingImports]
-
-    return signs
+    return their_module(tmp_path, monkeypatch, MODULE, pool)
 
 
 def test_it_keeps_the_laws_and_explains_itself(signs, pool):

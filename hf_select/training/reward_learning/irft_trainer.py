@@ -43,7 +43,12 @@ from hf_select.training.reward_learning.demonstrations import (
 from hf_select.training.reward_learning.irft_config import IRFTConfig
 from hf_select.training.reward_learning.losses import implicit_reward, pair_loss
 from hf_select.training.reward_learning.stage_report import stage_report
-from hf_select.training.reward_learning.staged_training import StagedTrainingMixin, check_not_streaming, with_answers
+from hf_select.training.reward_learning.staged_training import (
+    StagedTrainingMixin,
+    check_not_streaming,
+    path_of,
+    with_answers,
+)
 from hf_select.training.sharding import gathered_parameter, has_zero3_parameters, uses_fsdp
 
 
@@ -120,8 +125,7 @@ class IRFTTrainer(StagedTrainingMixin, DPOTrainer):
         peft_config: "PeftConfig | None" = None,
     ):
         if args is None:
-            name = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "")
-            args = IRFTConfig(f"{name.split('/')[-1]}-IRFT")
+            args = IRFTConfig(f"{path_of(model).split('/')[-1]}-IRFT")
         check_not_streaming(train_dataset, eval_dataset)
         with _compat.unhashed_weights():
             super().__init__(

@@ -38,7 +38,12 @@ from hf_select.training.reward_learning.demonstrations import (
 from hf_select.training.reward_learning.irft_trainer import IRFTTrainer
 from hf_select.training.reward_learning.rft_config import RFTConfig
 from hf_select.training.reward_learning.stage_report import stage_report
-from hf_select.training.reward_learning.staged_training import StagedTrainingMixin, check_not_streaming, with_answers
+from hf_select.training.reward_learning.staged_training import (
+    StagedTrainingMixin,
+    check_not_streaming,
+    path_of,
+    with_answers,
+)
 
 
 if TYPE_CHECKING:
@@ -101,7 +106,7 @@ class RFTTrainer(StagedTrainingMixin, RLOOTrainer):
         quantization_config: "BitsAndBytesConfig | None" = None,
         peft_config: "PeftConfig | None" = None,
     ):
-        name = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "")
+        name = path_of(model)
         if args is None:
             args = RFTConfig(f"{name.split('/')[-1]}-RFT")
         check_not_streaming(train_dataset, eval_dataset)
@@ -170,7 +175,7 @@ class RFTTrainer(StagedTrainingMixin, RLOOTrainer):
         args, reward = self.args, self.reward
         names = ("loss", "bound", "batch_size", "learning_rate", "weight_decay")
         return {
-            "reward_model": getattr(reward.model.config, "_name_or_path", ""),
+            "reward_model": path_of(reward.model),
             "reward_lora": args.reward_lora,
             "reward_steps": args.reward_steps,
             "reward_epochs": args.reward_epochs,

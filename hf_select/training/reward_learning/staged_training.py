@@ -39,9 +39,10 @@ from hf_select.training.reward_learning.stages_config import StagesConfig
 
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from torch.optim import Optimizer
     from torch.utils.data import DataLoader
-    from transformers import PreTrainedTokenizerBase, TrainerControl, TrainerState, TrainingArguments
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerControl, TrainerState, TrainingArguments
     from trl.generation.vllm_generation import VLLMGeneration
 
     _Trainer = Trainer
@@ -284,6 +285,11 @@ class StagedTrainingMixin(ABC, _Trainer):
                 "the DeepSpeed configuration has a scheduler of its own, which cannot restart with a stage; remove it "
                 '(Trainer makes one from lr_scheduler_type), or set stage_schedule="run".'
             )
+
+
+def path_of(model: "str | PreTrainedModel | PeftModel") -> str:
+    """Path or Hub id of a model; empty if it was not loaded from one."""
+    return model if isinstance(model, str) else getattr(model.config, "_name_or_path", "")
 
 
 def check_not_streaming(train_dataset: object, eval_dataset: object) -> None:
