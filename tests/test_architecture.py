@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import hf_select
+from hf_select.cli.commands import COMMANDS, DEMO_STEPS, command_class
 from hf_select.scoring import SCORERS
 from hf_select.selection import SELECTORS
 
@@ -143,6 +144,26 @@ def test_help_loads_no_datasets_and_no_torch(words):
     command = [sys.executable, "-c", code, *words.split(), "--help"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and "usage" in done.stdout, done.stderr
+
+
+def test_no_help_loads_torch():
+    """Of any command, with the settings of any scorer, selector, training method or generator backend."""
+    code = (
+        "import json, sys; from hf_select.cli.main import main\n"
+        "for words in json.loads(sys.argv[1]):\n"
+        "    try: main([*words, '--help'])\n"
+        "    except SystemExit as end: assert not end.code, (words, end.code)\n"
+        "    heavy = [m for m in ('torch', 'transformers', 'trl', 'scipy', 'matplotlib') if m in sys.modules]\n"
+        "    assert not heavy, (words, heavy)"
+    )
+    cases = [[name] for name in (*COMMANDS, *DEMO_STEPS)]
+    for name in (*COMMANDS, *DEMO_STEPS):
+        cls = command_class(name)
+        assert cls is not None
+        cases += [[name, f"--{setting}", value] for setting, values in cls.decided_by.items() for value in values]
+    assert len(cases) > 60
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(cases)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_public_name_can_be_imported_and_a_wrong_one_says_what_there_is():

@@ -7,18 +7,20 @@ section 3.2.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from hf_select.atomic import read_json
 
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
 # B rows, O outputs and I inputs of a layer
 
-Moments = dict[str, tuple[Tensor, ...]]  # layer -> (m, v), both (O, I)
+Moments = dict[str, "tuple[Tensor, ...]"]  # layer -> (m, v), both (O, I)
 
 
 @dataclass
@@ -40,18 +42,18 @@ class Adam:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
 
-    def __call__(self, layer: str, gradients: Tensor) -> Tensor:
+    def __call__(self, layer: str, gradients: "Tensor") -> "Tensor":
         """Gamma (B, O, I) of gradients (B, O, I)."""
         (b1, b2), (m, v) = self.betas, self.moments[layer]
         first = b1 * m + (1 - b1) * gradients
         second = b2 * v + (1 - b2) * gradients**2
         if self.mode == "repo":
-            return first / torch.sqrt(second + self.eps)
+            return first / (second + self.eps).sqrt()
         t = self.step + 1
-        return first / (1 - b1**t) / (torch.sqrt(second / (1 - b2**t)) + self.eps)
+        return first / (1 - b1**t) / ((second / (1 - b2**t)).sqrt() + self.eps)
 
 
-def read_adam(path: str, layers: dict[str, torch.nn.Linear], mode: Literal["paper", "repo"]) -> Adam:
+def read_adam(path: str, layers: "dict[str, torch.nn.Linear]", mode: Literal["paper", "repo"]) -> Adam:
     """Adam's state in a checkpoint folder: optimizer.pt as Trainer writes it, or adam_moments.safetensors with
     NAME.exp_avg and NAME.exp_avg_sq and the step in its metadata.
 
@@ -82,7 +84,7 @@ def read_adam(path: str, layers: dict[str, torch.nn.Linear], mode: Literal["pape
     return Adam(on_device, step, mode, **settings)
 
 
-def _named_moments(folder: Path, layers: dict[str, torch.nn.Linear]) -> tuple[Moments, int, dict[str, Any]]:
+def _named_moments(folder: Path, layers: "dict[str, torch.nn.Linear]") -> tuple[Moments, int, dict[str, Any]]:
     from safetensors import safe_open
     from safetensors.torch import load_file
 
@@ -104,7 +106,9 @@ def _without_adapter(layer: str) -> str:
     return layer.rpartition(".")[0]
 
 
-def _numbered_moments(folder: Path, layers: dict[str, torch.nn.Linear]) -> tuple[Moments, int, dict[str, Any]]:
+def _numbered_moments(folder: Path, layers: "dict[str, torch.nn.Linear]") -> tuple[Moments, int, dict[str, Any]]:
+    import torch
+
     path = folder / "optimizer.pt"
     state = torch.load(path, map_location="cpu", weights_only=True)  # tensors and numbers, never code
     numbers = [number for group in state["param_groups"] for number in group["params"]]

@@ -18,7 +18,6 @@ from hf_select.generation.generator import Answer, Generator, Request, RequestCo
 from hf_select.models import batching
 from hf_select.models.batching import OutOfMemory, TokenBudget
 from hf_select.models.causal_lm import CausalLM
-from hf_select.models.generate import sample_batch
 from hf_select.models.sampling import Sampling
 
 
@@ -123,6 +122,8 @@ class TransformersGenerator(Generator):
         return None if room < 1 else replace(sampling, max_new_tokens=room, seed=None)
 
     def _generate(self, batch: list[tuple[Request, list[int]]], sampling: Sampling) -> list[Answer]:
+        from hf_select.models.generate import sample_batch
+
         loaded, stop_ids = self.model.load(), self._stop_ids()
         prompts = [prompt for _, prompt in batch]
         seeds = [request.sampling.seed for request, _ in batch]

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from accelerate.utils.memory import should_reduce_batch_size
-
 from hf_select.data.bad_rows import BadRow
 from hf_select.jobs.progress import _on_batch
 
@@ -71,7 +69,7 @@ def run(
         try:
             outputs = forward(batch)
         except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
-            if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
+            if not is_out_of_memory(error):
                 raise
             outputs = None
         # Outside the except block: its traceback would keep the tensors of the failed pass in memory.
@@ -92,6 +90,13 @@ def run(
         batches = plan([lengths[i] for i in remaining], budget.tokens * passes)
         waiting = [[remaining[j] for j in positions] for positions in batches][::-1]
     return results  # type: ignore[return-value]  # every index has a result
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that the memory of this machine or of its accelerator is full."""
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    return isinstance(error, MemoryError) or should_reduce_batch_size(error)
 
 
 def release_cached_memory() -> None:

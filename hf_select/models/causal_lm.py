@@ -15,21 +15,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from hf_select.data.bad_rows import BadRow, attempt
 from hf_select.data.chat_template import FALLBACK_TEMPLATE, template_digest, template_text
 from hf_select.models import batching, loading
-from hf_select.models.loaded_model import LoadedModel
 from hf_select.models.sources import Sources, content_of_loaded, content_of_tokenizer, find_all
 from hf_select.models.template_day import DatedTokenizer
 from hf_select.validation import check_choices
 
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hf_select.models.loaded_model import LoadedModel
 
 # B sequences, T tokens, S tokens of a suffix, J suffixes, D hidden, V vocabulary, K named tokens, N measured positions
 
@@ -197,7 +198,7 @@ class CausalLM:
             "template_sha256": hashlib.sha256(str(template).encode()).hexdigest(),
         }
 
-    def load(self, rank: int | None = None) -> LoadedModel:
+    def load(self, rank: int | None = None) -> "LoadedModel":
         """The loaded model; `rank` (of a `map` worker) picks its accelerator."""
         if self._loaded is None:
             self._loaded = loading.load(self, rank)
@@ -230,6 +231,8 @@ class CausalLM:
         A prefix that all prompts share is run once. Logits of half-precision models are formed from the final hidden
         state with fp32 accumulation: a bf16 head rounds logits near 20 to steps of 0.125 and ties ratings that differ.
         """
+        import torch
+
         prefix = _common_prefix(prompts)
         loaded = self.load()
         with self.measuring(prompts):
@@ -256,6 +259,8 @@ class CausalLM:
 
         Each context is run once and its cache serves all suffixes.
         """
+        import torch
+
         loaded = self.load()
         pairs = [context + suffix for context in contexts for suffix in suffixes]
         if not loaded.shares_padded_cache:
@@ -306,6 +311,9 @@ class CausalLM:
                 a sequence has no context and is left out.
         Returns: for each sequence one array over its response tokens in order.
         """
+        import torch
+        from torch.nn.functional import cross_entropy
+
         loaded = self.load()
         positions = [predicted(spans) for spans in responses]
         with self.measuring(sequences):
@@ -323,7 +331,7 @@ class CausalLM:
                 for part in range(0, len(target), block):
                     logits = loaded.logits(predicting[part : part + block])  # (block, V)
                     y = target[part : part + block].to(logits.device)
-                    nll[part : part + block] = F.cross_entropy(logits, y, reduction="none").to(nll.device)
+                    nll[part : part + block] = cross_entropy(logits, y, reduction="none").to(nll.device)
                 self.usage.flops += 2.0 * loaded.head_parameters * len(target)
                 return np.split(nll.cpu().numpy(), np.cumsum(counts)[:-1])
 
@@ -339,6 +347,8 @@ class CausalLM:
                 (arXiv:2503.01807), 1 / T the mean, (0, ..., 0, 1) the last token.
             layer: pool the output of this decoder layer, counted from 1, and stop the forward pass there.
         """
+        import torch
+
         loaded = self.load()
         with self.measuring(sequences):
 
@@ -352,8 +362,10 @@ class CausalLM:
 
             return batching.run([len(s) for s in sequences], loaded.budget, forward)
 
-    def pad(self, sequences: Sequence[list[int]]) -> Tensor:
+    def pad(self, sequences: Sequence[list[int]]) -> "Tensor":
         """Token ids (B, T), padded on the right with 0; no real token attends to padding."""
+        import torch
+
         longest = max(map(len, sequences))
         ids = np.zeros((len(sequences), longest), dtype=np.int64)
         for row, sequence in zip(ids, sequences, strict=True):
@@ -362,13 +374,15 @@ class CausalLM:
 
     def _backbone(
         self,
-        input_ids: Tensor,
+        input_ids: "Tensor",
         cache: Any = None,
         layer: int | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-    ) -> Tensor:
+        attention_mask: "Tensor | None" = None,
+        position_ids: "Tensor | None" = None,
+    ) -> "Tensor":
         """Final hidden states (B, T, D) of the model without its output head, or those of an earlier layer."""
+        import torch
+
         loaded = self.load()
         with torch.inference_mode(), loaded.stopped_after(layer) as stopped:
             output = stopped(

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-from accelerate.utils.memory import should_reduce_batch_size
+from hf_select.models.batching import is_out_of_memory
 
 
 @contextmanager
@@ -20,7 +19,7 @@ def named(what: str) -> Iterator[None]:
             raise
         details = [line.strip() for line in str(error).splitlines() if line.strip()]
         summary = f"{type(error).__name__}: {' '.join(details[:2])}" if details else type(error).__name__
-        if isinstance(error, MemoryError) or should_reduce_batch_size(error):
+        if is_out_of_memory(error):
             cure = "It does not fit in memory: use dtype=bfloat16, quantization=4bit or device_map=auto."
         else:
             cure = "A file may be damaged or incomplete, or this release of transformers does not support its format."
@@ -29,6 +28,8 @@ def named(what: str) -> Iterator[None]:
 
 def checked_device(device: str) -> str:
     """Raises: ValueError if torch does not know the device, or if this machine does not have it."""
+    import torch
+
     try:
         requested = torch.device(device)
     except RuntimeError:
@@ -48,7 +49,14 @@ def checked_device(device: str) -> str:
 
 def checked_dtype(dtype: Any) -> Any:
     """Raises: ValueError if the dtype is neither auto nor a floating-point type of torch."""
+    import torch
+
     kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if dtype != "auto" and not (isinstance(kind, torch.dtype) and kind.is_floating_point):
         raise ValueError(f'dtype is "{dtype}"; give auto, float32, bfloat16 or float16.')
     return dtype
+
+
+def not_causal(name: str, why: str) -> ValueError:
+    """The error for a model that is not a causal LM."""
+    return ValueError(f'"{name}" is not a causal LM: {why}. Give the checkpoint of one (GPT, Llama, Qwen, ...).')

@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from operator import attrgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from hf_select.data.bad_rows import BadRow, map_rows
 from hf_select.data.conversation import Conversation
@@ -15,6 +13,10 @@ from hf_select.data.encoding import Encoded, encode_all, response_close
 from hf_select.jobs.retry import with_retries
 from hf_select.models.load_errors import checked_dtype
 from hf_select.models.loading import device_of
+
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def whole_rows(
@@ -46,8 +48,10 @@ def encode_whole(
     )
 
 
-def padded(sequences: Sequence[Any], device: Any) -> tuple[Tensor, Tensor]:
+def padded(sequences: Sequence[Any], device: Any) -> "tuple[Tensor, Tensor]":
     """(B, T) ids, padded on the right with 0, and the attention mask."""
+    import torch
+
     longest = max(map(len, sequences))
     ids = np.zeros((2, len(sequences), longest), dtype=np.int64)
     for b, sequence in enumerate(sequences):

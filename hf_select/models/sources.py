@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
 import xxhash
 
 from hf_select.jobs.retry import with_retries
@@ -187,6 +186,8 @@ def content_of(folder: str, names: Sequence[str] = _READ) -> str:
 
 def content_of_loaded(model: Any) -> str:
     """Hash of a loaded model: name, type and shape of each tensor, and blocks at its start, middle and end."""
+    import torch
+
     digest = xxhash.xxh3_128()
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

@@ -8,19 +8,21 @@ checkpoint, which a `PoolIndex` (`hf-select index`) stores for any later queries
 """
 
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import torch
 
 from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import Conversation
 from hf_select.features.adam import mean_learning_rate, training_cost
-from hf_select.features.adapter_gradients import AdapterGradients
 from hf_select.features.featurizer import Feature, unit
 from hf_select.models.causal_lm import CausalLM
 from hf_select.paper import Paper
 from hf_select.scoring.similarity import Similarity, mean_by_part
+
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass
@@ -73,6 +75,8 @@ class LESS(Similarity):
     default_subtask_per_query: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        from hf_select.features.adapter_gradients import AdapterGradients
+
         super().__post_init__()
         shared = [f.name for f in fields(AdapterGradients)]
         self._gradients = AdapterGradients(**{name: getattr(self, name) for name in shared})
@@ -132,12 +136,16 @@ class LESS(Similarity):
 
     def _compared(self, rows: list[Any], checkpoint: int) -> list[Any]:
         if self._query_gradients is None:
+            import torch
+
             device = self._gradients.lm.load().device
             self._query_gradients = [torch.as_tensor(gradients, device=device) for gradients in self.queries_]
         return self._gradients.cosines(rows, checkpoint, self._query_gradients[checkpoint])
 
     def _stacked(self, vectors: list[Any]) -> Any:
         """(checkpoints, q, P) or, projected, (checkpoints, q, d), float32, not normalised."""
+        import torch
+
         self._shares = None
         if self.featurizer is not None:
             return self._by_checkpoint(vectors)

@@ -10,7 +10,6 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
 from hf_select.data import columns
 from hf_select.data.bad_rows import BadRow, map_rows, on_readable
@@ -137,6 +136,8 @@ class Reward(Scorer):
         return answers
 
     def _rewards(self, rows: list[Encoded]) -> list[Answer | BadRow]:
+        import torch
+
         sequences = [row.input_ids for row in rows]
 
         def forward(indices: list[int]) -> list[float]:

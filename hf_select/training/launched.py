@@ -17,7 +17,8 @@ from datasets import Dataset
 
 from hf_select.atomic import read_json, write_json
 from hf_select.models.causal_lm import CausalLM
-from hf_select.training.equal_tokens import Recipe, TrainingFigures, train
+from hf_select.training.equal_tokens import Recipe, TrainingFigures
+from hf_select.training.planned_steps import train
 
 
 def train_launched(

@@ -6,7 +6,8 @@ from typing import Any
 from datasets import Dataset
 
 from hf_select.models.causal_lm import CausalLM
-from hf_select.training.equal_tokens import Recipe, Trained, plan_steps, train
+from hf_select.training.equal_tokens import Recipe, Trained, plan_steps
+from hf_select.training.planned_steps import train
 
 
 def train_on_tokens(recipe: Recipe, lm: CausalLM, rows: Dataset, tokens: int, steps: int, seed: int) -> Trained:

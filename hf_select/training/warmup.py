@@ -7,28 +7,25 @@ Adam's moments. Rows, templates and response tokens are those that LESS measures
 import copy
 import logging
 import os
-import time
 from collections import Counter
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from datasets import Dataset
-from transformers import TrainerCallback
 
 from hf_select.jobs.run_folder import claim_run_folder
 from hf_select.models.causal_lm import CausalLM
 from hf_select.models.responses import tokenize_with_labels
 from hf_select.models.template_day import began_on
 from hf_select.selection.baselines import Random
-from hf_select.training import _compat
 from hf_select.training.lora import lora_config
 from hf_select.training.resuming import last_whole_checkpoint
 from hf_select.validation import check_choices
 
 
 if TYPE_CHECKING:
-    from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+    from transformers import Trainer
     from trl import SFTConfig  # pyright: ignore[reportPrivateImportUsage]
 
     from hf_select.models.loaded_model import LoadedModel
@@ -84,6 +81,8 @@ class WarmUp:
         """
         from trl import SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
 
+        from hf_select.training.clock import Clock
+
         folder = Path(output_dir).expanduser()
         # A copy, since training adds the adapter to the model.
         lm = self.model.fresh() if isinstance(self.model, CausalLM) else CausalLM(self.model)
@@ -110,7 +109,7 @@ class WarmUp:
                 lora_dropout=self.lora_dropout,
                 target_modules=self.target_modules,
             ),
-            callbacks=[_Clock()],
+            callbacks=[Clock()],
         )
         trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
         if _steps_per_epoch(trainer) < 2:
@@ -122,6 +121,8 @@ class WarmUp:
 
     def _config(self, folder: Path, loaded: "LoadedModel") -> "SFTConfig":
         from trl import SFTConfig  # pyright: ignore[reportPrivateImportUsage]
+
+        from hf_select.training import _compat
 
         return SFTConfig(
             output_dir=str(folder),
@@ -140,22 +141,6 @@ class WarmUp:
             use_cpu=loaded.device.type == "cpu",
             report_to="none",
         )
-
-
-class _Clock(TrainerCallback):
-    """Logs with each step the seconds since training began, including those before a kill: checkpoints keep the
-    log."""
-
-    def on_train_begin(
-        self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
-    ) -> None:
-        before = max((entry["seconds"] for entry in state.log_history if "seconds" in entry), default=0.0)
-        self._begin = time.perf_counter() - before
-
-    def on_log(
-        self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
-    ) -> None:
-        state.log_history[-1]["seconds"] = time.perf_counter() - self._begin
 
 
 def _steps_per_epoch(trainer: "Trainer") -> float:
