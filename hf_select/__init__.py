@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_select._version import __version__ as __version__
+from hf_select.extras import explained
 from hf_select.scoring import SCORERS
 from hf_select.selection import SELECTORS
 
@@ -104,7 +105,10 @@ else:  # hidden from type checkers, which would take every name for a public one
     def __getattr__(name: str) -> object:
         if name not in _MODULE_OF:
             raise AttributeError(f"module 'hf_select' has no attribute {name!r}; it offers {', '.join(__all__)}")
-        return getattr(__import__(_MODULE_OF[name], fromlist=[name]), name)
+        try:
+            return getattr(__import__(_MODULE_OF[name], fromlist=[name]), name)
+        except ModuleNotFoundError as error:
+            raise explained(f"hf_select.{name}", error) from None
 
 
 def _public_names() -> dict[str, str]:

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_select.extras import require
+
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -280,11 +282,9 @@ def save_encoder(model: Path, folder: Path) -> None:
     """Save the tiny LM with mean pooling as a sentence-transformers model (extra `embed`)."""
     import tempfile
 
-    try:
-        from sentence_transformers import SentenceTransformer
-        from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-    except ImportError:
-        raise ImportError('a sentence encoder needs an extra: pip install "hf-select[embed]"') from None
+    require("a sentence encoder", "sentence_transformers")
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
     from transformers import AutoModel, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)

@@ -34,6 +34,7 @@ class Advise(OverRows):
     source_column: str | None = None
     seed: int = 0
 
+    modules: ClassVar[tuple[str, ...]] = ("matplotlib", "scipy")
     example: ClassVar[str] = (
         "hf-select advise --scorer ifd --model Qwen/Qwen2.5-7B --small model=Qwen/Qwen2.5-0.5B --dataset "
         "tatsu-lab/alpaca --share 0.05 --output-dir advice"

@@ -17,6 +17,7 @@ class Command(ABC):
         first_word: setting that the first word may give without its flag: `train sft` is `train --method sft`.
         decided_by: settings on which the other settings depend, such as the scorer, with the values they can have.
         other_commands: flags that run another command in place of this one.
+        modules: optional modules that the command needs, see `hf_select.extras`.
     """
 
     example: ClassVar[str]
@@ -24,6 +25,7 @@ class Command(ABC):
     first_word: ClassVar[str | None] = None
     decided_by: ClassVar[Mapping[str, Collection[str]]] = {}
     other_commands: ClassVar[Mapping[str, str]] = {}
+    modules: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def parts(cls, values: Values) -> list[type]:

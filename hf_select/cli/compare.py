@@ -57,6 +57,7 @@ class Compare(Rows):
     balanced_by: str | None = None
     whole_pool: bool = False
 
+    modules: ClassVar[tuple[str, ...]] = ("trl", "peft", "matplotlib", "scipy")
     example: ClassVar[str] = (
         "hf-select compare --model Qwen/Qwen2.5-0.5B --dataset tatsu-lab/alpaca "
         "--methods ifd=runs/ifd/scores:at_most=1 --held-out task=held_out.jsonl --budgets 1000 5000 "

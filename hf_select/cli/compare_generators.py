@@ -46,6 +46,7 @@ class CompareGenerators(Rows):
     seeds: int = 3
     passes: float = 2.0
 
+    modules: ClassVar[tuple[str, ...]] = ("matplotlib", "scipy")
     example: ClassVar[str] = (
         "hf-select compare-generators --dataset responses/responses.parquet --output-dir generators "
         "--judge Qwen/Qwen2.5-72B-Instruct --model Qwen/Qwen2.5-0.5B --held-out mine=held_out.jsonl"

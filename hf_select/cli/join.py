@@ -20,6 +20,7 @@ class Join(Command):
     comparisons: list[str]
     output_dir: str
 
+    modules: ClassVar[tuple[str, ...]] = ("matplotlib", "scipy")
     example: ClassVar[str] = "hf-select join --comparisons runs/alpaca tulu=runs/tulu_7b --output-dir joined"
 
     def run(self) -> None:

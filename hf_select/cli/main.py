@@ -15,6 +15,7 @@ from hf_select._version import __version__
 from hf_select.cli.command import Command, Values
 from hf_select.cli.commands import COMMANDS, command_class, make_command
 from hf_select.cli.settings import add_flags, add_positional, choices_of, nearest, settable, suggest
+from hf_select.extras import explained, require
 
 
 # What is wrong with a path, by the error of the operating system.
@@ -96,6 +97,7 @@ def _parse(argv: list[str]) -> tuple[str, Values]:
     if cls.positional and named:
         given[cls.positional[0]] = words[0]
     if not {"-h", "--help"} & set(words):
+        require(f"hf-select {name}", *cls.modules)
         _check_decided(name, cls, given)
     parser = _Parser(
         prog=f"hf-select {name}",
@@ -190,6 +192,8 @@ def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.filename is not None and type(error) in _PATH_ERRORS:
         return f'"{error.filename}" {_PATH_ERRORS[type(error)]}.'
+    if isinstance(error, ImportError):
+        text = str(explained("this command", error))
     if isinstance(error, (ValueError, OSError, ImportError)) and text:
         return text
     with tempfile.NamedTemporaryFile("w", prefix="hf-select-", suffix=".txt", delete=False, encoding="utf-8") as file:

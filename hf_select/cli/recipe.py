@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 from hf_select.atomic import atomic_path, read_json, write_json
 from hf_select.cli.command import Command, Values
 from hf_select.cli.settings import check_names, check_values, descriptions, settable, suggest
+from hf_select.extras import require
 from hf_select.recipe import fill_output_dir, read_recipe_file, texts_of
 from hf_select.strict_yaml import parse_yaml
 
@@ -178,6 +179,7 @@ def _resolved(step: str, settings: Settings) -> Settings:
     command = command_class(name)
     if command is None or name == "run":
         raise suggest("command", name, [known for known in COMMANDS if known != "run"])
+    require(f'step "{step}"', *command.modules)
     given = {key: value for key, value in settings.items() if key != "command"}
     classes = [command, *command.parts(given)]
     check_names(given, classes, f'step "{step}"', otherwise=f"See hf-select {name} --help.")

@@ -42,6 +42,7 @@ class Report(Command):
     max_megabytes: float = 14.0
     seed: int = 0
 
+    modules: ClassVar[tuple[str, ...]] = ("matplotlib",)
     example: ClassVar[str] = "hf-select report hf_select_runs/quickstart"
     positional: ClassVar[tuple[str, ...]] = ("subset",)
 

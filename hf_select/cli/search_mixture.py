@@ -38,6 +38,7 @@ class SearchMixture(Command):
     rename: dict[str, str] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 
+    modules: ClassVar[tuple[str, ...]] = ("trl", "peft", "scipy")
     example: ClassVar[str] = (
         "hf-select search-mixture --model Qwen/Qwen2.5-0.5B --sources chat=chat.jsonl math=math.jsonl code=code.jsonl "
         "--held-out mine=held_out.jsonl --rows 1000 --output-dir search"

@@ -172,6 +172,7 @@ class Train(Rows):
     lora: dict[str, Any] | None = None
     eval_dataset: str | None = None
 
+    modules: ClassVar[tuple[str, ...]] = ("trl", "peft")
     example: ClassVar[str] = (
         "hf-select train sft --model Qwen/Qwen2.5-0.5B --dataset subset.parquet --output-dir sft "
         "--args learning_rate=2e-5 num_train_epochs=2"

@@ -13,6 +13,7 @@ class WarmUpCommand(Rows):
     command resumes a stopped run.
     """
 
+    modules: ClassVar[tuple[str, ...]] = ("trl", "peft")
     example: ClassVar[str] = (
         "hf-select warm-up --model meta-llama/Llama-2-7b-hf --dataset tatsu-lab/alpaca --output-dir warm_up"
     )

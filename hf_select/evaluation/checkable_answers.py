@@ -19,6 +19,7 @@ from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import Conversation
 from hf_select.data.rows import conversations_of, pool_fingerprint, readable
 from hf_select.evaluation.measure import Measure
+from hf_select.extras import require
 from hf_select.generation.local import TransformersGenerator
 from hf_select.models.causal_lm import CausalLM
 from hf_select.models.sampling import Sampling
@@ -295,8 +296,7 @@ def _latex(text: str) -> str:
 
 
 def _math_verify() -> Any:
-    try:
-        import math_verify
-    except ImportError:
-        raise ImportError('checking numbers needs an extra: pip install "hf-select[eval]"') from None
+    require("checking numbers", "math_verify")
+    import math_verify
+
     return math_verify

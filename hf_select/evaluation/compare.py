@@ -48,6 +48,7 @@ from hf_select.evaluation.break_even import add_costs
 from hf_select.evaluation.held_out_loss import as_measures
 from hf_select.evaluation.measure import Measure
 from hf_select.evaluation.tables import MATCHED, POOLED_LOSS, Cell, measures_of, tables
+from hf_select.extras import require
 from hf_select.jobs.run_folder import claim_run_folder
 from hf_select.models.causal_lm import CausalLM
 from hf_select.models.responses import tokenize_with_labels, with_responses
@@ -355,8 +356,9 @@ def compare(
         costs: name -> {"flops", "seconds"} of its scores.
     Returns: the result, which is also written to result.json.
     Raises: ValueError for a folder of another comparison, budgets above the pool, nothing to measure on, a run that
-        diverged.
+        diverged. ImportError without trl or matplotlib.
     """
+    require("a comparison", "trl", "matplotlib")
     with without_launcher_env(recipe.accelerate_config is not None):
         return ComparisonRun(
             pool, methods, as_measures(measures, recipe.max_length), recipe, Path(output_dir).expanduser(),

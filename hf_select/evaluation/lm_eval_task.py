@@ -7,15 +7,15 @@ from typing import Any, cast
 import numpy as np
 
 from hf_select.evaluation.measure import Measure
+from hf_select.extras import require
 from hf_select.models.causal_lm import CausalLM
 
 
 @functools.cache
 def _task_manager(include_path: str | None) -> Any:
-    try:
-        from lm_eval.tasks import TaskManager  # type: ignore[import-not-found]
-    except ImportError as error:
-        raise ImportError('tasks of lm-evaluation-harness need an extra: pip install "hf-select[eval]"') from error
+    require("tasks of lm-evaluation-harness", "lm_eval")
+    from lm_eval.tasks import TaskManager  # type: ignore[import-not-found]
+
     # Its own tasks are some 14,000 files, which take half a minute to read on a slow disk.
     return TaskManager(include_path=include_path, include_defaults=include_path is None)
 

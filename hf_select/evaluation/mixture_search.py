@@ -34,6 +34,7 @@ from hf_select.evaluation.held_out_loss import as_measures
 from hf_select.evaluation.measure import Measure
 from hf_select.evaluation.mixture_regression import Regression, draw_weights, finest_grid
 from hf_select.evaluation.statistics import corrected, differences
+from hf_select.extras import require
 from hf_select.jobs.run_folder import claim_run_folder
 from hf_select.mixtures.mixture import Mixture
 from hf_select.mixtures.source import Source
@@ -137,6 +138,7 @@ def search_mixture(
     Returns: the result, which is also written to result.json.
     Raises: ValueError for fewer than two sources, too few runs, a source without the rows that a weight of 1 needs.
     """
+    require("a search", "trl")
     check_choice("draws", draws, Draws)
     if len(sources) < 2:
         raise ValueError(f"{len(sources)} source has no weights to search; give at least two.")

@@ -13,6 +13,7 @@ import numpy as np
 
 from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import Conversation
+from hf_select.extras import require
 from hf_select.features.featurizer import Feature, Featurizer
 from hf_select.models.causal_lm import Usage
 from hf_select.models.load_errors import checked_device, named
@@ -79,10 +80,9 @@ class SentenceEmbeddings(Featurizer):
     def load(self, rank: int | None = None) -> Any:
         """Load the model, once."""
         if self._encoder is None:
-            try:
-                from sentence_transformers import SentenceTransformer
-            except ImportError:
-                raise ImportError('sentence embeddings need an extra: pip install "hf-select[embed]"') from None
+            require("sentence embeddings", "sentence_transformers")
+            from sentence_transformers import SentenceTransformer
+
             source, device = self.source, self.device and checked_device(self.device)
             with named(self.model):
                 self._encoder = SentenceTransformer(source.location, revision=source.commit, device=device)

@@ -14,6 +14,7 @@ from typing import Any
 from hf_select.data.bad_rows import BadRow
 from hf_select.data.chat_template import FALLBACK_TEMPLATE
 from hf_select.data.encoding import response_end
+from hf_select.extras import require
 from hf_select.generation.generator import Answer, Generator, Request, RequestCounts
 from hf_select.models import batching
 from hf_select.models.batching import OutOfMemory, TokenBudget
@@ -180,11 +181,10 @@ class VLLMGenerator(Generator):
         self._llm = None
 
     def stream(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Answer]]:
-        try:
-            from vllm import LLM, SamplingParams  # type: ignore[import-not-found]
-            from vllm.sampling_params import StructuredOutputsParams  # type: ignore[import-not-found]
-        except ImportError as error:
-            raise ImportError('vLLM in this process needs an extra: pip install "hf-select[vllm]"') from error
+        require("vLLM in this process", "vllm")
+        from vllm import LLM, SamplingParams  # type: ignore[import-not-found]
+        from vllm.sampling_params import StructuredOutputsParams  # type: ignore[import-not-found]
+
         engine_settings = [f.name for f in fields(self) if f.name not in ("model", "usage")]
         # vLLM makes its own batches; windows only bound the requests in memory.
         for window in _windows(requests, 8 * _WINDOW):

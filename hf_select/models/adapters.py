@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from hf_select.extras import require
 from hf_select.models.sources import resolve_source
 
 
@@ -22,8 +23,9 @@ def put_adapter(model: Any, adapter: str, name: str = "default", revision: str |
         adapter: folder or Hub id of the adapter.
         revision: branch, tag or commit of the adapter's repository.
     Raises: ValueError if the weights are not in safetensors, or if they do not match the model's adapter layers tensor
-        by tensor.
+        by tensor. ImportError without peft.
     """
+    require("an adapter", "peft")
     from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
     from safetensors import SafetensorError
 

@@ -4,6 +4,7 @@ import copy
 import os
 from typing import TYPE_CHECKING, Any, Protocol
 
+from hf_select.extras import require
 from hf_select.jobs.launch import local_rank
 from hf_select.jobs.retry import with_retries
 from hf_select.models.load_errors import checked_device, checked_dtype, named, not_causal
@@ -133,6 +134,7 @@ def _from_pretrained(spec: ModelSpec, rank: int | None) -> Any:
     if spec.attn_implementation is not None:
         options["attn_implementation"] = spec.attn_implementation
     if spec.quantization is not None:
+        require("quantization", "bitsandbytes")
         from transformers import BitsAndBytesConfig
 
         four = spec.quantization == "4bit"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from hf_select.extras import require
 from hf_select.reports.ledger import Step
 from hf_select.reports.report_numbers import (
     Distribution,
@@ -244,6 +245,7 @@ def wrapped(text: str, width: int = 40) -> str:
 
 def png(paint: Paint, height: float, theme: Theme) -> bytes:
     """What `paint(axes, ink)` draws, as a PNG of the common width and this height in inches."""
+    require("the pictures of a report", "matplotlib")
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas

@@ -20,6 +20,7 @@ from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import Conversation, layout
 from hf_select.data.rows import conversations_of
 from hf_select.data.text import text_of, words
+from hf_select.extras import require
 from hf_select.features.featurizer import Feature
 from hf_select.paper import DSIR_PAPER, Paper
 from hf_select.scoring.scorer import Answer, Queries, Scorer, records_fit_cost
@@ -225,10 +226,9 @@ class DSIR(Scorer):
 
 
 def _sklearn_text() -> Any:
-    try:
-        from sklearn.feature_extraction import text
-    except ImportError:
-        raise ImportError('word statistics need an extra: pip install "hf-select[text]"') from None
+    require("word statistics", "sklearn")
+    from sklearn.feature_extraction import text
+
     return text
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from hf_select.data import columns
 from hf_select.data.text import exact, shingles
+from hf_select.extras import require
 from hf_select.paper import Paper
 from hf_select.selection.filter import Filter, Removal, require_texts
 
@@ -78,10 +79,9 @@ def _buckets(
     pairs at the threshold are hardly ever missed. datasketch computes the sketches; its MinHashLSH would take 9 kB a
     row for the tables, although most buckets have a single row.
     """
-    try:
-        from datasketch import MinHash
-    except ImportError as error:
-        raise ImportError('near-duplicate search needs an extra: pip install "hf-select[text]"') from error
+    require("near-duplicate search", "datasketch")
+    from datasketch import MinHash
+
     rows: list[int] = []
 
     def hashes() -> Iterator[np.ndarray]:

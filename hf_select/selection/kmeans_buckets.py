@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hf_select.data import columns
+from hf_select.extras import require
 from hf_select.selection.budget import Budget
 from hf_select.selection.ranking import Ranking, in_turn, rank
 from hf_select.selection.selector import Choice
@@ -78,9 +79,8 @@ def take_turns(order: np.ndarray, clusters: np.ndarray) -> np.ndarray:
 
 def _clusters(units: np.ndarray, num_clusters: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Label of each row (m,) and unit centres (num_clusters, d)."""
-    try:
-        from sklearn.cluster import MiniBatchKMeans
-    except ImportError as error:
-        raise ImportError('k-means needs an extra: pip install "hf-select[text]"') from error
+    require("k-means", "sklearn")
+    from sklearn.cluster import MiniBatchKMeans
+
     k_means = MiniBatchKMeans(num_clusters, random_state=seed, n_init=3).fit(units)  # type: ignore[arg-type]
     return np.asarray(k_means.labels_, dtype=np.int64), unit_vectors(np.asarray(k_means.cluster_centers_))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from datasets import Dataset
 
+from hf_select.extras import require
 from hf_select.jobs.run_folder import claim_run_folder
 from hf_select.models.causal_lm import CausalLM
 from hf_select.models.responses import tokenize_with_labels
@@ -77,8 +78,9 @@ class WarmUp:
         """Train, or resume a killed run; returns the checkpoints, one per epoch.
 
         Raises: ValueError if no row of the share has response tokens, or if the folder holds a run of other rows or
-            settings.
+            settings. ImportError without trl or peft.
         """
+        require("a warm-up", "trl", "peft")
         from trl import SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
 
         from hf_select.training.clock import Clock

@@ -178,7 +178,9 @@ def test_without_a_threshold_near_copies_stay_and_no_library_is_needed(monkeypat
     dataset = rows_of([text, text + " more", text.upper()])
     assert Dedup(threshold=None)(dataset).indices.tolist() == [0, 1, 2]
     assert Dedup(threshold=1)(dataset).indices.tolist() == [0, 1, 2]
-    with pytest.raises(ImportError, match=r'near-duplicate search needs an extra: pip install "hf-select\[text\]"'):
+    with pytest.raises(
+        ImportError, match=r'datasketch is needed for near-duplicate search: pip install "hf-select\[text\]"'
+    ):
         Dedup()(dataset)
 
 

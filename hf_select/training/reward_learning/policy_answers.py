@@ -18,7 +18,6 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from torch import nn
 from tqdm.auto import tqdm
-from trl.models import unwrap_model_for_generation  # pyright: ignore[reportPrivateImportUsage]
 
 from hf_select.models import batching
 from hf_select.models.sampling import Sampling
@@ -159,6 +158,8 @@ def _policy(trainer: Any, needed: bool) -> Iterator[Any]:
     if not needed:
         yield None
         return
+    from trl.models import unwrap_model_for_generation  # pyright: ignore[reportPrivateImportUsage]
+
     with unwrap_model_for_generation(
         trainer.model_wrapped,
         trainer.accelerator,

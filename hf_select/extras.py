@@ -1,0 +1,48 @@
+"""Packages that only some features need, and the extras that install them: pip install "hf-select[EXTRA]"."""
+
+from importlib.util import find_spec
+
+
+# Extra -> modules that its packages provide. pyproject.toml has the versions.
+EXTRAS = {
+    "train": ("trl", "peft"),
+    "report": ("matplotlib", "scipy"),
+    "text": ("sklearn", "datasketch", "py3langid"),
+    "embed": ("sentence_transformers",),
+    "eval": ("lm_eval", "math_verify"),
+    "quantization": ("bitsandbytes",),
+    "deepspeed": ("deepspeed",),
+    "vllm": ("vllm",),
+    "ray": ("ray",),
+}
+
+
+def require(what: str, *modules: str) -> None:
+    """Check that the modules are installed. Nothing is imported.
+
+    Args:
+        what: the feature that needs them, for the error.
+    Raises: ImportError that names the missing modules and the extras that install them, in one line.
+    """
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        raise missing_packages(what, missing)
+
+
+def missing_packages(what: str, missing: list[str]) -> ImportError:
+    """The error for a feature whose packages are not installed."""
+    names = " and ".join(missing)
+    extras = ",".join(extra for extra, modules in EXTRAS.items() if set(modules) & set(missing))
+    return ImportError(
+        f'{names} {"is" if len(missing) == 1 else "are"} needed for {what}: pip install "hf-select[{extras}]"',
+        name=missing[0],
+    )
+
+
+def explained(what: str, error: ImportError) -> ImportError:
+    """The one-line error of `require` for a failed import of an optional package; other errors are unchanged."""
+    if not isinstance(error, ModuleNotFoundError):
+        return error
+    module = (error.name or "").partition(".")[0]
+    optional = any(module in modules for modules in EXTRAS.values())
+    return missing_packages(what, [module]) if optional and find_spec(module) is None else error
