@@ -1,5 +1,6 @@
 """Packages that only some features need, and the extras that install them: pip install "hf-select[EXTRA]"."""
 
+from collections.abc import Collection
 from importlib.util import find_spec
 
 
@@ -31,12 +32,14 @@ def require(what: str, *modules: str) -> None:
 
 def missing_packages(what: str, missing: list[str]) -> ImportError:
     """The error for a feature whose packages are not installed."""
-    names = " and ".join(missing)
-    extras = ",".join(extra for extra, modules in EXTRAS.items() if set(modules) & set(missing))
-    return ImportError(
-        f'{names} {"is" if len(missing) == 1 else "are"} needed for {what}: pip install "hf-select[{extras}]"',
-        name=missing[0],
-    )
+    names = f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'}"
+    return ImportError(f"{names} needed for {what}: {install_command(missing)}", name=missing[0])
+
+
+def install_command(modules: Collection[str]) -> str:
+    """The command that installs the extras of these modules."""
+    extras = [extra for extra, inside in EXTRAS.items() if set(inside) & set(modules)]
+    return f'pip install "hf-select[{",".join(extras)}]"'
 
 
 def explained(what: str, error: ImportError) -> ImportError:

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 from hf_select.atomic import atomic_path, read_json, write_json
 from hf_select.cli.command import Command, Values
 from hf_select.cli.settings import check_names, check_values, descriptions, settable, suggest
-from hf_select.extras import require
+from hf_select.extras import install_command, require
 from hf_select.recipe import fill_output_dir, read_recipe_file, texts_of
 from hf_select.strict_yaml import parse_yaml
 
@@ -133,7 +133,9 @@ def read_recipe(name: str) -> tuple[str, Settings]:
 
 
 def recipe_help(name: str) -> str:
-    """The header of a recipe, and its settings in the form step.setting=value."""
+    """The header of a recipe, the extras it needs, and its settings in the form step.setting=value."""
+    from hf_select.cli.commands import command_class
+
     _, recipe = read_recipe(name)
     path = recipes().get(name, Path(name).expanduser())
     header = []
@@ -142,7 +144,11 @@ def recipe_help(name: str) -> str:
             break
         header.append(line.removeprefix("#").removeprefix(" "))
     lines = [line for step, settings in recipe["steps"].items() for line in _settings_of(step, settings)]
-    return "\n".join([*header, *([""] if header else []), "settings, with their values in the recipe:", *lines])
+    commands = [command_class(settings.get("command", step)) for step, settings in recipe["steps"].items()]
+    modules = {module for command in commands if command is not None for module in command.modules}
+    needs = [f"needs {install_command(modules)}", ""] if modules else []
+    title = "settings, with their values in the recipe:"
+    return "\n".join([*header, *([""] if header else []), *needs, title, *lines])
 
 
 def _settings_of(prefix: str, settings: Settings) -> Iterator[str]:
