@@ -266,24 +266,38 @@ def configured(config: type, values: dict[str, Any]) -> Any:
     on = checkpointing(config, True)
     if on.keys() <= known and not {"gradient_checkpointing", "activation_checkpointing"} & values.keys():
         values = {**values, **on}
+    parser = HfArgumentParser(config, exit_on_error=False)  # type: ignore[arg-type]
     flags = []
     for name, value in values.items():
         if name not in known:
             raise suggest("setting", name, known, of=config.__name__)
+        if (settings := _json_object(value)) is not None:
+            parser.set_defaults(**{name: settings})  # trl 0.24 has such settings that its flags cannot read
+            continue
         several = value if isinstance(value, list) else [value]
         flags += [f"--{name}", *(json.dumps(v) if isinstance(v, dict) else str(v) for v in several)]
     try:
-        (configuration,) = HfArgumentParser(config, exit_on_error=False).parse_args_into_dataclasses(flags)  # type: ignore[arg-type]
+        (configuration,) = parser.parse_args_into_dataclasses(flags)
     except argparse.ArgumentError as error:
         raise ValueError(f"{config.__name__}: {error}") from None
     except ValueError as error:
-        if "use_cpu" not in str(error):
+        if "use_cpu" not in str(error) and "support bf16/gpu" not in str(error):  # transformers 4.57: the second
             raise
         raise ValueError(
             "PyTorch finds no accelerator. To train on the CPU: --args use_cpu=true (and bf16=false for "
             "float32); in a recipe args: {use_cpu: true}."
         ) from error
     return configuration
+
+
+def _json_object(value: Any) -> dict[str, Any] | None:
+    """The value as a dict, if it is one or the text of a JSON object."""
+    if isinstance(value, str) and value.startswith("{"):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError:
+            return None
+    return value if isinstance(value, dict) else None
 
 
 def _lora(values: dict[str, Any]) -> "LoraConfig":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from datasets import Dataset
 from torch import nn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, SequentialSampler
 
 
 if TYPE_CHECKING:
@@ -39,12 +39,31 @@ def use_sampler(trainer: "Trainer", sampler: Sampler) -> None:
 
 
 def own_sampler(trainer: "Trainer") -> bool:
-    """Whether the trainer has its own sampler (GRPO and RLOO repeat each prompt). KTOTrainer overrides the method only
-    for transformers below 5.2 (trl 1.16) and otherwise calls Trainer's."""
-    from transformers import Trainer
-    from trl import KTOTrainer  # pyright: ignore[reportPrivateImportUsage]
+    """Whether the trainer has its own sampler (GRPO and RLOO repeat each prompt). That of TRL's KTOTrainer only keeps
+    the order of the dataset (trl 0.24 to 1.16), which `shuffles` asks for."""
+    home = next(cls for cls in type(trainer).__mro__ if "_get_train_sampler" in vars(cls))
+    return home.__module__.split(".")[0] != "transformers" and "KTOTrainer" not in _trl_classes(home)
 
-    return type(trainer)._get_train_sampler not in (Trainer._get_train_sampler, KTOTrainer._get_train_sampler)
+
+def shuffles(trainer: "Trainer") -> bool:
+    """Whether the trainer draws its rows in random order. Trainer in the order of the dataset: transformers 5.23 by
+    `train_sampling_strategy`, 4.57 never; KTOTrainer of trl 0.24 and 1.0 always."""
+    return not isinstance(trainer._get_train_sampler(), SequentialSampler)
+
+
+def parallel_size(trainer: "Trainer", kind: str) -> int:
+    """Processes that share rows in tensor, context or sequence parallelism (transformers 5.23: `get_tp_size`,
+    `get_cp_size`, `get_sp_size`; 4.57 has only the first, and accelerate 1.12 has the sizes of the others)."""
+    short = f"{kind[0]}p_size"
+    if hasattr(trainer, f"get_{short}"):
+        return getattr(trainer, f"get_{short}")()
+    config: Any = getattr(trainer.accelerator, "parallelism_config", None)
+    return getattr(config, short, None) or 1
+
+
+def _trl_classes(cls: type) -> set[str]:
+    """Names of TRL's classes that a class extends or is: asked by name, since TRL may not be installed."""
+    return {base.__name__ for base in cls.__mro__ if base.__module__.split(".")[0] == "trl"}
 
 
 def sampler_of(loader: DataLoader) -> Any:
@@ -63,21 +82,24 @@ def given_rows(trainer: "Trainer") -> tuple[np.ndarray | None, int]:
     TRL 1.16 prepares a dataset by `map`, `filter` and `shuffle`. The last two keep the table and the indices of its
     rows (datasets 5.2: `_data`, `_indices`); later steps in DPOTrainer and KTOTrainer do not. RewardTrainer also
     filters pairs given as tokens, without a `map` before it: the table is then the user's, and the dataset may have
-    been a view of it."""
-    from trl import DPOTrainer, KTOTrainer, RewardTrainer, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
-
+    been a view of it. SFTTrainer, DPOTrainer and KTOTrainer of trl 0.24 and 1.0 leave out no row. KTOTrainer makes two
+    rows of a pair in all of these."""
     dataset, args = cast(Any, trainer.train_dataset), cast(Any, trainer.args)
     unchanged = np.arange(len(dataset)), len(dataset)
-    if isinstance(trainer, SFTTrainer):
+    classes = _trl_classes(type(trainer))
+    if "SFTTrainer" in classes:
         prepared = not (args.dataset_kwargs or {}).get("skip_prepare_dataset", False)
         moved = getattr(args, "shuffle_dataset", False)  # trl 0.24 has no such setting
         prepared = prepared and (args.max_length is not None or moved)
-    elif isinstance(trainer, DPOTrainer | KTOTrainer):
+    elif classes & {"DPOTrainer", "KTOTrainer"}:
+        if "KTOTrainer" in classes and _unpaired(dataset):
+            return None, len(dataset)
         prepared = args.max_length is not None and getattr(args, "truncation_mode", "keep_start") == "keep_start"
         prepared = prepared and "prompt" in dataset.column_names  # pairs given as tokens are not prepared
+        prepared = prepared and "prompt_input_ids" not in dataset.column_names  # trl 0.24, KTOTrainer of trl 1.0
         if prepared and (args.precompute_ref_log_probs or getattr(trainer, "calculate_KL", False)):
             return None, len(dataset)
-    elif isinstance(trainer, RewardTrainer):
+    elif "RewardTrainer" in classes:
         prepared = args.max_length is not None
         if prepared and dataset._indices is not None and "chosen" not in dataset.column_names:
             return None, len(dataset)
@@ -86,6 +108,17 @@ def given_rows(trainer: "Trainer") -> tuple[np.ndarray | None, int]:
     if not prepared or dataset._indices is None:
         return unchanged
     return dataset._indices.column(0).to_numpy(), dataset._data.num_rows
+
+
+def _unpaired(dataset: Dataset) -> bool:
+    """Whether the rows look like those that KTOTrainer makes of pairs: of each batch of pairs first all chosen
+    answers, then all rejected ones (`trl.unpair_preference_dataset`, by `map` in batches of 1000)."""
+    if not {"prompt", "label"} <= {*dataset.column_names}:
+        return False
+    first = dataset.select_columns(["prompt", "label"])[:2000]
+    half = len(first["label"]) // 2
+    labels = [bool(label) for label in first["label"]]
+    return labels == [True] * half + [False] * half and first["prompt"][:half] == first["prompt"][half:]
 
 
 def watch_checkpoint(trainer: "Trainer", seen: Callable[[str | None], None]) -> None:

@@ -90,8 +90,8 @@ class DataSelectionCallback(TrainerCallback, ExportableState):
         warmup: rounds of random rows before the first selection.
         consume_once: a row that was trained on is a candidate again only when too few others are left.
         random_share: share of a round that is sampled at random instead of selected (epsilon).
-        order: of the rows of a round: random (that of the dataset with train_sampling_strategy="sequential");
-            easy_to_hard by increasing score; hard_to_easy.
+        order: of the rows of a round: random (that of the dataset where the trainer does not shuffle, as with
+            train_sampling_strategy="sequential"); easy_to_hard by increasing score; hard_to_easy.
         source_column: column whose values are counted among the selected rows in the log.
         tokens_per_batch: tokens, padding included, of one forward pass of an online score; halved when memory runs
             out. By default those of a training batch of the longest candidates.
@@ -146,7 +146,7 @@ class DataSelectionCallback(TrainerCallback, ExportableState):
         self._candidate_scores = CandidateScores(trainer, tokens_per_batch)
         self.round = -1
         self.consumed = np.zeros(len(self.dataset), dtype=bool)
-        shuffled = order == "random" and getattr(args, "train_sampling_strategy", "random") == "random"
+        shuffled = order == "random" and _compat.shuffles(trainer)
         self.sampler = SelectionSampler(np.arange(self.budget), data_seed, shuffled)
         self.given = GivenRows.of(trainer)
         self._restored = self._training = False

@@ -35,7 +35,10 @@ def check_trainer(trainer: "Trainer", score: OnlineScore | Scorer | str) -> None
             "select from; select the demonstrations before training."
         )
     if _compat.own_sampler(trainer):
-        raise ValueError(f"{type(trainer).__name__} has its own sampler of rows, which selection would replace.")
+        raise ValueError(
+            f"{type(trainer).__name__} has its own sampler of rows, which selection would replace; select the rows "
+            "before training (hf_select.TopK and others)."
+        )
     for name, wrong in (("auto_find_batch_size", True), ("restore_callback_states_from_checkpoint", True)):
         if getattr(args, name, None) == wrong:
             raise ValueError(f"{name}={wrong} does not work with selection; leave it out.")
@@ -47,7 +50,7 @@ def check_trainer(trainer: "Trainer", score: OnlineScore | Scorer | str) -> None
             f"{setting} would be replaced by the selection; leave it out, or choose the order of a round with order=."
         )
     for kind in ("tensor", "context", "sequence"):
-        size = getattr(trainer, f"get_{kind[0]}p_size", lambda: 1)()
+        size = _compat.parallel_size(trainer, kind)
         if size > 1:
             raise ValueError(
                 f"{kind} parallelism lets {size} processes work on the same rows, and selection assigns different "

@@ -140,7 +140,11 @@ def _token_counts(dataset: Dataset) -> np.ndarray:
 
     if "input_ids" in dataset.column_names:
         return lengths("input_ids")
-    answers = [name for name in ("chosen_ids", "rejected_ids", "completion_ids") if name in dataset.column_names]
-    if "prompt_ids" in dataset.column_names and answers:
-        return lengths("prompt_ids") + np.max([lengths(name) for name in answers], axis=0)
+    if "completion_input_ids" in dataset.column_names:  # KTOTrainer of trl 0.24 and 1.0: with the prompt
+        return lengths("completion_input_ids")
+    for ids in ("ids", "input_ids"):  # trl 1.16, trl 0.24
+        answers = [f"{name}_{ids}" for name in ("chosen", "rejected", "completion")]
+        answers = [name for name in answers if name in dataset.column_names]
+        if f"prompt_{ids}" in dataset.column_names and answers:
+            return lengths(f"prompt_{ids}") + np.max([lengths(name) for name in answers], axis=0)
     return np.zeros(len(dataset), dtype=np.int64)

@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers as hf
 from datasets import Dataset
+from releases import preference_inputs, sampling
 from selection_training import NO_CHECKPOINTING, ROWS, TRL, Collator, chosen, make, pool, rounds, select
 from transformers import Trainer, TrainingArguments
 
@@ -208,8 +209,8 @@ def test_settings_that_cannot_work_are_refused_with_the_cure(tmp_path, settings,
 def test_runs_that_cannot_work_are_refused_with_the_cure(tmp_path):
     with pytest.raises(ValueError, match="IterableDataset; rows can be selected only from a datasets.Dataset"):
         make(tmp_path, select(), dataset=pool().to_iterable_dataset(), max_steps=3)
-    with pytest.raises(ValueError, match="train_sampling_strategy"):
-        make(tmp_path, select(), train_sampling_strategy="group_by_length")
+    with pytest.raises(ValueError, match="train_sampling_strategy|group_by_length"):
+        make(tmp_path, select(), **sampling("group_by_length"))
     with pytest.raises(ValueError, match="auto_find_batch_size=True does not work"):
         make(tmp_path, select(), auto_find_batch_size=True)
     trainer, _ = make(tmp_path, select())
@@ -429,12 +430,12 @@ def test_dpo_trainer_takes_it(tmp_path, model_path):
 
     pairs = [{"prompt": f"Say {i}.", "chosen": f" {i}" * (1 + i % 3), "rejected": " no"} for i in range(16)]
     args = DPOConfig(str(tmp_path / "dpo"), **TRL | NO_CHECKPOINTING)
-    trainer = DPOTrainer(model_path, args=args, train_dataset=Dataset.from_list(pairs))
+    tokenizer = hf.AutoTokenizer.from_pretrained(model_path)
+    data = Dataset.from_list(pairs)
+    trainer = DPOTrainer(model_path, args=args, train_dataset=data, processing_class=tokenizer)
 
-    def margin(model, batch):  # pairs stand one below the other: chosen, then rejected
-        labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
-        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "labels": labels}
-        chosen_loss, rejected_loss = online_scores.loss(model, inputs).chunk(2)
+    def margin(model, batch):
+        chosen_loss, rejected_loss = online_scores.loss(model, preference_inputs(batch)).chunk(2)
         return rejected_loss - chosen_loss
 
     trainer.add_callback(DataSelectionCallback(trainer, margin, TopK("score", which="worst"), rows=8))
@@ -443,8 +444,8 @@ def test_dpo_trainer_takes_it(tmp_path, model_path):
     for table in rounds(trainer):
         lowest = np.argsort(table["score"], kind="stable")[:8]
         assert set(chosen(table)) == {table["row"][i] for i in lowest}
-    with pytest.raises(ValueError, match='completion_mask.* and no "labels"; give the callback a function'):
-        trainer = DPOTrainer(model_path, args=args, train_dataset=Dataset.from_list(pairs))
+    with pytest.raises(ValueError, match='attention_mask.* and no "labels"; give the callback a function'):
+        trainer = DPOTrainer(model_path, args=args, train_dataset=data, processing_class=tokenizer)
         trainer.add_callback(DataSelectionCallback(trainer, online_scores.loss, rows=8))
         trainer.train()
 

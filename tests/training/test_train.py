@@ -121,6 +121,8 @@ def test_the_record_has_the_identity_of_the_base_model(data, model_path, tmp_pat
     assert record("local") == f"content {content_of(model_path)}"
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    # transformers 4.57 copies it when it is imported
+    monkeypatch.setattr("transformers.utils.hub.TRANSFORMERS_CACHE", str(tmp_path / "cache"), raising=False)
     repository = CachedRepo(tmp_path / "cache", "made-up/base")
     first = repository.commit(model_path)
     assert train(data, repository.name, tmp_path / "hub", "--args", "max_steps=1") == 0

@@ -1,6 +1,7 @@
 """What training leaves on disk: rows by the user's numbers, small state that is checked, no rows in an upload."""
 
 import fnmatch
+import inspect
 import json
 import logging
 from concurrent.futures import Future
@@ -10,9 +11,10 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import transformers.trainer
+import transformers as hf
 from datasets import Dataset
 from huggingface_hub.utils import filter_repo_objects
+from releases import has_setting, hub_calls, leaves_out_long_prompts, needs_irft
 from selection_training import NO_CHECKPOINTING, TRL, chosen, make, pool, rounds, select
 
 from hf_select import DataSelectionCallback, TopK
@@ -50,22 +52,30 @@ def test_a_row_keeps_its_number_through_what_sft_trainer_drops(
     tmp_path, model_path, rows, ids, shuffled, view, caplog
 ):
     """Rows given as a view of a larger table are numbered by the view."""
+    from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
+
+    if shuffled and not has_setting(SFTConfig, "shuffle_dataset"):
+        pytest.skip("this SFTConfig has no shuffle_dataset")
+    settings = {"shuffle_dataset": True} if shuffled else {}
+    dropped = 4 if leaves_out_long_prompts(SFTTrainer) else 0
     data = Dataset.from_list(long_and_short(rows))
     data = data.add_column("row_id", [f"r{i}" for i in range(16)]) if ids else data
     data = data.select([*range(4, 16), 0, 1, 2, 3]) if view else data
-    trainer = sft(tmp_path, model_path, data, shuffle_dataset=shuffled)
+    trainer = sft(tmp_path, model_path, data, **settings)
     with caplog.at_level(logging.WARNING):
         trainer.add_callback(DataSelectionCallback(trainer, "mark", TopK("score", which="worst"), rows=8))
-    assert "left out 4 of the 16 rows that it was given, and 4 of those it kept reach max_length = 64" in caplog.text
+    left_out = f"left out {dropped} of the 16 rows that it was given, and {8 - dropped} of those it kept reach"
+    assert f"{left_out} max_length = 64" in caplog.text
     trainer.train()
     (table,) = rounds(trainer)
-    assert len(table["row"]) == 12
-    for position, row, score in zip(range(12), table["row"], table["score"], strict=True):
+    assert len(table["row"]) == 16 - dropped
+    for position, row, score in zip(range(16 - dropped), table["row"], table["score"], strict=True):
         assert data[row]["mark"] == score
         assert not ids or table["row_id"][position] == data[row]["row_id"]
-    assert sorted(data[row]["mark"] for row in chosen(table)) == [0, 2, 3, 4, 6, 7, 8, 10]
+    lowest = [0, 2, 3, 4, 6, 7, 8, 10] if dropped else [*range(8)]
+    assert sorted(data[row]["mark"] for row in chosen(table)) == lowest
     log = next(entry for entry in trainer.state.log_history if "selection/round" in entry)
-    assert (log["selection/dropped"], log["selection/cut"]) == (4, 4)
+    assert (log["selection/dropped"], log["selection/cut"]) == (dropped, 8 - dropped)
 
 
 def test_dpo_trainers_dropped_rows_are_numbered_or_warned_of(tmp_path, model_path, caplog):
@@ -75,10 +85,13 @@ def test_dpo_trainers_dropped_rows_are_numbered_or_warned_of(tmp_path, model_pat
         {"prompt": "Say it. " * (30 if i % 3 == 0 else 1), "chosen": f" {i}", "rejected": " no", "mark": i}
         for i in range(16)
     ]
+    if not leaves_out_long_prompts(DPOTrainer):
+        pytest.skip("this DPOTrainer leaves out no rows")
+    data, tokenizer = Dataset.from_list(rows), hf.AutoTokenizer.from_pretrained(model_path)
     for known in (True, False):
         settings = TRL | NO_CHECKPOINTING | {"precompute_ref_log_probs": not known, "max_length": 32}
         args = DPOConfig(str(tmp_path / str(known)), **settings)
-        trainer = DPOTrainer(model_path, args=args, train_dataset=Dataset.from_list(rows))
+        trainer = DPOTrainer(model_path, args=args, train_dataset=data, processing_class=tokenizer)
         caplog.clear()
         callback = DataSelectionCallback(trainer, "mark", rows=8)
         kept = [i for i in range(16) if i % 3]
@@ -94,7 +107,9 @@ def test_reward_trainers_dropped_pairs_are_numbered_or_warned_of(tmp_path, model
     from trl import RewardConfig, RewardTrainer  # pyright: ignore[reportPrivateImportUsage]
 
     if tokens:
-        rows = [{"chosen_ids": [5] * (60 if i % 3 == 0 else 4), "rejected_ids": [6] * 4} for i in range(16)]
+        old = '"chosen_ids"' not in inspect.getsource(RewardTrainer._prepare_dataset)  # trl 0.24
+        names = ("chosen_input_ids", "rejected_input_ids") if old else ("chosen_ids", "rejected_ids")
+        rows = [dict(zip(names, ([5] * (60 if i % 3 == 0 else 4), [6] * 4), strict=True)) for i in range(16)]
     else:
         rows = [
             {"prompt": "Say it. " * (30 if i % 3 == 0 else 1), "chosen": f" {i}", "rejected": " no"} for i in range(16)
@@ -197,8 +212,7 @@ def uploaded(monkeypatch):
         return done
 
     repo = SimpleNamespace(repo_id="me/model")
-    api = SimpleNamespace(upload_folder=upload_folder, create_repo=lambda *_, **__: repo)
-    monkeypatch.setattr(transformers.trainer, "hf_api", lambda: api)
+    hub_calls(monkeypatch, repo, upload_folder)
     return pushes
 
 
@@ -222,6 +236,7 @@ def test_a_push_of_a_run_with_selection_uploads_no_rows(tmp_path, model_path, ro
 
 @pytest.mark.parametrize("logged", [False, True])
 def test_a_push_of_a_run_in_stages_uploads_no_rows(tmp_path, model_path, sixteen, uploaded, logged):
+    needs_irft()
     from hf_select.training.reward_learning.irft_config import IRFTConfig
     from hf_select.training.reward_learning.irft_trainer import IRFTTrainer
 
