@@ -79,6 +79,7 @@ class Run(Command):
             if names.count(setting) > 1:
                 raise ValueError(f'"{setting}" is given twice; give it once.')
             _override(recipe["steps"], override)
+        require(f"the recipe {name}", *_modules_of(recipe["steps"]))
         steps = {step: _resolved(step, settings) for step, settings in recipe["steps"].items()}
         folder = Path(self.output_dir or Path("hf_select_runs") / name).expanduser()
         try:
@@ -134,8 +135,6 @@ def read_recipe(name: str) -> tuple[str, Settings]:
 
 def recipe_help(name: str) -> str:
     """The header of a recipe, the extras it needs, and its settings in the form step.setting=value."""
-    from hf_select.cli.commands import command_class
-
     _, recipe = read_recipe(name)
     path = recipes().get(name, Path(name).expanduser())
     header = []
@@ -144,8 +143,7 @@ def recipe_help(name: str) -> str:
             break
         header.append(line.removeprefix("#").removeprefix(" "))
     lines = [line for step, settings in recipe["steps"].items() for line in _settings_of(step, settings)]
-    commands = [command_class(settings.get("command", step)) for step, settings in recipe["steps"].items()]
-    modules = {module for command in commands if command is not None for module in command.modules}
+    modules = _modules_of(recipe["steps"])
     needs = [f"needs {install_command(modules)}", ""] if modules else []
     title = "settings, with their values in the recipe:"
     return "\n".join([*header, *([""] if header else []), *needs, title, *lines])
@@ -157,6 +155,14 @@ def _settings_of(prefix: str, settings: Settings) -> Iterator[str]:
             yield from _settings_of(f"{prefix}.{name}", value)
         else:
             yield f"  {prefix}.{name}={value if isinstance(value, str) else json.dumps(value, default=str)}"
+
+
+def _modules_of(steps: Steps) -> list[str]:
+    """The optional modules that the commands of the steps need."""
+    from hf_select.cli.commands import command_class
+
+    commands = [command_class(settings.get("command", step)) for step, settings in steps.items()]
+    return list(dict.fromkeys(module for command in commands if command is not None for module in command.modules))
 
 
 def _override(steps: Steps, override: str) -> None:
@@ -185,7 +191,6 @@ def _resolved(step: str, settings: Settings) -> Settings:
     command = command_class(name)
     if command is None or name == "run":
         raise suggest("command", name, [known for known in COMMANDS if known != "run"])
-    require(f'step "{step}"', *command.modules)
     given = {key: value for key, value in settings.items() if key != "command"}
     classes = [command, *command.parts(given)]
     check_names(given, classes, f'step "{step}"', otherwise=f"See hf-select {name} --help.")
