@@ -1,11 +1,15 @@
-"""Differences between versions of `datasets` that reading and writing rows depends on."""
+"""Differences between versions of `datasets` and pyarrow that reading and writing rows depends on."""
 
+import io
 import json
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Features, List
 
 
 if TYPE_CHECKING:
@@ -63,4 +67,46 @@ else:
             warnings.simplefilter("ignore")  # "'register_feature' is experimental"
             register_feature(Json, "Json")
 
-__all__ = ["Json"]
+__all__ = ["Json", "cast_for_parquet"]
+
+
+def cast_for_parquet(table: pa.Table, features: Features) -> pa.Table:
+    """The table with these types, to be written to Parquet. pyarrow 21 writes lists of a fixed length of which one is
+    null, but cannot read them (26 can): there they become lists of any length."""
+    if reads_null_in_fixed_lists():
+        return table.cast(features.arrow_schema)
+    features = Features({name: _any_length(feature) for name, feature in features.items()})
+    schema = features.arrow_schema
+    columns = [
+        column.cast(field.type) if _castable(column.type) else pa.chunked_array([column.to_pylist()], field.type)
+        for column, field in zip(table.columns, schema, strict=True)
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+@cache
+def reads_null_in_fixed_lists() -> bool:
+    """Whether pyarrow reads what it wrote, if a list of a fixed length is null."""
+    file = io.BytesIO()
+    pq.write_table(pa.table({"lists": pa.array([[1], None], pa.list_(pa.int8(), 1))}), file)
+    try:
+        pq.read_table(file)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _any_length(feature: Any) -> Any:
+    if isinstance(feature, List):
+        return replace(feature, feature=_any_length(feature.feature), length=-1)
+    if isinstance(feature, dict):
+        return {name: _any_length(inner) for name, inner in feature.items()}
+    return feature
+
+
+def _castable(kind: pa.DataType) -> bool:
+    """Whether a column of this type can be cast to lists of any length. Of lists of fixed length pyarrow 21 keeps the
+    items of null lists, and then cannot write the column."""
+    if pa.types.is_fixed_size_list(kind):
+        return False
+    return all(_castable(kind.field(i).type) for i in range(kind.num_fields))

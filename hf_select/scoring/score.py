@@ -24,6 +24,7 @@ from datasets import Dataset, Features, IterableDataset
 
 from hf_select.atomic import atomic_path, write_json
 from hf_select.data import columns
+from hf_select.data._compat import cast_for_parquet
 from hf_select.data.bad_rows import BadRow
 from hf_select.data.exact_json import columns_of
 from hf_select.data.rows import Pool, Stream, conversations_of, readable
@@ -130,7 +131,7 @@ def _write_scored(
     for name in scorer.columns_out:
         table = table.append_column(name, pa.array(scores[name], types.field(name).type))
     features = {**rows.features, **scorer.columns_out}
-    pq.write_table(table.cast(Features({name: features[name] for name in table.column_names}).arrow_schema), path)
+    pq.write_table(cast_for_parquet(table, Features({name: features[name] for name in table.column_names})), path)
     return {name: value - before.get(name, 0) for name, value in scorer.usage().items()}
 
 
