@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from hf_select.models._compat import cause_of
 from hf_select.models.batching import is_out_of_memory
 
 
@@ -13,7 +14,8 @@ def named(what: str) -> Iterator[None]:
     """Within the block, convert errors of torch, tokenizers and file formats to a ValueError that names the source."""
     try:
         yield
-    except Exception as error:
+    except Exception as raised:
+        error = cause_of(raised)
         unnamed = isinstance(error, (json.JSONDecodeError, UnicodeDecodeError))
         if isinstance(error, (ValueError, OSError, ImportError)) and not unnamed:  # already has a clear message
             raise

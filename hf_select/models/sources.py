@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 import xxhash
 
 from hf_select.jobs.retry import with_retries
+from hf_select.models._compat import model_cache
 
 
 _COMMIT = re.compile("[0-9a-f]{40}")
@@ -144,7 +145,7 @@ def _from_hub(name: str, revision: str | None, files: Sequence[str]) -> Path:
     unreachable: LocalEntryNotFoundError | None = None
     for file in files:
         try:
-            return Path(hf_hub_download(name, file, revision=revision))
+            return Path(hf_hub_download(name, file, revision=revision, cache_dir=model_cache()))
         except LocalEntryNotFoundError as error:
             unreachable = error
         except EntryNotFoundError:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from adapters import train_adapter
 from datasets import Dataset
 from datasets.fingerprint import Hasher
@@ -27,6 +28,7 @@ from hf_select.data.scores import read_scored
 from hf_select.features.hidden_states import HiddenStates
 from hf_select.jobs.run_folder import identity_of
 from hf_select.models import sources
+from hf_select.models._compat import model_cache
 
 
 QUERIES = Dataset.from_list([{"prompt": "Name three fruits.", "completion": "Figs, plums and pears."}] * 3)
@@ -51,6 +53,8 @@ def repo(tmp_path, monkeypatch) -> CachedRepo:
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    if model_cache() is not None:
+        monkeypatch.setattr(transformers.utils.hub, "TRANSFORMERS_CACHE", str(tmp_path / "hub"))
     return CachedRepo(tmp_path / "hub", "org/model")
 
 
