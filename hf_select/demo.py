@@ -200,6 +200,7 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int = 600) -> "PreTrainedT
         bos_token="<|begin|>",
         eos_token="<|end|>",
         pad_token="<|pad|>",
+        model_input_names=["input_ids", "attention_mask"],  # transformers 4.57 adds token_type_ids otherwise
         chat_template=(
             "{{ bos_token }}{% for m in messages %}"
             "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"

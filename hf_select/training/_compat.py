@@ -32,6 +32,13 @@ def checkpoint_activations(model: "PreTrainedModel") -> None:
     getattr(model, name if hasattr(model, name) else "gradient_checkpointing_enable")()
 
 
+def warmup_share(config: type, share: float) -> dict[str, float]:
+    """Arguments of a trainer's configuration to raise the learning rate during this share of all steps: `warmup_steps`
+    below 1 in transformers 5.5 and 5.23. In 4.57 that is an integer, and the share is `warmup_ratio`."""
+    (steps,) = (field for field in fields(config) if field.name == "warmup_steps")
+    return {"warmup_ratio" if steps.type is int else "warmup_steps": share}
+
+
 def use_sampler(trainer: "Trainer", sampler: Sampler) -> None:
     """Let the training dataloader use this sampler. Trainer calls its own method for one (transformers 5.23:
     `_get_train_sampler(self, train_dataset=None)`), which only a subclass may officially override."""

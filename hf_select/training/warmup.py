@@ -133,7 +133,7 @@ class WarmUp:
             gradient_accumulation_steps=max(1, self.rows_per_step // self.rows_per_batch),
             learning_rate=self.learning_rate,
             lr_scheduler_type="linear",
-            warmup_steps=0.03,
+            **_compat.warmup_share(SFTConfig, 0.03),
             max_length=None,  # rows are cut already
             **_compat.checkpointing(SFTConfig, True),
             save_strategy="epoch",

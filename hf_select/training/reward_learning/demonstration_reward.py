@@ -149,6 +149,7 @@ class DemonstrationReward(TrainerCallback):
         self._optimizer: torch.optim.AdamW | None = None
         self._policy: torch.nn.Module | None = None
         self._stop_ids: set[int] = set()
+        self._kept_metrics: dict[str, list[float]] = {}
         with _compat.whole_weights(), torch.random.fork_rng():
             torch.manual_seed(seed)
             base, tokenizer = load_reward(model, tokenizer, dtype, trust_remote_code)
@@ -325,9 +326,9 @@ class DemonstrationReward(TrainerCallback):
             if pairs:
                 ours, theirs = zip(*pairs, strict=True)
                 metrics = self.fit(ours, theirs, self.steps_per_call)
-                if "log_metric" in inputs:
-                    for name, value in metrics.items():
-                        inputs["log_metric"](f"demonstration_reward/{name}", value)
+                log = inputs.get("log_metric", self._keep_metric)
+                for name, value in metrics.items():
+                    log(f"demonstration_reward/{name}", value)
         values = self.rewards(answers)
         if learns:
             both = [*self.rewards(demonstrations).tolist(), *values.tolist()]
@@ -338,6 +339,10 @@ class DemonstrationReward(TrainerCallback):
     def __name__(self) -> str:
         """The name in TRL's logs."""
         return "demonstration_reward"
+
+    def _keep_metric(self, name: str, value: float) -> None:
+        """Keep a metric for `on_log`, where TRL passes no function that logs it (0.24; 1.0 does)."""
+        self._kept_metrics.setdefault(name, []).append(value)
 
     # On disk.
 
@@ -410,6 +415,21 @@ class DemonstrationReward(TrainerCallback):
         """Write the state if a later callback asked for the checkpoint."""
         if not (_in_checkpoint(args, state) / "state.json").exists():
             self.save_state(_in_checkpoint(args, state))
+
+    def on_log(
+        self,
+        args: "TrainingArguments",
+        state: "TrainerState",
+        control: "TrainerControl",
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add kept metrics to this entry of the log. Callbacks that report to other services have seen it before."""
+        if logs is not None and "loss" in logs:
+            means = {name: sum(values) / len(values) for name, values in self._kept_metrics.items()}
+            self._kept_metrics.clear()
+            logs.update(means)
+            state.log_history[-1].update(means)
 
 
 def _in_checkpoint(args: "TrainingArguments", state: "TrainerState") -> Path:
