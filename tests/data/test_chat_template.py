@@ -1,10 +1,9 @@
 """Responses are placed under every template that TRL ships; what a template leaves out is said."""
 
 import json
-from pathlib import Path
 
 import pytest
-import trl
+from chat_templates import TEMPLATES
 from datasets import Dataset
 from datasets.fingerprint import Hasher
 from hypothesis import given, settings
@@ -24,8 +23,6 @@ from hf_select.training.reward_learning.demonstrations import REASON, encode_dem
 from hf_select.training.warmup import WarmUp
 
 
-FOLDER = Path(trl.__file__).parent / "chat_templates"
-TEMPLATES = {path.stem: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.jinja"))}
 TRAINING = {name for name in TEMPLATES if name.endswith("_training")}
 SHIPPED = sorted(set(TEMPLATES) - TRAINING)
 

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from inspect import signature
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -110,7 +111,9 @@ def test_a_mixture_and_an_export_spell_every_message_as_its_author_did(rows):
 
 
 def test_keys_that_arrow_filled_in_are_left_out_and_only_those():
-    data = Dataset.from_list([{"messages": [USER, REPLY]}, {"messages": CALLS}], on_mixed_types=None)
+    # Old releases of datasets (4.0) always do so.
+    options = {"on_mixed_types": None} if "on_mixed_types" in signature(Dataset.from_list).parameters else {}
+    data = Dataset.from_list([{"messages": [USER, REPLY]}, {"messages": CALLS}], **options)
     first, second = mixed(data)
     assert first["messages"] == [USER, REPLY]
     assert second["messages"][1]["content"] is None and second["messages"][2] == CALLS[2]

@@ -42,6 +42,7 @@ def rds(model: str, **settings) -> RDSPlus:
 
 
 def embedding(model: str, **settings) -> Embedding:
+    pytest.importorskip("sentence_transformers", reason='needs the extra: pip install "hf-select[embed]"')
     folder = Path(model).parent / "encoder"
     if not folder.exists():
         demo.save_encoder(Path(model), folder)

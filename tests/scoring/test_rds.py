@@ -197,6 +197,7 @@ def test_near_repeats_are_found_by_their_word_runs():
 
 
 def test_embeddings_are_those_of_the_sentence_encoder(model_path, rows, tmp_path):
+    pytest.importorskip("sentence_transformers", reason='needs the extra: pip install "hf-select[embed]"')
     from sentence_transformers import SentenceTransformer
 
     from hf_select import Embedding, demo
