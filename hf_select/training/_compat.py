@@ -1,6 +1,7 @@
 """Private APIs of transformers, TRL, accelerate and datasets that training uses, with the versions they were checked
 with; tests check their signatures."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader, Sampler, SequentialSampler
 
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, Trainer
+    from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 
 def checkpointing(config: type, on: bool) -> dict[str, Any]:
@@ -25,11 +26,22 @@ def checkpointing(config: type, on: bool) -> dict[str, Any]:
     return {"gradient_checkpointing": on}
 
 
-def checkpoint_activations(model: "PreTrainedModel") -> None:
+def settle_checkpointing(config: "TrainingArguments") -> None:
+    """Let `activation_checkpointing`, a field of our configurations, work before transformers 5.23 (seen: 5.5), whose
+    Trainer reads `gradient_checkpointing` only; TRL turns that on by default."""
+    from transformers import TrainingArguments
+
+    if "activation_checkpointing" not in {field.name for field in fields(TrainingArguments)}:
+        config.gradient_checkpointing = config.gradient_checkpointing and bool(
+            cast(Any, config).activation_checkpointing
+        )
+
+
+def checkpoint_activations(model: "PreTrainedModel", settings: dict[str, Any] | None = None) -> None:
     """Recompute activations in the backward pass (transformers 5.23: `activation_checkpointing_enable`, before:
     `gradient_checkpointing_enable`)."""
     name = "activation_checkpointing_enable"
-    getattr(model, name if hasattr(model, name) else "gradient_checkpointing_enable")()
+    getattr(model, name if hasattr(model, name) else "gradient_checkpointing_enable")(settings)
 
 
 def warmup_share(config: type, share: float) -> dict[str, float]:
@@ -37,6 +49,13 @@ def warmup_share(config: type, share: float) -> dict[str, float]:
     below 1 in transformers 5.5 and 5.23. In 4.57 that is an integer, and the share is `warmup_ratio`."""
     (steps,) = (field for field in fields(config) if field.name == "warmup_steps")
     return {"warmup_ratio" if steps.type is int else "warmup_steps": share}
+
+
+def recomputes_activations(model: "PreTrainedModel") -> bool:
+    """Whether activation checkpointing is on (transformers 5.23: `is_activation_checkpointing`, before:
+    `is_gradient_checkpointing`)."""
+    name = "is_activation_checkpointing"
+    return getattr(model, name if hasattr(model, name) else "is_gradient_checkpointing")
 
 
 def use_sampler(trainer: "Trainer", sampler: Sampler) -> None:
@@ -163,6 +182,14 @@ def has_fused_head(model: nn.Module) -> bool:
     return False
 
 
+def fused_head_runs() -> bool:
+    """Whether TRL has a fused head that runs on this machine. In trl 1.15 it is a Triton kernel, and None where Triton
+    cannot be imported; trl 1.16 also has one without Triton."""
+    from trl.trainer import utils
+
+    return getattr(utils, "_ChunkedLogProbFunction", None) is not None
+
+
 def offers_fused_head() -> bool:
     """Whether TRL is installed and has a fused head (trl 1.16 has, 0.24 and 1.0 have not)."""
     try:
@@ -227,6 +254,26 @@ def unhashed_weights() -> Iterator[None]:
         yield
     finally:
         dpo_trainer.hash_module = before
+
+
+@contextmanager
+def model_for_generation(trainer: Any) -> "Iterator[PreTrainedModel]":
+    """Within the block the model of a TRL trainer can generate: whole weights, no activation checkpointing.
+    trl 1.16 restores checkpointing with the settings of the trainer if it gets them; trl 1.14 and 1.15 do not take
+    them, and restore the default of transformers."""
+    from trl.models import unwrap_model_for_generation  # pyright: ignore[reportPrivateImportUsage]
+
+    settings = {"gradient_checkpointing_kwargs": trainer.args.gradient_checkpointing_kwargs}
+    taken = "gradient_checkpointing_kwargs" in inspect.signature(unwrap_model_for_generation).parameters
+    with unwrap_model_for_generation(
+        trainer.model_wrapped,
+        trainer.accelerator,
+        gather_deepspeed3_params=trainer.args.ds3_gather_for_generation,
+        **(settings if taken else {}),
+    ) as model:
+        yield cast("PreTrainedModel", model)
+    if not taken and recomputes_activations(cast("PreTrainedModel", model)):
+        checkpoint_activations(cast("PreTrainedModel", model), settings["gradient_checkpointing_kwargs"])
 
 
 def renew_zero3_hooks(engine: Any) -> None:

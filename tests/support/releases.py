@@ -39,6 +39,25 @@ def needs_irft() -> None:
         pytest.skip(f"trl {trl_version()} is older than IRFTTrainer needs")
 
 
+def needs_rft() -> None:
+    """Skip the test where TRL is older than RFT needs, or its RLOOTrainer needs Triton."""
+    needs_irft()
+    needs_dpo()
+
+
+def needs_dpo() -> None:
+    """Skip the test where DPOTrainer and RLOOTrainer need Triton to train, and it is missing (trl 1.15)."""
+    if _compat.offers_fused_head() and not _compat.fused_head_runs():
+        pytest.skip(f"the trainers of trl {trl_version()} need Triton")
+
+
+def ends_answers_at_several_tokens() -> bool:
+    """Whether RLOOTrainer ends answers at other tokens than the tokenizer's EOS (since trl 1.15)."""
+    from trl import RLOOTrainer  # pyright: ignore[reportPrivateImportUsage]
+
+    return "eos_token_ids" in inspect.getsource(RLOOTrainer.__init__)
+
+
 def leaves_out_long_prompts(trainer: type) -> bool:
     """Whether this trainer of TRL leaves out rows whose prompt fills max_length; SFTTrainer, DPOTrainer and KTOTrainer
     of trl 0.24 and 1.0 cut them instead."""

@@ -12,12 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset
+from releases import needs_dpo
+from selection_training import NO_CHECKPOINTING
 from transformers import AutoModelForCausalLM, Trainer, get_scheduler
 from trl import DPOConfig, DPOTrainer
 
 from hf_select.data.encoding import response_end
 from hf_select.models.generate import uniforms
 from hf_select.models.sampling import Sampling
+from hf_select.training import _compat
 from hf_select.training.resuming import last_whole_checkpoint
 from hf_select.training.reward_learning.demonstrations import (
     CHOSEN,
@@ -377,11 +380,14 @@ def test_accumulated_batches_are_one_batch(irft, model_path):
     one = irft("one", num_stages=1)
     model = AutoModelForCausalLM.from_pretrained(model_path)
     two = irft("two", model=model, num_stages=1, per_device_train_batch_size=2, gradient_accumulation_steps=2)
-    assert [e["loss"] for e in steps(one)] == pytest.approx([e["loss"] for e in steps(two)], abs=2e-5)
+    # Without TRL's fused head, log-probabilities are rounded otherwise, and three steps enlarge the difference.
+    rounding = 2e-5 if _compat.offers_fused_head() and _compat.fused_head_runs() else 4e-5
+    assert [e["loss"] for e in steps(one)] == pytest.approx([e["loss"] for e in steps(two)], abs=rounding)
     assert [e["grad_norm"] for e in steps(one)] == pytest.approx([e["grad_norm"] for e in steps(two)], rel=1e-3)
 
 
 def test_loss_and_gradients_are_those_of_trls_dpo(irft, tmp_path, model_path, tokenizer):
+    needs_dpo()
     trainer = irft(num_stages=1)
     pairs = trainer.train_dataset
     inputs = trainer.data_collator([pairs[i] for i in range(6)])
@@ -389,7 +395,7 @@ def test_loss_and_gradients_are_those_of_trls_dpo(irft, tmp_path, model_path, to
     args = DPOConfig(
         str(tmp_path / "dpo"),
         precompute_ref_log_probs=True,
-        activation_checkpointing=False,
+        **NO_CHECKPOINTING,
         use_cpu=True,
         bf16=False,
         report_to="none",
@@ -647,7 +653,7 @@ def test_generation_preserves_mode_cache_checkpointing_and_row_order(irft, model
         trainer.model.train()
         begin(number, fresh)
         seen["train"] = trainer.model.training and all(m.training for m in trainer.model.modules())
-        seen["checkpointing"] = trainer.model.is_activation_checkpointing
+        seen["checkpointing"] = _compat.recomputes_activations(trainer.model)
         seen["cache"] = trainer.model.config.use_cache
 
     use_cache = trainer.model.config.use_cache

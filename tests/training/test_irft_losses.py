@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 import transformers as hf
+from releases import needs_irft
 
 from hf_select.training.reward_learning.losses import implicit_reward, pair_loss
 
@@ -127,6 +128,7 @@ def test_the_minimiser_moves_to_the_data_by_one_over_beta(beta, expected):
 def test_log_probabilities_and_losses_of_the_authors_codes(golden, tmp_path):
     """The triples that the SPIN and IRFT codes and TRL were run on: sums of both sides, losses at two betas. One pair
     is held to TRL alone: both codes hide an EOS inside the prompt from attention."""
+    needs_irft()
     from datasets import Dataset
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -2,12 +2,14 @@
 
 import inspect
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainerCallback
+from releases import ends_answers_at_several_tokens, needs_rft
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 from trl import RLOOTrainer
 
 from hf_select import DemonstrationReward, RFTConfig, RFTTrainer
@@ -39,10 +41,18 @@ def config(folder, **settings) -> RFTConfig:
     return RFTConfig(str(folder), **{**base, **settings})
 
 
+def one_end(model_path: str) -> dict:
+    """A tokenizer whose EOS token is the end of the template's turns."""
+    return {"processing_class": AutoTokenizer.from_pretrained(model_path, eos_token="<|im_end|>")}
+
+
 @pytest.fixture
 def rft(tmp_path, model_path, sixteen):
+    needs_rft()
+
     def make(folder="run", model=model_path, rows=sixteen, trained=True, trainer=None, **settings):
-        built = RFTTrainer(model, args=config(tmp_path / folder, **settings), train_dataset=rows, **(trainer or {}))
+        trainer = {**({} if ends_answers_at_several_tokens() else one_end(model_path)), **(trainer or {})}
+        built = RFTTrainer(model, args=config(tmp_path / folder, **settings), train_dataset=rows, **trainer)
         if trained:
             built.train()
         return built
@@ -264,3 +274,10 @@ def test_the_private_names_are_what_they_were():
     assert list(inspect.signature(RLOOTrainer._tokenize_prompts).parameters) == ["self", "prompts"]
     assert list(inspect.signature(RLOOTrainer._generate_and_score_completions).parameters) == ["self", "inputs"]
     assert issubclass(RFTTrainer, StagedTrainingMixin)
+
+
+def test_an_end_that_trl_does_not_know_is_refused(tokenizer):
+    """trl 1.14 has no eos_token_ids: it would train on what follows the end of a turn."""
+    message = r"only at the tokenizer's EOS token <\|end\|>, and .* with <\|im_end\|>; pip install \"trl>=1.15\""
+    with pytest.raises(ValueError, match=message):
+        RFTTrainer._usable_stop_ids(SimpleNamespace(_tokenizer=tokenizer))

@@ -6,7 +6,11 @@ from typing import ClassVar, Literal, get_args
 from trl import DPOConfig  # pyright: ignore[reportPrivateImportUsage]
 
 from hf_select.training.reward_learning.losses import PairLoss
+from hf_select.training.reward_learning.releases import check_trl
 from hf_select.training.reward_learning.stages_config import StagesConfig
+
+
+check_trl()
 
 
 @dataclass

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from accelerate.utils import gather_object, is_peft_model, send_to_device
 from datasets import Dataset, concatenate_datasets
 from torch import Tensor
@@ -34,6 +35,7 @@ from transformers.utils import logging
 from trl import DPOTrainer  # pyright: ignore[reportPrivateImportUsage]
 
 from hf_select.training import _compat
+from hf_select.training.label_losses import unwrapped
 from hf_select.training.reward_learning.demonstrations import (
     CHOSEN,
     PROMPT,
@@ -42,6 +44,7 @@ from hf_select.training.reward_learning.demonstrations import (
 )
 from hf_select.training.reward_learning.irft_config import IRFTConfig
 from hf_select.training.reward_learning.losses import implicit_reward, pair_loss
+from hf_select.training.reward_learning.releases import check_overridden_methods
 from hf_select.training.reward_learning.stage_report import stage_report
 from hf_select.training.reward_learning.staged_training import (
     StagedTrainingMixin,
@@ -127,6 +130,7 @@ class IRFTTrainer(StagedTrainingMixin, DPOTrainer):
         if args is None:
             args = IRFTConfig(f"{path_of(model).split('/')[-1]}-IRFT")
         check_not_streaming(train_dataset, eval_dataset)
+        check_overridden_methods(type(self))
         with _compat.unhashed_weights():
             super().__init__(
                 model,
@@ -296,15 +300,17 @@ class IRFTTrainer(StagedTrainingMixin, DPOTrainer):
     def _outputs(self, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Any:
         """The model's output with `log_probs` (2B, T-1), zero outside the completions."""
         labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
-        extra = {"output_router_logits": True} if self.aux_loss_enabled else {}
-        return model(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            labels=labels,
-            use_cache=False,
-            fused_lm_head=True,
-            **extra,
+        extra: dict[str, Any] = {"output_router_logits": True} if self.aux_loss_enabled else {}
+        # DPOTrainer adds one since trl 1.15.
+        fused = _compat.has_fused_head(unwrapped(self.model)) and _compat.fused_head_runs()
+        if fused:
+            extra |= {"labels": labels, "fused_lm_head": True}
+        outputs = model(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False, **extra
         )
+        if not fused:
+            outputs.log_probs = _label_log_probs(outputs.logits, labels)
+        return outputs
 
     @staticmethod
     def _completion_log_probs(log_probs: Tensor, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -432,3 +438,12 @@ def _restore(parameter: Tensor, value: Tensor) -> None:
             return
         with gathered_parameter(parameter, changed=True) as tensor:
             tensor.copy_(value)
+
+
+def _label_log_probs(logits: Tensor, labels: Tensor) -> Tensor:
+    """Log-probability of each label under the logits before it, fp32, (2B, T-1); 0 without a label."""
+    logits = logits[:, logits.shape[1] - labels.shape[1] :]  # prompt tuning prepends tokens
+    rows = zip(logits[:, :-1], labels[:, 1:], strict=True)  # fp32 logits of one row at a time
+    return torch.stack(
+        [-F.cross_entropy(row.float(), label, ignore_index=-100, reduction="none") for row, label in rows]
+    )

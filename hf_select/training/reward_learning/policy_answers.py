@@ -158,14 +158,7 @@ def _policy(trainer: Any, needed: bool) -> Iterator[Any]:
     if not needed:
         yield None
         return
-    from trl.models import unwrap_model_for_generation  # pyright: ignore[reportPrivateImportUsage]
-
-    with unwrap_model_for_generation(
-        trainer.model_wrapped,
-        trainer.accelerator,
-        gather_deepspeed3_params=trainer.args.ds3_gather_for_generation,
-        gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs,
-    ) as unwrapped:
+    with _compat.model_for_generation(trainer) as unwrapped:
         model: Any = unwrapped
         training = model.training
         model.eval()

@@ -6,7 +6,11 @@ from typing import Any, ClassVar
 from trl import RLOOConfig  # pyright: ignore[reportPrivateImportUsage]
 
 from hf_select.training.reward_learning.demonstration_reward import RewardLoss
+from hf_select.training.reward_learning.releases import check_trl
 from hf_select.training.reward_learning.stages_config import StagesConfig
+
+
+check_trl()
 
 
 @dataclass

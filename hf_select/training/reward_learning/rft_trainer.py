@@ -16,6 +16,7 @@ alignment instead of PPO. Not supported: images, `IterableDataset`, tool calls i
 """
 
 import math
+from importlib.metadata import version
 from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING, Any, cast
@@ -27,6 +28,7 @@ from transformers.utils import logging
 from trl import RLOOTrainer  # pyright: ignore[reportPrivateImportUsage]
 
 from hf_select.data.encoding import response_end
+from hf_select.training import _compat
 from hf_select.training.reward_learning.demonstration_reward import DemonstrationReward, different_pairs
 from hf_select.training.reward_learning.demonstrations import (
     CONVERSATION,
@@ -36,6 +38,7 @@ from hf_select.training.reward_learning.demonstrations import (
     usable_demonstrations,
 )
 from hf_select.training.reward_learning.irft_trainer import IRFTTrainer
+from hf_select.training.reward_learning.releases import check_overridden_methods
 from hf_select.training.reward_learning.rft_config import RFTConfig
 from hf_select.training.reward_learning.stage_report import stage_report
 from hf_select.training.reward_learning.staged_training import (
@@ -110,6 +113,12 @@ class RFTTrainer(StagedTrainingMixin, RLOOTrainer):
         if args is None:
             args = RFTConfig(f"{name.split('/')[-1]}-RFT")
         check_not_streaming(train_dataset, eval_dataset)
+        check_overridden_methods(type(self))
+        if _compat.offers_fused_head() and not _compat.fused_head_runs():
+            raise ValueError(
+                f"RLOOTrainer of trl {version('trl')} needs Triton, which cannot be imported here; pip install "
+                '"trl>=1.16"'
+            )
         if not name:
             raise ValueError(
                 "the model was loaded from nowhere (it has no path), and the reference is loaded from the same path; "
@@ -137,12 +146,28 @@ class RFTTrainer(StagedTrainingMixin, RLOOTrainer):
             peft_config=peft_config,
         )
         self.shuffle_dataset = False  # each pass has its own order, which a resumed run repeats
-        self._stop_ids = self.eos_token_ids = self._find_stop_ids()
+        self._stop_ids = self.eos_token_ids = self._usable_stop_ids()
         if not args.use_vllm:
             self.generation_config.eos_token_id = self.generation_kwargs["eos_token_id"] = self._stop_ids
         self._set_up_stages(train, held_out)
         self.reward.on_init_end(args, self.state, self.control, model=self.model, processing_class=tokenizer)
         self.add_callback(self.reward)  # after the callback that asks for a checkpoint at the end of a stage
+
+    def _usable_stop_ids(self) -> list[int]:
+        """Tokens that end an answer. RLOOTrainer of trl 1.14 knows only the tokenizer's EOS token.
+
+        Raises: ValueError with that release if the chat template ends responses with another token.
+        """
+        if hasattr(self, "eos_token_ids"):
+            return self._find_stop_ids()
+        end, eos = response_end(self._tokenizer), cast(int, self._tokenizer.eos_token_id)
+        if end not in (None, eos):
+            theirs, ours = self._tokenizer.convert_ids_to_tokens([eos, cast(int, end)])
+            raise ValueError(
+                f"the RLOOTrainer of trl {version('trl')} ends answers only at the tokenizer's EOS token {theirs}, "
+                f'and the chat template ends responses with {ours}; pip install "trl>=1.15"'
+            )
+        return [eos]
 
     def _encoded(
         self, dataset: Dataset | None, tokenizer: PreTrainedTokenizerBase, args: RFTConfig, name: str

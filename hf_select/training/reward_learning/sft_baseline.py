@@ -12,6 +12,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
 
+from hf_select.training import _compat
 from hf_select.training.reward_learning.demonstrations import DEFAULT_MAX_LEFT_OUT, as_labels, usable_demonstrations
 
 
@@ -28,6 +29,10 @@ class SFTBaselineConfig(SFTConfig):
     max_completion_length: int = field(default=256, metadata={"help": "As in IRFTConfig: longer rows are left out."})
     max_left_out: float = field(default=DEFAULT_MAX_LEFT_OUT, metadata={"help": "As in IRFTConfig."})
     activation_checkpointing: bool | None = field(default=True, metadata={"help": "As in IRFTConfig."})
+
+    def __post_init__(self) -> None:
+        _compat.settle_checkpointing(self)
+        super().__post_init__()
 
 
 class SFTBaselineTrainer(SFTTrainer):

@@ -3,6 +3,7 @@
 from dataclasses import MISSING, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from hf_select.training import _compat
 from hf_select.training.reward_learning.demonstrations import DEFAULT_MAX_LEFT_OUT
 from hf_select.validation import check_choices
 
@@ -129,6 +130,7 @@ class StagesConfig(TrainingArguments):
     _method: ClassVar[tuple[str, str]] = ("", "")
 
     def __post_init__(self) -> None:
+        _compat.settle_checkpointing(self)
         super().__post_init__()
         check_choices(self)
         self._reject_ignored_settings()
