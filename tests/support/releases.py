@@ -31,6 +31,21 @@ def needs_fused_head() -> None:
         pytest.skip(f"trl {trl_version()} has no fused head (add_fused_lm_head)")
 
 
+def needs_fsdp2() -> None:
+    """Skip the test where `from_pretrained` cannot shard a model (transformers 5.23: `DistributedConfig`)."""
+    from transformers.distributed import DistributedConfig
+
+    if not has_setting(DistributedConfig, "fsdp_size"):
+        pytest.skip(f"transformers {transformers.__version__} has no DistributedConfig(fsdp_size=...)")
+
+
+def needs_optimizer_on_cpus(stderr: str) -> None:
+    """Skip the test where Trainer cannot load its optimizer in several processes on a CPU (transformers 4.57 and 5.5
+    load it to "cpu:0", which torch 2.13 does not know)."""
+    if "_load_optimizer_and_scheduler" in stderr and "(tagged with cpu:0)" in stderr:
+        pytest.skip(f"transformers {transformers.__version__} cannot resume several processes on a CPU")
+
+
 def needs_irft() -> None:
     """Skip the test where TRL is older than IRFT and RFT need."""
     from trl import DPOTrainer  # pyright: ignore[reportPrivateImportUsage]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from launching import EXPECTED, launched
+from releases import needs_fsdp2, needs_optimizer_on_cpus
 
 
 SCRIPT = Path(__file__).parents[1] / "support" / "distributed_training.py"
@@ -20,6 +21,7 @@ def start(kind: str, folder: Path, score: str = "loss", resume: str = "") -> sub
 
 def launch(kind: str, folder: Path, score: str = "loss", resume: str = "") -> list[dict]:
     found = start(kind, folder, score, resume)
+    needs_optimizer_on_cpus(found.stderr)
     assert found.returncode == 0, found.stderr[-3000:]
     return [json.loads(path.read_text()) for path in sorted(folder.glob("rank-*.json"))]
 
@@ -40,6 +42,8 @@ def alone(tmp_path_factory) -> Path:
 def test_all_processes_train_on_one_selection(kind, alone, tmp_path):
     if kind.startswith("zero"):
         pytest.importorskip("deepspeed")
+    if kind == "fsdp2":
+        needs_fsdp2()
     ranks = launch(kind, tmp_path / kind)
     assert len(ranks) == 2 and all(rank["world"] == 2 for rank in ranks)
     assert all(rank[name] == value for rank in ranks for name, value in EXPECTED[kind].items()), ranks[0]
