@@ -285,7 +285,6 @@ def save_encoder(model: Path, folder: Path) -> None:
 
     require("a sentence encoder", "sentence_transformers")
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
     from transformers import AutoModel, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -294,9 +293,9 @@ def save_encoder(model: Path, folder: Path) -> None:
     with tempfile.TemporaryDirectory() as plain:
         AutoModel.from_pretrained(model).save_pretrained(plain)
         tokenizer.save_pretrained(plain)
-        transformer = Transformer(plain, max_seq_length=256)
-    pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode="mean")
-    SentenceTransformer(modules=[transformer, pooling], device="cpu").save(str(folder), create_model_card=False)
+        encoder = SentenceTransformer(plain, device="cpu")  # adds mean pooling
+    encoder.max_seq_length = 256
+    encoder.save(str(folder), create_model_card=False)
 
 
 _SYLLABLES = (("lo", "mi", "ta", "ker", "su", "po", "ral"), ("ba", "nen", "tu", "fi", "gol", "sha"))

@@ -14,6 +14,7 @@ import numpy as np
 from hf_select.data.bad_rows import BadRow
 from hf_select.data.conversation import Conversation
 from hf_select.extras import require
+from hf_select.features._compat import embedding_dimension
 from hf_select.features.featurizer import Feature, Featurizer
 from hf_select.models.causal_lm import Usage
 from hf_select.models.load_errors import checked_device, named
@@ -74,7 +75,7 @@ class SentenceEmbeddings(Featurizer):
             "model": self.model,
             "commit": self.source.commit,
             "dtype": str(encoder.dtype).removeprefix("torch."),
-            "dimensions": encoder.get_embedding_dimension(),
+            "dimensions": embedding_dimension(encoder),
         }
 
     def load(self, rank: int | None = None) -> Any:
