@@ -220,7 +220,12 @@ class Similarity(Scorer):
         whole = [i for i, feature in enumerate(features) if isinstance(feature, Feature)]
         if whole:
             vectors = [feature.vector for feature in features if isinstance(feature, Feature)]
-            similarity[whole], parts[whole] = self._compare(vectors)
+            if any(getattr(reader, "batch_invariant", False) for reader in self.readers()):
+                # Products of matrices are rounded depending on their size.
+                each = [self._compare([vector]) for vector in vectors]
+                similarity[whole], parts[whole] = map(np.concatenate, zip(*each, strict=True))
+            else:
+                similarity[whole], parts[whole] = self._compare(vectors)
         return similarity, parts, features
 
     def measure(self, rows: list[Conversation]) -> list[Answer | BadRow]:
