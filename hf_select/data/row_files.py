@@ -286,9 +286,11 @@ def _csv_rows(file: str, raw: BinaryIO, delimiter: str) -> Iterator[tuple[Place,
         try:
             fields = next(reader, None)
         except csv.Error as error:
-            raise place.error(
-                f"it is not valid CSV ({error})", 'Quote fields by ", and a " in a field by "".'
-            ) from None
+            if "NUL" in str(error):  # before Python 3.11
+                cure = "Python 3.10 cannot read the character NUL in CSV: give JSONL, or use Python 3.11 or later."
+            else:
+                cure = 'Quote fields by ", and a " in a field by "".'
+            raise place.error(f"it is not valid CSV ({error})", cure) from None
         if fields is None:
             return
         if not fields:

@@ -88,7 +88,10 @@ def _write_csv(dataset: Any, file: BinaryIO, delimiter: str) -> list[str]:
                     nulls[name] += 1
                 elif isinstance(value, (list, dict)):
                     nested.add(name)
-            writer.writerow([_field(value, name) for name, value in row.items()])
+            try:
+                writer.writerow([_field(value, name) for name, value in row.items()])
+            except csv.Error as error:
+                raise _not_in_csv(row, error) from None
     notes = [
         f'column "{name}": nulls ({count:,}) are written as empty fields, which are read back as empty text.'
         for name, count in nulls.items()
@@ -98,6 +101,15 @@ def _write_csv(dataset: Any, file: BinaryIO, delimiter: str) -> list[str]:
         names = ", ".join(sorted(nested))
         notes.append(f"{names}: written as JSON text; only lists of messages are parsed again when read.")
     return notes
+
+
+def _not_in_csv(row: dict[str, Any], error: csv.Error) -> ValueError:
+    """The error for a row that the csv module cannot write. Before Python 3.11, that is one with the character NUL."""
+    names = [name for name, value in row.items() if isinstance(value, str) and "\0" in value]
+    where = (
+        f'column "{names[0]}": the csv module of Python 3.10 cannot write the character NUL' if names else str(error)
+    )
+    return ValueError(f"{where}. Write .parquet or .jsonl, or use Python 3.11 or later.")
 
 
 def _field(value: Any, column: str) -> Any:
