@@ -1,5 +1,6 @@
 """Packages that only some features need, and the extras that install them: pip install "hf-select[EXTRA]"."""
 
+import sys
 from collections.abc import Collection
 from importlib.util import find_spec
 
@@ -25,7 +26,7 @@ def require(what: str, *modules: str) -> None:
         what: the feature that needs them, for the error.
     Raises: ImportError that names the missing modules and the extras that install them, in one line.
     """
-    missing = [module for module in modules if find_spec(module) is None]
+    missing = [module for module in modules if not _is_installed(module)]
     if missing:
         raise missing_packages(what, missing)
 
@@ -48,4 +49,10 @@ def explained(what: str, error: ImportError) -> ImportError:
         return error
     module = (error.name or "").partition(".")[0]
     optional = any(module in modules for modules in EXTRAS.values())
-    return missing_packages(what, [module]) if optional and find_spec(module) is None else error
+    return missing_packages(what, [module]) if optional and not _is_installed(module) else error
+
+
+def _is_installed(module: str) -> bool:
+    if module in sys.modules:  # find_spec would ask for its __spec__, which a module made by hand does not have
+        return sys.modules[module] is not None
+    return find_spec(module) is not None

@@ -100,8 +100,8 @@ def hub(monkeypatch, tmp_path):
     import time
 
     import datasets
-    from hub_server import TOKEN, Hub
-    from huggingface_hub import constants
+    from hub_server import TOKEN, Hub, renew_sessions
+    from huggingface_hub import constants, file_download
 
     server = Hub()
     template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
@@ -114,11 +114,15 @@ def hub(monkeypatch, tmp_path):
     }
     for name, value in turned.items():
         monkeypatch.setattr(constants, name, value)
+    if hasattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE"):  # huggingface_hub 0.36 has a copy
+        monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", server.url)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
+    renew_sessions()
     pause = time.sleep
     monkeypatch.setattr(time, "sleep", lambda seconds: pause(min(seconds, 0.01)))  # waits between attempts
     yield server
+    renew_sessions()
     server.shutdown()
     server.server_close()

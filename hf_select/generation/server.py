@@ -22,15 +22,14 @@ from urllib.parse import urlsplit
 from huggingface_hub import AsyncInferenceClient, get_token
 from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError, OfflineModeIsEnabled
 
-from hf_select.generation._compat import NamedServerClient
+from hf_select.generation._compat import NamedServerClient, ServerClient, takes_password_in_address, transport_errors
 from hf_select.generation.generator import Answer, Generator, Request, RequestCounts
 from hf_select.validation import check_choices
 
 
 logger = logging.getLogger(__name__)
 
-# The base class of all transport errors in the HTTP library that this version of huggingface_hub uses.
-_TransportError: type[Exception] = HfHubHTTPError.__bases__[0]
+_TRANSPORT_ERRORS = transport_errors()
 # The HTTP library keeps 20 connections open; each further concurrent request would open a new one.
 _CONNECTIONS_PER_CLIENT = 20
 # HTTP statuses that are worth a retry.
@@ -89,6 +88,11 @@ class ServerGenerator(Generator):
             raise ValueError(f"timeout is {self.timeout}; it must be more than 0 seconds.")
         if self.base_url is not None and not self.base_url.startswith(("http://", "https://")):
             raise ValueError(f'base_url is "{self.base_url}"; it must be an address such as http://localhost:8000/v1.')
+        if "@" in urlsplit(self.base_url or "").netloc and not takes_password_in_address():
+            raise ValueError(
+                "base_url has a user or a password, which this release of huggingface_hub cannot send; pip install "
+                '"huggingface_hub>=1", or leave it out.'
+            )
         if self.base_url is not None and self.provider is not None:
             raise ValueError("base_url and provider exclude each other; give one of them.")
 
@@ -165,7 +169,7 @@ class _Session:
 
     def _client(self) -> AsyncInferenceClient:
         if self.settings.base_url is None:
-            return AsyncInferenceClient(provider=self.settings.provider, token=self.key)  # type: ignore[arg-type]
+            return ServerClient(provider=self.settings.provider, token=self.key)  # type: ignore[arg-type]
         return NamedServerClient(base_url=self.settings.base_url, token=self.key)
 
     async def close(self) -> None:
@@ -229,7 +233,7 @@ class _Session:
                     self.pause_until = max(self.pause_until, asyncio.get_running_loop().time() + wait)
             except _BadReply as error:
                 reason, wait = self._redact(str(error)), 0.0
-            except _TransportError as error:
+            except _TRANSPORT_ERRORS as error:
                 reason, wait = self._redact(f"{type(error).__name__}: {error}".rstrip(": ")), 0.0
                 if not self.answered and "Connect" in reason and attempts >= _MAX_CONNECT_ATTEMPTS:
                     raise _Fatal(
@@ -255,7 +259,7 @@ class _Session:
                 if schema is None
                 else {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}},  # type: ignore[arg-type]
             )
-        except _TransportError:
+        except (HfHubHTTPError, *_TRANSPORT_ERRORS):
             raise
         except (ValueError, TypeError, AttributeError) as error:
             raise _BadReply(f"the server's reply is not a chat completion ({error})") from None

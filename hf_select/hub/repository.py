@@ -38,7 +38,7 @@ def check_repo_id(repo_id: str) -> None:
         raise ValueError(f'the repository "{repo_id}" has no namespace. Give NAME/REPOSITORY, such as me/my-subset.')
     try:
         validate_repo_id(repo_id)
-        valid = repo_id.isascii()
+        valid = repo_id.isascii() and not repo_id.endswith("\n")  # huggingface_hub 0.36 accepts a line break there
     except HFValidationError:
         valid = False
     if not valid or namespace in _RESERVED_NAMESPACES:

@@ -3,6 +3,7 @@ are those of one process."""
 
 import json
 import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -22,6 +23,12 @@ from hf_select.training.equal_tokens import Recipe
 from hf_select.training.train_on_tokens import train_on_tokens
 
 
+needs_math_verify = pytest.mark.skipif(
+    find_spec("math_verify") is None, reason='needs the extra: pip install "hf-select[eval]"'
+)
+
+
+@needs_math_verify
 @pytest.mark.parametrize(
     ("text", "found"),
     [
@@ -55,6 +62,7 @@ def test_the_last_number(text, found):
     assert number(text) == found
 
 
+@needs_math_verify
 @pytest.mark.parametrize(
     ("text", "found"),
     [
@@ -110,6 +118,7 @@ def test_a_marked_number_comes_first(text, found):
     assert number(text) == found
 
 
+@needs_math_verify
 def test_numbers_and_formulas_are_compared_by_value():
     same = [
         ("1/2", "0.5", "\\frac{1}{2}", "\\frac12"),
@@ -201,6 +210,7 @@ def test_plain_text():
     assert plain("The  Answer, (a) is:\n Paris!") == "answer is paris"
 
 
+@needs_math_verify
 def test_answers_are_checked_against_the_rows_own(ground):  # noqa: F811
     """A model that learned three sums by heart gives those and no others."""
     _, _, recipe = ground
@@ -221,6 +231,7 @@ def test_answers_are_checked_against_the_rows_own(ground):  # noqa: F811
         CheckableAnswers(rows.select([]))
 
 
+@needs_math_verify
 def test_budgets_in_tokens_and_answers_in_a_comparison(ground, tmp_path):  # noqa: F811
     pool, held_out, recipe = ground
     from hf_select.scoring.length import Length
@@ -405,6 +416,7 @@ def test_a_launched_run_is_that_of_one_process(ground, tmp_path, monkeypatch, lo
         train_on_tokens(missing, CausalLM(recipe.model, dtype="float32"), rows, 600, 8, seed=1)
 
 
+@needs_math_verify
 @pytest.mark.slow
 def test_processes_of_a_launch_share_the_runs(ground, tmp_path):  # noqa: F811
     pool, held_out, recipe = ground

@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
-from hub_server import TOKEN, Hub
+from hub_server import TOKEN, Hub, renew_sessions
 from huggingface_hub import DatasetCard
 from selection_training import NO_CHECKPOINTING
 
@@ -198,8 +198,10 @@ def test_an_error_of_the_hub_is_explained_and_not_retried(hub, one_picture, monk
     with pytest.raises(ValueError, match="hf auth login"):
         load_selection("me/subset")  # private
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    renew_sessions()
     with pytest.raises(ValueError, match="HF_HUB_OFFLINE"):
         push(pool())
+    renew_sessions()
 
 
 def test_somebody_elses_commit_in_between_is_not_overwritten_unseen(hub, one_picture, monkeypatch):

@@ -24,6 +24,14 @@ TOKEN = "hf_" + "testtoken" * 3
 LICENSES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-sa-4.0", "odc-by", "other", "unknown")
 
 
+def renew_sessions() -> None:
+    """Let huggingface_hub 0.36 read HF_HUB_OFFLINE again, which it does for a new session only."""
+    from huggingface_hub.utils import _http
+
+    if hasattr(_http, "reset_sessions"):
+        _http.reset_sessions()
+
+
 @dataclass
 class Repo:
     """One dataset repository. A file is (its bytes, whether it is stored as LFS)."""
