@@ -116,6 +116,8 @@ def given_rows(trainer: "Trainer") -> tuple[np.ndarray | None, int]:
     if "SFTTrainer" in classes:
         prepared = not (args.dataset_kwargs or {}).get("skip_prepare_dataset", False)
         moved = getattr(args, "shuffle_dataset", False)  # trl 0.24 has no such setting
+        if prepared and moved and args.max_length is None and not _tokenized(args, dataset):
+            return None, len(dataset)  # rows given as tokens were only shuffled, and may have been a view of a table
         prepared = prepared and (args.max_length is not None or moved)
     elif classes & {"DPOTrainer", "KTOTrainer"}:
         if "KTOTrainer" in classes and _unpaired(dataset):
@@ -134,6 +136,13 @@ def given_rows(trainer: "Trainer") -> tuple[np.ndarray | None, int]:
     if not prepared or dataset._indices is None:
         return unchanged
     return dataset._indices.column(0).to_numpy(), dataset._data.num_rows
+
+
+def _tokenized(args: Any, dataset: Dataset) -> bool:
+    """Whether SFTTrainer made the tokens: the dataset has the text, too, and without max_length all rows of its
+    table."""
+    texts = {"prompt", "messages", "conversations", getattr(args, "dataset_text_field", "text")}
+    return not texts.isdisjoint(dataset.column_names) and cast(Any, dataset)._data.num_rows == len(dataset)
 
 
 def _unpaired(dataset: Dataset) -> bool:

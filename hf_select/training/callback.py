@@ -10,7 +10,7 @@ epochs) stays correct. One pass over the sampler is a round, and an epoch to Tra
 selects and writes a table of the round. (Replacing `train_dataset` or the dataloader from a callback has no effect:
 transformers issue 25925.)
 
-Not supported: iterable datasets, packing, trainers with their own samplers (GRPO, RLOO).
+Not supported: iterable datasets, packing, trainers with their own samplers (GRPO, RLOO). See docs/drop_in.md.
 """
 
 import logging
@@ -74,7 +74,8 @@ class DataSelectionCallback(TrainerCallback, ExportableState):
     """Scores rows with the current model before each round and trains on the selected ones.
 
     Args:
-        trainer: Trainer, SFTTrainer, DPOTrainer or a subclass, before `train()`.
+        trainer: Trainer, Seq2SeqTrainer, or SFTTrainer, DPOTrainer, RewardTrainer, KTOTrainer of TRL, or a subclass,
+            before `train()`.
         score: an `OnlineScore` or a function (model, batch) -> (B,), of `training.online_scores` or your own; a scorer
             such as IFD(CausalLM(trainer.model, tokenizer=tokenizer)), of this model or another, which reads the
             conversation columns of the dataset (queries are encoded again in each round); or the name of a score

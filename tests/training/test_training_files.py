@@ -78,6 +78,26 @@ def test_a_row_keeps_its_number_through_what_sft_trainer_drops(
     assert (log["selection/dropped"], log["selection/cut"]) == (dropped, 8 - dropped)
 
 
+@pytest.mark.parametrize("tokens", [False, True])
+def test_rows_that_are_only_shuffled_are_numbered_or_warned_of(tmp_path, model_path, sixteen, tokens, caplog):
+    """Rows given as tokens are not mapped: the indices are those of a table that the trainer never saw."""
+    from trl import SFTConfig  # pyright: ignore[reportPrivateImportUsage]
+
+    if not has_setting(SFTConfig, "shuffle_dataset"):
+        pytest.skip("this SFTConfig has no shuffle_dataset")
+    data = sixteen
+    if tokens:
+        data = Dataset.from_list([{"input_ids": [i, 3, 4], "labels": [i, 3, 4]} for i in range(16)])
+    data = data.select([*range(15, -1, -1)])
+    trainer = sft(tmp_path, model_path, data, max_length=None, shuffle_dataset=True)
+    callback = DataSelectionCallback(trainer, online_scores.loss, rows=8)
+    assert ("does not say which" in caplog.text) == tokens
+    name = "input_ids" if tokens else "prompt"
+    numbers = callback.given.numbers.tolist()
+    assert tokens or [data[row][name] for row in numbers] == trainer.train_dataset[:][name]
+    assert numbers == [*range(16)] or not tokens
+
+
 def test_dpo_trainers_dropped_rows_are_numbered_or_warned_of(tmp_path, model_path, caplog):
     from trl import DPOConfig, DPOTrainer  # pyright: ignore[reportPrivateImportUsage]
 
