@@ -189,9 +189,12 @@ class Train(Rows):
         """Train the model and save it."""
         from hf_select.jobs.run_folder import claim_run_folder
         from hf_select.training.resuming import last_whole_checkpoint
+        from hf_select.training.reward_learning.releases import check_trl
 
         if self.method not in METHODS:
             raise suggest("method", self.method, METHODS)
+        if self.method in ("irft", "rft"):
+            check_trl()
         config, trainer_class = (import_name(home) for home in METHODS[self.method])
         selection = build_parts(self.parts({"method": self.method}), self.settings, "train") if self.settings else None
         folder = Path(self.output_dir).expanduser()

@@ -6,6 +6,7 @@ import pytest
 from releases import needs_irft
 from trl import DPOTrainer
 
+from hf_select.training import _compat
 from hf_select.training.reward_learning import releases
 
 
@@ -17,7 +18,7 @@ def test_an_old_trl_is_refused_in_one_line(monkeypatch, installed):
         releases.check_trl()
 
 
-@pytest.mark.parametrize("installed", ["1.14.0", "1.14.2.dev0", "1.16.0", "1.40.1", "2.0.0", "2.1.0rc1"])
+@pytest.mark.parametrize("installed", ["1.14.0", "1.14.2.dev0", "1.16.0", "1.40.1", "2.0.0", "1.14rc1", "2.1.0rc1"])
 def test_a_newer_trl_is_not_refused(monkeypatch, installed):
     monkeypatch.setattr(releases, "version", lambda package: installed)
     releases.check_trl()
@@ -52,7 +53,7 @@ def test_a_changed_method_is_named_with_the_tested_releases(monkeypatch, tmp_pat
 
     monkeypatch.setattr(DPOTrainer, "_prepare_dataset", other)
     config = IRFTConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none")
-    with pytest.raises(RuntimeError) as refusal:
+    with pytest.raises(ImportError) as refusal:
         IRFTTrainer(model_path, args=config, train_dataset=sixteen)
     message = str(refusal.value)
     assert (
@@ -60,8 +61,76 @@ def test_a_changed_method_is_named_with_the_tested_releases(monkeypatch, tmp_pat
     )
     assert 'Tested are trl 1.14 to 1.16 and transformers 5.5 to 5.24: pip install "trl==1.16.*"' in message
     monkeypatch.delattr(DPOTrainer, "_prepare_dataset")
-    with pytest.raises(RuntimeError, match="_prepare_dataset is not there"):
+    with pytest.raises(ImportError, match="_prepare_dataset is not there"):
         releases.check_overridden_methods(IRFTTrainer)
+
+
+def test_a_missing_attribute_is_named_with_the_tested_releases(monkeypatch, tmp_path, model_path, sixteen):
+    needs_irft()
+    from hf_select import IRFTConfig, IRFTTrainer
+
+    construct = DPOTrainer.__init__
+
+    def without_metrics(self, *args, **kwargs):
+        construct(self, *args, **kwargs)
+        del self._metrics
+
+    monkeypatch.setattr(DPOTrainer, "__init__", without_metrics)
+    config = IRFTConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none")
+    with pytest.raises(ImportError, match=r"it has no _metrics\. Tested are trl 1.14 to 1.16 and .*, or report it$"):
+        IRFTTrainer(model_path, args=config, train_dataset=sixteen)
+
+
+def test_an_old_transformers_is_named_where_it_is_the_reason(monkeypatch):
+    needs_irft()
+    from hf_select import IRFTTrainer
+
+    monkeypatch.delattr(DPOTrainer, "_prepare_dataset")
+    monkeypatch.setattr(releases, "version", lambda package: {"trl": "1.16.0", "transformers": "4.57.6"}[package])
+    with pytest.raises(ImportError) as refusal:
+        releases.check_overridden_methods(IRFTTrainer)
+    assert str(refusal.value) == (
+        'IRFTTrainer needs transformers>=5.5, and transformers 4.57.6 is installed: pip install "transformers>=5.5"'
+    )
+
+
+@pytest.mark.parametrize("name", ["IRFTTrainer", "RFTTrainer"])
+def test_every_overridden_private_method_is_checked(name):
+    needs_irft()
+    import hf_select
+
+    trainer = getattr(hf_select, name)
+    ours = [cls for cls in trainer.__mro__ if cls.__module__.startswith("hf_select.")]
+    theirs = [cls for cls in trainer.__mro__ if cls.__module__.partition(".")[0] in ("trl", "transformers")]
+    overridden = {
+        method
+        for cls in ours
+        for method, value in vars(cls).items()
+        if callable(value) and method[0] == "_" != method[1] and any(method in vars(base) for base in theirs)
+    }
+    assert overridden and overridden <= releases._OVERRIDDEN.keys()
+
+
+@pytest.mark.parametrize("method", ["irft", "rft"])
+def test_the_command_refuses_an_old_trl_before_it_reads_rows(monkeypatch, capsys, tmp_path, method):
+    from hf_select.cli.main import main
+
+    monkeypatch.setattr(releases, "version", lambda package: "1.0.0")
+    words = ["--model", "missing", "--dataset", "missing", "--output-dir", str(tmp_path / "o")]
+    assert main(["train", method, *words]) == 2
+    line = 'hf-select: error: IRFT and RFT need trl>=1.14, and trl 1.0.0 is installed: pip install "trl>=1.14"\n'
+    assert capsys.readouterr().err == line
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_release_that_hashes_no_weights_is_not_changed(monkeypatch):
+    needs_irft()
+    from trl.trainer import dpo_trainer
+
+    monkeypatch.delattr(dpo_trainer, "hash_module")
+    with _compat.unhashed_weights():
+        assert not hasattr(dpo_trainer, "hash_module")
+    assert not hasattr(dpo_trainer, "hash_module")
 
 
 def test_a_further_parameter_changes_nothing(monkeypatch):

@@ -44,7 +44,7 @@ from hf_select.training.reward_learning.demonstrations import (
 )
 from hf_select.training.reward_learning.irft_config import IRFTConfig
 from hf_select.training.reward_learning.losses import implicit_reward, pair_loss
-from hf_select.training.reward_learning.releases import check_overridden_methods
+from hf_select.training.reward_learning.releases import check_overridden_methods, check_used_attributes
 from hf_select.training.reward_learning.stage_report import stage_report
 from hf_select.training.reward_learning.staged_training import (
     StagedTrainingMixin,
@@ -143,6 +143,7 @@ class IRFTTrainer(StagedTrainingMixin, DPOTrainer):
                 quantization_config=quantization_config,
                 peft_config=peft_config,
             )
+        check_used_attributes(self, "_tokenizer", "_metrics", "_total_train_tokens", "aux_loss_enabled", "beta")
         self._validate()
         self._stop_ids = self._find_stop_ids()
         self._reference = self._given_reference(ref_model)

@@ -38,7 +38,7 @@ from hf_select.training.reward_learning.demonstrations import (
     usable_demonstrations,
 )
 from hf_select.training.reward_learning.irft_trainer import IRFTTrainer
-from hf_select.training.reward_learning.releases import check_overridden_methods
+from hf_select.training.reward_learning.releases import check_overridden_methods, check_used_attributes
 from hf_select.training.reward_learning.rft_config import RFTConfig
 from hf_select.training.reward_learning.stage_report import stage_report
 from hf_select.training.reward_learning.staged_training import (
@@ -145,9 +145,11 @@ class RFTTrainer(StagedTrainingMixin, RLOOTrainer):
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
+        check_used_attributes(self, "_tokenizer", "_metrics")
         self.shuffle_dataset = False  # each pass has its own order, which a resumed run repeats
         self._stop_ids = self.eos_token_ids = self._usable_stop_ids()
         if not args.use_vllm:
+            check_used_attributes(self, "generation_config", "generation_kwargs")
             self.generation_config.eos_token_id = self.generation_kwargs["eos_token_id"] = self._stop_ids
         self._set_up_stages(train, held_out)
         self.reward.on_init_end(args, self.state, self.control, model=self.model, processing_class=tokenizer)
