@@ -336,6 +336,8 @@ def liger_runs(model_folder, tmp_path_factory) -> dict[str, Run]:
         capture_output=True,
         text=True,
     )
+    if old := re.search("liger-kernel requires transformers .*", done.stderr):
+        pytest.skip(old[0])
     if done.returncode != 0:
         pytest.fail(done.stderr[-2000:], pytrace=False)
     return pickle.loads((out / "runs.pickle").read_bytes())
