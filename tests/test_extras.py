@@ -119,6 +119,21 @@ for words in json.loads(sys.argv[1]):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_help_of_every_command_needs_no_extra():
+    code = """
+from hf_select.cli.commands import COMMANDS
+from hf_select.cli.main import main
+for words in ([name] for name in COMMANDS):
+    try:
+        raise AssertionError((words, main([*words, "--help"])))
+    except SystemExit as end:
+        assert not end.code, words
+"""
+    done = without_extras(code)
+    assert done.returncode == 0, done.stderr
+    assert 'needs pip install "hf-select[train,report]"' in done.stdout
+
+
 def test_a_public_name_that_needs_an_extra_says_so():
     code = """
 import hf_select

@@ -4,6 +4,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
+from hf_select.extras import install_command
+
 
 Values = Mapping[str, Any]  # setting -> its value on the command line or in YAML
 
@@ -53,4 +55,4 @@ class Command(ABC):
         for setting in ("scorer", "selector"):
             if setting in cls.decided_by:
                 text += f"\n\nThe settings of a {setting}: hf-select {name} --{setting} NAME --help"
-        return text
+        return f"{text}\n\nneeds {install_command(cls.modules)}" if cls.modules else text
