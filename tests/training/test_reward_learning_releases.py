@@ -3,7 +3,7 @@
 from importlib.metadata import version
 
 import pytest
-from releases import needs_irft
+from releases import needs_dpo, needs_irft
 from trl import DPOTrainer
 
 from hf_select.training import _compat
@@ -142,3 +142,39 @@ def test_a_further_parameter_changes_nothing(monkeypatch):
 
     monkeypatch.setattr(DPOTrainer, "_prepare_dataset", longer)
     releases.check_overridden_methods(IRFTTrainer)
+
+
+def test_a_learned_reward_works_in_the_stock_trainers_of_every_release(tmp_path, model_path, sixteen):
+    """Below trl 1.14, too, where IRFT and RFT do not run: it learns, its metrics are logged, and it is saved."""
+    needs_dpo()
+    from transformers import AutoModelForSequenceClassification
+    from trl import GRPOConfig, GRPOTrainer
+
+    from hf_select import DemonstrationReward
+
+    reward = DemonstrationReward(model_path, batch_size=4, learning_rate=1e-3, dtype="float32", bf16=False)
+    args = GRPOConfig(
+        str(tmp_path / "out"),
+        max_steps=2,
+        per_device_train_batch_size=4,
+        num_generations=2,
+        max_completion_length=8,
+        logging_steps=1,
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+        **_compat.checkpointing(GRPOConfig, False),
+    )
+    trainer = GRPOTrainer(
+        model_path,
+        reward_funcs=[reward],
+        callbacks=[reward],
+        args=args,
+        train_dataset=sixteen.rename_column("completion", "demonstration"),
+    )
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logged) == 2
+    assert all(any("demonstration_reward/" in name for name in entry) for entry in logged), logged[0].keys()
+    reward.save_pretrained(tmp_path / "reward")
+    assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward").config.num_labels == 1
