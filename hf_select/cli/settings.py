@@ -34,6 +34,8 @@ def import_name(home: str) -> Any:
     try:
         return getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
+        if module.startswith("hf_select."):  # an extra or a release that is missing
+            raise
         raise ValueError(f'cannot import "{home}": {error}. Give MODULE:NAME of an importable module.') from error
 
 
