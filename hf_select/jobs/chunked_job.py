@@ -36,6 +36,7 @@ from hf_select.jobs.progress import Progress, on_batch
 from hf_select.jobs.run_folder import cannot_write, changed_settings, refuse_other_files
 
 
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"  # of the times in records
 WhenRunning = Literal["refuse", "join"]
 WritePart = Callable[[Path, int, Dataset], dict[str, float]]
 
@@ -374,7 +375,7 @@ def _checksum(path: Path) -> str:
 
 
 def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    return time.strftime(TIME_FORMAT)
 
 
 def _versions() -> dict[str, str]:

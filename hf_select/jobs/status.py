@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_select.atomic import read_json
-from hf_select.jobs.chunked_job import live_workers
+from hf_select.jobs.chunked_job import TIME_FORMAT, live_workers
 
 
 @dataclass
@@ -81,7 +81,7 @@ def job_status(folder: str | os.PathLike) -> JobStatus:
 
 def _rows_per_second(finished: list[str], per_chunk: int, live: bool) -> float:
     """The rate from the times at which chunks finished: in the last ten minutes for a running job, else all."""
-    times = sorted(datetime.fromisoformat(each).timestamp() for each in finished)
+    times = sorted(datetime.strptime(each, TIME_FORMAT).timestamp() for each in finished)
     if live:
         times = [each for each in times if each > time.time() - 600]
     if len(times) < 3 or times[-1] <= times[0]:
