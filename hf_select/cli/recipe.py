@@ -22,6 +22,7 @@ from hf_select.cli.settings import check_names, check_values, descriptions, sett
 from hf_select.extras import install_command, require
 from hf_select.recipe import fill_output_dir, read_recipe_file, texts_of
 from hf_select.strict_yaml import parse_yaml
+from hf_select.training.launcher_env import own_precision
 
 
 Settings = dict[str, Any]  # setting -> its value in YAML
@@ -278,7 +279,8 @@ def _run_step(label: str, folder: Path, step: str, steps: Steps, again: bool, ov
     if lasting and begins:
         marker.parent.mkdir(exist_ok=True)
         write_json(marker, {"state": None, "settings": _through_json(settings)})
-    command.run()  # the command that it proposes is the next step of the recipe
+    with own_precision():
+        command.run()  # the command that it proposes is the next step of the recipe
     if lasting:
         seconds = round(time.perf_counter() - begin, 3)
         write_json(

@@ -1,4 +1,4 @@
-"""Run without a launcher's environment, so that Trainer trains on this process's device alone."""
+"""Environment variables of launchers and of accelerate, so that a run depends only on its own settings."""
 
 import os
 import re
@@ -37,6 +37,20 @@ def without_launcher_env(launches: bool) -> Iterator[None]:
         yield
     finally:
         os.environ.update(hidden)
+
+
+@contextmanager
+def own_precision() -> Iterator[None]:
+    """Within the block, training may set its precision; what follows does not inherit it. TrainingArguments of
+    transformers 4.57 leave ACCELERATE_MIXED_PRECISION in the environment, and a later run in fp32 would use bf16."""
+    name = "ACCELERATE_MIXED_PRECISION"
+    before = os.environ.get(name)
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
+        if before is not None:
+            os.environ[name] = before
 
 
 def _choose_device(rank: int) -> None:

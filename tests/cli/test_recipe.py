@@ -1,6 +1,7 @@
 """hf-select run: nothing that a run has made is replaced silently, and a recipe says what it does."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -191,3 +192,24 @@ def test_an_override_reaches_into_a_mapping(capsys):
     Path("t.yaml").write_text("steps: {train: {method: sft, model: m, dataset: pool.jsonl, output_dir: o}}\n")
     said = error_of(capsys, "t.yaml", "train.args.learning_rat=1", "--output-dir", "x")
     assert 'unknown setting "learning_rat" of SFTConfig. Did you mean learning_rate' in said
+
+
+@pytest.mark.parametrize("before", [None, "fp16"])
+def test_a_step_does_not_inherit_the_precision_of_an_earlier_one(monkeypatch, tmp_path, before):
+    """transformers 4.57 leaves the precision of a run in the environment."""
+    from hf_select.cli.list_methods import ListMethods
+
+    name, seen = "ACCELERATE_MIXED_PRECISION", []
+    monkeypatch.delenv(name, raising=False)
+    if before is not None:
+        monkeypatch.setenv(name, before)
+
+    def train_in_bf16(self):
+        seen.append(os.environ.get(name))
+        os.environ[name] = "bf16"
+
+    monkeypatch.setattr(ListMethods, "run", train_in_bf16)
+    recipe = tmp_path / "two.yaml"
+    recipe.write_text("description: two steps\nsteps:\n  list: {}\n  again: {command: list}\n")
+    assert main(["run", str(recipe), "--output-dir", str(tmp_path / "out")]) == 0
+    assert seen == [before, before] and os.environ.get(name) == before
