@@ -136,9 +136,11 @@ def push_files(
 def translate_hub_errors(act: Callable[[], T], repo_id: str) -> T:
     """The result of `act()`. An error of the Hub or the network is raised again with a message that says what to do;
     EntryNotFoundError is left to the caller, who knows what a missing file means."""
+    from huggingface_hub import constants
     from huggingface_hub.errors import (
         EntryNotFoundError,
         HfHubHTTPError,
+        LocalEntryNotFoundError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -152,6 +154,13 @@ def translate_hub_errors(act: Callable[[], T], repo_id: str) -> T:
         raise ValueError(
             f'no dataset repository "{repo_id}" on the Hub that this token may see ({_status(error)}). Check the '
             "name, or log in: hf auth login."
+        ) from error
+    except LocalEntryNotFoundError as error:  # an EntryNotFoundError, but nobody was asked
+        if constants.HF_HUB_OFFLINE:
+            raise ValueError(f'"{repo_id}" is on the Hub and HF_HUB_OFFLINE is set; unset it.') from None
+        raise ConnectionError(
+            f'the Hub cannot be reached for "{repo_id}", and the local cache does not hold the file. Run the same '
+            "command again."
         ) from error
     except EntryNotFoundError:
         raise

@@ -60,7 +60,7 @@ def put_adapter(model: Any, adapter: str, name: str = "default", revision: str |
 def _check_files(adapter: str, source: str, revision: str | None) -> None:
     """Raise ValueError for pickled weights, which PEFT would fall back to."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     if Path(source).is_dir():
         has_pickle, has_safetensors = ((Path(source) / file).exists() for file in (_PICKLED, _WEIGHTS))
@@ -68,6 +68,11 @@ def _check_files(adapter: str, source: str, revision: str | None) -> None:
         has_pickle, has_safetensors = False, True
         try:
             hf_hub_download(source, _WEIGHTS, revision=revision)
+        except LocalEntryNotFoundError as error:
+            raise ConnectionError(
+                f'the local cache does not hold {_WEIGHTS} of adapter "{adapter}", and the Hub cannot be reached. '
+                f"Download it first: hf download {adapter}."
+            ) from error
         except EntryNotFoundError:
             has_safetensors = False
     if has_safetensors:

@@ -204,6 +204,25 @@ def test_an_error_of_the_hub_is_explained_and_not_retried(hub, one_picture, monk
     renew_sessions()
 
 
+@pytest.mark.parametrize("fault", ["cut", 503])
+def test_a_lost_connection_is_not_a_missing_file(hub, fault, tmp_path, monkeypatch):
+    """huggingface_hub raises an EntryNotFoundError for a file that it could not ask for."""
+    from hf_select.models.adapters import _check_files
+
+    push(pool())
+    hub.fail("(GET|HEAD) .*", fault, times=200)
+    with pytest.raises(OSError, match=r'(the Hub cannot be reached for|the connection to) "me/subset".*again'):
+        load_selection("me/subset")
+    if fault == 503:  # a broken connection may also be raised as the HTTP library's error, which is retried
+        with pytest.raises(OSError, match=r'does not hold adapter_model.safetensors of adapter "me/adapter"'):
+            _check_files("me/adapter", "me/adapter", None)
+    hub.faults.clear()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    renew_sessions()
+    with pytest.raises(ValueError, match="HF_HUB_OFFLINE is set; unset it"):
+        load_selection("me/subset")
+
+
 def test_somebody_elses_commit_in_between_is_not_overwritten_unseen(hub, one_picture, monkeypatch):
     """The commit names its parent: one that came in between makes the Hub refuse, and the next attempt sees it."""
     push(pool())
