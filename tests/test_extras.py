@@ -162,3 +162,10 @@ def test_the_message_of_an_import_in_the_middle_of_a_command_names_the_extra(mon
     words = ["score", "--scorer", "tfidf", "--dataset", "pool.jsonl", "--queries", "t=pool.jsonl", "--output-dir", "s"]
     assert main(words) == 2
     assert capsys.readouterr().err.endswith('sklearn is needed for word statistics: pip install "hf-select[text]"\n')
+
+
+def test_a_wrong_name_inside_the_package_is_not_taken_for_a_missing_extra(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    for home in ("hf_select.scoring.nothing:IFD", "hf_select.scoring.ifd:Nothing"):
+        assert main(["score", "--scorer", home, "--dataset", "d", "--output-dir", "s"]) == 2
+        assert f'cannot import "{home}"' in (line := capsys.readouterr().err) and "Give MODULE:NAME" in line

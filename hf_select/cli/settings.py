@@ -34,8 +34,9 @@ def import_name(home: str) -> Any:
     try:
         return getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
-        if module.startswith("hf_select."):  # an extra or a release that is missing
-            raise
+        ours = isinstance(error, ImportError) and module.startswith("hf_select.")
+        if ours and not (error.name or "").startswith("hf_select"):
+            raise  # an extra or a release is missing; the name is right
         raise ValueError(f'cannot import "{home}": {error}. Give MODULE:NAME of an importable module.') from error
 
 

@@ -148,19 +148,17 @@ def translate_hub_errors(act: Callable[[], T], repo_id: str) -> T:
 
     try:
         return act()
-    except OfflineModeIsEnabled:
-        raise ValueError(f'"{repo_id}" is on the Hub and HF_HUB_OFFLINE is set; unset it.') from None
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
+        if constants.HF_HUB_OFFLINE or isinstance(error, OfflineModeIsEnabled):
+            raise ValueError(f'"{repo_id}" is on the Hub and HF_HUB_OFFLINE is set; unset it.') from None
+        raise ConnectionError(  # an EntryNotFoundError, but nobody was asked
+            f'the Hub cannot be reached for "{repo_id}", and the local cache does not hold the file. Run the same '
+            "command again."
+        ) from error
     except RepositoryNotFoundError as error:
         raise ValueError(
             f'no dataset repository "{repo_id}" on the Hub that this token may see ({_status(error)}). Check the '
             "name, or log in: hf auth login."
-        ) from error
-    except LocalEntryNotFoundError as error:  # an EntryNotFoundError, but nobody was asked
-        if constants.HF_HUB_OFFLINE:
-            raise ValueError(f'"{repo_id}" is on the Hub and HF_HUB_OFFLINE is set; unset it.') from None
-        raise ConnectionError(
-            f'the Hub cannot be reached for "{repo_id}", and the local cache does not hold the file. Run the same '
-            "command again."
         ) from error
     except EntryNotFoundError:
         raise

@@ -59,7 +59,7 @@ def put_adapter(model: Any, adapter: str, name: str = "default", revision: str |
 
 def _check_files(adapter: str, source: str, revision: str | None) -> None:
     """Raise ValueError for pickled weights, which PEFT would fall back to."""
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     if Path(source).is_dir():
@@ -69,7 +69,8 @@ def _check_files(adapter: str, source: str, revision: str | None) -> None:
         try:
             hf_hub_download(source, _WEIGHTS, revision=revision)
         except LocalEntryNotFoundError as error:
-            raise ConnectionError(
+            kind = ValueError if constants.HF_HUB_OFFLINE else ConnectionError  # a lost connection is worth a retry
+            raise kind(
                 f'the local cache does not hold {_WEIGHTS} of adapter "{adapter}", and the Hub cannot be reached. '
                 f"Download it first: hf download {adapter}."
             ) from error

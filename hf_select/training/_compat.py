@@ -186,17 +186,17 @@ def has_fused_head(model: nn.Module) -> bool:
     while forward is not None:
         code = getattr(getattr(forward, "__func__", forward), "__code__", None)
         if code is not None and "fused_lm_head" in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]:
-            return True
+            return not lacks_triton()
         forward = getattr(forward, "__wrapped__", None)
     return False
 
 
-def fused_head_runs() -> bool:
-    """Whether TRL has a fused head that runs on this machine. In trl 1.15 it is a Triton kernel, and None where Triton
-    cannot be imported; trl 1.16 also has one without Triton."""
+def lacks_triton() -> bool:
+    """Whether TRL's fused head cannot run here for want of Triton. In trl 1.15 it is a Triton kernel, and None where
+    Triton cannot be imported; trl 1.16 also has one without Triton."""
     from trl.trainer import utils
 
-    return getattr(utils, "_ChunkedLogProbFunction", None) is not None
+    return vars(utils).get("_ChunkedLogProbFunction", "unknown to this release") is None
 
 
 def offers_fused_head() -> bool:

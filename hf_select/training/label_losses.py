@@ -61,12 +61,18 @@ def label_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
             f"the model gives {logits.shape[1]} predictions for {labels.shape[1]} labels a row, so they cannot be "
             f"compared; {_CURE}"
         )
-    losses: list[Tensor] = []
-    for row, target in zip(logits, labels.to(logits.device), strict=True):  # fp32 logits of one row at a time
-        row, target = (row[:-1], target[1:]) if shift else (row, target)
-        nll = F.cross_entropy(row.float(), target, ignore_index=-100, reduction="sum")
-        losses.append(nll / (target != -100).sum())
-    return torch.stack(losses)
+    labels = labels.to(logits.device)
+    if shift:
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    return -label_log_probs(logits, labels).sum(1) / (labels != -100).sum(1)
+
+
+def label_log_probs(logits: Tensor, labels: Tensor) -> Tensor:
+    """Log-probability of each label under the logits of its position, fp32, (B, T); 0 without a label."""
+    rows = zip(logits, labels, strict=True)  # fp32 logits of one row at a time
+    return torch.stack(
+        [-F.cross_entropy(row.float(), label, ignore_index=-100, reduction="none") for row, label in rows]
+    )
 
 
 @contextmanager

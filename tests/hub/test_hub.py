@@ -221,6 +221,9 @@ def test_a_lost_connection_is_not_a_missing_file(hub, fault, tmp_path, monkeypat
     renew_sessions()
     with pytest.raises(ValueError, match="HF_HUB_OFFLINE is set; unset it"):
         load_selection("me/subset")
+    with pytest.raises(ValueError, match="does not hold adapter_model.safetensors"):  # which no retry would change
+        _check_files("me/adapter", "me/adapter", None)
+    renew_sessions()
 
 
 def test_somebody_elses_commit_in_between_is_not_overwritten_unseen(hub, one_picture, monkeypatch):

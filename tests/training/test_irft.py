@@ -381,7 +381,7 @@ def test_accumulated_batches_are_one_batch(irft, model_path):
     model = AutoModelForCausalLM.from_pretrained(model_path)
     two = irft("two", model=model, num_stages=1, per_device_train_batch_size=2, gradient_accumulation_steps=2)
     # Without TRL's fused head, log-probabilities are rounded otherwise, and three steps enlarge the difference.
-    rounding = 2e-5 if _compat.offers_fused_head() and _compat.fused_head_runs() else 4e-5
+    rounding = 2e-5 if _compat.offers_fused_head() and not _compat.lacks_triton() else 4e-5
     assert [e["loss"] for e in steps(one)] == pytest.approx([e["loss"] for e in steps(two)], abs=rounding)
     assert [e["grad_norm"] for e in steps(one)] == pytest.approx([e["grad_norm"] for e in steps(two)], rel=1e-3)
 

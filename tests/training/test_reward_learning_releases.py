@@ -178,3 +178,14 @@ def test_a_learned_reward_works_in_the_stock_trainers_of_every_release(tmp_path,
     assert all(any("demonstration_reward/" in name for name in entry) for entry in logged), logged[0].keys()
     reward.save_pretrained(tmp_path / "reward")
     assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward").config.num_labels == 1
+
+
+@pytest.mark.parametrize(("kernel", "lacking"), [({"_ChunkedLogProbFunction": None}, True), ({}, False)])
+def test_only_a_release_that_could_not_import_triton_is_refused_for_it(monkeypatch, kernel, lacking):
+    """A later release may call its kernel by another name."""
+    from trl.trainer import utils
+
+    monkeypatch.delattr(utils, "_ChunkedLogProbFunction", raising=False)
+    for name, value in kernel.items():
+        monkeypatch.setattr(utils, name, value, raising=False)
+    assert _compat.lacks_triton() == lacking

@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate.utils import gather_object, is_peft_model, send_to_device
 from datasets import Dataset, concatenate_datasets
 from torch import Tensor
@@ -35,7 +34,7 @@ from transformers.utils import logging
 from trl import DPOTrainer  # pyright: ignore[reportPrivateImportUsage]
 
 from hf_select.training import _compat
-from hf_select.training.label_losses import unwrapped
+from hf_select.training.label_losses import label_log_probs, unwrapped
 from hf_select.training.reward_learning.demonstrations import (
     CHOSEN,
     PROMPT,
@@ -302,15 +301,15 @@ class IRFTTrainer(StagedTrainingMixin, DPOTrainer):
         """The model's output with `log_probs` (2B, T-1), zero outside the completions."""
         labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
         extra: dict[str, Any] = {"output_router_logits": True} if self.aux_loss_enabled else {}
-        # DPOTrainer adds one since trl 1.15.
-        fused = _compat.has_fused_head(unwrapped(self.model)) and _compat.fused_head_runs()
+        fused = _compat.has_fused_head(unwrapped(self.model))  # DPOTrainer adds one since trl 1.15
         if fused:
             extra |= {"labels": labels, "fused_lm_head": True}
         outputs = model(
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False, **extra
         )
         if not fused:
-            outputs.log_probs = _label_log_probs(outputs.logits, labels)
+            logits = outputs.logits[:, outputs.logits.shape[1] - labels.shape[1] :]  # prompt tuning prepends tokens
+            outputs.log_probs = label_log_probs(logits[:, :-1], labels[:, 1:])
         return outputs
 
     @staticmethod
@@ -439,12 +438,3 @@ def _restore(parameter: Tensor, value: Tensor) -> None:
             return
         with gathered_parameter(parameter, changed=True) as tensor:
             tensor.copy_(value)
-
-
-def _label_log_probs(logits: Tensor, labels: Tensor) -> Tensor:
-    """Log-probability of each label under the logits before it, fp32, (2B, T-1); 0 without a label."""
-    logits = logits[:, logits.shape[1] - labels.shape[1] :]  # prompt tuning prepends tokens
-    rows = zip(logits[:, :-1], labels[:, 1:], strict=True)  # fp32 logits of one row at a time
-    return torch.stack(
-        [-F.cross_entropy(row.float(), label, ignore_index=-100, reduction="none") for row, label in rows]
-    )

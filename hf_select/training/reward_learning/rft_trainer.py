@@ -114,7 +114,7 @@ class RFTTrainer(StagedTrainingMixin, RLOOTrainer):
             args = RFTConfig(f"{name.split('/')[-1]}-RFT")
         check_not_streaming(train_dataset, eval_dataset)
         check_overridden_methods(type(self))
-        if _compat.offers_fused_head() and not _compat.fused_head_runs():
+        if _compat.lacks_triton():
             raise ValueError(
                 f"RLOOTrainer of trl {version('trl')} needs Triton, which cannot be imported here; pip install "
                 '"trl>=1.16"'
