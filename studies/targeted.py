@@ -39,7 +39,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--text-format", default="tulu", choices=["tulu", "chat"])
     parser.add_argument("--pooling", default="weighted_mean")
-    parser.add_argument("--layer", type=int)
+    parser.add_argument("--layers", type=int, nargs="+")
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--warm-up")
     parser.add_argument("--methods", nargs="+", default=["RDS+", "LESS", "TF-IDF"])
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def rds(args: argparse.Namespace, rows: Dataset, targets: dict[str, Dataset]) -> np.ndarray:
-    settings = {name: getattr(args, name) for name in ("pooling", "text_format", "layer", "max_length")}
+    settings = {name: getattr(args, name) for name in ("pooling", "text_format", "layers", "max_length")}
     scorer = RDSPlus(args.model, **settings, per_query=True)
     with tempfile.TemporaryDirectory() as folder:
         index = PoolIndex.build(rows, scorer.featurizer, folder, chunk_rows=2000)

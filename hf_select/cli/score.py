@@ -118,16 +118,18 @@ class Score(OverRows):
 
         scorer = build_scorer(self.scorer, self.settings)
         rows, queries = self.read(self.queries, stream=self.stream)
-        if scorer.needs_fit:
-            pool = (self.read(self.queries)[0] if self.stream else rows) if scorer.needs_pool else None
-            scorer = fitted(scorer, self.scorer, queries, pool, self.subtask_column)
-        elif queries:
-            raise ValueError(f"scorer {self.scorer} has no targets; leave out --queries.")
         index = None
         if self.index is not None:
             from hf_select.features.store import PoolIndex
 
             index = PoolIndex.open(self.index)
+        if scorer.needs_fit:
+            pool = None
+            if scorer.reads_pool():
+                pool = index or (self.read(self.queries)[0] if self.stream else rows)
+            scorer = fitted(scorer, self.scorer, queries, pool, self.subtask_column)
+        elif queries:
+            raise ValueError(f"scorer {self.scorer} has no targets; leave out --queries.")
         scored = score(
             rows,
             scorer,

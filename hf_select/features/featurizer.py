@@ -31,9 +31,11 @@ class Featurizer(ABC):
 
     Attributes:
         scoring_version: raised when the vectors of the same settings change.
+        parts: equal parts of a vector, such as layers, of which each is compared by a cosine of its own.
     """
 
     scoring_version: ClassVar[int] = 1
+    parts: int = 1
 
     @abstractmethod
     def __call__(self, rows: list[Conversation], queries: bool = False) -> list[Feature | BadRow]:

@@ -15,7 +15,7 @@ from hf_select.data.chat_template import FALLBACK_TEMPLATE
 from hf_select.data.conversation import Conversation
 from hf_select.data.encoding import Encoded, cut, encode_all
 from hf_select.features.featurizer import Feature, Featurizer
-from hf_select.models.causal_lm import CausalLM
+from hf_select.models.causal_lm import FINAL_NORM, CausalLM
 from hf_select.validation import check_choices
 
 
@@ -36,7 +36,9 @@ class HiddenStates(Featurizer):
     Args:
         model: Hub id, path or CausalLM.
         pooling: weighted_mean (RDS+), mean or last_token.
-        layer: output of this decoder layer, counted from 1, in place of the final norm's; the forward pass ends there.
+        layers: decoder layers whose outputs are pooled, counted from 1, and -1 for the final norm's, which
+            alone is taken by default. The vectors of several are concatenated, as `parts` of one. The forward pass
+            ends at the last of them.
         scope: tokens that are pooled: all, prompt or response. All are read in every case.
         text_format: chat is the model's own template; tulu is the layout that the RDS+ study uses for every model.
         max_length: tokens kept of a row; a longer one is cut on the right, as in the study. None keeps all.
@@ -44,7 +46,7 @@ class HiddenStates(Featurizer):
 
     model: str | CausalLM
     pooling: Literal["weighted_mean", "mean", "last_token"] = "weighted_mean"
-    layer: int | None = None
+    layers: list[int] | None = None
     scope: Literal["all", "prompt", "response"] = "all"
     text_format: Literal["chat", "tulu"] = "chat"
     max_length: int | None = 2048
@@ -53,6 +55,15 @@ class HiddenStates(Featurizer):
         check_choices(self)
         if self.max_length is not None and self.max_length < 1:
             raise ValueError(f"max_length is {self.max_length}; it must be at least 1.")
+        if self.layers is not None and (
+            not self.layers
+            or len(set(self.layers)) != len(self.layers)
+            or any(layer != FINAL_NORM and layer < 1 for layer in self.layers)
+        ):
+            raise ValueError(
+                f"layers is {self.layers}; give different decoder layers, counted from 1, and -1 for the final norm."
+            )
+        self.parts = len(self.layers or [FINAL_NORM])
         self.lm = self.model if isinstance(self.model, CausalLM) else CausalLM(self.model)
         self.lm.check_text_format(self.text_format)
 
@@ -81,7 +92,7 @@ class HiddenStates(Featurizer):
         loaded = self.lm.load()
         return {
             **self.lm.details(FALLBACK_TEMPLATE if self.text_format == "tulu" else None),
-            "dimensions": loaded.model.config.get_text_config().hidden_size,
+            "dimensions": self.parts * loaded.model.config.get_text_config().hidden_size,
         }
 
     def __call__(self, rows: list[Conversation], queries: bool = False) -> list[Feature | BadRow]:
@@ -100,7 +111,7 @@ class HiddenStates(Featurizer):
             return Feature(vector, note)
 
         vectors = self.lm.pooled_hidden_states(
-            [ids for ids, _, _ in rows], [weights for _, weights, _ in rows], layer=self.layer
+            [ids for ids, _, _ in rows], [weights for _, weights, _ in rows], self.layers
         )
         return map_rows(feature, vectors, [note for _, _, note in rows])
 

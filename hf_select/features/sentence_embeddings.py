@@ -16,9 +16,9 @@ from hf_select.data.conversation import Conversation
 from hf_select.extras import require
 from hf_select.features._compat import embedding_dimension
 from hf_select.features.featurizer import Feature, Featurizer
-from hf_select.models.causal_lm import Usage
 from hf_select.models.load_errors import checked_device, named
 from hf_select.models.sources import ResolvedSource, find
+from hf_select.models.usage import Usage
 
 
 @dataclass

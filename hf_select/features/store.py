@@ -2,19 +2,21 @@
 
 folder/
   manifest.json              rows, settings and model; resuming with others raises an error
-  vectors/part-00000.arrow   row_id, vector (fixed-size list), reason; memory-mapped, `datasets` reads it
+  vectors/part-00000.arrow   row_id, vector (fixed-size list), length, reason; memory-mapped, `datasets` reads it
   vectors/probe.json         the model that ran, and its vectors of two fixed texts
+  vectors/moments.npz        mean, covariance and row count of the vectors, once a scorer has asked for them
   index.json                 dimensions, counts, cost; written at the end
 
 Vectors are stored at length 1 as float32 or float16; as int8, each number in steps of 1/127 of the row's largest; or
-as 1bit, the numbers' signs (eight a byte, the first highest). Cosine similarity needs no more than a direction, and
-every vector that is read has length 1.
+as 1bit, the numbers' signs (eight a byte, the first highest). Each part of a vector (a layer) has the same share of
+that length; its own length before that is stored beside it, because a mean is one of vectors and not of directions.
 
 The probe checks an index against a model on another machine, where paths and file times differ: the same model,
 template and pooling give the same vectors.
 """
 
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -32,11 +34,14 @@ from hf_select.data.bad_rows import BadRow, map_rows, on_readable
 from hf_select.data.conversation import Conversation
 from hf_select.data.rows import Pool, conversations_of, pool_fingerprint, readable
 from hf_select.features.featurizer import Feature, Featurizer, unit
+from hf_select.features.geometry import Geometry, Moments
 from hf_select.jobs.chunked_job import ChunkedJob, WhenRunning
 from hf_select.jobs.run_folder import changed_settings, identity_of
 from hf_select.models.template_day import began_on
 from hf_select.validation import check_choice
 
+
+logger = logging.getLogger(__name__)
 
 StoredType = Literal["float32", "float16", "int8", "1bit"]
 
@@ -139,6 +144,11 @@ class PoolIndex:
         return self.summary["dimensions"]
 
     @property
+    def parts(self) -> int:
+        """Equal parts of a vector, such as layers."""
+        return self.summary.get("parts", 1)
+
+    @property
     def day(self) -> str | None:
         """The day that the rows' chat template wrote, if it asks for one."""
         return began_on(self.folder / "manifest.json")
@@ -185,12 +195,42 @@ class PoolIndex:
         _refuse_other_vectors(probe, _run_probe(featurizer), self.folder)
 
     def read(self, rows: range) -> list[Feature | BadRow]:
-        """A Feature for each of these rows, or the BadRow with the reason why it has none."""
+        """A Feature for each of these rows, of its length before it was stored, or the BadRow with the reason why it
+        has none."""
         return [
             Feature(vector, note) if valid else BadRow(note)
             for vectors, has_vector, table in self._blocks(rows)
-            for vector, valid, note in zip(vectors, has_vector, table["reason"].to_pylist(), strict=True)
+            for vector, valid, note in zip(
+                _of_length(vectors, _lengths(table)), has_vector, table["reason"].to_pylist(), strict=True
+            )
         ]
+
+    def moments(self, covariance: bool = False) -> Moments:
+        """Mean and, on request, covariance of the vectors before they were scaled to length 1.
+
+        The first call reads all vectors once, a part at a time, and keeps the result in the index.
+        Raises: ValueError for an index without lengths (of an earlier version), or with fewer than two vectors.
+        """
+        path = self.folder / "vectors" / "moments.npz"
+        if path.exists():
+            known = Moments.load(path)
+            if known.covariance is not None or not covariance:
+                return known
+        if any("length" not in table.column_names for _, table in self._tables(range(min(1, len(self))))):
+            raise ValueError(
+                f'the index in "{self.folder}" is of an earlier version of hf_select, without the lengths of vectors '
+                "that centring needs; build it again."
+            )
+        moments = Moments.of(
+            (_of_length(vectors, _lengths(table))[there] for vectors, there, table in self._blocks(range(len(self)))),
+            self.parts,
+            covariance,
+        )
+        try:
+            moments.save(path)
+        except OSError as error:
+            logger.warning('the mean of the vectors could not be kept in "%s": %s.', path, error)
+        return moments
 
     def to_numpy(self, rows: range | None = None) -> np.ndarray:
         """Unit vectors (n, d) float32 of these rows (default all), NaN for a row that has none."""
@@ -246,14 +286,20 @@ def _write_vectors(path: Path, rows: Dataset, featurizer: Featurizer, dtype: str
     has_vector = np.array([isinstance(feature, Feature) for feature in features])
     size = featurizer.details()["dimensions"]
     vectors = np.zeros((len(features), size), dtype=np.float32)
+    lengths = np.zeros((len(features), featurizer.parts), dtype=np.float32)
     if has_vector.any():
-        vectors[has_vector] = unit(np.stack([f.vector for f in features if isinstance(f, Feature)]))
+        raw = np.stack([f.vector for f in features if isinstance(f, Feature)])
+        vectors[has_vector] = Geometry(featurizer.parts)(raw)
+        lengths[has_vector] = np.linalg.norm(raw.reshape(len(raw), featurizer.parts, -1), axis=2)
     values = _shortened(vectors, dtype)
     table = pa.table(
         {
             columns.ROW_ID: rows[columns.ROW_ID][:],
             "vector": pa.FixedSizeListArray.from_arrays(
                 pa.array(values.ravel()), values.shape[1], mask=pa.array(~has_vector)
+            ),
+            "length": pa.FixedSizeListArray.from_arrays(
+                pa.array(lengths.ravel()), lengths.shape[1], mask=pa.array(~has_vector)
             ),
             "reason": [f.note if isinstance(f, Feature) else str(f) for f in features],
         }
@@ -286,9 +332,27 @@ def _restored(stored: np.ndarray, dtype: str, dimensions: int) -> np.ndarray:
     return unit(stored)
 
 
+def _of_length(vectors: np.ndarray, lengths: np.ndarray | None) -> np.ndarray:
+    """Vectors (n, d) whose parts have these lengths (n, p); unchanged if the index has none."""
+    if lengths is None:
+        return vectors
+    parts = unit(vectors.reshape(len(vectors), lengths.shape[1], -1))
+    return (parts * lengths[:, :, None]).reshape(len(vectors), -1)
+
+
+def _lengths(table: pa.Table) -> np.ndarray | None:
+    """(n, p) of a table's vectors, part by part; an index of an earlier version has none."""
+    return _lists(table, "length") if "length" in table.column_names else None
+
+
 def _stored_vectors(table: pa.Table) -> np.ndarray:
     """(n, numbers a row) of a table's vectors as they are on disk; rows without one are zeros."""
-    column = cast(Any, table["vector"].combine_chunks())
+    return _lists(table, "vector")
+
+
+def _lists(table: pa.Table, name: str) -> np.ndarray:
+    """(n, size) of a column of lists of one size."""
+    column = cast(Any, table[name].combine_chunks())
     size = column.type.list_size
     flat = column.values.to_numpy(zero_copy_only=False)[column.offset * size : (column.offset + len(column)) * size]
     return flat.reshape(-1, size)
@@ -308,6 +372,7 @@ def _write_summary(job: ChunkedJob) -> None:
         "with_vector": with_vector,
         "reasons": dict(reasons.most_common()),
         "dimensions": probe["dimensions"],
+        "parts": probe["parts"],
         "cost": dict(cost),
     }
     write_json(job.folder / job.summary, summary)
@@ -317,7 +382,7 @@ def _run_probe(featurizer: Featurizer) -> dict[str, Any]:
     """The details of the featurizer, and the unit vectors of the probe texts (or why one has none)."""
     features = featurizer(PROBE)
     vectors = [str(f) if isinstance(f, BadRow) else unit(f.vector).astype(float).tolist() for f in features]
-    return {**featurizer.details(), "vectors": vectors}
+    return {**featurizer.details(), "parts": featurizer.parts, "vectors": vectors}
 
 
 def _refuse_other_vectors(there: dict[str, Any], here: dict[str, Any], folder: Path) -> None:

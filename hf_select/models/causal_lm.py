@@ -24,6 +24,7 @@ from hf_select.data.chat_template import FALLBACK_TEMPLATE, template_digest, tem
 from hf_select.models import batching, loading
 from hf_select.models.sources import Sources, content_of_loaded, content_of_tokenizer, find_all
 from hf_select.models.template_day import DatedTokenizer
+from hf_select.models.usage import Usage
 from hf_select.validation import check_choices
 
 
@@ -34,20 +35,9 @@ if TYPE_CHECKING:
 
 # B sequences, T tokens, S tokens of a suffix, J suffixes, D hidden, V vocabulary, K named tokens, N measured positions
 
+FINAL_NORM = -1  # as a layer: the final norm, whose output the head reads
 # Sharing costs one pass over the prefix and copies of its cache: not worth it for less.
 _SHORTEST_SHARED_PREFIX = 8
-
-
-@dataclass
-class Usage:
-    """What measuring has cost so far. FLOPs are counted, not timed: 2 per multiply-add of the weights for every
-    processed token (attention scores, a few percent at chat lengths, are left out)."""
-
-    sequences: int = 0
-    tokens: int = 0  # real tokens in, shared prefixes counted each time they are used
-    processed_tokens: int = 0  # tokens the backbone ran over, padding included, shared prefixes once
-    seconds: float = 0.0
-    flops: float = 0.0
 
 
 @dataclass
@@ -338,14 +328,17 @@ class CausalLM:
             return batching.run([len(s) for s in sequences], loaded.budget, forward)
 
     def pooled_hidden_states(
-        self, sequences: Sequence[list[int]], weights: Sequence[np.ndarray], layer: int | None = None
+        self, sequences: Sequence[list[int]], weights: Sequence[np.ndarray], layers: Sequence[int] | None = None
     ) -> list[np.ndarray | BadRow]:
         """Weighted sums of final hidden states (after the final norm), accumulated in fp32: one (D,) array a sequence.
+
+        With L layers, (L * D,): their sums in the given order.
 
         Args:
             weights: for each sequence its token weights; i / sum(1..T) is the position-weighted mean of RDS+
                 (arXiv:2503.01807), 1 / T the mean, (0, ..., 0, 1) the last token.
-            layer: pool the output of this decoder layer, counted from 1, and stop the forward pass there.
+            layers: pool the outputs of these decoder layers, counted from 1, and of the final norm (-1) in one forward
+                pass, which stops at the last of them.
         """
         import torch
 
@@ -357,8 +350,11 @@ class CausalLM:
                 pooling = torch.zeros(input_ids.shape, dtype=torch.float32)
                 for b, i in enumerate(indices):
                     pooling[b, : len(weights[i])] = torch.as_tensor(weights[i], dtype=torch.float32)
-                hidden = self._backbone(input_ids, layer=layer).float()  # (B, T, D)
-                return torch.einsum("bt,btd->bd", pooling.to(hidden.device), hidden).cpu().numpy()
+                sums = [
+                    torch.einsum("bt,btd->bd", pooling.to(hidden.device), hidden.float()).cpu()
+                    for hidden in self._layer_states(input_ids, layers or [FINAL_NORM])  # each (B, T, D)
+                ]
+                return torch.cat(sums, dim=1).numpy()
 
             return batching.run([len(s) for s in sequences], loaded.budget, forward)
 
@@ -376,25 +372,35 @@ class CausalLM:
         self,
         input_ids: "Tensor",
         cache: Any = None,
-        layer: int | None = None,
         attention_mask: "Tensor | None" = None,
         position_ids: "Tensor | None" = None,
     ) -> "Tensor":
-        """Final hidden states (B, T, D) of the model without its output head, or those of an earlier layer."""
+        """Final hidden states (B, T, D) of the model without its output head."""
+        return self._layer_states(input_ids, [FINAL_NORM], cache, attention_mask, position_ids)[0]
+
+    def _layer_states(
+        self,
+        input_ids: "Tensor",
+        layers: Sequence[int],
+        cache: Any = None,
+        attention_mask: "Tensor | None" = None,
+        position_ids: "Tensor | None" = None,
+    ) -> "list[Tensor]":
+        """Hidden states (B, T, D) after each of these layers; -1 is the final norm."""
         import torch
 
         loaded = self.load()
-        with torch.inference_mode(), loaded.stopped_after(layer) as stopped:
-            output = stopped(
+        with torch.inference_mode(), loaded.states_of(layers) as states_of:
+            states = states_of(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 return_dict=True,
                 **loaded.inputs(cache, position_ids),
             )
         self.usage.processed_tokens += input_ids.numel()
-        share = 1.0 if layer is None else layer / loaded.num_layers
+        share = 1.0 if FINAL_NORM in layers else max(layers) / loaded.num_layers
         self.usage.flops += 2.0 * share * loaded.backbone_parameters * input_ids.numel()
-        return output
+        return states
 
     def _prefix_cache(self, prefix: list[int]) -> Any:
         if not self.load().shares_cache or self.batch_invariant:

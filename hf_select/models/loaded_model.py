@@ -113,29 +113,37 @@ class LoadedModel:
             handle.remove()
 
     @contextmanager
-    def stopped_after(self, layer: int | None) -> Iterator[Callable[..., Tensor]]:
-        """The backbone as a function that returns the final hidden states (B, T, D), or those of a layer (from 1)."""
-        if layer is None:
-            yield lambda **inputs: self.backbone(**inputs).last_hidden_state
-            return
-        if self.layers is None or not 1 <= layer <= self.num_layers:
-            raise ValueError(f"layer is {layer}; the model has decoder layers 1 to {self.num_layers}.")
+    def states_of(self, layers: Sequence[int]) -> Iterator[Callable[..., list[Tensor]]]:
+        """The backbone as a function that returns the outputs (B, T, D) of decoder layers, counted from 1, and of the
+        final norm (-1). It ends at the last layer that is asked for."""
+        decoder = [layer for layer in layers if layer > 0]
+        if decoder and (self.layers is None or max(decoder) > self.num_layers):
+            raise ValueError(f"layer is {max(decoder)}; the model has decoder layers 1 to {self.num_layers}.")
+        last = max(decoder) if len(decoder) == len(layers) else None
+        states: dict[int, Tensor] = {}
 
-        def stop(module: Any, args: Any, output: Any) -> None:
-            raise _LayerReached(output[0] if isinstance(output, tuple) else output)
+        def keep(layer: int) -> Callable[..., None]:
+            def hook(module: Any, args: Any, output: Any) -> None:
+                states[layer] = output[0] if isinstance(output, tuple) else output
+                if layer == last:
+                    raise _LayerReached
 
-        def backbone(**inputs: Any) -> Tensor:
+            return hook
+
+        def backbone(**inputs: Any) -> list[Tensor]:
+            states.clear()
             try:
-                self.backbone(**inputs)
-            except _LayerReached as reached:
-                return reached.hidden
-            raise AssertionError("the forward pass did not reach the layer")
+                states[-1] = self.backbone(**inputs).last_hidden_state
+            except _LayerReached:
+                pass
+            return [states[layer] for layer in layers]
 
-        handle = self.layers[layer - 1].register_forward_hook(stop)
+        handles = [self.layers[layer - 1].register_forward_hook(keep(layer)) for layer in decoder]
         try:
             yield backbone
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
     def inputs(self, cache: Any, position_ids: Tensor | None = None) -> dict[str, Any]:
         """Keyword arguments of the backbone for a KV cache and position ids, without those that it does not accept."""
@@ -154,7 +162,4 @@ class LoadedModel:
 
 
 class _LayerReached(Exception):
-    """Raised by a hook to stop the forward pass early, with the layer's hidden states."""
-
-    def __init__(self, hidden: Tensor):
-        self.hidden = hidden
+    """Raised by a hook to end the forward pass at a layer."""

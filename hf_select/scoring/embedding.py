@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 
 from hf_select.features.sentence_embeddings import SentenceEmbeddings
 from hf_select.paper import RDS_PAPER, Paper
-from hf_select.scoring.similarity import Similarity
+from hf_select.scoring.dense import DenseSimilarity
 
 
 @dataclass
-class Embedding(Similarity):
+class Embedding(DenseSimilarity):
     """Cosine similarity of a row to its nearest query, over embeddings of a sentence-transformers model.
 
     S[row, task] = max over queries v of the task of cos(e(row), e(instruction + v))

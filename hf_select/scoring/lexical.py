@@ -22,6 +22,7 @@ from hf_select.data.rows import conversations_of
 from hf_select.data.text import text_of, words
 from hf_select.extras import require
 from hf_select.features.featurizer import Feature
+from hf_select.features.store import PoolIndex
 from hf_select.paper import DSIR_PAPER, Paper
 from hf_select.scoring.scorer import Answer, Queries, Scorer, records_fit_cost
 from hf_select.scoring.similarity import Similarity, by_task, hash_of_rows, names_of_tasks
@@ -63,7 +64,7 @@ class TFIDF(Similarity):
         queries: Queries,
         task_column: str | None = None,
         subtask_column: str | None = None,
-        pool: Dataset | None = None,
+        pool: Dataset | PoolIndex | None = None,
     ) -> "TFIDF":
         """Learn the words' weights from the pool and encode the queries."""
         vectorizer = _sklearn_text().TfidfVectorizer(analyzer=words, sublinear_tf=True, max_features=self.max_words)
@@ -72,7 +73,7 @@ class TFIDF(Similarity):
         self.pool_hash_ = _hash_of(pool)
         self.words_, self.idf_ = vectorizer.get_feature_names_out().tolist(), vectorizer.idf_
         self._vectorizer = None
-        super().fit(queries, task_column, subtask_column)
+        super().fit(queries, task_column, subtask_column, pool)
         return self
 
     def __getstate__(self) -> dict[str, object]:
@@ -148,7 +149,7 @@ class DSIR(Scorer):
         queries: Queries,
         task_column: str | None = None,
         subtask_column: str | None = None,
-        pool: Dataset | None = None,
+        pool: Dataset | PoolIndex | None = None,
     ) -> "DSIR":
         """Count the n-grams of the queries of each task and of the pool."""
         if subtask_column is not None:
@@ -232,9 +233,9 @@ def _sklearn_text() -> Any:
     return text
 
 
-def _needed(pool: Dataset | None, name: str) -> Dataset:
-    if pool is None or len(pool) == 0:
-        raise ValueError(f"{name} compares with the pool: fit(queries, pool=dataset).")
+def _needed(pool: Dataset | PoolIndex | None, name: str) -> Dataset:
+    if not isinstance(pool, Dataset) or len(pool) == 0:
+        raise ValueError(f"{name} compares with the texts of the pool: fit(queries, pool=dataset).")
     return pool
 
 

@@ -12,11 +12,11 @@ from typing import ClassVar, Literal
 from hf_select.features.hidden_states import HiddenStates
 from hf_select.models.causal_lm import CausalLM
 from hf_select.paper import RDS_PAPER, Paper
-from hf_select.scoring.similarity import Similarity
+from hf_select.scoring.dense import DenseSimilarity
 
 
 @dataclass
-class RDSPlus(Similarity):
+class RDSPlus(DenseSimilarity):
     """Cosine similarity of a row to its nearest query, over position-weighted hidden states.
 
     e(row) = sum_i w_i h_i, w_i = i / sum_j j;   S[row, task] = max over queries v of the task of cos(e(row), e(v))
@@ -24,7 +24,8 @@ class RDSPlus(Similarity):
     Args:
         model: Hub id, path or CausalLM; the study uses the base model that will be trained.
         pooling: weighted_mean (the paper's), mean or last_token.
-        layer: output of this decoder layer in place of the final norm's; the forward pass ends there.
+        layers: decoder layers whose outputs are compared, counted from 1, and -1 for the final norm's, which the paper
+            takes; the cosines of several are averaged. The forward pass ends at the last of them.
         scope: tokens that are pooled: all (the paper's), prompt or response.
         text_format: chat is the model's own template; tulu is the study's layout for every model.
         max_length: tokens kept of a row and of a query; a longer one is cut on the right.
@@ -39,7 +40,7 @@ class RDSPlus(Similarity):
 
     model: str | CausalLM
     pooling: Literal["weighted_mean", "mean", "last_token"] = "weighted_mean"
-    layer: int | None = None
+    layers: list[int] | None = None
     scope: Literal["all", "prompt", "response"] = "all"
     text_format: Literal["chat", "tulu"] = "chat"
     max_length: int | None = 2048
@@ -50,7 +51,7 @@ class RDSPlus(Similarity):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.featurizer = self._states = HiddenStates(
-            self.model, self.pooling, self.layer, self.scope, self.text_format, self.max_length
+            self.model, self.pooling, self.layers, self.scope, self.text_format, self.max_length
         )
 
     def load(self, rank: int | None = None) -> None:

@@ -19,13 +19,13 @@ from hf_select.data.encoding import Encoded
 from hf_select.data.text import says_something
 from hf_select.models import batching
 from hf_select.models.batching import TokenBudget
-from hf_select.models.causal_lm import Usage
 from hf_select.models.load_errors import named
 from hf_select.models.loading import tokenizer_of
 from hf_select.models.parameters import active_parameters
 from hf_select.models.reward_model import _load, encode_whole, padded
 from hf_select.models.sources import ResolvedSource, find
 from hf_select.models.template_day import DatedTokenizer
+from hf_select.models.usage import Usage
 from hf_select.paper import Paper
 from hf_select.scoring.scorer import Answer, Scorer
 

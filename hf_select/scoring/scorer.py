@@ -28,6 +28,7 @@ from hf_select.validation import check_choices
 
 
 if TYPE_CHECKING:
+    from hf_select.features.store import PoolIndex
     from hf_select.models.template_day import DatedTokenizer
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class Scorer(ABC):
         paper: that the method comes from; cards cite it.
         scoring_version: raised when the scores of the same settings change, so that old and new are never mixed.
         needs_fit: `fit` must be called with example queries first.
-        needs_pool: `fit` also needs the rows that will be scored.
+        needs_pool: `fit` also needs the rows that will be scored, whatever the settings.
         takes_subtasks: `fit` takes a `subtask_column`.
         featurizer: encodes rows as the vectors that the score compares. None: the score compares no vectors, and a
             `PoolIndex` cannot be used.
@@ -89,7 +90,7 @@ class Scorer(ABC):
         queries: Queries,
         task_column: str | None = None,
         subtask_column: str | None = None,
-        pool: Dataset | None = None,
+        pool: "Dataset | PoolIndex | None" = None,
     ) -> "Scorer":
         """Learn the targets from example queries, for a scorer with `needs_fit`.
 
@@ -98,9 +99,14 @@ class Scorer(ABC):
                 gets a column score_<name>_<task>.
             task_column: column of a single dataset that names each query's task.
             subtask_column: column that names each query's part of its task, for a scorer with `takes_subtasks`.
-            pool: the rows that will be scored, or a sample of them; read by a scorer with `needs_pool` only.
+            pool: the rows that will be scored, or a sample of them, read only where `reads_pool` says so; a PoolIndex
+                of them for a scorer that compares vectors.
         """
         raise TypeError(f"scorer {self.name} has no targets; leave out fit.")
+
+    def reads_pool(self) -> bool:
+        """Whether `fit`, with these settings, reads the rows that will be scored."""
+        return self.needs_pool
 
     def refit(self) -> None:  # noqa: B027
         """Encode the queries again, after the weights of the model have changed."""

@@ -15,6 +15,7 @@ from hf_select.data.bad_rows import BadRow, map_rows, on_readable, readable_rows
 from hf_select.data.conversation import Conversation, conversations
 from hf_select.data.rows import conversations_of
 from hf_select.features.featurizer import Feature, unit
+from hf_select.features.store import PoolIndex
 from hf_select.scoring.overlap import QueryOverlap
 from hf_select.scoring.scorer import Answer, Batch, Queries, Scorer, records_fit_cost
 
@@ -102,7 +103,7 @@ class Similarity(Scorer):
         self.task_of_part_: np.ndarray = np.empty(0, dtype=np.int64)  # (p,)
         self.overlap_: QueryOverlap | None = None
         self.queries_hash_: str | None = None  # of their texts, tasks and parts
-        self._fit_arguments: tuple[Queries, str | None, str | None] | None = None
+        self._fit_arguments: tuple[Queries, str | None, str | None, Dataset | PoolIndex | None] | None = None
 
     @records_fit_cost
     def fit(
@@ -110,7 +111,7 @@ class Similarity(Scorer):
         queries: Queries,
         task_column: str | None = None,
         subtask_column: str | None = None,
-        pool: Dataset | None = None,
+        pool: Dataset | PoolIndex | None = None,
     ) -> "Similarity":
         """Encode the queries.
 
@@ -143,7 +144,7 @@ class Similarity(Scorer):
         self.task_of_part_ = np.array([number for number, _ in places])
         self.overlap_ = QueryOverlap(texts)
         self.queries_hash_ = hash_of_rows(texts, [list(named), self.named_tasks_, parts])
-        self._fit_arguments = queries, task_column, subtask_column
+        self._fit_arguments = queries, task_column, subtask_column, pool
         return self
 
     def refit(self) -> None:
@@ -283,7 +284,7 @@ class Similarity(Scorer):
 
     def _cosines(self, vectors: list[Any]) -> np.ndarray:
         """(n, q) of the rows' vectors."""
-        rows = unit(np.stack(vectors))
+        rows = self._stacked(vectors)
         if rows.shape[1] != self.queries_.shape[1]:
             sizes = f"rows have {rows.shape[1]} dimensions, queries {self.queries_.shape[1]}"
             raise ValueError(f"{sizes}; encode both with one model.")

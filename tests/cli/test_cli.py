@@ -457,6 +457,15 @@ def test_an_index_is_made_once_and_asked_with_any_queries(pool, model_path, rows
         load_dataset("parquet", data_files=f"{name}/scores.parquet", split="train") for name in ("stored", "direct")
     )
     assert stored["score_rds"] == pytest.approx(direct["score_rds"], abs=1e-6)
+    centred = ("score", *model, "--queries", "a=q.jsonl", "--center", "--whiten", "0.5")
+    assert run(*centred, "--index", "i", "--output-dir", "c") == run(*centred, "--output-dir", "d") == 0
+    stored, direct = (load_dataset("parquet", data_files=f"{n}/scores.parquet", split="train") for n in "cd")
+    assert stored["score_rds"] == pytest.approx(direct["score_rds"], abs=2e-5)
+    assert Path("i/vectors/moments.npz").exists() and "whiten needs" in fails(capsys, *centred[:-3], *centred[-2:])
+    layers = ("--layers", "1", "-1")
+    assert run("index", *model, *layers, "--output-dir", "l") == 0
+    asked = ("score", *model, *layers, "--queries", "a=q.jsonl", "--center", "--index", "l", "--output-dir", "s")
+    assert run(*asked) == 0
     asked = ("score", *model, "--queries", "a=q.jsonl", "--index", "i", "--output-dir", "o")
     assert "pooling weighted_mean there, mean here" in fails(capsys, *asked, "--pooling", "mean")
     assert "other rows" in fails(capsys, *asked, "--limit", "5")

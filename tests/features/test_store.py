@@ -45,7 +45,7 @@ def test_stored_vectors_are_the_rows_own_at_length_one(pool, model_path, tmp_pat
     across = index.to_numpy(range(5, 16))  # three parts
     np.testing.assert_array_equal(across, index.to_numpy()[5:16])
     read = Dataset.from_file(str(tmp_path / "i" / "vectors" / "part-00000.arrow"))
-    assert read.column_names == ["row_id", "vector", "reason"] and len(read[0]["vector"]) == index.dimensions
+    assert read.column_names == ["row_id", "vector", "length", "reason"] and len(read[0]["vector"]) == index.dimensions
 
 
 def test_scores_from_an_index_are_those_of_encoding(pool, model_path, tmp_path):

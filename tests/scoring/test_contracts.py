@@ -81,7 +81,7 @@ SCORERS = {
     "perplexity": lambda model: Perplexity(model),
     "perplexity_response": lambda model: Perplexity(model, scope="response", text_format="tulu"),
     "rds": lambda model: rds(model),
-    "rds_tulu_response": lambda model: rds(model, text_format="tulu", scope="response", layer=1),
+    "rds_tulu_response": lambda model: rds(model, text_format="tulu", scope="response", layers=[1]),
     "reward": lambda model: reward(model, pads=True),
     "reward_no_pad": lambda model: reward(model, pads=False, tokens_per_batch=100),
     "selectit": lambda model: SelectIT(model),

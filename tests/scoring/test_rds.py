@@ -38,7 +38,7 @@ def test_pooling_by_hand_one_row_at_a_time(model_path, rows, pooling, scope):
 
 def test_an_earlier_layer_ends_the_forward_pass_there(model_path, rows):
     lm = CausalLM(model_path)
-    found = HiddenStates(lm, layer=1)(conversations(as_batch(rows[:4])))
+    found = HiddenStates(lm, layers=[1])(conversations(as_batch(rows[:4])))
     loaded = lm.load()
     for row, feature in zip(conversations(as_batch(rows[:4])), found, strict=True):
         ids = encode(row, loaded.tokenizer).input_ids
@@ -47,11 +47,11 @@ def test_an_earlier_layer_ends_the_forward_pass_there(model_path, rows):
         np.testing.assert_allclose(feature.vector, position_weights(len(ids)) @ h, rtol=1e-4, atol=1e-5)
     ran = []
     handle = loaded.layers[1].register_forward_hook(lambda *_: ran.append(1))
-    HiddenStates(lm, layer=1)(conversations(as_batch(rows[:4])))
+    HiddenStates(lm, layers=[1])(conversations(as_batch(rows[:4])))
     handle.remove()
     assert not ran, "the second layer ran although the first was asked for"
     with pytest.raises(ValueError, match="decoder layers 1 to 2"):
-        HiddenStates(lm, layer=3)(conversations(as_batch(rows[:1])))
+        HiddenStates(lm, layers=[3])(conversations(as_batch(rows[:1])))
 
 
 def test_rows_are_cut_on_the_right_and_say_so(model_path, rows):
