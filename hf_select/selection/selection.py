@@ -14,7 +14,8 @@ import xxhash
 
 from hf_select.atomic import atomic_path
 from hf_select.data import columns
-from hf_select.data.conversation import readable_columns, without_nulls
+from hf_select.data.conversation import readable_columns
+from hf_select.data.exact_json import columns_of
 from hf_select.selection.ranking import Ranking
 
 
@@ -279,12 +280,20 @@ def row_hashes(dataset: "Dataset", rows: np.ndarray, names: list[str]) -> dict[s
     read = dataset.with_format("arrow").select_columns(names).select(rows[order])
     hashes = {name: np.empty(len(rows), dtype=np.uint64) for name in names}
     for start in range(0, len(rows), 1000):
-        table = read[start : start + 1000]
+        # A file is read with JSON columns where the types of its rows differ, and a part of it perhaps without them.
+        values = columns_of(read[start : start + 1000], read.features)
         for name in names:
-            hashes[name][order[start : start + 1000]] = _hashed(table[name].to_pylist())
+            hashes[name][order[start : start + 1000]] = _hashed(values[name])
     return hashes
 
 
 def _hashed(values: list[Any]) -> np.ndarray:
-    texts = (v if isinstance(v, str) else "\0" + _JSON.encode(without_nulls(v)) for v in values)
+    texts = (v if isinstance(v, str) else "\0" + _JSON.encode(_without_nulls(v)) for v in values)
     return np.fromiter((xxhash.xxh3_64_intdigest(text.encode()) for text in texts), np.uint64, len(values))
+
+
+def _without_nulls(value: Any) -> Any:
+    """The value without null keys, which an Arrow struct has where only other rows have these keys."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value

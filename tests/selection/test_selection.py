@@ -1,5 +1,7 @@
 """What is chosen, in which order, and what a Selection remembers."""
 
+import json
+
 import numpy as np
 import pytest
 from datasets import Dataset
@@ -7,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_select import Longest, Random, RoundRobin, Selection, TopK, WeightedRanks
+from hf_select.data.loading import read_dataset
 from hf_select.selection.baselines import random_order
 from hf_select.selection.ranking import rank
+from hf_select.selection.selection import row_hashes
 
 
 def test_ties_go_to_the_lower_row_and_null_is_never_ranked():
@@ -194,6 +198,21 @@ def _swapped(size: int, i: int, j: int) -> list[int]:
     places = list(range(size))
     places[i], places[j] = j, i
     return places
+
+
+def test_rows_are_the_same_with_and_without_json_columns(tmp_path):
+    """Arguments of two types make a JSON column of the whole file; the rows without them are read as structs."""
+    rows: list = [{"messages": [{"role": "user", "content": f"q{i}"}]} for i in range(4)]
+    for i, arguments in ((0, {"x": [1, None]}), (2, {"x": "1"})):
+        rows[i]["messages"][0]["tool_calls"] = [{"function": {"name": "f", "arguments": arguments}}]
+    for name, some in (("all.jsonl", rows), ("left.jsonl", [rows[3], rows[1]])):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in some))
+    whole, left = (read_dataset(str(tmp_path / name)) for name in ("all.jsonl", "left.jsonl"))
+    assert whole.features["messages"] != left.features["messages"]
+    selection = Selection(np.array([3, 1]), 4, ["", ""], hashes=row_hashes(whole, np.array([3, 1]), ["messages"]))
+    selection.check_left(left)
+    with pytest.raises(ValueError, match="differs in 2 of 2"):
+        selection.check_left(left.select([1, 0]))
 
 
 def test_a_file_without_hashes_is_held_to_its_row_ids_or_refused(dataset, tmp_path):
