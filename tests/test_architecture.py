@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "jobs": {"atomic", "data"},
     "models": {"atomic", "data", "extras", "jobs", "validation"},
     "features": {"atomic", "data", "extras", "jobs", "models", "validation"},
-    "scoring": {"atomic", "data", "extras", "features", "jobs", "models", "paper", "validation"},
+    "scoring": {"atomic", "data", "extras", "features", "jobs", "models", "paper", "selection", "validation"},
     "selection": {"atomic", "data", "extras", "paper", "validation"},
     "mixtures": {"_version", "atomic", "data", "paper", "scoring", "selection", "validation"},
     "generation": {

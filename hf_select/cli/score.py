@@ -96,6 +96,8 @@ class Score(OverRows):
             has a column score_SCORER_TASK, and score_SCORER is their maximum.
         subtask_column: column of the queries that names their subtask.
         index: folder of hf-select index for the same rows; its vectors are compared with the queries.
+        candidates: score only the rows that hf-select select chose, such as the best by a cheaper scorer: its subset
+            or its record. The others are written with a null and the reason; --dataset is that of the first scores.
         stream: read the rows while scoring, in constant memory and without downloading them first.
     """
 
@@ -103,6 +105,7 @@ class Score(OverRows):
     queries: dict[str, str] | None = None
     subtask_column: str | None = None
     index: str | None = None
+    candidates: str | None = None
     stream: bool = False
 
     example: ClassVar[str] = (
@@ -130,6 +133,11 @@ class Score(OverRows):
             scorer = fitted(scorer, self.scorer, queries, pool, self.subtask_column)
         elif queries:
             raise ValueError(f"scorer {self.scorer} has no targets; leave out --queries.")
+        candidates = None
+        if self.candidates is not None:
+            from hf_select.selection.record import read_selection
+
+            candidates = read_selection(self.candidates, self.split)
         scored = score(
             rows,
             scorer,
@@ -138,16 +146,21 @@ class Score(OverRows):
             bad_rows=self.bad_rows,
             source=self.dataset,
             index=index,
+            candidates=candidates,
             when_running=self.when_running,
         )
         if not is_main_process():  # one of the processes says how it went
             return None
         summary = cast(dict[str, Any], read_json(Path(self.output_dir).expanduser() / "summary.json"))
-        say_if_few(summary["scored"], summary["rows"], summary["reasons"], "a score")
+        asked, reasons = summary["rows"], summary["reasons"]
+        if candidates is not None:
+            asked = len(candidates)
+            reasons = {why: count for why, count in reasons.items() if not why.startswith("not among the candidates")}
+        say_if_few(summary["scored"], asked, reasons, "a score")
         print_table(["", ""], _summary(summary, scorer.name))
-        check_any(summary["scored"], summary["reasons"], "a score")
+        check_any(summary["scored"], reasons, "a score")
         print(f"{len(scored)} rows with their scores: {self.output_dir}/scored; only the scores: scores.parquet")
-        return next_step(scorer, self.output_dir, self.dataset)
+        return next_step(scorer, self.output_dir, self.dataset, None if candidates is None else len(candidates))
 
 
 def say_if_few(found: int, rows: int, reasons: dict[str, int], what: str) -> None:
@@ -166,9 +179,13 @@ def _most(reasons: dict[str, int]) -> str:
     return f"Reasons: {'; '.join(f'{count:,} x {reason}' for reason, count in list(reasons.items())[:3])}."
 
 
-def next_step(scorer: Any, output_dir: str, dataset: str) -> str:
+def next_step(scorer: Any, output_dir: str, dataset: str, num_candidates: int | None = None) -> str:
     """The command that follows. With targets it is the selection that beat random rows in our comparisons. Without, it
-    is the selection of the paper, and the comparison that shows whether it beats random rows on this pool."""
+    is the selection of the paper, and the comparison that shows whether it beats random rows on this pool.
+
+    Args:
+        num_candidates: number of rows that were scored, if not all were.
+    """
     name = scorer.name
     several = [column for column in scorer.columns_out if column.startswith(f"{SCORE_PREFIX}{name}_")]
     if f"{name}_similarities" in scorer.columns_out:
@@ -179,7 +196,8 @@ def next_step(scorer: Any, output_dir: str, dataset: str) -> str:
         taken = f"--selector sample --column {SCORE_PREFIX}{name}"
     elif len(several) > 1 or several == [f"{name}_similarities"]:
         taken = f"--selector round_robin --similarities {' '.join(several)}"
-    select = f"hf-select select --scores {output_dir} {taken} --fraction 0.2 --output subset.parquet"
+    budget = "--fraction 0.2" if num_candidates is None else f"--k {-(-num_candidates // 5)}"
+    select = f"hf-select select --scores {output_dir} {taken} {budget} --output subset.parquet"
     if scorer.needs_fit:
         return select
     return (
@@ -233,8 +251,10 @@ def build_parts(
 
 def _summary(summary: dict[str, Any], name: str) -> list[list[str]]:
     cost, quantiles = summary["cost"], summary["quantiles"]
+    candidates = summary.get("candidates")
     rows = [
         ["rows", f"{summary['rows']:,}"],
+        *([["candidates", f"{candidates['rows']:,}"]] if candidates else []),
         ["with a score", f"{summary['scored']:,}"],
         *([f"of these: {note}", f"{count:,}"] for note, count in summary["notes"].items()),
         *([f"without: {reason}", f"{count:,}"] for reason, count in summary["reasons"].items()),
@@ -246,5 +266,7 @@ def _summary(summary: dict[str, Any], name: str) -> list[list[str]]:
     ]
     if "tokens" in cost:
         rows.append(["tokens, counted FLOPs", f"{cost['tokens']:,}, {cost['flops']:.3g}"])
+    if candidates and "cost" in candidates:
+        rows.append(["seconds of the earlier scores", f"{candidates['cost']['seconds']:,.1f}"])
     rows.append(["peak memory, device", f"{cost['peak_memory_mib']:,.0f} MiB, {summary['device']}"])
     return rows

@@ -118,17 +118,19 @@ class ChunkedJob:
         load: Callable[[], object],
         finish: Callable[[], None],
         description: str,
+        needs_load: Callable[[Dataset], bool] = lambda rows: True,
     ) -> None:
         """Compute the unfinished chunks, shared with other processes. Returns when all chunks are done.
 
         Args:
             write: called with (path, first row, rows); writes a part and returns its cost.
-            load: called before the first chunk that this process computes.
+            load: called before the first chunk that this process computes and `needs_load` says so of its rows.
             finish: writes the summary when all chunks are done; called in one process.
+            needs_load: whether a chunk with these rows needs what `load` loads.
         """
         try:
             try:
-                self._run(self._worker, write, load, description)
+                self._run(self._worker, write, load, needs_load, description)
                 with FileLock(self.folder / "running" / "finish.lock"):
                     if not (self.folder / self.summary).exists():
                         finish()
@@ -149,14 +151,21 @@ class ChunkedJob:
         finally:
             self._tidy()
 
-    def _run(self, worker: "_Worker", write: WritePart, load: Callable[[], object], description: str) -> None:
+    def _run(
+        self,
+        worker: "_Worker",
+        write: WritePart,
+        load: Callable[[], object],
+        needs_load: Callable[[Dataset], bool],
+        description: str,
+    ) -> None:
         loaded = False
         with Progress(self.folder / "done", self.pool.rows, description, worker.name, is_main_process()) as progress:
             while True:
                 with on_batch(progress.count):
                     for chunk, first_row, rows in self.pool.chunks(self._take, self._verify_streamed_chunk):
                         with self._locked_chunk(chunk, worker):
-                            if not loaded:
+                            if not loaded and needs_load(rows):
                                 load()
                                 loaded = True
                             self._write(chunk, first_row, rows, worker, write)

@@ -167,11 +167,18 @@ def _source_and_folders_of(scores: str) -> tuple[str, list[Path]]:
     path = Path(scores).expanduser()
     manifest = read_json(path / "manifest.json") if path.is_dir() else None
     if manifest is not None and "made_by" in manifest:
-        source, own = manifest["pool"]["source"], [path]
+        source, own = manifest["pool"]["source"], [*_scores_of_candidates(path), path]
     else:
         source, own = _recorded_scores(record_of(path)), []
     first, folders = _source_and_folders(source) if source else (scores, [])
     return first, [*folders, *own]
+
+
+def _scores_of_candidates(folder: Path) -> list[Path]:
+    """The scoring runs by which the candidates of this one were selected, if they are still there."""
+    candidates = (read_json(folder / "summary.json") or {}).get("candidates", {})
+    named = [Path(name).expanduser() for name in candidates.get("scores", [])]
+    return [path for path in named if (path / "summary.json").exists()]
 
 
 def _steps_of_run(steps: dict[str, dict[str, Any]], last: dict[str, Any], run: Path) -> Iterator[Step]:

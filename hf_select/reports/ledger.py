@@ -27,7 +27,7 @@ class Step:
         hash: hash of these settings.
         versions: package -> version.
         pool: the rows that were read: `source`, `rows`, `fingerprint`.
-        rows: number of rows.
+        rows: number of rows that it ran on.
         device: where the model ran.
         paper: the scorer's paper.
         higher_is_better: whether the scorer gives better rows higher scores.
@@ -81,7 +81,7 @@ def read_step(folder: str | os.PathLike) -> Step:
         hash=made_by["hash"],
         versions=manifest["versions"],
         pool=manifest["pool"],
-        rows=summary["rows"],
+        rows=summary.get("candidates", summary)["rows"],
         device=summary.get("device"),
         paper=_paper(summary.get("paper")),
         higher_is_better=summary.get("higher_is_better"),
