@@ -21,38 +21,29 @@ launched separately (Recipe.accelerate_config).
 
 import functools
 import hashlib
-import json
 import logging
 import os
 import socket
-import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
-from filelock import FileLock, Timeout
-from tqdm.auto import tqdm
+from filelock import FileLock
 
-from hf_select.atomic import atomic_path, read_json, write_json
+from hf_select.atomic import read_json, write_json
 from hf_select.data import columns
-from hf_select.data.bad_rows import BadRow
 from hf_select.data.file_names import slug
-from hf_select.data.rows import conversations_of
 from hf_select.evaluation.break_even import add_costs
 from hf_select.evaluation.held_out_loss import as_measures
 from hf_select.evaluation.measure import Measure
 from hf_select.evaluation.tables import MATCHED, POOLED_LOSS, Cell, measures_of, tables
+from hf_select.evaluation.training_runs import check_one_device, claim_folder, compute_missing, trainable_rows
 from hf_select.extras import require
-from hf_select.jobs.run_folder import claim_run_folder
 from hf_select.models.causal_lm import CausalLM
-from hf_select.models.responses import tokenize_with_labels, with_responses
-from hf_select.models.sources import find
+from hf_select.models.responses import tokenize_with_labels
 from hf_select.reports.comparison import comparison_report
 from hf_select.reports.comparison_result import RANDOM, UNTRAINED, Comparison
 from hf_select.scoring.overlap import rows_that_repeat
@@ -113,12 +104,7 @@ class ComparisonRun:
     lengths: np.ndarray = field(init=False)  # tokens of each row that can be trained on
 
     def __post_init__(self) -> None:
-        if torch.cuda.device_count() > 1 and self.recipe.accelerate_config is None:
-            raise ValueError(
-                "one process sees several devices, and a run is trained on one of them: start the command under "
-                "accelerate launch, or show it one (CUDA_VISIBLE_DEVICES=0). A run that needs several devices is "
-                "launched by itself: recipe setting accelerate_config."
-            )
+        check_one_device(self.recipe)
         if self.seeds < 2:
             raise ValueError(f"seeds is {self.seeds}; one run says nothing about the spread between runs: at least 2.")
         if not self.budgets:
@@ -140,7 +126,7 @@ class ComparisonRun:
 
         check_replaceable(self.folder, "result.html", "result.md", "pictures")  # before the runs, not after them
         settings = self._claim_folder()
-        self.pool, left_out = _trainable(self.pool, self.recipe, self.folder / "lengths.npz")
+        self.pool, left_out = trainable_rows(self.pool, self.recipe, self.folder / "lengths.npz")
         self.lengths = np.asarray(self.pool[columns.NUM_TOKENS])
         self._check_budgets()
         overlap = self._overlap()
@@ -157,15 +143,9 @@ class ComparisonRun:
 
     def _claim_folder(self) -> dict[str, Any]:
         """Refuse the folder of another comparison; return the settings that the result shows."""
-        recipe = {name: value for name, value in self.recipe.described().items() if name not in _WHERE}
         identities = {name: dict(measure.identity()) for name, measure in self.measures.items()}
-        settings = {"recipe": recipe, "passes": self.passes, "measures": identities}
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder.parent / f".{self.folder.name}.lock") as lock:  # processes start at the same time
-            claimed = {**settings, "recipe": {**recipe, "model": find(self.recipe.model).identity}}
-            claim_run_folder(self.folder / "comparison.json", claimed, "a comparison", self.pool)
-            Path(lock.lock_file).unlink(missing_ok=True)
-        return settings
+        settings = {"passes": self.passes, "measures": identities}
+        return claim_folder(self.folder / "comparison.json", self.recipe, settings, "a comparison", self.pool)
 
     def _check_budgets(self) -> None:
         for budget in self.budgets:
@@ -251,31 +231,13 @@ class ComparisonRun:
         return self.folder / "cells" / slug(cell.method) / name
 
     def _run_missing(self, wanted: Mapping[Cell, "_Rows"]) -> None:
-        missing = [cell for cell, rows in wanted.items() if not self._is_done(cell, rows)]
-        with tqdm(total=len(missing), desc="compare", unit="run", disable=not missing) as bar:
-            while missing:
-                for cell in missing:
-                    self._run_cell(cell, wanted[cell])
-                    bar.update()
-                missing = [cell for cell in missing if not self._is_done(cell, wanted[cell])]
-                bar.n = bar.total - len(missing)
-                if missing:
-                    time.sleep(0.5)  # other processes run the last ones
-
-    def _run_cell(self, cell: Cell, rows: "_Rows") -> None:
-        path = self._path(cell)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path.with_suffix(".lock"))
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:  # another process runs it
-            return
-        try:
-            if not self._is_done(cell, rows):
-                write_json(path, self._run_of(cell, rows.selection))
-        finally:
-            lock.release()
-            path.with_suffix(".lock").unlink(missing_ok=True)
+        compute_missing(
+            list(wanted),
+            self._path,
+            lambda cell: self._is_done(cell, wanted[cell]),
+            lambda cell: self._run_of(cell, wanted[cell].selection),
+            "compare",
+        )
 
     def _record(self, cell: Cell) -> dict[str, Any] | None:
         return read_json(self._path(cell))
@@ -378,35 +340,3 @@ class _Rows:
         if self.selection is None:
             return ""
         return hashlib.sha256(self.selection.indices.tobytes()).hexdigest()[:32]
-
-
-# Where a run is trained, not how.
-_WHERE = ("accelerate_config", "rows_per_batch")
-
-
-def _trainable(pool: Dataset, recipe: Recipe, cache: Path) -> tuple[Dataset, dict[str, int]]:
-    """Return the rows that have a response to learn, with their number of tokens, and why others are left out.
-
-    Selections and baselines are drawn from these rows alone: a row that nothing is learned from counts in no budget.
-    """
-    if cache.exists():
-        cached = np.load(cache)
-        lengths, reasons = cached["lengths"], json.loads(str(cached["reasons"]))
-    else:
-        lm, tokens, bad = recipe.base(), [], Counter()
-        rows = conversations_of(pool)
-        while batch := list(islice(rows, 1000)):
-            for row in with_responses(lm, batch, "chat", recipe.max_length):
-                tokens.append(0 if isinstance(row, BadRow) else len(row[0].input_ids))
-                bad[str(row)] += isinstance(row, BadRow)
-        lengths, reasons = np.array(tokens), {reason: count for reason, count in bad.most_common() if count}
-        with atomic_path(cache) as temporary, open(temporary, "wb") as file:
-            np.savez(file, lengths=lengths, reasons=json.dumps(reasons))
-    for reason, count in reasons.items():
-        logger.warning("%d rows of the pool cannot be trained on and are left out: %s", count, reason)
-    trainable = np.flatnonzero(lengths)
-    if columns.NUM_TOKENS in pool.column_names:
-        pool = pool.remove_columns(columns.NUM_TOKENS)
-    if len(trainable) < len(pool):
-        pool = pool.select(trainable)
-    return cast(Any, pool).add_column(columns.NUM_TOKENS, lengths[trainable].tolist()), reasons
