@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from hf_select.evaluation.lm_eval_task import LMEvalTask as LMEvalTask
     from hf_select.evaluation.measure import Measure as Measure
     from hf_select.evaluation.mixture_search import search_mixture as search_mixture
+    from hf_select.evaluation.validate_scores import validate_scores as validate_scores
     from hf_select.export.jsonl import export_subset as export_subset
     from hf_select.features.featurizer import Feature as Feature
     from hf_select.features.featurizer import Featurizer as Featurizer

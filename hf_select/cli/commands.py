@@ -13,6 +13,10 @@ COMMANDS = {
     "select": ("hf_select.cli.select:Select", "select rows of a scored dataset under a budget"),
     "report": ("hf_select.cli.report:Report", "write what a selection did as one HTML page"),
     "compare": ("hf_select.cli.compare:Compare", "train selections and random rows at equal tokens: is one better?"),
+    "validate-scores": (
+        "hf_select.cli.validate_scores:ValidateScores",
+        "train on random subsets: do scores predict the loss?",
+    ),
     "join": ("hf_select.cli.join:Join", "set finished comparisons side by side, or merge their parts"),
     "advise": ("hf_select.cli.advise:Advise", "score a sample: is the pool worth scoring, and by which model?"),
     "index": ("hf_select.cli.index:Index", "encode every row once and keep the vectors"),

@@ -122,6 +122,8 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "method": ("scorer", "selector"),
     "strategy": ("selector",),
     "num_seeds": ("seeds",),
+    "num_subsets": ("subsets",),
+    "subset_fraction": ("fraction",),
     "ngram": ("n", "ngrams"),
     "against": ("compare_with",),
     "compare_to": ("compare_with",),

@@ -53,6 +53,13 @@ def comparison_sections(result: Comparison, pictures: Mapping[tuple[str, ...], s
     return sections
 
 
+def flatten(value: object, name: str = "") -> list[tuple[str, str]]:
+    """Return (dotted name, text) of each value in nested dictionaries."""
+    if isinstance(value, dict):
+        return [line for key, item in value.items() for line in flatten(item, f"{name}.{key}" if name else str(key))]
+    return [(name, "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value))]
+
+
 # --------------------------------------------------------------------------------------------------------------------
 
 
@@ -238,7 +245,7 @@ def _interval_of_uses(paid: BreakEven) -> str:
 
 def _measurement_section(result: Comparison) -> Section:
     measures = [[name, m.unit, m.better, f"{m.items:,}"] for name, m in result.measures.items()]
-    settings = [[name, text] for name, text in _flatten(result.settings)]
+    settings = [[name, text] for name, text in flatten(result.settings)]
     repeats = [f"{n:,} rows of the pool repeat rows of {name}" for name, n in result.overlap.items() if n]
     clean = [name for name, count in result.overlap.items() if not count]
     sentences = ["; ".join(repeats) + ": a method that chooses them learns the answers."] if repeats else []
@@ -249,10 +256,3 @@ def _measurement_section(result: Comparison) -> Section:
     ]
     tables = [(["measure", "unit", "better", "items"], measures), (["setting", ""], settings)]
     return Section("How this was measured", " ".join(sentences), tables)
-
-
-def _flatten(value: object, name: str = "") -> list[tuple[str, str]]:
-    """Return (dotted name, text) of each value in nested dictionaries."""
-    if isinstance(value, dict):
-        return [line for key, item in value.items() for line in _flatten(item, f"{name}.{key}" if name else str(key))]
-    return [(name, "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value))]
