@@ -13,6 +13,7 @@ from hf_select.selection import SELECTORS
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from hf_select.selection.matching_pursuit import MatchingPursuit
     from hf_select.selection.selection import Selection
     from hf_select.selection.selector import Selector
 
@@ -24,8 +25,9 @@ class Select(Command):
     Args:
         scores: folder of hf-select score, an earlier selection, or any dataset that has the columns (file, saved
             dataset, Hub id); several folders of scores of the same rows are joined by row_id.
-        selector: top_k, weighted_ranks, round_robin, score_then_threshold, facility_location, farthest_first,
-            kmeans_buckets, dedup, decontaminate, random, sample or longest; or MODULE:CLASS, a Selector of your own.
+        selector: top_k, weighted_ranks, round_robin, score_then_threshold, matching_pursuit, facility_location,
+            farthest_first, kmeans_buckets, dedup, decontaminate, random, sample or longest; or MODULE:CLASS, a
+            Selector of your own.
         output: path of the subset: .parquet, .jsonl, .json, .csv or .tsv (all but the first also .gz, .zst, .xz or
             .bz2), or a folder for a saved dataset.
         k: budget in rows.
@@ -119,6 +121,7 @@ class Select(Command):
     def _selector(self) -> "Selector":
         """The selector from its flat settings, with its folder of vectors opened and its evaluation sets read."""
         from hf_select.data.loading import read_named
+        from hf_select.selection.matching_pursuit import MatchingPursuit
         from hf_select.selection.vectors import VectorSelector
 
         cls = selector_class(self.selector)
@@ -135,6 +138,8 @@ class Select(Command):
                 from hf_select.features.store import PoolIndex
 
                 selector.vectors = PoolIndex.open(selector.vectors)
+        if isinstance(selector, MatchingPursuit):
+            _open_targets(selector)
         if selector.needs_fit != bool(self.against):
             no_set = "compares with no other set; leave out --against"
             needs = "needs --against NAME=FILE" if selector.needs_fit else no_set
@@ -142,6 +147,17 @@ class Select(Command):
         if self.against:
             selector.fit(read_named(self.against, self.split, self.rename))
         return selector
+
+
+def _open_targets(selector: "MatchingPursuit") -> None:
+    """Replace the folders of a selector's targets by the indexes in them."""
+    from hf_select.features.store import PoolIndex
+
+    for task, folder in selector.targets.items():
+        index = PoolIndex.open(str(folder))
+        if isinstance(selector.vectors, PoolIndex):
+            selector.vectors.check_comparable(index)
+        selector.targets[task] = index
 
 
 def selector_class(name: str) -> "type[Selector]":

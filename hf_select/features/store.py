@@ -194,6 +194,11 @@ class PoolIndex:
         probe = json.loads((self.folder / "vectors" / "probe.json").read_text(encoding="utf-8"))
         _refuse_other_vectors(probe, _run_probe(featurizer), self.folder)
 
+    def check_comparable(self, other: "PoolIndex") -> None:
+        """Raise ValueError if another index was made by another model or with other settings, by its probe."""
+        here, there = (json.loads((i.folder / "vectors" / "probe.json").read_text("utf-8")) for i in (self, other))
+        _refuse_other_vectors(there, here, other.folder)
+
     def read(self, rows: range) -> list[Feature | BadRow]:
         """A Feature for each of these rows, of its length before it was stored, or the BadRow with the reason why it
         has none."""

@@ -7,6 +7,7 @@ SELECTORS = {
     "farthest_first": "hf_select.selection.farthest_first:FarthestFirst",
     "kmeans_buckets": "hf_select.selection.kmeans_buckets:KMeansBuckets",
     "longest": "hf_select.selection.baselines:Longest",
+    "matching_pursuit": "hf_select.selection.matching_pursuit:MatchingPursuit",
     "random": "hf_select.selection.baselines:Random",
     "round_robin": "hf_select.selection.round_robin:RoundRobin",
     "sample": "hf_select.selection.baselines:Sample",
