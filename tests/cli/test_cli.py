@@ -461,7 +461,9 @@ def test_an_index_is_made_once_and_asked_with_any_queries(pool, model_path, rows
     assert run(*centred, "--index", "i", "--output-dir", "c") == run(*centred, "--output-dir", "d") == 0
     stored, direct = (load_dataset("parquet", data_files=f"{n}/scores.parquet", split="train") for n in "cd")
     assert stored["score_rds"] == pytest.approx(direct["score_rds"], abs=2e-5)
-    assert Path("i/vectors/moments.npz").exists() and "whiten needs" in fails(capsys, *centred[:-3], *centred[-2:])
+    assert Path("i/vectors/moments.npz").exists() and "whiten needs" in fails(
+        capsys, *centred[:-3], "--whiten", "0.5", "--output-dir", "o"
+    )
     layers = ("--layers", "1", "-1")
     assert run("index", *model, *layers, "--output-dir", "l") == 0
     asked = ("score", *model, *layers, "--queries", "a=q.jsonl", "--center", "--index", "l", "--output-dir", "s")
