@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hf_select.data.scores import load_scores as load_scores
     from hf_select.data.scores import read_scored as read_scored
     from hf_select.evaluation.advise import advise as advise
+    from hf_select.evaluation.advise_target import advise_target as advise_target
     from hf_select.evaluation.checkable_answers import CheckableAnswers as CheckableAnswers
     from hf_select.evaluation.compare import compare as compare
     from hf_select.evaluation.held_out_loss import HeldOutLoss as HeldOutLoss

@@ -150,7 +150,7 @@ print(" ".join(fine))
     assert done.returncode == 0, done.stderr
     without = set(hf_select.__all__) - set(done.stdout.split())
     assert without <= {
-        "advise", "compare", "join", "search_mixture", "validate_scores",
+        "advise", "advise_target", "compare", "join", "search_mixture", "validate_scores",
         "IRFTConfig", "IRFTTrainer", "RFTConfig", "RFTTrainer",
     }  # fmt: skip
 

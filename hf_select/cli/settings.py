@@ -179,6 +179,21 @@ def choices_of(cls: type, name: str) -> tuple[str, ...]:
     return get_args(_without_none(get_type_hints(cls)[name]))
 
 
+def command_words(values: Mapping[str, Any]) -> list[str]:
+    """Settings as words of a command line; those that are None are left out."""
+    words: list[str] = []
+    for name, value in values.items():
+        flag = name.replace("_", "-")
+        if value is None:
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+            continue
+        several = [f"{key}={each}" for key, each in value.items()] if isinstance(value, dict) else value
+        words += [f"--{flag}", *(map(str, several) if isinstance(several, list) else [str(several)])]
+    return words
+
+
 def build(cls: type, values: dict[str, Any], where: str) -> Any:
     """`cls(**values)` with types checked. A list of one value is unpacked where a single value is allowed.
 
