@@ -150,6 +150,7 @@ class ValidationRun:
 
     def __post_init__(self) -> None:
         check_one_device(self.recipe)
+        columns.check_rows(self.pool)
         if self.subsets < FEWEST_SUBSETS:
             raise ValueError(f"subsets is {self.subsets}; a correlation needs at least {FEWEST_SUBSETS}.")
         if self.repeats and not FEWEST_REPEATS <= self.repeats <= self.subsets:
@@ -158,6 +159,7 @@ class ValidationRun:
             )
         if not 0 < self.fraction < 1:
             raise ValueError(f"fraction is {self.fraction}; it is a share of the pool, above 0 and below 1.")
+        self._check_subset_rows(len(self.pool))
         if self.passes <= 0:
             raise ValueError(f"passes is {self.passes}; it must be above 0.")
         if not self.scores:
@@ -179,9 +181,8 @@ class ValidationRun:
         settings = {"passes": self.passes, "fraction": self.fraction, "seed": self.seed, "held_out": identities}
         settings = claim_folder(self.folder / "retraining.json", self.recipe, settings, "a validation", self.pool)
         self.pool, left_out = trainable_rows(self.pool, self.recipe, self.folder / "lengths.npz")
+        self._check_subset_rows(len(self.pool))
         self.members = draw_subsets(len(self.pool), self.subsets, self.fraction, self.seed)
-        if not 0 < self.members.shape[1] < len(self.pool):
-            raise ValueError(f"fraction {self.fraction:g} of {len(self.pool)} rows to train on leaves no subset.")
         overlap = self._overlap()
         scores = self._read_scores()
         for name, of_set in self._yardsticks().items():
@@ -216,6 +217,12 @@ class ValidationRun:
             write_json(self.folder / "validation.json", result.to_dict())
             validation_report(result, self.folder)
         return result
+
+    def _check_subset_rows(self, rows: int) -> None:
+        if not 0 < round(self.fraction * rows) < rows:
+            raise ValueError(
+                f"fraction {self.fraction:g} of {rows} rows is no subset; take more rows or another fraction."
+            )
 
     # What is correlated with the losses.
 

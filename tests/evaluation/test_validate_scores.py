@@ -201,17 +201,28 @@ def test_what_cannot_be_validated_is_refused_before_the_training(pool, held_out,
     refused("repeats is 3; give 0, or 5 to 20", repeats=3)
     refused("repeats is 21; give 0, or 5 to 20", repeats=21)
     refused("fraction is 1.0", fraction=1.0)
+    refused("fraction 0.01 of 40 rows is no subset", fraction=0.01)
+    refused("rows can only be selected from a datasets.Dataset", rows=pool.to_iterable_dataset())
     refused("passes is 0", passes=0)
     refused('lower_is_better names "tru"; the scores are true, harm', lower_is_better=["tru"])
     refused("give at least one held-out set", sets={})
     refused('held-out set "empty": .*has no rows', sets={"empty": pool.select([])})
     refused("is the name of the mean over held-out sets", sets={MEAN: held_out["a"]})
     assert not folder.exists() and not trained
-    refused("fraction 0.01 of 40 rows to train on leaves no subset", fraction=0.01)
     (tmp_path / "mine" / "pictures").mkdir(parents=True)
     with pytest.raises(ValueError, match="belongs to no earlier validation.html"):
         validate_scores(pool, SCORES, held_out, recipe, tmp_path / "mine", **SETTINGS)
     assert not trained
+
+
+def test_the_lds_of_four_subsets_by_hand():
+    """Sums of scores 5, 7, 6, 3 rank as 2, 4, 3, 1; the gains rank as 2, 3, 4, 1."""
+    subsets = np.array([[0, 3], [1, 3], [2, 3], [0, 2]])
+    predicted = predicted_gains(subsets, np.array([1.0, 3.0, 2.0, 4.0]))
+    assert np.argsort(np.argsort(predicted)).tolist() == [1, 3, 2, 0]
+    losses = np.array([0.8, 0.7, 0.5, 0.9])
+    lds = resampled_correlation(predicted, -losses, 0).value
+    assert lds == pytest.approx(1 - 6 * (0 + 1 + 1 + 0) / (4 * 15)), "1 - 6 sum of d^2 / (s (s^2 - 1))"
 
 
 def test_a_row_without_a_score_counts_as_the_mean_of_the_others():
