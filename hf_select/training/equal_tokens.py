@@ -9,7 +9,7 @@ learning rate decays linearly with them to zero.
 import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 
@@ -28,7 +28,7 @@ class Recipe:
         rows_per_step: rows per optimizer step, in rows of mean length: a step of longer rows has fewer.
         max_length: tokens kept of a row; a longer one is cut on the right.
         lora_r: rank of a LoRA adapter on all linear layers; without it all weights are trained.
-        bf16: train in bfloat16.
+        bf16: train in bfloat16. With an adapter the base model, which does not change, is loaded in it, too.
         rows_per_batch: rows of mean length in one forward pass on a device; a step accumulates several. By default a
             device processes its share of a step at once.
         accelerate_config: file of `accelerate config`; every run is launched with it, on several devices or with
@@ -54,9 +54,14 @@ class Recipe:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
 
+    @property
+    def dtype(self) -> Literal["float32", "bfloat16"]:
+        """Type of the base model's weights. Weights that are trained are float32; frozen ones lose nothing."""
+        return "bfloat16" if self.bf16 and self.lora_r is not None else "float32"
+
     def base(self) -> CausalLM:
-        """The base model, in fp32."""
-        return CausalLM(self.model, dtype="float32", chat_template=self.chat_template)
+        """The base model."""
+        return CausalLM(self.model, dtype=self.dtype, chat_template=self.chat_template)
 
     def described(self) -> dict[str, Any]:
         """The settings as records keep them, with a digest of the template."""

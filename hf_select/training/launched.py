@@ -47,7 +47,7 @@ def train_launched(
             model,
             tokenizer=recipe.model,
             adapter=adapter,
-            dtype="float32",
+            dtype=recipe.dtype,
             chat_template=recipe.chat_template,
         )
         lm.load()  # before the folder is deleted

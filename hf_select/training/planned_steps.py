@@ -98,7 +98,7 @@ def _config(recipe: Recipe, folder: str, batches: int, seed: int, loaded: bool) 
         use_cpu=not torch.accelerator.is_available(),
         report_to="none",
         disable_tqdm=True,
-        model_init_kwargs=None if loaded else {"dtype": "float32"},
+        model_init_kwargs=None if loaded else {"dtype": recipe.dtype},
     )
 
 

@@ -14,7 +14,7 @@ def train_on_tokens(recipe: Recipe, lm: CausalLM, rows: Dataset, tokens: int, st
     """The base model after training on `tokens` tokens of the rows in `steps` steps; see `plan_steps`.
 
     Args:
-        lm: the base model in fp32. It is trained itself, unless the run is launched with an accelerate_config.
+        lm: the base model. It is trained itself, unless the run is launched with an accelerate_config.
         rows: input_ids and labels.
     """
     loaded = lm.load()

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 
 from hf_select import CausalLM, TopK, demo
@@ -238,6 +239,25 @@ def test_shares_of_a_step_change_nothing(ground):
     np.testing.assert_allclose(one_by_one, whole, atol=1e-4)
     np.testing.assert_allclose(empty, whole, atol=1e-4)
     assert np.abs(np.subtract(measure(lm), whole)).max() > 0.1, "nothing was learned"
+
+
+def test_the_frozen_base_of_an_adapter_is_held_in_the_type_that_it_runs_in(ground):
+    """Weights that are trained stay float32, the adapter's too; the loss after both runs is nearly the same."""
+    pool, held_out, recipe = ground
+    tokenized, _, _ = tokenize_with_labels(recipe.base(), pool, "chat", 64)
+    rows, measure = tokenized.select(range(40)), HeldOutLoss(held_out)
+    found = {}
+    for bf16, lora_r, of_base in ((False, 4, torch.float32), (True, 4, torch.bfloat16), (True, None, torch.float32)):
+        one = replace(recipe, bf16=bf16, lora_r=lora_r, learning_rate=1e-2)
+        lm = one.base()
+        untrained = np.mean(measure(lm))
+        trained = train_on_tokens(one, lm, rows, 400, 12, 0).lm
+        weights = dict(trained.load().model.named_parameters())
+        assert {w.dtype for name, w in weights.items() if "lora" not in name} == {of_base}
+        assert {w.dtype for name, w in weights.items() if "lora" in name} <= {torch.float32}
+        found[bf16, lora_r] = np.mean(measure(trained))
+        assert found[bf16, lora_r] < untrained - 0.02
+    assert found[True, 4] == pytest.approx(found[False, 4], abs=0.02)
 
 
 def test_rows_that_cannot_be_trained_on_are_in_no_budget(ground, tmp_path, caplog, monkeypatch):
