@@ -121,6 +121,11 @@ class Score(OverRows):
 
         scorer = build_scorer(self.scorer, self.settings)
         rows, queries = self.read(self.queries, stream=self.stream)
+        candidates = None
+        if self.candidates is not None:
+            from hf_select.selection.record import read_selection
+
+            candidates = read_selection(self.candidates, self.split)
         index = None
         if self.index is not None:
             from hf_select.features.store import PoolIndex
@@ -133,11 +138,6 @@ class Score(OverRows):
             scorer = fitted(scorer, self.scorer, queries, pool, self.subtask_column)
         elif queries:
             raise ValueError(f"scorer {self.scorer} has no targets; leave out --queries.")
-        candidates = None
-        if self.candidates is not None:
-            from hf_select.selection.record import read_selection
-
-            candidates = read_selection(self.candidates, self.split)
         scored = score(
             rows,
             scorer,
