@@ -81,6 +81,7 @@ if TYPE_CHECKING:
     from hf_select.selection.filter import Filter as Filter
     from hf_select.selection.filter import Removal as Removal
     from hf_select.selection.kmeans_buckets import KMeansBuckets as KMeansBuckets
+    from hf_select.selection.learned_weights import fit_weights as fit_weights
     from hf_select.selection.matching_pursuit import MatchingPursuit as MatchingPursuit
     from hf_select.selection.ranking import Ranking as Ranking
     from hf_select.selection.round_robin import RoundRobin as RoundRobin

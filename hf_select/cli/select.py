@@ -34,6 +34,9 @@ class Select(Command):
         fraction: budget as a share of the rows, in (0, 1].
         tokens: budget in tokens, spent in the column num_tokens.
         split: split of a saved or Hub dataset.
+        fit_on: scores of held-back queries, folders or datasets like scores; weighted_ranks fits its weights on them,
+            in place of --weights. Score them with the scorers of the pool, fitted with the other queries.
+        fit_columns: score columns to fit weights for; by default all that scores and fit_on have in common.
         against: evaluation sets, for a selector that removes rows with their text: NAME=FILE_OR_ID.
         rename: columns of evaluation sets to rename first, e.g. question=prompt answer=completion.
         overwrite: replace an existing output.
@@ -46,6 +49,8 @@ class Select(Command):
     fraction: float | None = None
     tokens: int | None = None
     split: str = "train"
+    fit_on: str | list[str] | None = None
+    fit_columns: list[str] | None = None
     against: dict[str, str] | None = None
     rename: dict[str, str] | None = None
     overwrite: bool = False
@@ -72,9 +77,13 @@ class Select(Command):
         from hf_select.selection.record import record_of
         from hf_select.selection.vectors import VectorSelector
 
-        selector = self._selector()
+        if self.fit_columns is not None and self.fit_on is None:
+            raise ValueError("--fit-columns names columns to fit weights for; add --fit-on, or leave it out.")
+        selector = None if self.fit_on is not None else self._selector()
         output = check_output(self.output, self.overwrite, *as_list(self.scores))
         dataset = read_scores(self.scores, self.split)
+        if selector is None:
+            selector = self._fitted_weights(dataset)
         earlier = self._earlier(dataset)
         if earlier is not None and isinstance(selector, VectorSelector) and isinstance(selector.vectors, PoolIndex):
             if len(selector.vectors) == earlier.num_rows != len(dataset):
@@ -117,6 +126,31 @@ class Select(Command):
                 "as they are."
             ) from None
         return earlier
+
+    def _fitted_weights(self, dataset: "Dataset") -> "Selector":
+        """weighted_ranks with weights fitted on the scores of held-back queries; prints the evidence."""
+        from hf_select.cli.table import print_table
+        from hf_select.data.loading import read_scores
+        from hf_select.selection.learned_weights import fit_weights
+
+        if self.selector != "weighted_ranks":
+            raise ValueError(f"--fit-on fits weights of weighted_ranks, and the selector is {self.selector}.")
+        if given := [f"--{name}" for name in (*self.settings, *(["against"] if self.against else []))]:
+            raise ValueError(f"--fit-on fits the weights; leave out {', '.join(given).replace('_', '-')}.")
+        assert self.fit_on is not None
+        selector = fit_weights(dataset, read_scores(self.fit_on, self.split), self.fit_columns)
+        rows = [
+            [
+                name,
+                f"{area:.4f}",
+                f"{low:.4f} to {high:.4f}",
+                f"{selector.weights[name]:.3f}" if name in selector.weights else "",
+            ]
+            for name, (area, low, high) in selector.evidence_["area"].items()
+        ]
+        print_table(["found by", "area", "95 %", "weight"], rows, "Held-back queries above rows of the pool")
+        print(f"\n{selector.evidence_['verdict'][0].upper()}{selector.evidence_['verdict'][1:]}.")
+        return selector
 
     def _selector(self) -> "Selector":
         """The selector from its flat settings, with its folder of vectors opened and its evaluation sets read."""

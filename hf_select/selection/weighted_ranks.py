@@ -1,7 +1,7 @@
 """Several scores as one ranking: the weighted mean of percentile ranks."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -19,19 +19,24 @@ if TYPE_CHECKING:
 class WeightedRanks(Selector):
     """Ranks rows by a weighted mean of their percentile ranks under several scores.
 
-    combined = sum_c w_c r_c / sum_c |w_c|, r_c the percentile rank by column c, or 1 - r_c for a negative weight
+    combined = sum_c w_c f(r_c) / sum_c |w_c|, r_c the percentile rank by column c, or 1 - r_c for a negative weight
 
     Ranks, not values: scores of different units and tails are put on one scale. A row that lacks one of the scores is
-    never taken.
+    never taken. `fit_weights` learns the weights from rows that are known to be wanted.
 
     Args:
         weights: score column -> weight, e.g. score_ifd=1 score_perplexity=-0.5; a negative weight prefers low scores.
+        scale: f. rank: f(r) = r. log: f(r) = -log(1 - r + 1 / 2n) of n rows, so that the step from the first 10 % to
+            the first 1 % counts as much as that from the first 100 % to the first 10 %.
     Raises: ValueError for a column that is missing or a weight that is 0 or not a number.
     """
 
     weights: dict[str, float]
+    scale: Literal["rank", "log"] = "rank"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        self.evidence_: dict[str, Any] = {}  # of fitted weights, see fit_weights
         if not self.weights:
             raise ValueError("weights is empty; give at least one score column and its weight.")
         try:
@@ -41,11 +46,15 @@ class WeightedRanks(Selector):
         if any(not np.isfinite(weight) or weight == 0 for weight in self.weights.values()):
             raise ValueError(f"weights are {self.weights}; each must be a number other than 0.")
 
+    def settings(self) -> dict[str, object]:
+        """The settings as they are recorded in `Selection.chain`, with the evidence of fitted weights."""
+        return {**super().settings(), **({"fitted": self.evidence_} if self.evidence_ else {})}
+
     def choose(self, dataset: "Dataset", budget: Budget) -> Choice:
         """Rows by their combined rank."""
         scores = {column: columns.score_values(dataset, column) for column in self.weights}
         ranks = {column: percentile_ranks(values) for column, values in scores.items()}
-        combined = combined_ranks(ranks, self.weights)
+        combined = combined_ranks(ranks, self.weights, self.scale)
         ranking = Ranking(combined, "combined rank", columns=tuple(self.weights))
         order = ranking.order()
         missing = "".join(columns.without_score(dataset, column, values) for column, values in scores.items())
@@ -60,8 +69,19 @@ class WeightedRanks(Selector):
         return Choice(taken, reason, combined, ranking, counts=counts)
 
 
-def combined_ranks(ranks: dict[str, np.ndarray], weights: dict[str, float]) -> np.ndarray:
-    """Weighted mean of percentile ranks by column, of 1 - rank where the weight is negative."""
+def combined_ranks(
+    ranks: dict[str, np.ndarray],
+    weights: dict[str, float],
+    scale: Literal["rank", "log"] = "rank",
+    num_rows: int | None = None,
+) -> np.ndarray:
+    """Weighted mean of f(rank) by column, of f(1 - rank) where the weight is negative, see `WeightedRanks`.
+
+    Args:
+        num_rows: n of f, by default the number of rows given.
+    """
     total = sum(abs(weight) for weight in weights.values())
+    n = num_rows or max(1, len(next(iter(ranks.values()))))
     oriented = [(weight, ranks[c] if weight > 0 else 1 - ranks[c]) for c, weight in weights.items()]
-    return np.sum([abs(weight) * values for weight, values in oriented], axis=0) / total
+    scaled = [(weight, r if scale == "rank" else -np.log(1 - r + 0.5 / n)) for weight, r in oriented]
+    return np.sum([abs(weight) * values for weight, values in scaled], axis=0) / total
