@@ -95,6 +95,9 @@ class Score(OverRows):
         queries: rows of the target tasks, for scorers that need them: TASK=FILE_OR_ID, one or several tasks. Each task
             has a column score_SCORER_TASK, and score_SCORER is their maximum.
         subtask_column: column of the queries that names their subtask.
+        pool: rows that the scorer learns word weights or a mean vector from (tfidf, dsir, --center), by default those
+            that are scored. Name the pool here to score other rows like it, such as held-back queries. For --center
+            also a folder of hf-select index.
         index: folder of hf-select index for the same rows; its vectors are compared with the queries.
         candidates: score only the rows that hf-select select chose, such as the best by a cheaper scorer: its subset
             or its record. The others are written with a null and the reason; --dataset is that of the first scores.
@@ -104,6 +107,7 @@ class Score(OverRows):
     bad_rows: Literal["error", "null"] = "error"
     queries: dict[str, str] | None = None
     subtask_column: str | None = None
+    pool: str | None = None
     index: str | None = None
     candidates: str | None = None
     stream: bool = False
@@ -135,9 +139,15 @@ class Score(OverRows):
             pool = None
             if scorer.reads_pool():
                 pool = index or (self.read(self.queries)[0] if self.stream else rows)
+                if self.pool is not None:
+                    pool = self._pool(self.pool)
+            elif self.pool is not None:
+                raise ValueError(f"scorer {self.scorer} learns nothing from a pool; leave out --pool.")
             scorer = fitted(scorer, self.scorer, queries, pool, self.subtask_column)
         elif queries:
             raise ValueError(f"scorer {self.scorer} has no targets; leave out --queries.")
+        elif self.pool is not None:
+            raise ValueError(f"scorer {self.scorer} learns nothing from a pool; leave out --pool.")
         scored = score(
             rows,
             scorer,
@@ -161,6 +171,14 @@ class Score(OverRows):
         check_any(summary["scored"], reasons, "a score")
         print(f"{len(scored)} rows with their scores: {self.output_dir}/scored; only the scores: scores.parquet")
         return next_step(scorer, self.output_dir, self.dataset, None if candidates is None else len(candidates))
+
+    def _pool(self, source: str) -> Any:
+        """The rows or the index that --pool names."""
+        if (Path(source).expanduser() / "vectors").is_dir():
+            from hf_select.features.store import PoolIndex
+
+            return PoolIndex.open(source)
+        return self.read({"pool": source})[1]["pool"]
 
 
 def say_if_few(found: int, rows: int, reasons: dict[str, int], what: str) -> None:

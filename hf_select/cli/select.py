@@ -35,7 +35,8 @@ class Select(Command):
         tokens: budget in tokens, spent in the column num_tokens.
         split: split of a saved or Hub dataset.
         fit_on: scores of held-back queries, folders or datasets like scores; weighted_ranks fits its weights on them,
-            in place of --weights. Score them with the scorers of the pool, fitted with the other queries.
+            in place of --weights. Score them with the scorers of the pool, fitted with the other queries (--pool of
+            hf-select score).
         fit_columns: score columns to fit weights for; by default all that scores and fit_on have in common.
         against: evaluation sets, for a selector that removes rows with their text: NAME=FILE_OR_ID.
         rename: columns of evaluation sets to rename first, e.g. question=prompt answer=completion.
@@ -130,7 +131,7 @@ class Select(Command):
     def _fitted_weights(self, dataset: "Dataset") -> "Selector":
         """weighted_ranks with weights fitted on the scores of held-back queries; prints the evidence."""
         from hf_select.cli.table import print_table
-        from hf_select.data.loading import read_scores
+        from hf_select.data.loading import as_list, read_scores
         from hf_select.selection.learned_weights import fit_weights
 
         if self.selector != "weighted_ranks":
@@ -138,6 +139,7 @@ class Select(Command):
         if given := [f"--{name}" for name in (*self.settings, *(["against"] if self.against else []))]:
             raise ValueError(f"--fit-on fits the weights; leave out {', '.join(given).replace('_', '-')}.")
         assert self.fit_on is not None
+        _check_same_scorers(as_list(self.scores), as_list(self.fit_on))
         selector = fit_weights(dataset, read_scores(self.fit_on, self.split), self.fit_columns)
         rows = [
             [
@@ -192,6 +194,28 @@ def _open_targets(selector: "MatchingPursuit") -> None:
         if isinstance(selector.vectors, PoolIndex):
             selector.vectors.check_comparable(index)
         selector.targets[task] = index
+
+
+def _check_same_scorers(scores: list[str], fit_on: list[str]) -> None:
+    """Raise ValueError if a scorer of the queries has other settings, targets or a pool than that of the rows."""
+    from hf_select.atomic import read_json
+    from hf_select.jobs.run_folder import changed_settings
+
+    made_by: list[dict[str, Any]] = []
+    for folders in (scores, fit_on):
+        manifests = [read_json(Path(folder).expanduser() / "manifest.json") for folder in folders]
+        made_by.append({each["made_by"]["name"]: each["made_by"]["identity"] for each in manifests if each})
+    for name in made_by[0].keys() & made_by[1].keys():
+        # Neither an index nor candidates change a score.
+        of_pool, of_queries = (
+            {key: value for key, value in of[name].items() if key not in ("index", "candidates")} for of in made_by
+        )
+        if differing := changed_settings(of_queries, of_pool):
+            raise ValueError(
+                f"the {name} scores of fit_on and of scores are not comparable ({'; '.join(differing)[:300]}). Score "
+                "the held-back queries with the settings and --queries of the pool, and with --pool POOL if it is "
+                "tfidf, dsir or --center."
+            )
 
 
 def selector_class(name: str) -> "type[Selector]":

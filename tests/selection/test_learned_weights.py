@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from hf_select import Selection, WeightedRanks, fit_weights
+from hf_select import TFIDF, Selection, WeightedRanks, demo, fit_weights, load_scores
 from hf_select.cli.main import main
 from hf_select.selection.learned_weights import _places, _weights
 from hf_select.selection.ranking import percentile_ranks
@@ -168,3 +168,38 @@ def test_the_command_fits_selects_and_records(tmp_path, monkeypatch, capsys):
     assert "the selector is random" in capsys.readouterr().err
     assert main([*command, "--output", "c.jsonl"]) == 2
     assert "needs --weights" in capsys.readouterr().err
+
+
+def test_queries_are_scored_like_the_pool(tmp_path, monkeypatch, capsys):
+    """Word weights of the pool, not of the few queries; scores of another scorer are refused."""
+    monkeypatch.chdir(tmp_path)
+    keys = ("prompt", "completion")
+    Dataset.from_list([{key: row[key] for key in keys} for row in demo.make_pool(80, seed=5)]).to_json("pool.jsonl")
+    rows = demo.make_queries("sum", 16, seed=9)
+    Dataset.from_list(rows[:8]).to_json("known.jsonl")
+    Dataset.from_list(rows[8:]).to_json("held_back.jsonl")
+    score = ["score", "--scorer", "tfidf", "--queries", "sum=known.jsonl"]
+    assert main([*score, "--dataset", "pool.jsonl", "--output-dir", "scores"]) == 0
+    assert main([*score, "--dataset", "held_back.jsonl", "--output-dir", "alone"]) == 0
+    assert main([*score, "--dataset", "held_back.jsonl", "--pool", "pool.jsonl", "--output-dir", "like_pool"]) == 0
+    fitted = TFIDF().fit({"sum": Dataset.from_json("known.jsonl")}, pool=Dataset.from_json("pool.jsonl"))  # type: ignore[arg-type]
+    expected = fitted(Dataset.from_json("held_back.jsonl")[:])["score_tfidf_sum"]  # type: ignore[index]
+    assert load_scores("like_pool")["score_tfidf_sum"][:] == pytest.approx(expected)
+    select = [
+        "select",
+        "--scores",
+        "scores",
+        "--selector",
+        "weighted_ranks",
+        "--fit-columns",
+        "score_tfidf_sum",
+        "--k",
+        "5",
+    ]
+    capsys.readouterr()
+    assert main([*select, "--fit-on", "alone", "--output", "a.jsonl"]) == 2
+    assert "the tfidf scores of fit_on and of scores are not comparable (pool" in capsys.readouterr().err
+    assert main([*select, "--fit-on", "like_pool", "--output", "a.jsonl"]) == 0
+    assert "score_tfidf_sum is the only column" in capsys.readouterr().out.lower()
+    length = ["score", "--scorer", "length", "--dataset", "pool.jsonl", "--pool", "pool.jsonl", "--output-dir", "l"]
+    assert main(length) == 2 and "learns nothing from a pool" in capsys.readouterr().err
