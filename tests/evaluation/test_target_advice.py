@@ -1,12 +1,14 @@
 """Representations ranked without labels, against planted truths, and the command over real scorers."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+from adapters import train_adapter
 from datasets import Dataset
 
-from hf_select import TFIDF, Perplexity, RDSPlus, demo
+from hf_select import LESS, TFIDF, Embedding, Perplexity, RDSPlus, demo
 from hf_select.cli.main import main
 from hf_select.data.rows import conversations_of
 from hf_select.evaluation.advise_target import advise_target, compared, recommend_representation
@@ -188,6 +190,28 @@ def test_similarities_are_those_of_the_scorer_with_these_settings(tmp_path, pool
     expected, _ = TFIDF().fit(queries, pool=pool).similarities(list(conversations_of(pool)))
     np.testing.assert_allclose(np.hstack(list(words.rows.values())), expected, atol=1e-6)
     np.testing.assert_allclose(np.diag(words.queries["sum"]), 1, atol=1e-6)
+
+
+def test_an_encoder_reads_held_back_queries_as_rows_and_known_ones_with_its_instruction(
+    tmp_path, pool, queries, model_path
+):
+    demo.save_encoder(Path(model_path), tmp_path / "encoder")
+    scorer = Embedding(str(tmp_path / "encoder"), query_instruction="Find rows like this one: ")
+    every = list(representations(scorer, pool, queries, tmp_path / "index", 50))
+    assert [each.settings for each in every] == [{}, {"center": True}, {"center": True, "whiten": 0.5}]
+    expected, _ = scorer.fit(queries).similarities(list(conversations_of(queries["weather"])))
+    np.testing.assert_allclose(every[0].queries["weather"], expected[:, scorer.task_of_query_ == 1], atol=2e-4)
+    assert np.abs(np.diag(every[0].queries["weather"]) - 1).min() > 1e-3, "with the instruction it is another text"
+
+
+def test_less_is_scored_by_the_mean_over_known_queries(tmp_path, pool, queries, model_path, rows):
+    checkpoints = train_adapter(model_path, tmp_path / "warm_up", rows[:16], epochs=1)
+    scorer = LESS(model_path, checkpoints)
+    few = {"sum": queries["sum"]}
+    (each,) = representations(scorer, pool.select(range(8)), few, tmp_path / "scores", 50)
+    assert each.mean and each.settings == {"query_mode": "repo"} and each.rows["sum"].shape == (8, 10)
+    scores = LESS(model_path, checkpoints, query_mode="repo").fit(few)(pool.select(range(8))[:])
+    np.testing.assert_allclose(each.rows["sum"].mean(axis=1), scores["score_less_sum"], atol=1e-5)
 
 
 def test_layers_are_at_shares_of_the_depth_or_those_given(model_path):
