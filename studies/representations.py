@@ -56,9 +56,11 @@ def precision(scores: np.ndarray, relevant: np.ndarray) -> tuple[float, float]:
 
 def encoded(featurizer: Featurizer, rows: Dataset, targets: Dataset, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Vectors of the pool (n, p, d) and of the queries (q, p, d), of their own length."""
-    index = PoolIndex.build(rows, featurizer, folder, stored_dtype="float32", chunk_rows=500)
-    pool = vectors_of(index.read(range(len(index))), featurizer.parts)
-    return pool, vectors_of(featurizer(conversations(targets[:]), queries=True), featurizer.parts)
+    found = []
+    for name, some in (("pool", rows), ("queries", targets)):
+        index = PoolIndex.build(some, featurizer, folder / name, stored_dtype="float32", chunk_rows=500)
+        found.append(vectors_of(index.read(range(len(index))), featurizer.parts))
+    return found[0], found[1]
 
 
 def vectors_of(features: list, parts: int) -> np.ndarray:
@@ -78,8 +80,9 @@ def similarities(pool: np.ndarray, queries: np.ndarray, center: bool, whiten: fl
 
 def variants(layers: list[int]) -> dict[str, Variant]:
     found: dict[str, Variant] = {"RDS+": ([-1], False, 0.0)}
-    for name, some in {f"{layer}": [layer] for layer in layers} | {"all": layers}.items():
-        name = {"-1": "last"}.get(name, name)
+    each = {"last" if layer == -1 else str(layer): [layer] for layer in layers}
+    pairs = {f"{layer} and last": [layer, -1] for layer in layers if layer != -1}
+    for name, some in (each | pairs | {"all": layers}).items():
         for center, whiten, how in ((False, 0.0, "as is"), (True, 0.0, "centred"), (True, 0.5, "half-whitened")):
             if (some, center) != ([-1], False):
                 found[f"{name}, {how}"] = (some, center, whiten)

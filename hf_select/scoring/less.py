@@ -116,9 +116,9 @@ class LESS(Similarity):
             raise ValueError(
                 f"{len(rates)} learning_rates for {len(self.checkpoints)} checkpoints; give one for each."
             )
+        if self.learning_rates is None and len(rates) == 1:  # the rate of an only step may be logged as 0
+            return np.ones(1)
         if any(rate is None for rate in rates):
-            if len(rates) == 1:
-                return np.ones(1)
             raise ValueError("the checkpoints have no learning rates (trainer_state.json); give learning_rates.")
         weights = np.array(rates, dtype=np.float64)
         if not np.isfinite(weights).all() or (weights < 0).any() or weights.sum() == 0:

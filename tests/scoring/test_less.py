@@ -131,6 +131,18 @@ def test_learning_rates_come_from_the_log(model_path, checkpoints):
     np.testing.assert_allclose(LESS(model_path, checkpoints)._weights, np.array(rates) / sum(rates))
 
 
+def test_an_only_checkpoint_counts_whatever_rate_was_logged(model_path, checkpoints, tmp_path):
+    """Trainer logs 0 for a warm-up of one step whose rate decays."""
+    only = tmp_path / "checkpoint-1"
+    shutil.copytree(checkpoints[0], only)
+    state = json.loads((only / "trainer_state.json").read_text())
+    state["log_history"] = [{"learning_rate": 0.0, "step": 1}]
+    (only / "trainer_state.json").write_text(json.dumps({**state, "global_step": 1}))
+    np.testing.assert_array_equal(LESS(model_path, [str(only)])._weights, [1])
+    with pytest.raises(ValueError, match="learning_rates are"):
+        LESS(model_path, [str(only)], learning_rates=[0.0])
+
+
 def test_a_row_without_response_tokens_keeps_its_place(model_path, checkpoints, rows, queries):
     scorer = LESS(model_path, checkpoints[:1], max_length=150).fit(queries)
     long = {"prompt": "Say it. " * 100, "completion": "Yes."}
