@@ -1,8 +1,9 @@
 """A synthetic pool with a known share of damaged rows, and a causal LM that trains in a minute on a CPU.
 
-The quickstart, the tiny recipes and the tests use them; nothing is downloaded. A model of this size knows nothing
-about the world, so it is trained to rate: on other rows of the same generator, with low ratings for damaged rows. This
-flatters SelectIT. The demonstration shows how the parts fit together, not what the method is worth.
+The tiny recipes and the tests use them; nothing is downloaded. A model of this size knows nothing about the world, so
+it is trained to rate: on other rows of the same generator, with low ratings for damaged rows. This flatters SelectIT:
+the tiny recipes show how the parts fit together, not what a method is worth. The quickstart has data of its own
+(quickstart.py).
 """
 
 import json
@@ -243,13 +244,33 @@ def train_rater(folder: Path, num_examples: int, steps: int, batch_size: int = 6
         seed: of texts, weights and batches.
     Returns: the rating loss of the first and of the last ten steps, in nats, under "first" and "last".
     """
+    examples = list(rating_examples(num_examples, seed))
+    tokenizer = train_tokenizer(examples)
+    return train_lm(folder, tokenizer, tiny_model(tokenizer, seed), examples, steps, batch_size, seed, last_token=True)
+
+
+def train_lm(
+    folder: Path,
+    tokenizer: "PreTrainedTokenizerBase",
+    model: "LlamaForCausalLM",
+    texts: Sequence[str],
+    steps: int,
+    batch_size: int,
+    seed: int,
+    last_token: bool = False,
+) -> dict[str, float]:
+    """Train a tiny LM on texts and save it with its tokenizer.
+
+    Args:
+        texts: with their special tokens, unless the tokenizer adds them.
+        last_token: add the loss of each text's last token to the loss of all tokens.
+    Returns: the mean loss of all tokens, or of the last ones with `last_token`, over the first and over the last ten
+        steps, in nats, under "first" and "last".
+    """
     import torch
     from tqdm.auto import tqdm
 
-    examples = list(rating_examples(num_examples, seed))
-    tokenizer = train_tokenizer(examples)
-    model = tiny_model(tokenizer, seed)
-    ids = [torch.tensor(i) for i in tokenizer(examples)["input_ids"]]
+    ids = [torch.tensor(i) for i in tokenizer(list(texts), add_special_tokens=last_token)["input_ids"]]
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
     # OneCycleLR divides by zero if the rate rises in one step and never falls.
     warmup_share = max(0.1, min(1.0, 2 / steps)) if steps > 1 else 0.1
@@ -266,14 +287,14 @@ def train_rater(folder: Path, num_examples: int, steps: int, batch_size: int = 6
             real = torch.arange(inputs.shape[1])[None] < last[:, None]
             logits = model(input_ids=inputs).logits[:, :-1].transpose(1, 2)  # (B, V, T-1)
             nll = torch.nn.functional.cross_entropy(logits, inputs[:, 1:], reduction="none")  # (B, T-1)
-            rating = nll[torch.arange(len(batch)), last - 1].mean()
-            loss = rating + (nll * real[:, :-1]).sum() / real.sum()
+            mean = (nll * real[:, :-1]).sum() / real.sum()
+            of_last = nll[torch.arange(len(batch)), last - 1].mean()
             optimizer.zero_grad()
-            loss.backward()
+            (mean + of_last if last_token else mean).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
-            losses.append(rating.item())
+            losses.append((of_last if last_token else mean).item())
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return {"first": sum(losses[:10]) / 10, "last": sum(losses[-10:]) / 10}

@@ -76,6 +76,7 @@ MAY_IMPORT = {
     },
     "export": {"atomic", "data"},
     "hub": {"_version", "atomic", "data", "features", "jobs", "paper", "reports", "selection"},
+    "quickstart": {"demo"},
     "demo": {"extras", "scoring"},  # it trains its model on the prompts that SelectIT will ask
 }
 

@@ -115,7 +115,7 @@ for words in json.loads(sys.argv[1]):
     lines = done.stderr.splitlines()
     assert len(lines) == len(words) and all("hf-select[" in line for line in lines), lines
     assert lines[0].endswith('trl and peft are needed for hf-select train: pip install "hf-select[train]"')
-    assert lines[3].endswith('for the recipe quickstart: pip install "hf-select[train,report]"')
+    assert lines[3].endswith('for the recipe quickstart: pip install "hf-select[train,report,text]"')
     assert not list(tmp_path.iterdir())
 
 

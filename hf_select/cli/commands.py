@@ -41,7 +41,9 @@ DEMO_STEPS = {
     "demo-pool": "hf_select.cli.demo:DemoPool",
     "demo-sources": "hf_select.cli.demo:DemoSources",
     "demo-teacher": "hf_select.cli.demo:DemoTeacher",
-    "demo-table": "hf_select.cli.demo:DemoTable",
+    "quickstart-data": "hf_select.cli.demo:QuickstartData",
+    "quickstart-table": "hf_select.cli.demo:QuickstartTable",
+    "quickstart-next": "hf_select.cli.demo:QuickstartNext",
 }
 
 

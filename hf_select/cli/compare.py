@@ -74,6 +74,7 @@ class Compare(Rows):
         """Train, measure and print the tables."""
         from hf_select.evaluation.compare import compare
         from hf_select.jobs.launch import is_main_process
+        from hf_select.reports.comparison import comparison_summary
         from hf_select.reports.comparison_result import RANDOM, shown_budget
         from hf_select.selection.top_k import TopK
 
@@ -102,6 +103,7 @@ class Compare(Rows):
         )
         if not is_main_process():
             return
+        print(f"\n{comparison_summary(result)}")
         for budget in result.budgets:
             for measure, results in result.headline_results(budget).items():
                 shown = {name: results[name] for name in (RANDOM, *result.compared(results))}

@@ -1,4 +1,4 @@
-"""Steps of the quickstart and the tiny recipes: make a pool and a model, and show what a selection contains."""
+"""Steps of the quickstart and the tiny recipes: make pools and models, and show what selections contain."""
 
 import json
 from collections.abc import Iterable
@@ -34,7 +34,7 @@ class DemoPool(Command):
     answers: int = 0
     seed: int = 0
 
-    example = "hf-select run quickstart"
+    example = "hf-select run selectit_tiny"
 
     def run(self) -> None:
         """Write the files and train the model."""
@@ -120,20 +120,70 @@ class DemoSources(Command):
 
 
 @dataclass
-class DemoTable(Command):
-    """Compare the rows that SelectIT selected with random rows and the longest rows, using the answer key.
+class QuickstartData(Command):
+    """Make the pool of the quickstart, examples of its target, held-out rows of the target and a tiny causal LM.
 
     Args:
-        scores: folder of the SelectIT run.
-        answer_key: file that lists the damage of each row.
-        fraction: share of the rows that is selected.
-        num_draws: random selections that are averaged.
+        output_dir: folder for pool.jsonl, answer_key.jsonl, target.jsonl, held_out.jsonl and model/.
+        num_rows: rows of the pool.
+        num_examples: rows of the target that the scorers see.
+        num_held_out: other rows of the target, to measure on.
+        steps: training steps of the tiny LM.
+        seed: of rows and training.
     """
 
-    scores: str
+    output_dir: str
+    num_rows: int = 1000
+    num_examples: int = 24
+    num_held_out: int = 80
+    steps: int = 50
+    seed: int = 0
+
+    modules = ("sklearn", "datasketch")  # of the steps that follow
+    example = "hf-select run quickstart"
+
+    def run(self) -> None:
+        """Write the files and train the model."""
+        from hf_select import quickstart
+
+        folder = Path(self.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        pool, key = quickstart.make_pool(self.num_rows, seed=self.seed)
+        target, held_out = quickstart.make_target(self.num_examples, self.num_held_out, self.seed + 2000)
+        files = {"pool": pool, "answer_key": key, "target": target, "held_out": held_out}
+        for name, rows in files.items():
+            _write_lines(folder / f"{name}.jsonl", rows)
+        # The model trains on other rows than the pool's, hence the distant seed.
+        loss = quickstart.train_model(folder / "model", self.steps, self.seed + 1000)
+        damaged, copies = (sum(row[name] != "" for row in key) for name in ("damage", "copy"))
+        print(
+            f"A pool of {len(pool):,} rows from {len(quickstart.SOURCES)} sources: {damaged} rows are damaged, "
+            f"{copies} repeat another.\n"
+            f"A target, arithmetic about a farm: {len(target)} examples and {len(held_out)} other rows to measure.\n"
+            "The pool has no row of the target.\n"
+            "A tiny Llama, trained on undamaged text of the same sources "
+            f"(loss {loss['first']:.2f} -> {loss['last']:.2f} nats)."
+        )
+        print("For example, the target: " + target[0]["prompt"])
+        for source in quickstart.SOURCES:
+            print(f"  {source}: " + next(row["prompt"] for row in pool if row["source"] == source))
+
+
+@dataclass
+class QuickstartTable(Command):
+    """Show which sources the rows of several selections come from, and how many are damaged by the answer key.
+
+    Args:
+        scores: name=folder of hf-select score, or name=folder:at_most=1, for the same rows; the highest are selected.
+        lengths: folder of the scores of `length`, whose tokens are the budget.
+        answer_key: file with the damage of each row.
+        tokens: budget of a selection.
+    """
+
+    scores: dict[str, str]
+    lengths: str
     answer_key: str
-    fraction: float = 0.2
-    num_draws: int = 20
+    tokens: int
 
     example = "hf-select run quickstart"
 
@@ -147,44 +197,50 @@ class DemoTable(Command):
         import numpy as np
 
         from hf_select.cli.table import print_table
-        from hf_select.data.scores import read_scored
-        from hf_select.demo import DAMAGES
-        from hf_select.scoring.length import Length
-        from hf_select.selection.baselines import Longest, Random
+        from hf_select.data.loading import read_scores
+        from hf_select.quickstart import SOURCES
+        from hf_select.selection.baselines import Random
         from hf_select.selection.top_k import TopK
 
-        dataset = read_scored(self.scores).map(Length(), batched=True)
         lines = Path(self.answer_key).read_text(encoding="utf-8").splitlines()
-        key = {row["row_id"]: row["damage"] for row in map(json.loads, lines)}
-        damage = np.array([key[row_id] for row_id in dataset["row_id"]])
-        length = np.array(dataset["score_length"])
+        damaged = {row["row_id"]: row["damage"] != "" for row in map(json.loads, lines)}
+        dataset = read_scores(self.lengths, "train")
+        chosen = {"pool": np.arange(len(dataset)), "random rows": Random(0)(dataset, tokens=self.tokens).indices}
+        for name, value in self.scores.items():
+            folder, _, at_most = value.partition(":at_most=")
+            scored = read_scores([self.lengths, folder], "train")
+            column = next(column for column in scored.column_names if column == f"score_{name}")
+            selector = TopK(column, at_most=float(at_most) if at_most else None)
+            chosen[name] = selector(scored, tokens=self.tokens).indices
+        rows = []
+        for name, indices in chosen.items():
+            sources = [dataset[int(i)]["source"] for i in indices]
+            shares = [sources.count(source) / len(sources) for source in SOURCES]
+            broken = np.mean([damaged[dataset[int(i)]["row_id"]] for i in indices])
+            rows.append([name, f"{len(indices):,}", *(f"{share:.0%}" for share in (*shares, broken))])
+        title = f"Where the rows come from, at {self.tokens:,} tokens (the scorers see neither source nor damage)"
+        print_table(["", "rows", *SOURCES, "damaged"], rows, title)
 
-        def line(name: str, draws: list[Any]) -> list[str]:
-            shares = [(damage[indices] != "").mean() for indices in draws]
-            spread = f" ({min(shares):.0%} to {max(shares):.0%})" if len(draws) > 1 else ""
-            kinds = [np.mean([(damage[indices] == kind).mean() for indices in draws]) for kind in DAMAGES]
-            characters = np.mean([length[indices].mean() for indices in draws])
-            return [name, f"{np.mean(shares):.0%}{spread}", *(f"{kind:.0%}" for kind in kinds), f"{characters:.0f}"]
 
-        draws = [Random(seed)(dataset, fraction=self.fraction).indices for seed in range(self.num_draws)]
-        print_table(
-            ["", "damaged", *(kind.replace("_", " ") for kind in DAMAGES), "characters"],
-            [
-                line("whole pool", [np.arange(len(dataset))]),
-                line(f"random, {self.num_draws} draws", draws),
-                line("longest", [Longest()(dataset, fraction=self.fraction).indices]),
-                line("SelectIT", [TopK("score_selectit")(dataset, fraction=self.fraction).indices]),
-            ],
-            title=(
-                f"What a selection of {self.fraction:.0%} contains "
-                "(share of its rows; the scorer never saw the answer key)"
-            ),
-        )
-        print(
-            "\nThis is a demonstration. The tiny model was taught to rate on other rows of the same generator, "
-            "which flatters SelectIT,\n"
-            "and one pool proves nothing. 'Damaged' is not the same as 'bad to train on': that only training shows."
-        )
+@dataclass
+class QuickstartNext(Command):
+    """Say how to repeat the quickstart with other rows."""
+
+    example = "hf-select run quickstart"
+
+    @property
+    def prints_only(self) -> bool:
+        """The text is for this terminal."""
+        return True
+
+    def run(self) -> str:
+        """Return the commands."""
+        return """the same with your own rows, examples of your target, and other rows of it that are held out:
+  hf-select select --scores POOL.jsonl --selector dedup --output distinct.jsonl
+  hf-select score --scorer rds --model MODEL --dataset distinct.jsonl --queries target=EXAMPLES.jsonl --output-dir rds
+  hf-select select --scores rds --selector top_k --column score_rds --fraction 0.05 --output subset.jsonl
+  hf-select compare --model MODEL --dataset distinct.jsonl --methods rds=rds --held-out target=HELD_OUT.jsonl \\
+    --budgets ROWS --seeds 5 --output-dir comparison"""
 
 
 def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -121,7 +121,7 @@ def _print_top_help(argv: list[str]) -> None:
         description="Score, select and train on instruction data.\n\ncommands:\n"
         + "\n".join(f"  {name:<20}{summary}" for name, (_, summary) in COMMANDS.items()),
         epilog="hf-select COMMAND --help shows its settings.\n"
-        "Start here: hf-select run quickstart   (offline, on a CPU, two minutes)",
+        "Start here: hf-select run quickstart   (offline, on a CPU, a minute and a half)",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=__version__)

@@ -1,9 +1,10 @@
 """hf-select run: the steps of a recipe, of which finished ones are skipped.
 
 A recipe is YAML: `description` and `steps`, a mapping from step name to the settings of a command. A step whose name
-is not that of its command has the key `command`. `${output_dir}` is replaced by the folder of the run. The run writes
-its resolved config.yaml into that folder; this is a recipe, and running it repeats the run. If other settings would
-replace the results of a finished step, the run is refused without --overwrite.
+is not that of its command has the key `command`. `notes` may have a line for each step, which is printed with its
+name. `${output_dir}` is replaced by the folder of the run. The run writes its resolved config.yaml into that folder;
+this is a recipe, and running it repeats the run. If other settings would replace the results of a finished step, the
+run is refused without --overwrite.
 """
 
 import hashlib
@@ -28,7 +29,7 @@ from hf_select.training.launcher_env import own_precision
 Settings = dict[str, Any]  # setting -> its value in YAML
 Steps = dict[str, Settings]
 
-RECIPE_KEYS = ("description", "steps")
+RECIPE_KEYS = ("description", "steps", "notes")
 _CHANGED = "; run with "  # in a description, before the overrides
 
 
@@ -70,8 +71,8 @@ class Run(Command):
         text = "recipes, most also as NAME_tiny (offline, on a CPU):\n"
         return f"{super().epilog(name, values)}\n\n{text}" + "\n".join(lines)
 
-    def run(self) -> None:
-        """Run the steps that are not finished."""
+    def run(self) -> str | None:
+        """Run the steps that are not finished. Returns: what the last step proposes to run next."""
         import yaml
 
         name, recipe = read_recipe(self.recipe)
@@ -88,16 +89,20 @@ class Run(Command):
         except OSError as error:
             raise ValueError(f'cannot write to output folder "{folder}": {error.strerror}. Choose another.') from None
         _check_folder(folder, steps, self.overwrite)
+        notes = recipe.get("notes", {})
         config = {"description": _with_overrides(recipe.get("description", name), self.overrides), "steps": steps}
+        config |= {"notes": notes} if notes else {}
         with atomic_path(folder / "config.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        ran = False
+        ran, proposed = False, None
         for number, step in enumerate(steps, 1):
-            label = f"[{number}/{len(steps)}] {step}"
-            ran |= _run_step(label, folder, step, steps, again=ran, overwrite=self.overwrite)
+            label = f"[{number}/{len(steps)}] {step}" + (f": {notes[step]}" if step in notes else "")
+            lasting, proposed = _run_step(label, folder, step, steps, again=ran, overwrite=self.overwrite)
+            ran |= lasting
         print(
             f"\nDone. Everything is in {folder}; its config.yaml repeats this run: hf-select run {folder}/config.yaml"
         )
+        return proposed
 
 
 def _with_overrides(description: str, overrides: list[str]) -> str:
@@ -130,6 +135,12 @@ def read_recipe(name: str) -> tuple[str, Settings]:
     for key in recipe:
         if key not in RECIPE_KEYS:
             raise suggest("key of a recipe", key, RECIPE_KEYS)
+    notes = recipe.get("notes", {})
+    if not isinstance(notes, dict) or not all(isinstance(note, str) for note in notes.values()):
+        raise ValueError(f"notes of the recipe: {notes!r} is not a mapping from step name to text.")
+    for step in notes:
+        if step not in recipe["steps"]:
+            raise suggest("step in the notes of the recipe", step, recipe["steps"])
     stem = path.stem if path.stem != "config" else path.resolve().parent.name
     return stem, recipe
 
@@ -250,12 +261,14 @@ def _marker(folder: Path, step: str) -> Path:
     return folder / ".steps" / f"{step}.json"
 
 
-def _run_step(label: str, folder: Path, step: str, steps: Steps, again: bool, overwrite: bool) -> bool:
+def _run_step(
+    label: str, folder: Path, step: str, steps: Steps, again: bool, overwrite: bool
+) -> tuple[bool, str | None]:
     """Run a step unless it is finished, with the same settings and with the files that they name unchanged.
 
     Args:
         again: run the step in any case, because an earlier step ran.
-    Returns: whether the step left new results, so that later steps must run again.
+    Returns: whether the step left new results, so that later steps must run again; the command that it proposes next.
     """
     from hf_select.cli.commands import make_command
 
@@ -266,7 +279,7 @@ def _run_step(label: str, folder: Path, step: str, steps: Steps, again: bool, ov
     before = read_json(marker)
     if not again and before is not None and before["state"] == _state_hash(name, given):
         print(f"{label}: finished earlier, skipped", flush=True)
-        return False
+        return False, None
     print(label, flush=True)
     begin = time.perf_counter()
     begins = before is None or before.get("settings") != _through_json(settings)
@@ -280,13 +293,13 @@ def _run_step(label: str, folder: Path, step: str, steps: Steps, again: bool, ov
         marker.parent.mkdir(exist_ok=True)
         write_json(marker, {"state": None, "settings": _through_json(settings)})
     with own_precision():
-        command.run()  # the command that it proposes is the next step of the recipe
+        proposed = command.run()
     if lasting:
         seconds = round(time.perf_counter() - begin, 3)
         write_json(
             marker, {"state": _state_hash(name, given), "seconds": seconds, "settings": _through_json(settings)}
         )
-    return lasting
+    return lasting, proposed
 
 
 def _remove_results(before: Settings, folder: Path, step: str, steps: Steps) -> bool:

@@ -233,6 +233,7 @@ def _print_selection(dataset: "Dataset", selection: "Selection", subset: Any) ->
     from hf_select.data import columns
 
     rows = [["rows", f"{len(dataset):,}", f"{len(selection):,}"]]
+    shown: list[np.ndarray] = []
     for name in dataset.column_names:
         if not (name.startswith(columns.SCORE_PREFIX) or name == columns.NUM_TOKENS):
             continue
@@ -241,20 +242,47 @@ def _print_selection(dataset: "Dataset", selection: "Selection", subset: Any) ->
         except ValueError:  # a column of the user's with such a name and without numbers
             continue
         values = np.where(np.isfinite(values), values, np.nan)
+        if any(np.array_equal(values, others, equal_nan=True) for others in shown):
+            continue  # of a single task: the same as the column of all tasks
+        shown.append(values)
         for label, part in ((f"{name}, mean", np.nanmean), (f"{name}, median", np.nanmedian)):
             if not np.isnan(values).all():
                 chosen = values[selection.indices]
                 rows.append([label, f"{part(values):,.4g}", "" if np.isnan(chosen).all() else f"{part(chosen):,.4g}"])
     print_table(["", "pool", "selected"], rows)
     _print_lengths(dataset, selection)
+    places, note = _first_different(subset)
     top = [
         [str(row[columns.SELECTION_RANK]), _opening(row), row[columns.SELECTION_REASON]]
-        for row in subset.select(range(min(5, len(subset))))
+        for row in subset.select(places)
     ]
     width = max(len(line[1]) for line in top)
     print("\nThe first rows, with reasons:")
     for rank, text, reason in top:
         print(f"  {rank}  {text.ljust(width)}  {reason}")
+    if note:
+        print(note)
+
+
+def _first_different(subset: "Dataset", shown: int = 5, sample: int = 20_000) -> tuple[list[int], str]:
+    """The first rows that repeat no earlier row, and a note on those that do."""
+    import numpy as np
+
+    from hf_select.data.conversation import readable_columns
+    from hf_select.selection.dedup import first_of_each
+    from hf_select.selection.filter import compared_texts
+
+    size = min(len(subset), sample)
+    readable = readable_columns(subset.column_names)
+    if not readable:  # scores without their rows
+        return list(range(min(shown, size))), ""
+    texts, unreadable = compared_texts(subset.select_columns(readable).select(range(size)), "all")
+    first = first_of_each(texts, np.array([row for row in range(size) if row not in unreadable], dtype=np.int64))
+    places = [row for row in range(size) if first.get(row, row) == row]
+    copies = size - len(places)
+    of = f"{size:,} selected rows" if size == len(subset) else f"first {size:,} selected rows"
+    note = f"{copies:,} of the {of} repeat another one exactly: select from the output of --selector dedup instead."
+    return places[:shown], note if copies else ""
 
 
 def _print_removed(removed: dict[int, str], shown: int = 5) -> None:

@@ -1,4 +1,5 @@
-"""A comparison as a page, Markdown and pictures: verdicts, differences with intervals, results against compute, costs.
+"""A comparison as a page, Markdown and pictures: the outcome in words, verdicts, differences with intervals, results
+against compute, costs.
 
 Held-out sets that are pooled are shown pooled first, and one by one in a section of their own. All numbers are
 those of result.json.
@@ -32,7 +33,38 @@ def comparison_report(result: Comparison, output_dir: str | os.PathLike) -> Path
     figures = comparison_figures(result)
     title = "Is a selection better than random rows?"
     sections = comparison_sections(result, {key: figure[0] for key, figure in figures.items()})
-    return write_sections(Path(output_dir).expanduser(), "result", title, _key_figures(result), sections, figures)
+    folder, facts = Path(output_dir).expanduser(), _key_figures(result)
+    return write_sections(folder, "result", title, facts, sections, figures, lead=comparison_summary(result))
+
+
+def comparison_summary(result: Comparison) -> str:
+    """Return the outcome in words, for each budget by the first measure: the best method with its difference to random
+    rows, then the verdicts of the others."""
+    measure = result.headlines[0]
+    about = result.measures[measure]
+    unit = "a loss of {:.3f} nats" if about.unit == "nats" else f"{{:.3f}} ({about.unit})"
+    where = "all held-out sets" if about.parts else measure
+    summaries = []
+    for budget, by_measure in result.budgets.items():
+        results = by_measure[measure]
+        names: dict[str | None, list[str]] = {}
+        for name in result.methods:
+            if name in results:
+                names.setdefault(results[name].outcome, []).append(name)
+        text = f"on {where}, no method is better than as many tokens of random rows."
+        if better := names.get("better"):
+            best = better.pop(better.index(max(better, key=lambda name: abs(_of(results[name]).mean))))
+            d = _of(results[best])
+            low, high = sorted((abs(d.low), abs(d.high)))
+            text = (
+                f"training on the rows that {best} selected gives {unit.format(results[best].mean)} on {where}; as "
+                f"many tokens of random rows give {unit.format(results[RANDOM].mean)}. {best} is better by "
+                f"{abs(d.mean):.3f} (95 % interval {low:.3f} to {high:.3f}), in {d.wins} of {d.seeds} seeds."
+            )
+        others = {"better": "Also better", "no evidence": "No evidence of a difference", "worse": "Worse"}
+        rest = [f"{words}: {', '.join(names[kind])}." for kind, words in others.items() if names.get(kind)]
+        summaries.append(" ".join([f"{shown_budget(budget)}: {text}", *rest]))
+    return " ".join(summaries)
 
 
 def comparison_sections(result: Comparison, pictures: Mapping[tuple[str, ...], str]) -> list[Section]:
@@ -128,6 +160,11 @@ def _parts_section(result: Comparison, pictures: Mapping[tuple[str, ...], str]) 
         for measure in result.parts
     ]
     return Section("Each held-out set", text, tables, [pictures["parts", budget] for budget in result.budgets])
+
+
+def _of(result: MethodResult) -> Difference:
+    assert result.difference is not None, "random rows have none"
+    return result.difference
 
 
 def _short_verdict(result: MethodResult | None) -> str:

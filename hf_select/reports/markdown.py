@@ -5,9 +5,10 @@ from collections.abc import Iterable, Mapping
 from hf_select.reports.sections import Section
 
 
-def markdown_report(title: str, sections: Iterable[Section], pictures: Mapping[str, str]) -> str:
-    """A report as one Markdown text; `pictures` is the path of each picture by name."""
-    return "\n\n".join([f"# {inline(title)}", *(section_text(section, pictures) for section in sections)]) + "\n"
+def markdown_report(title: str, sections: Iterable[Section], pictures: Mapping[str, str], lead: str = "") -> str:
+    """A report as one Markdown text; `pictures` is the path of each picture by name, `lead` stands below the title."""
+    opening = [f"# {inline(title)}", *([inline(lead)] if lead else [])]
+    return "\n\n".join([*opening, *(section_text(section, pictures) for section in sections)]) + "\n"
 
 
 def section_text(section: Section, pictures: Mapping[str, str], level: int = 2) -> str:

@@ -67,9 +67,10 @@ def plain_page(
     sections: Sequence[Section],
     light: Sequence[Picture],
     dark: Sequence[Picture],
+    lead: str = "",
 ) -> str:
-    """The HTML of sections alone, without rows and without a script."""
-    return _render_page(title, facts, sections, light, dark, None)
+    """The HTML of sections alone, without rows and without a script; `lead` stands below the title."""
+    return _render_page(title, facts, sections, light, dark, None, lead)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -82,6 +83,7 @@ def _render_page(
     light: Sequence[Picture],
     dark: Sequence[Picture],
     rows: dict[str, Any] | None,
+    lead: str = "",
 ) -> str:
     from jinja2 import Environment
     from markupsafe import Markup
@@ -90,6 +92,7 @@ def _render_page(
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_asset("page.html"))
     return template.render(
         title=title,
+        lead=lead,
         facts=facts,
         sections=sections,
         pictures={

@@ -15,9 +15,19 @@ Figures = dict[tuple[str, ...], tuple[str, str, Paint, float]]
 
 
 def write_sections(
-    folder: Path, name: str, title: str, facts: list[tuple[str, str]], sections: Sequence[Section], figures: Figures
+    folder: Path,
+    name: str,
+    title: str,
+    facts: list[tuple[str, str]],
+    sections: Sequence[Section],
+    figures: Figures,
+    lead: str = "",
 ) -> Path:
-    """Write sections and their pictures as name.html, name.md and pictures/*.png, and return the page's path."""
+    """Write sections and their pictures as name.html, name.md and pictures/*.png, and return the page's path.
+
+    Args:
+        lead: the outcome in a sentence or two, below the title.
+    """
     check_replaceable(folder, f"{name}.html", f"{name}.md", "pictures")
     folder.mkdir(parents=True, exist_ok=True)
     light = [Figure(*figure).draw("light") for figure in figures.values()]
@@ -25,8 +35,8 @@ def write_sections(
     write_texts(
         folder,
         {
-            f"{name}.html": plain_page(title, facts, sections, light, dark),
-            f"{name}.md": markdown_report(title, sections, picture_paths("pictures", light)),
+            f"{name}.html": plain_page(title, facts, sections, light, dark, lead),
+            f"{name}.md": markdown_report(title, sections, picture_paths("pictures", light), lead),
         },
     )
     write_pictures(folder / "pictures", light)

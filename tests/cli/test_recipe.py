@@ -143,6 +143,27 @@ def test_a_recipe_proposes_no_next_command_between_its_steps(capsys):
     assert capsys.readouterr().out.splitlines()[-2].startswith("Next: hf-select select --scores p")
 
 
+def test_a_recipe_ends_with_what_its_last_step_proposes(capsys):
+    Path("s.yaml").write_text(
+        "description: d\nsteps: {score: {scorer: length, dataset: pool.jsonl, output_dir: '${output_dir}/scores'}}\n"
+    )
+    assert run("s.yaml", "--output-dir", "o") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-3].startswith("Done.") and lines[-2].startswith("Next: hf-select select --scores o/scores")
+
+
+def test_notes_are_printed_with_their_steps_and_kept_in_the_config(capsys):
+    Path("r.yaml").write_text("notes: {select: take the longest}\n" + Path("r.yaml").read_text())
+    assert run("r.yaml", "--output-dir", "o") == 0
+    printed = capsys.readouterr().out
+    assert "[1/2] score\n" in printed and "[2/2] select: take the longest\n" in printed
+    assert run("o/config.yaml", "--output-dir", "o") == 0
+    assert "[2/2] select: take the longest: finished earlier, skipped" in capsys.readouterr().out
+    for notes, said in (("{selct: x}", "Did you mean select"), ("[x]", "is not a mapping from step name to text")):
+        Path("bad.yaml").write_text(f"notes: {notes}\n" + Path("r.yaml").read_text().split("\n", 1)[1])
+        assert said in error_of(capsys, "bad.yaml")
+
+
 @pytest.mark.parametrize(
     ("scorer", "queries", "proposed"),
     [

@@ -16,7 +16,7 @@ from hf_select import Length, TopK
 from hf_select.evaluation.advise import advise
 from hf_select.evaluation.break_even import add_costs
 from hf_select.evaluation.join import join
-from hf_select.reports.comparison import comparison_report
+from hf_select.reports.comparison import comparison_report, comparison_summary
 from hf_select.reports.comparison_result import MatchedDifference
 from hf_select.reports.report import compare_report, report
 
@@ -311,6 +311,40 @@ def test_a_comparison_shows_verdicts_differences_and_what_they_cost(tmp_path, op
     for picture in (tmp_path / "pictures").iterdir():
         assert f"](pictures/{picture.name})" in text
     assert opened(path, viewport={"width": 390, "height": 800}).page.evaluate("document.body.scrollWidth") <= 390
+
+
+def test_a_comparison_opens_with_its_outcome_in_words(tmp_path, opened):
+    result = add_costs(made(budgets=(1000,)))
+    good, random = (result.budgets["1000 rows"]["math"][name] for name in ("good", "random"))
+    summary = comparison_summary(result)
+    d = good.difference
+    assert summary == (
+        f"1,000 rows: training on the rows that good selected gives a loss of {good.mean:.3f} nats on math; as many "
+        f"tokens of random rows give a loss of {random.mean:.3f} nats. good is better by {-d.mean:.3f} "
+        f"(95 % interval {-d.high:.3f} to {-d.low:.3f}), in 4 of 4 seeds. "
+        "No evidence of a difference: nothing. Worse: bad."
+    )
+    path = comparison_report(result, tmp_path)
+    shown = opened(path, viewport={"width": 1280, "height": 800})
+    assert shown.texts("h1 + p") == [summary]
+    places = shown.page.evaluate(
+        "['.lead', '.facts', '#section-1 tbody'].map(s => document.querySelector(s).getBoundingClientRect().bottom)"
+    )
+    assert places == sorted(places) and places[-1] < 800, "the outcome and its table are on the first screen"
+    assert (tmp_path / "result.md").read_text(encoding="utf-8").splitlines()[2].startswith("1,000 rows: training on")
+
+
+def test_the_outcome_names_no_winner_where_there_is_none():
+    losers = {"nothing": 0.0, "bad": -0.1}
+    exact = {"exact answers": MEASURES["exact answers"]}
+    assert comparison_summary(made(losers, (1000,), measures=exact)) == (
+        "1,000 rows: on exact answers, no method is better than as many tokens of random rows. "
+        "No evidence of a difference: nothing. Worse: bad."
+    )
+    both = comparison_summary(made({"good": 0.1, "best": 0.2}, (1000, 2000), measures=exact))
+    assert (
+        both.count("rows that best selected gives") == 2 == both.count("Also better: good.") and "2,000 rows:" in both
+    )
 
 
 def test_many_held_out_sets_are_shown_together_and_then_each(tmp_path, opened):
