@@ -147,15 +147,16 @@ def _geography(rng: random.Random) -> tuple[str, str]:
 
 
 def _story(rng: random.Random) -> tuple[str, str]:
-    name, weather, place, find = rng.choice(_NAMES), rng.choice(_WEATHER), rng.choice(_PLACES), rng.choice(_FINDS)
-    end, other = rng.choice(_ENDINGS), rng.choice(_PLACES)
+    (name, friend), (place, other) = rng.sample(_NAMES, 2), rng.sample(_PLACES, 2)
+    weather, find, end, day = rng.choice(_WEATHER), rng.choice(_FINDS), rng.choice(_ENDINGS), rng.choice(_DAYS)
+    middle = f"{friend} had seen something like it once before, on a {day} at {other}, and told nobody."
     return rng.choice((
         (f"Write a short story about {name}, {weather} and {place}.",
-         f"There was {weather} at {place} all day. {name} walked on to {other} and found {find}. {end}"),
+         f"There was {weather} at {place} all day. {name} walked on and found {find}. {middle} {end}"),
         (f"Tell me a story in which {name} finds {find} at {place}.",
-         f"{name} had gone to {place} in spite of {weather}. There, half hidden, lay {find}. {end}"),
+         f"{name} had gone to {place} in spite of {weather}. There, half hidden, lay {find}. {middle} {end}"),
         (f"Begin a story with the words: At {place} lay {find}.",
-         f"At {place} lay {find}. {name} came by through {weather} and carried it to {other}. {end}"),
+         f"At {place} lay {find}. {name} came by through {weather} and picked it up. {middle} {end}"),
     ))  # fmt: skip
 
 

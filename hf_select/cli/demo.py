@@ -174,7 +174,8 @@ class QuickstartTable(Command):
     """Show which sources the rows of several selections come from, and how many are damaged by the answer key.
 
     Args:
-        scores: name=folder of hf-select score, or name=folder:at_most=1, for the same rows; the highest are selected.
+        scores: name=folder of hf-select score for the same rows; the highest are selected, with name=folder:middle
+            those below the top third.
         lengths: folder of the scores of `length`, whose tokens are the budget.
         answer_key: file with the damage of each row.
         tokens: budget of a selection.
@@ -207,11 +208,9 @@ class QuickstartTable(Command):
         dataset = read_scores(self.lengths, "train")
         chosen = {"pool": np.arange(len(dataset)), "random rows": Random(0)(dataset, tokens=self.tokens).indices}
         for name, value in self.scores.items():
-            folder, _, at_most = value.partition(":at_most=")
-            scored = read_scores([self.lengths, folder], "train")
-            column = next(column for column in scored.column_names if column == f"score_{name}")
-            selector = TopK(column, at_most=float(at_most) if at_most else None)
-            chosen[name] = selector(scored, tokens=self.tokens).indices
+            folder, middle = value.removesuffix(":middle"), value.endswith(":middle")
+            selector = TopK(f"score_{name}", which="middle" if middle else "best")
+            chosen[name] = selector(read_scores([self.lengths, folder], "train"), tokens=self.tokens).indices
         rows = []
         for name, indices in chosen.items():
             sources = [dataset[int(i)]["source"] for i in indices]

@@ -435,10 +435,10 @@ def test_every_tiny_recipe_runs_offline(name):
         )
         result = json.loads(Path("o/comparison/result.json").read_text())
         found = result["budgets"]["3000 tokens"]["target"]
-        assert {name: found[name]["outcome"] == "better" for name in ("rds", "tfidf", "ifd")} == {
+        assert {name: found[name]["outcome"] == "better" for name in ("rds", "tfidf", "perplexity")} == {
             "rds": True,
             "tfidf": True,
-            "ifd": False,
+            "perplexity": False,
         }
         assert all(found[name]["difference"]["high"] < 0 for name in ("rds", "tfidf"))
         assert result["overlap"] == {"target": 0}
