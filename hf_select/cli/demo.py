@@ -144,8 +144,13 @@ class QuickstartData(Command):
 
     def run(self) -> None:
         """Write the files and train the model."""
+        import torch
+
         from hf_select import quickstart
 
+        # For the steps that follow too: a model of this size gains little from more threads, and where other programs
+        # use the cores, waiting for each other makes them many times slower.
+        torch.set_num_threads(1)
         folder = Path(self.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         pool, key = quickstart.make_pool(self.num_rows, seed=self.seed)
