@@ -518,6 +518,7 @@ PAPERS = {
     "selectit": "2402.16705",
     "Dedup": "2107.06499",
     "FarthestFirst": "1708.00489",
+    "MatchingPursuit": "2603.13790",
     "RoundRobin": "2503.01807",
     "Sample": "2302.03169",
     "ScoreThenThreshold": "2312.15685",
