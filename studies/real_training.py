@@ -94,8 +94,9 @@ def main() -> None:
     pool = with_columns(pool, "tfidf", words.similarities(conversations(rows[:]))[0], task_of_query)
     lm = CausalLM(args.model, dtype=args.dtype)
     states = HiddenStates(lm, layers=args.layers, text_format="tulu", max_length=args.encoded_length)
-    flat = dataset([query for some in queries.values() for query in some])
-    vectors, targets = encoded(states, rows, flat, args.work / "states")
+    vectors, targets = encoded(states, rows, dataset(asked), args.work / "states")
+    place = {query["id"]: i for i, query in enumerate(asked)}
+    targets = targets[[place[query["id"]] for some in queries.values() for query in some]]
     for method, layers, whiten in (("rds", [-1], None), ("best", args.best, args.whiten)):
         places = [args.layers.index(layer) for layer in layers]
         matrix = similarities(vectors[:, places], targets[:, places], whiten is not None, whiten or 0.0)

@@ -185,6 +185,8 @@ class Dedup(Filter):
         }
 
         def reason_kept(row: int) -> str:
+            if repeats[row] == 1:
+                return "kept for 1 row that repeats it"
             return f"kept for {repeats[row]} rows that repeat it" if repeats[row] else "repeats no other row"
 
         return Removal(reasons, reason_kept, counts)

@@ -108,7 +108,7 @@ def test_exact_copies_differ_in_nothing_but_white_space_and_normalisation():
     selection = dedup(dataset)
     assert selection.indices.tolist() == [0, 1, 3, 4]
     assert dedup.removed_ == {2: "repeats row 0 exactly"}
-    assert selection.reasons[0] == "kept for 1 rows that repeat it"
+    assert selection.reasons[0] == "kept for 1 row that repeats it"
     assert {name: selection.chain[0][name] for name in ("removed_exact", "removed_near", "unreadable")} == {
         "removed_exact": 1,
         "removed_near": 0,
