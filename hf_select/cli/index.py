@@ -10,6 +10,7 @@ from hf_select.cli.score import OverRows, build_scorer, check_any, say_if_few
 @dataclass(kw_only=True)
 class Index(OverRows):
     """Encode every row once and store the vectors, so that any queries can be compared with them without the model.
+    With --center and --whiten their mean and covariance are stored, too; the vectors themselves stay as they are.
 
     Args:
         stored_dtype: of the vectors on disk: float16 takes 2 bytes per dimension and changes similarities by about
@@ -28,6 +29,7 @@ class Index(OverRows):
         from hf_select.cli.table import print_table
         from hf_select.features.store import PoolIndex
         from hf_select.jobs.launch import is_main_process
+        from hf_select.scoring.dense import DenseSimilarity
 
         scorer = build_scorer(self.scorer, self.settings)
         if scorer.featurizer is None:
@@ -45,6 +47,8 @@ class Index(OverRows):
         )
         if not is_main_process():  # one of the processes says how it went
             return None
+        if isinstance(scorer, DenseSimilarity) and scorer.center:
+            index.moments(covariance=scorer.whiten > 0)
         summary = index.summary
         rows = [
             ["rows", f"{len(index):,}"],

@@ -492,7 +492,8 @@ def test_an_index_is_made_once_and_asked_with_any_queries(pool, model_path, rows
         capsys, *centred[:-3], "--whiten", "0.5", "--output-dir", "o"
     )
     layers = ("--layers", "1", "-1")
-    assert run("index", *model, *layers, "--output-dir", "l") == 0
+    assert run("index", *model, *layers, "--center", "--output-dir", "l") == 0
+    assert Path("l/vectors/moments.npz").exists()
     asked = ("score", *model, *layers, "--queries", "a=q.jsonl", "--center", "--index", "l", "--output-dir", "s")
     assert run(*asked) == 0
     asked = ("score", *model, "--queries", "a=q.jsonl", "--index", "i", "--output-dir", "o")
