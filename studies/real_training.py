@@ -6,7 +6,7 @@ The pool is the sample of representations.py, whose vectors in FOLDER are read i
 Targets: arithmetic word problems (gsm8k), multiple choice (mmlu) and code (humaneval). Each method takes turns
 among the targets (round robin), by the similarity to the nearest of some queries; a LoRA adapter is trained on what it
 selects and measured by the loss on other rows of the targets, and by the answers of two of them. LESS scores only the
-best rows of the other methods (two stages), by the gradients of a short warm-up. A killed run goes on; several
+best rows of the other methods (two stages), by the gradients of a short warm-up. A killed run resumes; several
 processes share the runs.
 """
 

@@ -5,7 +5,7 @@
 A stratified sample of the targeted pool (every row of the six small tasks, the same share of each source), ranked for
 each of 12 query sets by the similarity to the nearest query (max) and by the mean over queries. A row is a hit if its
 source or task is among the query's `relevant_strict`. P@k with k = min(500, relevant). The rows are encoded once, all
-layers in one pass, into an index in FOLDER; a killed run goes on.
+layers in one pass, into an index in FOLDER; a killed run resumes.
 """
 
 import argparse

@@ -345,14 +345,14 @@ def _call(call: Any) -> Any:
     return call
 
 
-def without_nulls(value: Any) -> Any:
+def without_nulls(value: Any, keep_written: bool = True) -> Any:
     """Remove the null keys that an Arrow struct has because other rows have these keys. Objects decoded from JSON keep
-    their nulls, which are part of the data."""
-    if isinstance(value, WrittenObject):
+    their nulls, which are part of the data, unless `keep_written` is false."""
+    if keep_written and isinstance(value, WrittenObject):
         return value
     if isinstance(value, dict):
-        return {key: without_nulls(item) for key, item in value.items() if item is not None}
-    return [without_nulls(item) for item in value] if isinstance(value, list) else value
+        return {key: without_nulls(item, keep_written) for key, item in value.items() if item is not None}
+    return [without_nulls(item, keep_written) for item in value] if isinstance(value, list) else value
 
 
 def _string(value: Any, where: str) -> str:

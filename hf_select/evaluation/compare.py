@@ -40,7 +40,13 @@ from hf_select.evaluation.break_even import add_costs
 from hf_select.evaluation.held_out_loss import as_measures
 from hf_select.evaluation.measure import Measure
 from hf_select.evaluation.tables import MATCHED, POOLED_LOSS, Cell, measures_of, tables
-from hf_select.evaluation.training_runs import check_one_device, claim_folder, compute_missing, trainable_rows
+from hf_select.evaluation.training_runs import (
+    check_one_device,
+    claim_folder,
+    compute_missing,
+    measured,
+    trainable_rows,
+)
 from hf_select.extras import require
 from hf_select.models.causal_lm import CausalLM
 from hf_select.models.responses import tokenize_with_labels
@@ -279,13 +285,7 @@ class ComparisonRun:
 
     def _measure(self, name: str, lm: CausalLM, cell: Cell) -> list[float]:
         where = f'measure "{name}" of "{cell.method}" ({cell.budget}, seed {cell.seed})'
-        try:
-            values = self.measures[name](lm)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
-        if not np.isfinite(values).all():
-            raise ValueError(f"{where} is not finite: the run has diverged. Lower the learning rate.")
-        return values
+        return measured(self.measures[name], lm, where)
 
 
 def compare(

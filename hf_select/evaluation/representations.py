@@ -31,6 +31,7 @@ from hf_select.scoring.similarity import Similarity
 
 # n rows, q queries of a task, p parts of a vector (layers), d dimensions of a part
 
+_POOLING = ("pooling", "scope", "text_format", "max_length")  # settings that RDSPlus shares with HiddenStates
 GEOMETRIES: tuple[dict[str, Any], ...] = ({}, {"center": True}, {"center": True, "whiten": 0.5})
 
 
@@ -125,17 +126,14 @@ def _dense(
             )
             for place in places.values()
         ]
-        for layers in combined:
-            chosen = [each[places[layer]] for layer in layers]
-            settings = {**({} if layers == [FINAL_NORM] else {"layers": layers}), **geometry}
+        for some in combined:
+            chosen = [each[places[layer]] for layer in some]
+            settings = {**({} if some == [FINAL_NORM] else {"layers": some}), **geometry}
             # The similarity of several layers is the mean of theirs.
             rows_of, queries_of = (
                 {task: np.mean([of[kind][task] for of in chosen], axis=0) for task in queries} for kind in (0, 1)
             )
             yield Representation(scorer.name, settings, False, rows_of, queries_of)
-
-
-_POOLING = ("pooling", "scope", "text_format", "max_length")
 
 
 def _similarities(

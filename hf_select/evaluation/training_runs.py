@@ -23,7 +23,9 @@ from hf_select.atomic import atomic_path, write_json
 from hf_select.data import columns
 from hf_select.data.bad_rows import BadRow
 from hf_select.data.rows import conversations_of
+from hf_select.evaluation.measure import Measure
 from hf_select.jobs.run_folder import claim_run_folder
+from hf_select.models.causal_lm import CausalLM
 from hf_select.models.responses import with_responses
 from hf_select.models.sources import find
 from hf_select.training.equal_tokens import Recipe
@@ -117,6 +119,22 @@ def compute_missing(
             bar.n = bar.total - len(missing)
             if missing:
                 time.sleep(0.5)  # other processes run the last ones
+
+
+def measured(measure: Measure, lm: CausalLM, where: str) -> list[float]:
+    """What a measure finds after a run.
+
+    Args:
+        where: the measure and the run, for errors.
+    Raises: ValueError if the model cannot be measured, or if its run has diverged.
+    """
+    try:
+        values = measure(lm)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    if not np.isfinite(values).all():
+        raise ValueError(f"{where} is not finite: the run has diverged. Lower the learning rate.")
+    return values
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -54,7 +54,13 @@ from hf_select.evaluation.lds import (
     loss_signal,
     score_results,
 )
-from hf_select.evaluation.training_runs import check_one_device, claim_folder, compute_missing, trainable_rows
+from hf_select.evaluation.training_runs import (
+    check_one_device,
+    claim_folder,
+    compute_missing,
+    measured,
+    trainable_rows,
+)
 from hf_select.extras import require
 from hf_select.models.causal_lm import CausalLM
 from hf_select.models.responses import tokenize_with_labels
@@ -315,14 +321,7 @@ class ValidationRun:
         return {**run._asdict(), "rows": self._digest(run), "by": by, **record, "values": values}
 
     def _measure(self, name: str, lm: CausalLM, run: Run) -> list[float]:
-        where = f'the loss on "{name}" after training on subset {run.subset}'
-        try:
-            values = self.held_out[name](lm)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
-        if not np.isfinite(values).all():
-            raise ValueError(f"{where} is not finite: the run has diverged. Lower the learning rate.")
-        return values
+        return measured(self.held_out[name], lm, f'the loss on "{name}" after training on subset {run.subset}')
 
     def _losses(self, records: Mapping[Run, Mapping[str, Any]], again: bool) -> dict[str, np.ndarray]:
         """Return held-out set -> mean loss of each run."""

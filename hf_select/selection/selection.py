@@ -14,7 +14,7 @@ import xxhash
 
 from hf_select.atomic import atomic_path
 from hf_select.data import columns
-from hf_select.data.conversation import readable_columns
+from hf_select.data.conversation import readable_columns, without_nulls
 from hf_select.data.exact_json import columns_of
 from hf_select.selection.ranking import Ranking
 
@@ -288,12 +288,6 @@ def row_hashes(dataset: "Dataset", rows: np.ndarray, names: list[str]) -> dict[s
 
 
 def _hashed(values: list[Any]) -> np.ndarray:
-    texts = (v if isinstance(v, str) else "\0" + _JSON.encode(_without_nulls(v)) for v in values)
+    # The same row may come from JSON or from a struct, whose nulls cannot be told from those that were written.
+    texts = (v if isinstance(v, str) else "\0" + _JSON.encode(without_nulls(v, keep_written=False)) for v in values)
     return np.fromiter((xxhash.xxh3_64_intdigest(text.encode()) for text in texts), np.uint64, len(values))
-
-
-def _without_nulls(value: Any) -> Any:
-    """The value without null keys, which an Arrow struct has where only other rows have these keys."""
-    if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
